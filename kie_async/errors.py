@@ -1,0 +1,234 @@
+"""Everything that can go wrong, branched by who must act.
+
+KieError
+├── InvalidRequest          you: fix the named argument; nothing was sent (also a ValueError)
+│   └── RefConflict         you: this ref was used for another body
+├── SessionMisuse           you: the session is not open, closed, or of another event loop
+├── BudgetExceeded          you: the budget you set is spent; nothing was sent
+├── TransportError          nobody: the network failed and nothing was paid; try again
+│   └── AnswerUnreadable    nobody: an answer came and could not be read
+├── ApiError                you or them: the service said no, with a code
+│   ├── AuthenticationError, InsufficientCredits, QuotaExceeded     you: key, money, cap
+│   ├── RequestRejected, NotFound                                   you: fix the request or the id
+│   └── RateLimited, Maintenance, ServerError                       them: wait
+├── CreateOutcomeUnknown    you: money may have been spent; the handle on it says what to do
+├── TaskError               a task exists and yielded no result here
+│   ├── TaskFailed          the service ended it in failure
+│   ├── TaskTimedOut        you stopped waiting; it goes on (also a TimeoutError)
+│   ├── TaskAbandoned       you called abandon(); it goes on
+│   ├── TaskDetached        the session closed; it goes on
+│   └── ResultUnreadable    it succeeded and its record holds no URL and no object
+├── FileError               a file could not be moved
+│   ├── UploadRefused, DownloadFailed
+│   └── ResultExpired       too late: the service no longer has the file
+├── CallbackRejected        someone pretended, or a clock is wrong
+└── JournalError            the durable record cannot be trusted or written
+    └── JournalLocked       another process holds it
+
+Errors carry their fields positionally in ``args`` and survive a pickle.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .handle import TaskHandle
+    from .models import TaskRecord
+
+
+class KieError(Exception):
+    """Base of every error this package raises."""
+
+
+class InvalidRequest(KieError, ValueError):
+    """An argument is wrong; nothing was sent."""
+
+
+class RefConflict(InvalidRequest):
+    """A ref that stands in the journal was used again with another body."""
+
+    def __init__(self, ref: str) -> None:
+        super().__init__(ref)
+        self.ref = ref
+
+    def __str__(self) -> str:
+        return f"ref {self.ref!r} was used for another request body; use a new ref for a new task"
+
+
+class SessionMisuse(KieError, RuntimeError):
+    """The session was used before open, after close, or from another event loop."""
+
+
+class BudgetExceeded(KieError):
+    """The budget is spent; nothing was sent."""
+
+
+class TransportError(KieError):
+    """A request that costs nothing failed on the network."""
+
+
+class AnswerUnreadable(TransportError):
+    """An answer came and is not what the service documents."""
+
+
+class ApiError(KieError):
+    """The service answered no."""
+
+    def __init__(self, code: int, message: str, http_status: int = 200) -> None:
+        super().__init__(code, message, http_status)
+        self.code = code
+        self.message = message
+        self.http_status = http_status
+
+    def __str__(self) -> str:
+        status = "" if self.http_status == 200 else f" (HTTP {self.http_status})"
+        return f"code {self.code}{status}: {self.message or 'no message'}"
+
+
+class AuthenticationError(ApiError):
+    """The API key is missing, wrong, revoked, or not allowed from here."""
+
+
+class InsufficientCredits(ApiError):
+    """The balance does not cover the task; nothing was created."""
+
+
+class QuotaExceeded(ApiError):
+    """The key's own hourly, daily or total cap is reached."""
+
+
+class RequestRejected(ApiError):
+    """The service refused the request as it stands."""
+
+
+class NotFound(ApiError):
+    """The service knows no such model, task or endpoint."""
+
+
+class RateLimited(ApiError):
+    """Too many requests; ``retry_after_s`` holds the service's wish, if it had one."""
+
+    def __init__(
+        self, code: int, message: str, http_status: int = 200, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(code, message, http_status)
+        self.args = (code, message, http_status, retry_after_s)
+        self.retry_after_s = retry_after_s
+
+
+class Maintenance(RateLimited):
+    """The service is down for maintenance."""
+
+
+class ServerError(ApiError):
+    """The service failed."""
+
+
+class CreateOutcomeUnknown(KieError):
+    """The create left this machine and no answer proved what happened.
+
+    The task may be running and paid for, so it is never sent again by itself. ``handle`` stays
+    awaitable: a callback adopts the task. ``handle`` does not survive a pickle, the rest does.
+    """
+
+    def __init__(self, intent_id: str, reason: str, since: datetime, ref: str | None = None) -> None:
+        super().__init__(intent_id, reason, since, ref)
+        self.intent_id = intent_id
+        self.reason = reason
+        self.since = since
+        self.ref = ref
+        self.handle: TaskHandle | None = None
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), self.args
+
+    def __str__(self) -> str:
+        return (
+            f"the create left this machine and no answer proved what happened ({self.reason}); "
+            f"the task may be running and paid for; it will not be sent again; intent {self.intent_id}"
+        )
+
+
+class TaskError(KieError):
+    """A task yielded no result here; ``task_id`` is always on the error."""
+
+    ends = "ended without a result"
+
+    def __init__(self, task_id: str, record: TaskRecord | None = None) -> None:
+        super().__init__(task_id, record)
+        self.task_id = task_id
+        self.record = record
+
+    def __str__(self) -> str:
+        return f"task {self.task_id} {self.ends}"
+
+
+class TaskFailed(TaskError):
+    """The service ended the task in failure; ``record`` tells its code and words."""
+
+    def __str__(self) -> str:
+        code = self.record.fail_code if self.record else ""
+        words = self.record.fail_message if self.record else ""
+        return f"task {self.task_id} failed: {words or 'no reason given'}" + (f" ({code})" if code else "")
+
+
+class TaskTimedOut(TaskError, TimeoutError):
+    """No terminal state was seen in time; the task goes on and can be attached again."""
+
+    ends = "was not seen to end in time; it goes on and is billed; attach its id to wait again"
+
+
+class TaskAbandoned(TaskError):
+    """The wait was given up with ``abandon()``; the task goes on and is billed."""
+
+    ends = "was abandoned here; it goes on and is billed"
+
+
+class TaskDetached(TaskError):
+    """The session closed while the task was in flight; it goes on and can be attached again."""
+
+    ends = "was in flight when the session closed; it goes on and is billed; attach its id to wait again"
+
+
+class ResultUnreadable(TaskError):
+    """The task succeeded and its record holds neither URL nor object; ``record.raw`` has what came."""
+
+    ends = "succeeded but its record holds no result; see record.raw"
+
+
+class FileError(KieError):
+    """A file could not be moved."""
+
+
+class UploadRefused(FileError):
+    """The upload service did not take the file."""
+
+
+class DownloadFailed(FileError):
+    """A result file could not be fetched; ask again, the task is paid and done."""
+
+
+class ResultExpired(DownloadFailed):
+    """The service no longer has the file."""
+
+
+class CallbackRejected(KieError):
+    """A delivery is not to be believed; ``reason`` is one of a few fixed words."""
+
+    def __init__(self, reason: str, status: int = 401) -> None:
+        super().__init__(reason, status)
+        self.reason = reason
+        self.status = status
+
+    def __str__(self) -> str:
+        return f"callback rejected: {self.reason}"
+
+
+class JournalError(KieError):
+    """The journal cannot be opened, trusted or written."""
+
+
+class JournalLocked(JournalError):
+    """Another process has the journal open."""

@@ -1,0 +1,87 @@
+"""JSON text to Python objects and back, strictly and within bounds."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+MAX_BYTES = 1_048_576
+"""No answer or callback of the service comes near this."""
+
+_MAX_DIGITS = 400
+
+
+class NotJson(ValueError):
+    """The text is not JSON that every reader would read alike."""
+
+
+def parse(text: bytes | str) -> object:
+    """Return the object in *text*.
+
+    Refused besides broken text: more than `MAX_BYTES`, NaN and infinities, integers of more than
+    400 digits, a key that stands twice in one object, half a surrogate pair, and nesting beyond the
+    interpreter's recursion limit.
+
+    Raises:
+        NotJson: For all of these, and nothing else.
+    """
+    if len(text) > MAX_BYTES:
+        raise NotJson(f"more than {MAX_BYTES} bytes")
+    try:
+        parsed = _decoder.decode(text if isinstance(text, str) else text.decode("utf-8-sig"))
+        if _may_hold_surrogates(text):
+            json.dumps(parsed, ensure_ascii=False).encode()
+    except NotJson:
+        raise
+    except RecursionError:
+        raise NotJson("nested too deeply") from None
+    except UnicodeError:
+        raise NotJson("not valid unicode") from None
+    except ValueError as exc:
+        raise NotJson(str(exc)[:200]) from None
+    return parsed
+
+
+def write(value: object) -> bytes:
+    """Return *value* as compact JSON in UTF-8.
+
+    Raises:
+        NotJson: Something in it has no JSON form, or none that every reader accepts.
+    """
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise NotJson(str(exc)[:200]) from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    parsed = dict(pairs)
+    if len(parsed) != len(pairs):
+        raise NotJson("a key stands twice in one object")
+    return parsed
+
+
+def _refuse_constant(word: str) -> object:
+    raise NotJson(f"{word} is not JSON")
+
+
+def _int(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise NotJson("an integer is too long")
+    return int(digits)
+
+
+def _float(digits: str) -> float:
+    value = float(digits)
+    if value in (float("inf"), float("-inf")):
+        raise NotJson("a number is too large")
+    return value
+
+
+def _may_hold_surrogates(text: bytes | str) -> bool:
+    return "\\u" in text if isinstance(text, str) else b"\\u" in text
+
+
+_decoder = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_int=_int, parse_float=_float
+)

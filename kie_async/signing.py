@@ -1,0 +1,87 @@
+"""Formulas of trust: the address of an intent, and the service's callback signature."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Iterable, Sequence
+
+from .errors import CallbackRejected, InvalidRequest
+from .states import TASK_ID
+
+_INTENT = re.compile(r"[0-9a-f]{32}")
+_MAC = re.compile(r"[a-z2-7]{26}")
+_TIMESTAMP = re.compile(r"0|[1-9][0-9]{0,10}")
+
+
+def new_intent_id() -> str:
+    """Return a fresh intent id: 128 random bits in hexadecimal."""
+    return secrets.token_hex(16)
+
+
+def derive_callback_secret(api_key: str) -> bytes:
+    """Return the secret that every process of one account agrees on without talking."""
+    return hmac.digest(api_key.encode(), b"kie_async callback v1", "sha256")
+
+
+def address_mac(intent_id: str, *, secret: bytes) -> str:
+    """Return the last part of an intent's callback address: 130 bits in lower-case base32."""
+    digest = hmac.digest(secret, b"cb1." + intent_id.encode(), "sha256")
+    return base64.b32encode(digest)[:26].decode().lower()
+
+
+def is_address(intent_id: str, mac: str, *, callback_secrets: Iterable[bytes]) -> bool:
+    """Tell whether *mac* belongs to *intent_id* under any of the secrets; each is tried."""
+    if not _INTENT.fullmatch(intent_id) or not _MAC.fullmatch(mac):
+        return False
+    matches = [hmac.compare_digest(address_mac(intent_id, secret=key), mac) for key in callback_secrets]
+    return any(matches)
+
+
+def as_keys(keys: Iterable[str | bytes]) -> tuple[bytes, ...]:
+    """Return HMAC keys as bytes.
+
+    Raises:
+        InvalidRequest: A key is empty; an empty key would accept what anyone signs.
+    """
+    if isinstance(keys, str | bytes):
+        raise InvalidRequest("hmac_keys must be a list of keys: hmac_keys=[KEY]")
+    encoded = tuple(key.encode() if isinstance(key, str) else bytes(key) for key in keys)
+    if not all(encoded):
+        raise InvalidRequest("hmac_keys holds an empty key; an empty key would accept what anyone signs")
+    return encoded
+
+
+def sign(task_id: str, timestamp: str, *, key: bytes) -> str:
+    """Return the signature of a callback: base64 of HMAC-SHA256 over ``taskId.timestamp``.
+
+    Source: https://docs.kie.ai/common-api/webhook-verification
+    """
+    digest = hmac.digest(key, f"{task_id}.{timestamp}".encode(), hashlib.sha256)
+    return base64.b64encode(digest).decode()
+
+
+def verify(
+    task_id: str, timestamp: str, signature: str, *, keys: Sequence[bytes], now: float, tolerance_s: float
+) -> None:
+    """Check the signature of a callback.
+
+    The timestamp is unix seconds in plain digits; the clocks may differ by *tolerance_s* either way.
+    The encoded signatures are compared, since base64 has several spellings of the same bytes.
+
+    Raises:
+        CallbackRejected: With the reason and the status to answer.
+    """
+    if not _TIMESTAMP.fullmatch(timestamp):
+        raise CallbackRejected("malformed timestamp")
+    if not TASK_ID.fullmatch(task_id):
+        raise CallbackRejected("malformed task id", 400)
+    given = signature.encode("utf-8", "surrogateescape")
+    matches = [hmac.compare_digest(sign(task_id, timestamp, key=key).encode(), given) for key in keys]
+    if not any(matches):
+        raise CallbackRejected("wrong signature")
+    if not abs(now - int(timestamp)) <= tolerance_s:
+        raise CallbackRejected("stale timestamp")

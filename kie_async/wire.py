@@ -1,0 +1,276 @@
+"""JSON bytes of the service to records and back. Pure: no clock, no network.
+
+An answer's ``code`` speaks of the call, a callback's of the task; both come in the same envelope.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import attrs
+
+from . import jsontext
+from .codes import TASK_FAILURE_CODES, Verdict, create_verdict, error_for
+from .errors import AnswerUnreadable, ApiError, CallbackRejected, InvalidRequest
+from .inputs import TaskRequest
+from .models import TaskRecord, UploadedFile, decode_object
+from .records import clean_text, decode_record, is_url, read_code, read_number, read_text
+from .states import TASK_ID, TaskState
+
+_SALVAGED_ID = re.compile(rb'"task_?[iI]d"\s*:\s*"([A-Za-z0-9_-]{1,128})"')
+_SALVAGED_CODE = re.compile(rb'"code"\s*:\s*(\d{3})\b')
+
+
+@attrs.frozen(kw_only=True)
+class WireRequest:
+    """One HTTP request, host left out."""
+
+    method: str
+    path: str
+    query: str = ""
+    body: bytes | None = attrs.field(default=None, repr=False)
+
+
+@attrs.frozen(kw_only=True)
+class WireResponse:
+    """One HTTP answer, read to its end."""
+
+    status: int
+    body: bytes = attrs.field(repr=False)
+    retry_after_s: float | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Envelope:
+    """``{code, msg, data}``; older pages of the service's documentation write ``message``."""
+
+    code: int
+    message: str
+    data: object = attrs.field(repr=False)
+    top: Mapping[str, object] = attrs.field(repr=False)
+
+
+@attrs.frozen(kw_only=True)
+class CreateAnswer:
+    """What one attempt to create proved, and what else its answer said."""
+
+    verdict: Verdict
+    task_id: str = ""
+    error: ApiError | None = None
+
+
+# --- requests ------------------------------------------------------------------------------------
+
+
+def encode_create(request: TaskRequest, callback_url: str | None) -> WireRequest:
+    """Return the createTask request; *callback_url* None sends the caller's own, or none at all.
+
+    Source: https://docs.kie.ai/market/kling/v1-avatar-standard
+
+    Raises:
+        InvalidRequest: The input has no JSON form.
+    """
+    body: dict[str, object] = {"model": request.model, "input": request.input}
+    url = callback_url or request.callback_url
+    if url is not None:
+        body["callBackUrl"] = url
+    try:
+        encoded = jsontext.write(body)
+    except jsontext.NotJson as exc:
+        raise InvalidRequest(f"input has no JSON form: {exc}") from None
+    return WireRequest(method="POST", path="/api/v1/jobs/createTask", body=encoded)
+
+
+def encode_query(task_id: str) -> WireRequest:
+    """Return the recordInfo request for a well-formed id."""
+    return WireRequest(method="GET", path="/api/v1/jobs/recordInfo", query=f"taskId={task_id}")
+
+
+def encode_credits() -> WireRequest:
+    """Return the request for the account's balance."""
+    return WireRequest(method="GET", path="/api/v1/chat/credit")
+
+
+# --- answers -------------------------------------------------------------------------------------
+
+
+def decode_envelope(body: bytes) -> Envelope:
+    """Return the envelope in *body*.
+
+    Raises:
+        AnswerUnreadable: It is no JSON object with a whole number under ``code``.
+    """
+    try:
+        top = jsontext.parse(body)
+    except jsontext.NotJson as exc:
+        raise AnswerUnreadable(f"the answer is not JSON: {exc}") from None
+    code = read_code(top.get("code")) if isinstance(top, dict) else None
+    if code is None or not isinstance(top, dict):
+        raise AnswerUnreadable("the answer has no code")
+    return Envelope(
+        code=code, message=clean_text(top.get("msg") or top.get("message")), data=top.get("data"), top=top
+    )
+
+
+def decode_answer(response: WireResponse) -> Envelope:
+    """Return the envelope of an answer to a call that succeeded.
+
+    Raises:
+        ApiError: The service said no, by code or by HTTP status.
+        AnswerUnreadable: HTTP says yes and the body cannot be read.
+    """
+    try:
+        envelope = decode_envelope(response.body)
+    except AnswerUnreadable:
+        if response.status == 200:
+            raise
+        envelope = None
+    if envelope is not None and (envelope.code != 200 or response.status == 200):
+        code, message = envelope.code, envelope.message
+    else:
+        code, message = response.status, "no readable answer"
+    if code == 200 and envelope is not None:
+        return envelope
+    if 200 <= code < 300:
+        raise AnswerUnreadable(f"HTTP {response.status}, code {code}: neither a yes nor a no")
+    raise error_for(code, message, response.status, response.retry_after_s)
+
+
+def decode_create(response: WireResponse | None, *, sent: bool, partial: bytes = b"") -> CreateAnswer:
+    """Judge an attempt to create; *partial* is what came of a body that broke off.
+
+    Never raises: whatever the bytes are, the verdict is one of five.
+    """
+    if response is None:
+        return CreateAnswer(
+            verdict=create_verdict(sent=sent, http_status=None, code=None, task_id=None), task_id=""
+        )
+    code, message, task_id = _read_create_body(response.body or partial)
+    verdict = create_verdict(sent=sent, http_status=response.status, code=code, task_id=task_id)
+    error = None
+    if verdict in {Verdict.REFUSED, Verdict.HELD_BACK}:
+        shown = code if code is not None else response.status
+        error = error_for(shown, message, response.status, response.retry_after_s)
+    return CreateAnswer(verdict=verdict, task_id=task_id or "", error=error)
+
+
+def _read_create_body(body: bytes) -> tuple[int | None, str, str | None]:
+    """Return code, message and task id of a create's answer, salvaged if it broke off."""
+    try:
+        envelope = decode_envelope(body)
+    except AnswerUnreadable:
+        code, found = _SALVAGED_CODE.search(body), _SALVAGED_ID.search(body)
+        if code is None or found is None:
+            return None, "", None
+        return int(code[1]), "", found[1].decode()
+    data = envelope.data
+    if isinstance(data, dict):
+        data = data.get("taskId") or data.get("task_id")
+    is_id = isinstance(data, str) and TASK_ID.fullmatch(data)
+    return envelope.code, envelope.message, str(data) if is_id else None
+
+
+def decode_query(response: WireResponse, task_id: str) -> TaskRecord:
+    """Return the record in an answer of recordInfo.
+
+    Envelope codes 408, 501 and 531 speak of the task: it failed. Source:
+    https://docs.kie.ai/market/common/get-task-detail
+
+    Raises:
+        ApiError: The service said no.
+        AnswerUnreadable: There is no record, or one of another task.
+    """
+    record, _ = decode_confirmation(response, task_id)
+    return record
+
+
+def decode_confirmation(response: WireResponse, task_id: str) -> tuple[TaskRecord, str | None]:
+    """Return the record in an answer of recordInfo, and the callback URL the task was created with.
+
+    Raises:
+        ApiError: The service said no.
+        AnswerUnreadable: There is no record, or one of another task.
+    """
+    try:
+        envelope = decode_answer(response)
+    except ApiError as exc:
+        if response.status != 200 or exc.code not in TASK_FAILURE_CODES:
+            raise
+        failed = TaskRecord(
+            task_id=task_id, state=TaskState.FAIL, fail_code=str(exc.code), fail_message=exc.message
+        )
+        return failed, None
+    if not isinstance(envelope.data, dict):
+        raise AnswerUnreadable("the answer holds no record")
+    record = decode_record(envelope.data)
+    if record.task_id != task_id:
+        raise AnswerUnreadable("the answer holds the record of another task")
+    param = decode_object(envelope.data.get("param") or envelope.data.get("paramJson"))
+    url = param.get("callBackUrl") if param else None
+    return record, url if isinstance(url, str) else None
+
+
+def decode_credits(response: WireResponse) -> float:
+    """Return the balance in credits.
+
+    Raises:
+        ApiError: The service said no.
+        AnswerUnreadable: There is no number in the answer.
+    """
+    balance = read_number(decode_answer(response).data)
+    if balance is None:
+        raise AnswerUnreadable("the answer holds no balance")
+    return balance
+
+
+def decode_upload(response: WireResponse) -> UploadedFile:
+    """Return the uploaded file; the service documents two shapes of it.
+
+    Raises:
+        ApiError: The service said no.
+        AnswerUnreadable: There is no URL in the answer.
+    """
+    data = decode_answer(response).data
+    url = (data.get("downloadUrl") or data.get("fileUrl")) if isinstance(data, dict) else None
+    if not isinstance(data, dict) or not is_url(url):
+        raise AnswerUnreadable("the answer holds no URL of the uploaded file")
+    size = read_number(data.get("fileSize"))
+    return UploadedFile(
+        url=str(url),
+        name=read_text(data.get("fileName")),
+        size=None if size is None else int(size),
+        mime_type=read_text(data.get("mimeType")),
+    )
+
+
+def decode_callback(body: bytes) -> TaskRecord:
+    """Return the record in a delivery, as the sender claims it.
+
+    The id may stand in four places and must be the same in all. A code and a state that
+    contradict each other read as no state at all, so that recordInfo is asked.
+
+    Raises:
+        CallbackRejected: The body is unreadable, or its ids disagree.
+    """
+    try:
+        envelope = decode_envelope(body)
+    except AnswerUnreadable:
+        raise CallbackRejected("unreadable body", 400) from None
+    data = envelope.data if isinstance(envelope.data, dict) else {}
+    places = (
+        data.get("taskId"),
+        data.get("task_id"),
+        envelope.top.get("taskId"),
+        envelope.top.get("task_id"),
+    )
+    ids = [place for place in places if place is not None]
+    if not ids or not all(isinstance(place, str) and TASK_ID.fullmatch(place) for place in ids):
+        raise CallbackRejected("malformed task id", 400)
+    if len(set(ids)) > 1:
+        raise CallbackRejected("ids disagree", 400)
+    record = decode_record({**data, "taskId": ids[0]})
+    says_yes = envelope.code == 200
+    if record.state is not TaskState.UNKNOWN and says_yes == (record.state is TaskState.FAIL):
+        return attrs.evolve(record, state=TaskState.UNKNOWN)
+    return record
