@@ -1,0 +1,27 @@
+"""An exact sliding window over arrivals."""
+
+from __future__ import annotations
+
+from collections import deque
+
+
+class Window:
+    """Admit at most *count* arrivals in any *per_s* seconds; refused arrivals leave no trace.
+
+    The service rejects what is over the limit and does not queue it.
+    https://docs.kie.ai/
+    """
+
+    def __init__(self, count: int, per_s: float) -> None:
+        self._count = count
+        self._per_s = per_s
+        self._admitted: deque[float] = deque()
+
+    def admit(self, now: float) -> bool:
+        """Return whether the arrival at *now* (seconds, never going back) is within the limit."""
+        while self._admitted and self._admitted[0] <= now - self._per_s:
+            self._admitted.popleft()
+        if len(self._admitted) >= self._count:
+            return False
+        self._admitted.append(now)
+        return True
