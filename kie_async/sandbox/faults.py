@@ -42,10 +42,6 @@ def _canned(answers: Any) -> list[tuple[int, bytes]]:
     ]
 
 
-def _canned_answers() -> Any:
-    return attrs.field(factory=list, converter=_canned)
-
-
 @attrs.define(kw_only=True)
 class Faults:
     """The faults of one sandbox; the fields are set one by one, before or while it runs."""
@@ -57,7 +53,7 @@ class Faults:
     """As ``lose_answer``, for exactly the next N tasks created."""
     drop_before_create_next: int = _count()
     """The next N bodies are read, nothing is created and the connection drops."""
-    create_answers_next: list[tuple[int, bytes]] = _canned_answers()
+    create_answers_next: list[tuple[int, bytes]] = attrs.field(factory=list, converter=_canned)
     """(HTTP status, body) pairs answered first, in order; nothing is created for them."""
     create_answer_delay_s: float = _seconds()
     """Seconds between the creation of a task and its answer."""
@@ -74,7 +70,7 @@ class Faults:
     """Too few credits is then code 500 "Credits insufficient" instead of 402."""
 
     # -- recordInfo ------------------------------------------------------------------------------
-    query_answers_next: list[tuple[int, bytes]] = _canned_answers()
+    query_answers_next: list[tuple[int, bytes]] = attrs.field(factory=list, converter=_canned)
     """(HTTP status, body) pairs answered first, in order."""
     query_answer_gate: asyncio.Event | None = None
     """Answers wait until it is set; the record is read after that."""

@@ -90,7 +90,8 @@ def wav_length_s(content: bytes) -> float | None:
         with wave.open(io.BytesIO(content)) as voice:
             frame_size = voice.getnchannels() * voice.getsampwidth()
             # Streamed files declare a huge length; no file holds more sound than bytes.
-            return min(voice.getnframes(), len(content) // frame_size) / voice.getframerate()
+            length_s: float = min(voice.getnframes(), len(content) // frame_size) / voice.getframerate()
+            return length_s
     except (wave.Error, EOFError, ZeroDivisionError):
         return None
 

@@ -27,6 +27,7 @@ _BODY_LIMIT = 16 * 1024 * 1024
 _DRAIN_S = 0.1
 """How long answers under way may take when the sandbox closes."""
 _BACKLOG = 1024
+_FIFTY_MS = Fixed(0.05)
 
 
 class Sandbox:
@@ -42,7 +43,7 @@ class Sandbox:
         host: str = "127.0.0.1",
         port: int = 0,
         api_key: str | None = "sandbox-key",
-        durations: Durations = Fixed(0.05),
+        durations: Durations = _FIFTY_MS,
         seed: int = 0,
         credits: float = 100_000.0,
         credits_per_s: float = 8.0,
@@ -103,10 +104,10 @@ class Sandbox:
         runner, self._runner = self._runner, None
         if runner is None:
             return
+        await runner.cleanup()
         for task in self.tasks.values():
             _stop_clock(task)
         await self._courier.aclose()
-        await runner.cleanup()
 
     async def __aenter__(self) -> Self:
         await self.start()

@@ -72,12 +72,12 @@ class World:
         if not isinstance(request, dict):
             raise Refusal(400, "The request body is not a JSON object")
         rule = rule_for(request.get("model"))
-        input = check_input(rule, request.get("input"))
+        given = check_input(rule, request.get("input"))
         callback_url = request.get("callBackUrl") or None
         if not isinstance(callback_url, str | None):
             raise Refusal(422, "callBackUrl must be a string")
-        hold = self._hold(rule, input)
-        task = self._new_task(request["model"], input, callback_url, hold)
+        hold = self._hold(rule, given)
+        task = self._new_task(request["model"], given, callback_url, hold)
         task.result = self._result_of(task, rule)
         self.tasks[task.task_id] = task
         self.counts["create.created"] += 1
