@@ -6,6 +6,7 @@ It imports nothing else of the package, so it cannot share the client's mistakes
 from .durations import Durations, Fixed, Lognormal, Never, Uniform, parse_durations
 from .faults import Faults
 from .server import Sandbox
+from .serving import ServeOptions, serve
 from .tasks import Delivery, SandboxTask
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "Never",
     "Sandbox",
     "SandboxTask",
+    "ServeOptions",
     "Uniform",
     "parse_durations",
+    "serve",
 ]

@@ -16,6 +16,7 @@ from .deliveries import Courier
 from .durations import Durations, Fixed
 from .endpoints import Endpoints
 from .faults import Faults
+from .films import Films, require_renderer
 from .inspection import Inspection
 from .tasks import Delivery, EndState, SandboxTask
 from .uploads import FileHost
@@ -59,7 +60,7 @@ class Sandbox:
     ) -> None:
         limits = {"create": create_limit, "query": query_limit}
         self._host, self._port = host, port
-        self._callbacks, self._render = callbacks, render
+        self._callbacks = callbacks
         self._world = World(
             api_key=api_key,
             durations=durations,
@@ -73,6 +74,7 @@ class Sandbox:
         self._courier = Courier(
             world=self._world, hmac_key=hmac_key, delay_s=callback_delay_s, retries_s=callback_retries_s
         )
+        self._films = Films(self._world.files) if render else None
         self._runner: web.AppRunner | None = None
 
     # -- opening and closing ---------------------------------------------------------------------
@@ -86,6 +88,8 @@ class Sandbox:
         """
         if self._runner is not None:
             raise RuntimeError("the sandbox is already running")
+        if self._films is not None:
+            require_renderer()
         runner = web.AppRunner(self._application(), access_log=None, shutdown_timeout=_DRAIN_S)
         await runner.setup()
         try:
@@ -108,6 +112,8 @@ class Sandbox:
         for task in self.tasks.values():
             _stop_clock(task)
         await self._courier.aclose()
+        if self._films is not None:
+            await self._films.aclose()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -128,7 +134,8 @@ class Sandbox:
         )
         app = web.Application(client_max_size=_BODY_LIMIT)
         app.add_routes(endpoints.routes())
-        app.add_routes(FileHost(world=self._world, films=None).routes())
+        films = None if self._films is None else self._films.of
+        app.add_routes(FileHost(world=self._world, films=films).routes())
         app.add_routes(Inspection(world=self._world, finish=self.finish).routes())
         return app
 

@@ -1,0 +1,6 @@
+"""``python -m kie_async.sandbox``."""
+
+from .serving import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())
