@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import importlib.util
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import attrs
 
@@ -34,7 +36,8 @@ class Films:
     rendered: int = 0
     """Renders begun since the sandbox was made."""
     _renders: dict[bytes, asyncio.Task[bytes]] = attrs.field(factory=dict)
-    _slots: asyncio.Semaphore = attrs.field(factory=lambda: asyncio.Semaphore(_AT_ONCE))
+    _pool: ThreadPoolExecutor | None = None
+    _stop: threading.Event = attrs.field(factory=threading.Event)
 
     async def of(self, task: SandboxTask) -> bytes:
         """Return the MP4 of *task*, rendered now unless its pair was rendered before."""
@@ -60,13 +63,19 @@ class Films:
         from .render import render
 
         self.rendered += 1
-        async with self._slots:
-            return await asyncio.to_thread(render, portrait, voice)
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(_AT_ONCE, "kie-sandbox-render")
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, render, portrait, voice, self._stop)
 
     async def aclose(self) -> None:
-        """End the renders under way; finished films stay."""
+        """End the renders under way and their threads; finished films stay."""
+        self._stop.set()
         pending = {pair: render for pair, render in self._renders.items() if not render.done()}
         for pair, render in pending.items():
             render.cancel()
             del self._renders[pair]
         await asyncio.gather(*pending.values(), return_exceptions=True)
+        if self._pool is not None:
+            await asyncio.to_thread(self._pool.shutdown)
+        self._pool, self._stop = None, threading.Event()

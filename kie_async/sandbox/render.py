@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import threading
 from array import array
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
@@ -52,19 +53,32 @@ def _rms(samples: array[int]) -> float:
     return math.sqrt(sum(sample * sample for sample in samples) / len(samples)) if samples else 0.0
 
 
-def render(portrait: bytes | None, voice: bytes | None) -> bytes:
+class RenderStopped(Exception):
+    """Nobody wants the film any more."""
+
+
+def render(portrait: bytes | None, voice: bytes | None, stop: threading.Event | None = None) -> bytes:
     """Return an MP4 (H.264 and AAC) as long as the voice, at most 480 pixels high and 300 s long.
 
     What is missing or cannot be decoded is replaced: a plain portrait, two seconds of a soft tone.
+
+    Raises:
+        RenderStopped: *stop* was set.
     """
-    sound = _decode_voice(voice) or _neutral_voice()
+    stop = stop or threading.Event()
+    sound = _decode_voice(voice, stop) or _neutral_voice()
     face = _decode_portrait(portrait) or _neutral_portrait()
     count = max(1, round(sound.length_s * _FPS))
     poses = [_pose(face, level) for level in range(_LEVELS)]
-    return _encode([poses[level] for level in sound.levels(count)], sound)
+    return _encode([poses[level] for level in sound.levels(count)], sound, stop)
 
 
-def _decode_voice(content: bytes | None) -> Voice | None:
+def _check(stop: threading.Event) -> None:
+    if stop.is_set():
+        raise RenderStopped
+
+
+def _decode_voice(content: bytes | None, stop: threading.Event) -> Voice | None:
     if not content:
         return None
     samples = array("h")
@@ -72,6 +86,7 @@ def _decode_voice(content: bytes | None) -> Voice | None:
     try:
         with av.open(io.BytesIO(content), "r") as source:
             for frame in source.decode(audio=0):
+                _check(stop)
                 _extend(samples, resampler.resample(frame))
                 if len(samples) >= _LONGEST_S * _RATE:
                     break
@@ -140,7 +155,7 @@ def _pose(face: av.VideoFrame, level: int) -> av.VideoFrame:
     return posed
 
 
-def _encode(frames: list[av.VideoFrame], sound: Voice) -> bytes:
+def _encode(frames: list[av.VideoFrame], sound: Voice, stop: threading.Event) -> bytes:
     target = io.BytesIO()
     with av.open(target, "w", format="mp4") as film:
         picture = film.add_stream("h264", rate=_FPS)
@@ -149,6 +164,7 @@ def _encode(frames: list[av.VideoFrame], sound: Voice) -> bytes:
         picture.options = {"preset": "ultrafast", "crf": "28"}
         track = film.add_stream("aac", rate=_RATE, layout="mono")
         for number, frame in enumerate(frames):
+            _check(stop)
             frame.pts, frame.time_base = number, Fraction(1, _FPS)
             film.mux(picture.encode(frame))
         film.mux(picture.encode(None))

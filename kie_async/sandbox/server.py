@@ -168,6 +168,11 @@ class Sandbox:
         return self._world.deliveries
 
     @property
+    def films_rendered(self) -> int:
+        """Renders begun; one for each pair of portrait and voice asked for."""
+        return 0 if self._films is None else self._films.rendered
+
+    @property
     def balance(self) -> float:
         """Credits left, holds deducted."""
         return self._world.balance
