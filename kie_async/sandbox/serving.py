@@ -84,13 +84,15 @@ def _print_line(line: str) -> None:
 
 def parse_options(arguments: Sequence[str] | None = None) -> ServeOptions:
     """Read the command line; a wrong one prints its usage and exits with status 2."""
-    parser = argparse.ArgumentParser(prog="python -m kie_async.sandbox", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m kie_async.sandbox", description="A local stand-in for the Kie.ai service."
+    )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8800, help="0 picks a free one (default: %(default)s)")
     parser.add_argument("--api-key", default="sandbox-key", help="an empty text accepts any key")
     parser.add_argument(
         "--durations",
-        type=parse_durations,
+        type=_durations,
         default=Fixed(2.0),
         help="fixed:0.5, uniform:60:240, lognormal:120:0.42 or never (default: fixed:2)",
     )
@@ -102,6 +104,13 @@ def parse_options(arguments: Sequence[str] | None = None) -> ServeOptions:
     for fault in ("--drop-callbacks", "--lose-answer", "--fail-rate"):
         parser.add_argument(fault, type=_share, default=0.0, metavar="SHARE", help="0 to 1")
     return ServeOptions(**vars(parser.parse_args(arguments)))
+
+
+def _durations(text: str) -> Durations:
+    try:
+        return parse_durations(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _share(text: str) -> float:
