@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import Any
 from urllib.parse import urlsplit
@@ -45,3 +46,63 @@ def check_url(field: str, url: object) -> None:
 def _shown(url: object) -> str:
     """Return *url* for a message, without its query, which may hold a secret."""
     return repr(url.split("?")[0][:80]) if isinstance(url, str) else type(url).__name__
+
+
+def check_above_zero(field: str, value: float) -> None:
+    """Refuse a number that is not above zero.
+
+    Raises:
+        InvalidRequest: The message names *field*.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise InvalidRequest(f"{field} must be a number above zero, got {value!r}")
+
+
+def is_loopback(url: str) -> bool:
+    """Tell whether a URL names this machine."""
+    host = urlsplit(url).hostname or ""
+    return host == "localhost" or (_is_ip(host) and ipaddress.ip_address(host).is_loopback)
+
+
+def check_origin(field: str, url: str) -> str:
+    """Return the URL of an API without its trailing slash; the key is sent there, so https is a must.
+
+    Raises:
+        InvalidRequest: It is not https, nor this machine.
+    """
+    check_url(field, url)
+    if not url.lower().startswith("https://") and not is_loopback(url):
+        raise InvalidRequest(f"{field} must be https (the API key is sent there), got {_shown(url)}")
+    return url.rstrip("/")
+
+
+def check_callback_url(url: str, *, allow_insecure: bool) -> str:
+    """Return a callback URL without its trailing slash, if the service can reach it safely.
+
+    Raises:
+        InvalidRequest: It has a query, or is not public https.
+    """
+    check_url("callback_url", url)
+    parts = urlsplit(url)
+    if parts.query or parts.fragment:
+        raise InvalidRequest("callback_url must have no query and no fragment: an address is put behind it")
+    if not allow_insecure and (parts.scheme.lower() != "https" or not _is_public(parts.hostname or "")):
+        raise InvalidRequest(
+            f"callback_url must be https on a public host, got {_shown(url)}; "
+            "for tests on one machine pass allow_insecure_callbacks=True"
+        )
+    return url.rstrip("/")
+
+
+def _is_public(host: str) -> bool:
+    if _is_ip(host):
+        return ipaddress.ip_address(host).is_global
+    return "." in host.strip(".") and not host.endswith((".local", ".localhost", ".internal", ".lan"))
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

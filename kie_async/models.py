@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from types import MappingProxyType
+from typing import Literal
 
 import attrs
 
@@ -166,6 +167,21 @@ class SessionStats:
     """Creates judged as not created that turned out to be; should be 0."""
     credits_consumed: float = 0.0
     in_flight: int = 0
+
+
+EventKind = Literal["created", "updated", "settled", "unknown", "adopted"]
+
+
+@attrs.frozen(kw_only=True)
+class SessionEvent:
+    """One thing that happened in a session, for its ``on_event`` hook."""
+
+    kind: EventKind
+    task_id: str
+    ref: str | None = None
+    source: Literal["", "callback", "poll"] = ""
+    """Which side settled the task; empty when nobody did: a timeout, a close."""
+    record: TaskRecord | None = None
 
 
 @attrs.define(kw_only=True)

@@ -43,6 +43,13 @@ class PollSchedule:
     jitter: float = attrs.field(default=0.2, validator=_check_jitter)
     """The random part of a delay, as a share of it either way."""
 
+    recheck_s: tuple[float, ...] = (1.0, 2.0, 4.0)
+    """Delays before further looks when a callback outran the record, or a success came without a result."""
+    ring_gap_s: float = attrs.field(default=1.0, validator=above_zero)
+    """The shortest time between two looks at one task that callbacks ask for."""
+    visibility_grace_s: float = attrs.field(default=90.0, validator=above_zero)
+    """How long the service may say that it does not know a task before that is believed."""
+
     @classmethod
     def fixed(cls, interval_s: float, *, jitter: float = 0.1) -> PollSchedule:
         """Return a schedule that looks every *interval_s* seconds, callbacks or not.

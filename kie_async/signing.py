@@ -41,17 +41,17 @@ def is_address(intent_id: str, mac: str, *, callback_secrets: Iterable[bytes]) -
     return any(matches)
 
 
-def as_keys(keys: Iterable[str | bytes]) -> tuple[bytes, ...]:
-    """Return HMAC keys as bytes.
+def as_keys(keys: Iterable[str | bytes], *, field: str = "hmac_keys") -> tuple[bytes, ...]:
+    """Return keys as bytes.
 
     Raises:
         InvalidRequest: A key is empty; an empty key would accept what anyone signs.
     """
     if isinstance(keys, str | bytes):
-        raise InvalidRequest("hmac_keys must be a list of keys: hmac_keys=[KEY]")
+        raise InvalidRequest(f"{field} must be a list of keys: {field}=[KEY]")
     encoded = tuple(key.encode() if isinstance(key, str) else bytes(key) for key in keys)
     if not all(encoded):
-        raise InvalidRequest("hmac_keys holds an empty key; an empty key would accept what anyone signs")
+        raise InvalidRequest(f"{field} holds an empty key; an empty key would accept what anyone signs")
     return encoded
 
 

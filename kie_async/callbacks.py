@@ -1,0 +1,280 @@
+"""Where callbacks knock: an address and a delivery are judged by plain functions, any server may ask.
+
+The address is judged before a body is read. With HMAC keys a delivery must also carry a right and
+fresh signature. What a delivery says of the task is for the session to believe or to check.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+import attrs
+from aiohttp import web
+
+from .errors import CallbackRejected, InvalidRequest
+from .models import TaskRecord
+from .signing import as_keys, is_address, verify
+from .wire import decode_callback
+
+SIGNATURE_HEADER = "x-webhook-signature"
+TIMESTAMP_HEADER = "x-webhook-timestamp"
+BODY_TIMEOUT_S = 10.0
+IDLE_TIMEOUT_S = 30.0
+_THANKS = b'{"code":200,"msg":"success"}'
+_log = logging.getLogger("kie_async")
+
+Headers = Mapping[str, str] | Iterable[tuple[str, str]]
+
+
+class Inbox(Protocol):
+    """What a receiver asks of a session."""
+
+    @property
+    def callback_secrets(self) -> Sequence[bytes]:
+        """Return the secrets under which addresses of this session were made."""
+
+    def task_of(self, intent_id: str) -> str | None:
+        """Return the task id of an intent, "" while it has none, None if the intent is not known here."""
+
+    def take(self, intent_id: str, record: TaskRecord, *, is_signed: bool) -> None:
+        """Take in a delivery that was found right."""
+
+    def note_rejection(self, reason: str) -> None:
+        """Count a delivery that was refused."""
+
+
+@attrs.frozen(kw_only=True)
+class Address:
+    """A callback address whose mac is right."""
+
+    intent_id: str
+    inboxes: tuple[Inbox, ...] = attrs.field(repr=False)
+    """The sessions whose secret made it."""
+
+
+@attrs.frozen(kw_only=True)
+class Verdict:
+    """What to answer to a delivery, and why."""
+
+    status: int
+    reason: str = ""
+    """Empty when the delivery was accepted."""
+    record: TaskRecord | None = None
+    is_signed: bool = False
+    intent_id: str = ""
+    inbox: Inbox | None = attrs.field(default=None, repr=False)
+
+    @property
+    def body(self) -> bytes:
+        """Return the body to answer with; refusals tell a stranger nothing."""
+        return _THANKS if self.status == 200 else b""
+
+
+@attrs.frozen(kw_only=True)
+class ServedReceiver:
+    """A receiver that listens on its own port."""
+
+    host: str
+    port: int
+    path: str
+
+    @property
+    def url(self) -> str:
+        """Return the plain-http URL of the path; behind a proxy, give the session the public one."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}{self.path}"
+
+
+class CallbackReceiver:
+    """Turns deliveries into news for the sessions that were opened with it.
+
+    *hmac_keys* are the keys from the service's webhook settings, several while one is being replaced.
+    *tolerance_s* is how far the clocks may differ either way. *max_body* is in bytes.
+
+    Raises:
+        InvalidRequest: A key is empty, or a number is not above zero.
+    """
+
+    def __init__(
+        self,
+        hmac_keys: Iterable[str | bytes] = (),
+        tolerance_s: float = 300.0,
+        max_body: int = 262_144,
+        *,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        for name, value in (("tolerance_s", tolerance_s), ("max_body", max_body)):
+            if not value > 0:
+                raise InvalidRequest(f"{name} must be above zero, got {value!r}")
+        self._keys = as_keys(hmac_keys)
+        self._tolerance_s = tolerance_s
+        self._max_body = max_body
+        self._now = now
+        self._inboxes: list[Inbox] = []
+
+    def __repr__(self) -> str:
+        return f"<CallbackReceiver keys={len(self._keys)} sessions={len(self._inboxes)}>"
+
+    def attach(self, inbox: Inbox) -> None:
+        """Begin to bring news to a session; sessions do this when they open."""
+        self._inboxes.append(inbox)
+
+    def detach(self, inbox: Inbox) -> None:
+        """Stop bringing news to a session; sessions do this when they close."""
+        self._inboxes.remove(inbox)
+
+    # --- the pure pair -----------------------------------------------------------------------------
+
+    def address(self, path_tail: str) -> Address:
+        """Judge the part of the path below the mount, ``{intent}/{mac}``, before any body is read.
+
+        Raises:
+            CallbackRejected: 404 for a wrong address, 503 when no session is open.
+        """
+        if not self._inboxes:
+            raise CallbackRejected("no session is open", 503)
+        intent_id, _, mac = path_tail.strip("/").partition("/")
+        inboxes = tuple(
+            inbox
+            for inbox in self._inboxes
+            if is_address(intent_id, mac, callback_secrets=inbox.callback_secrets)
+        )
+        if not inboxes:
+            for inbox in self._inboxes:
+                inbox.note_rejection("wrong address")
+            raise CallbackRejected("wrong address", 404)
+        return Address(intent_id=intent_id, inboxes=inboxes)
+
+    def receive(self, address: Address, headers: Headers, body: bytes, now: float) -> Verdict:
+        """Judge a delivery; nothing is changed by it. *now* is unix time in seconds."""
+        try:
+            if len(body) > self._max_body:
+                raise CallbackRejected("body too large", 413)
+            record = decode_callback(body)
+            if self._keys:
+                self._verify(record.task_id, headers, now)
+            inbox = _owner(address)
+            if inbox.task_of(address.intent_id) not in {"", record.task_id}:
+                raise CallbackRejected("id of another task", 400)
+        except CallbackRejected as exc:
+            return Verdict(status=exc.status, reason=exc.reason, intent_id=address.intent_id)
+        return Verdict(
+            status=200,
+            record=record,
+            is_signed=bool(self._keys),
+            intent_id=address.intent_id,
+            inbox=inbox,
+        )
+
+    def _verify(self, task_id: str, headers: Headers, now: float) -> None:
+        signature = _only_header(headers, SIGNATURE_HEADER)
+        timestamp = _only_header(headers, TIMESTAMP_HEADER)
+        verify(task_id, timestamp, signature, keys=self._keys, now=now, tolerance_s=self._tolerance_s)
+
+    async def feed(self, path_tail: str, headers: Headers, body: bytes) -> Verdict:
+        """Judge a delivery and take it to its session: for any server without a mount of its own.
+
+        *path_tail* is ``{intent}/{mac}``. Answer with the verdict's ``status`` and ``body``.
+        """
+        try:
+            address = self.address(path_tail)
+        except CallbackRejected as exc:
+            return Verdict(status=exc.status, reason=exc.reason)
+        return self._act(address, self.receive(address, headers, body, self._now()))
+
+    def _act(self, address: Address, verdict: Verdict) -> Verdict:
+        if verdict.inbox is not None and verdict.record is not None:
+            verdict.inbox.take(verdict.intent_id, verdict.record, is_signed=verdict.is_signed)
+            return verdict
+        for inbox in address.inboxes:
+            inbox.note_rejection(verdict.reason)
+        _log.info("callback for intent %s refused: %s", address.intent_id, verdict.reason)
+        return verdict
+
+    # --- aiohttp -----------------------------------------------------------------------------------
+
+    def routes(self, path: str) -> list[web.RouteDef]:
+        """Return the route for an aiohttp application: ``app.router.add_routes(receiver.routes("/kie"))``.
+
+        Keep the paths below *path* out of access logs: their last part is a secret.
+        """
+        return [web.post(f"{path.rstrip('/')}/{{intent}}/{{mac}}", self._on_post)]
+
+    async def _on_post(self, request: web.Request) -> web.Response:
+        tail = f"{request.match_info['intent']}/{request.match_info['mac']}"
+        try:
+            address = self.address(tail)
+            body = await self._read(request)
+        except CallbackRejected as exc:
+            return web.Response(status=exc.status)
+        verdict = self._act(address, self.receive(address, request.headers, body, self._now()))
+        return web.Response(status=verdict.status, body=verdict.body, content_type="application/json")
+
+    async def _read(self, request: web.Request) -> bytes:
+        """Return the body, read within bounds of size and time, also when it is chunked or compressed."""
+        body = bytearray()
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                async for chunk in request.content.iter_any():
+                    body += chunk
+                    if len(body) > self._max_body:
+                        raise CallbackRejected("body too large", 413)
+        except TimeoutError:
+            raise CallbackRejected("body too slow", 408) from None
+        except web.RequestPayloadError:
+            raise CallbackRejected("unreadable body", 400) from None
+        return bytes(body)
+
+    @asynccontextmanager
+    async def serve(
+        self,
+        host: str = "0.0.0.0",  # noqa: S104  (meant to be reached)
+        port: int = 8080,
+        path: str = "/kie",
+    ) -> AsyncIterator[ServedReceiver]:
+        """Listen on a port of its own while the ``async with`` block runs; port 0 takes a free one.
+
+        Raises:
+            OSError: The port cannot be had.
+        """
+        app = web.Application()
+        app.router.add_routes(self.routes(path))
+        runner = web.AppRunner(app, access_log=None, keepalive_timeout=IDLE_TIMEOUT_S, shutdown_timeout=5.0)
+        await runner.setup()
+        try:
+            site = web.TCPSite(runner, host, port)
+            await site.start()
+            bound: int = runner.addresses[0][1]
+            yield ServedReceiver(host=host, port=bound, path=path)
+        finally:
+            await runner.cleanup()
+
+
+def _owner(address: Address) -> Inbox:
+    """Return the session that knows the intent.
+
+    Raises:
+        CallbackRejected: None does: another worker may get the service's next try.
+    """
+    for inbox in address.inboxes:
+        if inbox.task_of(address.intent_id) is not None:
+            return inbox
+    raise CallbackRejected("intent is not known here", 503)
+
+
+def _only_header(headers: Headers, name: str) -> str:
+    """Return the one value of a header, whatever its case.
+
+    Raises:
+        CallbackRejected: It is missing, or stands there twice.
+    """
+    pairs = headers.items() if isinstance(headers, Mapping) else headers
+    values = [value for key, value in pairs if key.lower() == name]
+    if len(values) != 1:
+        raise CallbackRejected("missing signature" if not values else "signature header stands twice")
+    return values[0]

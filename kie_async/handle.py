@@ -1,0 +1,240 @@
+"""The awaitable claim on what becomes of one task."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Generator
+from typing import Any, Protocol
+
+from .errors import InvalidRequest, KieError, SessionMisuse, TaskFailed, TaskTimedOut
+from .inputs import TaskRequest
+from .models import TaskRecord, TaskResult
+from .states import TaskState, advance
+
+_log = logging.getLogger("kie_async")
+
+
+class Owner(Protocol):
+    """What a handle asks of the session that made it."""
+
+    def abandon(self, handle: TaskHandle) -> None:
+        """Settle the handle as abandoned."""
+
+    async def resolve(self, handle: TaskHandle, task_id: str) -> None:
+        """Bind an unknown create to a task."""
+
+    def write_off(self, handle: TaskHandle) -> None:
+        """Settle an unknown create as lost."""
+
+    async def resubmit(self, handle: TaskHandle) -> TaskHandle:
+        """Send the request of an unknown create as a new task."""
+
+
+class TaskHandle:
+    """A claim on one task: it can be awaited by many, at any time, and made again from its id.
+
+    ``await handle`` returns the `TaskResult` or raises what kept it from being. Cancelling one
+    awaiter disturbs nobody, and nothing here stops the task: the service has no such call.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_has_slot",
+        "_intent_id",
+        "_is_ending",
+        "_loop",
+        "_news",
+        "_outcome",
+        "_owner",
+        "_seen",
+        "_state",
+        "_waiters",
+        "_watch",
+        "deadline",
+        "record",
+        "request",
+        "task_id",
+    )
+
+    def __init__(
+        self,
+        *,
+        owner: Owner,
+        loop: asyncio.AbstractEventLoop,
+        deadline: float,
+        task_id: str = "",
+        intent_id: str = "",
+        request: TaskRequest | None = None,
+    ) -> None:
+        self.task_id = task_id
+        """The service's id; empty only while the outcome of the create is unknown."""
+        self.request = request
+        """What was asked for; None for an attached id."""
+        self.record: TaskRecord | None = None
+        """The latest observation."""
+        self.deadline = deadline
+        """The instant on the loop's clock at which the wait ends with `TaskTimedOut`."""
+        self._owner = owner
+        self._loop = loop
+        self._intent_id = intent_id
+        self._state = TaskState.UNKNOWN
+        self._outcome: TaskResult | KieError | None = None
+        self._waiters: list[asyncio.Future[None]] | None = None
+        self._news: list[asyncio.Future[None]] | None = None
+        self._seen = False
+        self._has_slot = False
+        self._is_ending = False
+        self._watch: object = None
+
+    def __repr__(self) -> str:
+        return f"<TaskHandle {self.task_id or 'unknown'} {self._state}{' done' if self.is_done else ''}>"
+
+    def __del__(self) -> None:
+        if not self._seen and isinstance(self._outcome, KieError):
+            _log.warning("nobody awaited a task that yielded no result: %s", self._outcome)
+
+    @property
+    def ref(self) -> str | None:
+        """Return the caller's own key."""
+        return self.request.ref if self.request else None
+
+    @property
+    def state(self) -> TaskState:
+        """Return the furthest state observed; a stale answer moves nothing back."""
+        return self._state
+
+    @property
+    def is_done(self) -> bool:
+        """Tell whether awaiting would return at once."""
+        return self._outcome is not None
+
+    def __await__(self) -> Generator[Any, None, TaskResult]:
+        return self.result().__await__()
+
+    async def result(self, timeout_s: float | None = None) -> TaskResult:
+        """Return the result; *timeout_s* bounds this wait alone, the handle lives on.
+
+        Raises:
+            TaskError: The task yielded no result here; its subclasses tell why.
+            TaskTimedOut: Also when *timeout_s* ran out.
+            CreateOutcomeUnknown: The create was written off, or nothing was heard in time.
+            AuthenticationError: The key was refused while polling.
+            SessionMisuse: Awaited from another event loop.
+        """
+        if self._outcome is None:
+            if self._waiters is None:
+                self._waiters = []
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._wait(self._waiters)
+            except TimeoutError:
+                if not self.is_done:
+                    raise TaskTimedOut(self.task_id, self.record) from None
+        return self._unwrap()
+
+    async def updates(self) -> AsyncIterator[TaskRecord]:
+        """Yield the latest record whenever it changed, the terminal one last.
+
+        A slow reader sees the newest, not all. A failed task ends the loop without raising; await
+        the handle for the error.
+
+        Raises:
+            KieError: The handle settled without a terminal record.
+        """
+        shown: TaskRecord | None = None
+        while True:
+            if self.record is not None and self.record != shown:
+                shown = self.record
+                yield shown
+            elif self.is_done:
+                break
+            else:
+                if self._news is None:
+                    self._news = []
+                await self._wait(self._news)
+        if isinstance(self._outcome, KieError) and not isinstance(self._outcome, TaskFailed):
+            self._unwrap()
+
+    def abandon(self) -> None:
+        """Stop waiting here: awaiters get `TaskAbandoned`, the task runs on and is billed."""
+        self._owner.abandon(self)
+
+    async def resolve(self, task_id: str) -> None:
+        """Tell which task an unknown create became; its record is read and must fit the request.
+
+        Raises:
+            InvalidRequest: The outcome of this create is not unknown, or the task is not this one.
+        """
+        self._must_be_unknown()
+        await self._owner.resolve(self, task_id)
+
+    def write_off(self) -> None:
+        """Settle an unknown create as lost; money may have been spent on it.
+
+        Raises:
+            InvalidRequest: The outcome of this create is not unknown.
+        """
+        self._must_be_unknown()
+        self._owner.write_off(self)
+
+    async def resubmit(self, *, accept_double_charge: bool) -> TaskHandle:
+        """Send the request of an unknown create again, as a new task that may be paid twice.
+
+        Raises:
+            InvalidRequest: The double charge is not accepted, or the outcome is not unknown.
+        """
+        self._must_be_unknown()
+        if accept_double_charge is not True:
+            raise InvalidRequest("resubmit may pay twice; say accept_double_charge=True to allow it")
+        return await self._owner.resubmit(self)
+
+    def _must_be_unknown(self) -> None:
+        if self.task_id or self.is_done:
+            raise InvalidRequest("only a create whose outcome is unknown can be resolved by hand")
+
+    async def _wait(self, queue: list[asyncio.Future[None]]) -> None:
+        """Wait in *queue* to be woken. A future per awaiter: cancelling one takes nothing from others."""
+        if asyncio.get_running_loop() is not self._loop:
+            raise SessionMisuse("this handle belongs to another event loop; await it where its session runs")
+        future = self._loop.create_future()
+        queue.append(future)
+        try:
+            await future
+        finally:
+            if future.cancelled() and future in queue:
+                queue.remove(future)
+
+    def _unwrap(self) -> TaskResult:
+        self._seen = True
+        outcome = self._outcome
+        if isinstance(outcome, KieError):
+            # One error serves many awaiters: each starts with a clean traceback.
+            raise outcome.with_traceback(None)
+        assert outcome is not None  # noqa: S101  (only called when done)
+        return outcome
+
+    # --- for the session ---------------------------------------------------------------------------
+
+    def _observe(self, record: TaskRecord) -> None:
+        """Take in a record; readers of `updates` hear of a change."""
+        changed = record != self.record
+        self.record = record
+        self._state = advance(self._state, record.state)
+        if changed and self._news:
+            woken, self._news = self._news, None
+            _wake(woken)
+
+    def _settle(self, outcome: TaskResult | KieError) -> None:
+        """Settle once and wake everybody; later calls change nothing."""
+        if self._outcome is None:
+            self._outcome = outcome
+            for queue in (self._waiters, self._news):
+                _wake(queue or [])
+            self._waiters = self._news = None
+
+
+def _wake(queue: list[asyncio.Future[None]]) -> None:
+    for future in queue:
+        if not future.done():
+            future.set_result(None)

@@ -1,0 +1,71 @@
+"""So many requests per window, first come first served, never a refusal."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+from .models import Rate
+
+_SOONEST_S = 0.001
+
+
+class Limiter:
+    """Permits that come back ``per_s`` after the *answer* they were used for.
+
+    A request reaches the service before its answer reaches us, so no window of the service can
+    hold more than the rate allows, whatever the network does. Nobody has to guess a margin.
+    """
+
+    def __init__(
+        self,
+        rate: Rate,
+        *,
+        now: Callable[[], float],
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    ) -> None:
+        self._rate = rate
+        self._now = now
+        self._sleep = sleep
+        self._unused = rate.count
+        self._back_at: deque[float] = deque()
+        self._paused_until = float("-inf")
+        self._turn = asyncio.Lock()
+        self._news = asyncio.Event()
+
+    async def acquire(self) -> None:
+        """Wait for a permit, in the order of the calls; a cancelled wait takes none."""
+        async with self._turn:
+            while (wait_s := self._wait_s()) > 0:
+                if wait_s == float("inf"):
+                    self._news.clear()
+                    await self._news.wait()
+                else:
+                    await self._sleep(max(wait_s, _SOONEST_S))
+            self._unused -= 1
+
+    def answered(self) -> None:
+        """Give a permit back, to be used again ``per_s`` from now: its answer is here."""
+        self._back_at.append(self._now() + self._rate.per_s)
+        self._news.set()
+
+    def unused(self) -> None:
+        """Give a permit back at once: no request was sent with it."""
+        self._unused += 1
+        self._news.set()
+
+    def pause(self, pause_s: float) -> None:
+        """Let nobody through for so many seconds; the longest of several pauses counts."""
+        self._paused_until = max(self._paused_until, self._now() + pause_s)
+
+    def _wait_s(self) -> float:
+        now = self._now()
+        while self._back_at and self._back_at[0] <= now:
+            self._back_at.popleft()
+            self._unused += 1
+        if self._paused_until > now:
+            return self._paused_until - now
+        if self._unused:
+            return 0.0
+        return self._back_at[0] - now if self._back_at else float("inf")
