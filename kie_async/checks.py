@@ -12,16 +12,28 @@ import attrs
 from .errors import InvalidRequest
 
 _BLANK_OR_CONTROL = re.compile(r"[\x00-\x20\x7f]")
+_USER = re.compile(r"//[^/]*@")
 
 
 def above_zero(_: object, attribute: attrs.Attribute[Any], value: float | None) -> None:
-    """Refuse a number that is not above zero; None passes where the field allows it.
+    """Refuse a number that is not above zero; None passes where it is the field's default.
 
     Raises:
         InvalidRequest: The message names the field.
     """
-    if value is not None and not value > 0:  # also refuses nan
-        raise InvalidRequest(f"{attribute.name} must be above zero, got {value!r}")
+    if value is not None or attribute.default is not None:
+        check_above_zero(attribute.name, value)
+
+
+def whole_above_zero(_: object, attribute: attrs.Attribute[Any], value: int | None) -> None:
+    """Refuse a count that is not a whole number above zero; None passes where it is the field's default.
+
+    Raises:
+        InvalidRequest: The message names the field.
+    """
+    above_zero(_, attribute, value)
+    if value is not None and not isinstance(value, int):
+        raise InvalidRequest(f"{attribute.name} must be a whole number, got {value!r}")
 
 
 def check_url(field: str, url: object) -> None:
@@ -44,17 +56,19 @@ def check_url(field: str, url: object) -> None:
 
 
 def _shown(url: object) -> str:
-    """Return *url* for a message, without its query, which may hold a secret."""
-    return repr(url.split("?")[0][:80]) if isinstance(url, str) else type(url).__name__
+    """Return *url* for a message, without its query and its password, which are secrets."""
+    if not isinstance(url, str):
+        return type(url).__name__
+    return repr(_USER.sub("//***@", url.split("?")[0])[:80])
 
 
-def check_above_zero(field: str, value: float) -> None:
+def check_above_zero(field: str, value: object) -> None:
     """Refuse a number that is not above zero.
 
     Raises:
         InvalidRequest: The message names *field*.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:  # or nan
         raise InvalidRequest(f"{field} must be a number above zero, got {value!r}")
 
 

@@ -25,6 +25,7 @@ _ERRORS: dict[int, type[ApiError]] = {
     402: InsufficientCredits,
     403: AuthenticationError,
     404: NotFound,
+    408: ServerError,
     422: RequestRejected,
     429: RateLimited,
     430: RateLimited,
@@ -38,6 +39,7 @@ TASK_FAILURE_CODES = frozenset({408, 501, 531})
 
 _RETRY_CREATE = {429: (200, 429), 430: (200, 429, 430), 455: range(200, 600)}
 _UNCLEAR_CODES = frozenset({408, 409, 425})
+_REFUSED_CODES = frozenset({400, 505})
 _REFUSED_STATUS = frozenset({401, 402, 403, 404, 405, 413, 415, 422, 431})
 
 
@@ -82,14 +84,18 @@ def create_verdict(*, sent: bool, http_status: int | None, code: int | None, tas
         return Verdict.NOT_SENT
     if http_status is None:
         return Verdict.UNKNOWN
-    if code in _RETRY_CREATE and http_status in _RETRY_CREATE[code]:
-        return Verdict.HELD_BACK
-    if task_id is not None:
+    if task_id is not None:  # even beside a no: a task that has an id is not paid for twice
         return Verdict.CREATED if code == 200 and 200 <= http_status < 300 else Verdict.UNKNOWN
     if code is None:
         return _verdict_on_status(http_status)
+    if code in _RETRY_CREATE and http_status in _RETRY_CREATE[code]:
+        return Verdict.HELD_BACK
     if http_status == 200:
         return Verdict.UNKNOWN if 200 <= code < 300 or code in _UNCLEAR_CODES else Verdict.REFUSED
+    if code == http_status and code in _REFUSED_CODES:
+        return Verdict.REFUSED
+    if http_status == 429 and 200 <= code < 300:
+        return Verdict.UNKNOWN
     return _verdict_on_status(http_status)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import attrs
 
@@ -46,12 +46,28 @@ def _check_callback_url(_: object, __: attrs.Attribute[Any], url: str | None) ->
         check_url("callback_url", url)
 
 
+def _own(value: Any) -> Any:
+    """Return *value* with its mappings and lists copied: what the caller does to his stays his."""
+    if isinstance(value, Mapping):
+        return {key: _own(inner) for key, inner in value.items()}
+    return [_own(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _frozen_input(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    try:
+        return cast(Mapping[str, Any], _own(value))
+    except RecursionError:
+        raise InvalidRequest("input is nested too deeply") from None
+
+
 @attrs.frozen(kw_only=True)
 class TaskRequest:
     """The caller's wish, before an id exists."""
 
     model: str = attrs.field(validator=_check_model)
-    input: Mapping[str, Any] = attrs.field(repr=False, hash=False, validator=_check_input)
+    input: Mapping[str, Any] = attrs.field(
+        repr=False, hash=False, converter=_frozen_input, validator=_check_input
+    )
     """The model's own fields, sent as they are. A `pathlib.Path` as a value is uploaded first."""
     ref: str | None = attrs.field(default=None, validator=_check_ref)
     """The caller's own key for this task, unique in a journal."""

@@ -25,11 +25,12 @@ def parse(text: bytes | str) -> object:
     Raises:
         NotJson: For all of these, and nothing else.
     """
-    if len(text) > MAX_BYTES:
-        raise NotJson(f"more than {MAX_BYTES} bytes")
     try:
-        parsed = _decoder.decode(text if isinstance(text, str) else text.decode("utf-8-sig"))
-        if _may_hold_surrogates(text):
+        encoded = text.encode() if isinstance(text, str) else text
+        if len(encoded) > MAX_BYTES:
+            raise NotJson(f"more than {MAX_BYTES} bytes")
+        parsed = _decoder.decode(encoded.decode("utf-8-sig"))
+        if b"\\u" in encoded:  # an escape may be half a surrogate pair
             json.dumps(parsed, ensure_ascii=False).encode()
     except NotJson:
         raise
@@ -76,10 +77,6 @@ def _float(digits: str) -> float:
     if value in (float("inf"), float("-inf")):
         raise NotJson("a number is too large")
     return value
-
-
-def _may_hold_surrogates(text: bytes | str) -> bool:
-    return "\\u" in text if isinstance(text, str) else b"\\u" in text
 
 
 _decoder = json.JSONDecoder(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from types import MappingProxyType
 from typing import Literal
 
 import attrs
 
 from . import jsontext
-from .checks import above_zero
+from .checks import above_zero, whole_above_zero
 from .states import TaskState
 
 
@@ -117,7 +116,7 @@ class UploadedFile:
 class Rate:
     """So many requests in any window of so many seconds."""
 
-    count: int = attrs.field(validator=above_zero)
+    count: int = attrs.field(validator=whole_above_zero)
     per_s: float = attrs.field(kw_only=True, validator=above_zero)
 
 
@@ -130,9 +129,9 @@ class Limits:
 
     create: Rate = Rate(20, per_s=10.0)
     query: Rate = Rate(10, per_s=1.0)
-    create_connections: int = attrs.field(default=4, validator=above_zero)
+    create_connections: int = attrs.field(default=4, validator=whole_above_zero)
     """Creates on the wire at once: also the most that one crash can leave unknown."""
-    query_connections: int = attrs.field(default=16, validator=above_zero)
+    query_connections: int = attrs.field(default=16, validator=whole_above_zero)
 
 
 @attrs.frozen(kw_only=True)
@@ -140,7 +139,7 @@ class Budget:
     """A hard stop before the next create, for the life of the session (or of its journal)."""
 
     credits: float | None = attrs.field(default=None, validator=above_zero)
-    tasks: int | None = attrs.field(default=None, validator=above_zero)
+    tasks: int | None = attrs.field(default=None, validator=whole_above_zero)
 
 
 @attrs.frozen(kw_only=True)
@@ -207,6 +206,4 @@ class Counters:
 
     def snapshot(self, *, in_flight: int) -> SessionStats:
         """Return the counts as they stand."""
-        counts = attrs.asdict(self, recurse=False)
-        counts["callbacks_rejected"] = MappingProxyType(dict(self.callbacks_rejected))
-        return SessionStats(**counts, in_flight=in_flight)
+        return SessionStats(**attrs.asdict(self), in_flight=in_flight)

@@ -25,6 +25,11 @@ def _check_tiers(_: object, __: attrs.Attribute[Any], tiers: tuple[tuple[float, 
         raise InvalidRequest("tiers must hold intervals above zero")
 
 
+def _check_delays(_: object, attribute: attrs.Attribute[Any], delays_s: tuple[float, ...]) -> None:
+    if not all(delay_s > 0 for delay_s in delays_s):
+        raise InvalidRequest(f"{attribute.name} must hold delays above zero")
+
+
 def _check_jitter(_: object, __: attrs.Attribute[Any], jitter: float) -> None:
     if not 0 <= jitter < 1:
         raise InvalidRequest(f"jitter must be at least 0 and below 1, got {jitter!r}")
@@ -43,7 +48,7 @@ class PollSchedule:
     jitter: float = attrs.field(default=0.2, validator=_check_jitter)
     """The random part of a delay, as a share of it either way."""
 
-    recheck_s: tuple[float, ...] = (1.0, 2.0, 4.0)
+    recheck_s: tuple[float, ...] = attrs.field(default=(1.0, 2.0, 4.0), validator=_check_delays)
     """Delays before further looks when a callback outran the record, or a success came without a result."""
     ring_gap_s: float = attrs.field(default=1.0, validator=above_zero)
     """The shortest time between two looks at one task that callbacks ask for."""
@@ -69,7 +74,8 @@ class PollSchedule:
         if looks == 0:
             interval_s = self.first_s
         else:
-            interval_s = next(interval for end_s, interval in self.tiers if elapsed_s < end_s)
+            tiers = (interval for end_s, interval in self.tiers if elapsed_s < end_s)
+            interval_s = next(tiers, self.tiers[-1][1])
         if expects_callback:
             interval_s = max(interval_s, self.safety_net_s)
         return interval_s * (1 + self.jitter * (2 * chance - 1))

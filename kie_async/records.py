@@ -15,9 +15,11 @@ from .models import TaskRecord
 from .states import TaskState, read_state
 
 _MAX_CODE = 1_000_000
-_LAST_PART = re.compile(r'(callBackUrl\\*"\s*:\s*\\*"[^"\\]*(?:\\/[^"\\]*)*/)[a-z2-7]{26}(?=\\*")')
+_MAC_IN_JSON = re.compile(r'(callBackUrl\\*"\s*:\s*\\*"[^"]*(?:/|\\u002[fF]))[a-z2-7]{26}(?=\\*")')
+_MAC_IN_URL = re.compile(r"(?<=/)[a-z2-7]{26}\Z")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _MAX_MESSAGE = 500
+_NO_CONTENT = frozenset({"resultUrls", "code", "msg"})
 
 _KEYS: Mapping[str, tuple[str, ...]] = {
     "task_id": ("taskId", "task_id"),
@@ -35,7 +37,7 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
 
 def decode_record(data: Mapping[str, object]) -> TaskRecord:
     """Return the record in an envelope's ``data``, whichever of the key sets it has."""
-    found: dict[str, object] = {}
+    found: dict[str, object] = {"task_id": ""}
     for name, keys in _KEYS.items():
         for key in keys:
             if (value := data.get(key)) is not None:
@@ -85,7 +87,7 @@ def _split_result(value: object) -> tuple[tuple[str, ...], Mapping[str, object] 
         urls = _urls_in([item.get("audio_url") for item in value["data"] if isinstance(item, dict)])
     if isinstance(inner, dict) and inner:
         return urls, inner
-    return urls, value if any(content for key, content in value.items() if key != "resultUrls") else None
+    return urls, value if any(content for key, content in value.items() if key not in _NO_CONTENT) else None
 
 
 def _urls_in(value: object) -> tuple[str, ...]:
@@ -101,13 +103,19 @@ def _parsed(text: str) -> object:
 
 
 def _without_address(data: Mapping[str, object]) -> dict[str, object]:
-    """Return *data* without the secret last part of a callback address."""
-    raw = dict(data)
-    for key in ("param", "paramJson"):
-        text = raw.get(key)
-        if isinstance(text, str) and "callBackUrl" in text:
-            raw[key] = _LAST_PART.sub(r"\1***", text)
-    return raw
+    """Return *data* without the secret last part of a callback address, wherever one may stand."""
+    return _mask_url({key: _mask(value) for key, value in data.items()})
+
+
+def _mask(value: object) -> object:
+    if isinstance(value, str) and "callBackUrl" in value:
+        return _MAC_IN_JSON.sub(r"\1***", value)
+    return _mask_url(value) if isinstance(value, dict) else value
+
+
+def _mask_url(found: dict[str, object]) -> dict[str, object]:
+    url = found.get("callBackUrl")
+    return {**found, "callBackUrl": _MAC_IN_URL.sub("***", url)} if isinstance(url, str) else found
 
 
 def is_url(value: object) -> bool:
@@ -160,7 +168,7 @@ def read_time(value: object) -> datetime | None:
 
 _converter = cattrs.Converter(detailed_validation=False)
 _converter.register_structure_hook(TaskState, lambda value, _: read_state(value))
-_converter.register_structure_hook(str, lambda value, _: read_text(value))
+_converter.register_structure_hook(str, lambda value, _: clean_text(value))
 _converter.register_structure_hook(float | None, lambda value, _: read_number(value))
 _converter.register_structure_hook(
     datetime | None, lambda value, _: value if isinstance(value, datetime) else read_time(value)

@@ -45,11 +45,14 @@ def as_keys(keys: Iterable[str | bytes], *, field: str = "hmac_keys") -> tuple[b
     """Return keys as bytes.
 
     Raises:
-        InvalidRequest: A key is empty; an empty key would accept what anyone signs.
+        InvalidRequest: A key is empty, which would accept what anyone signs, or is no text and no bytes.
     """
     if isinstance(keys, str | bytes):
         raise InvalidRequest(f"{field} must be a list of keys: {field}=[KEY]")
-    encoded = tuple(key.encode() if isinstance(key, str) else bytes(key) for key in keys)
+    keys = tuple(keys)
+    if not all(isinstance(key, str | bytes) for key in keys):
+        raise InvalidRequest(f"{field} must hold text or bytes")
+    encoded = tuple(key.encode() if isinstance(key, str) else key for key in keys)
     if not all(encoded):
         raise InvalidRequest(f"{field} holds an empty key; an empty key would accept what anyone signs")
     return encoded
@@ -79,7 +82,7 @@ def verify(
         raise CallbackRejected("malformed timestamp")
     if not TASK_ID.fullmatch(task_id):
         raise CallbackRejected("malformed task id", 400)
-    given = signature.encode("utf-8", "surrogateescape")
+    given = signature.encode("utf-8", "surrogatepass")
     matches = [hmac.compare_digest(sign(task_id, timestamp, key=key).encode(), given) for key in keys]
     if not any(matches):
         raise CallbackRejected("wrong signature")

@@ -49,9 +49,10 @@ def read_state(word: object) -> TaskState:
     state = _WORDS.get(word) or _WORDS.get(word.strip().lower())
     if state is not None:
         return state
+    word = word[:64]
     if word not in _logged and len(_logged) < _MAX_WORDS:
         _logged.add(word)
-        _log.warning("unknown task state %r counts as still running", word[:64])
+        _log.warning("unknown task state %r counts as still running", word)
     return TaskState.UNKNOWN
 
 

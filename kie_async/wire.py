@@ -12,7 +12,7 @@ import attrs
 
 from . import jsontext
 from .codes import TASK_FAILURE_CODES, Verdict, create_verdict, error_for
-from .errors import AnswerUnreadable, ApiError, CallbackRejected, InvalidRequest
+from .errors import AnswerUnreadable, ApiError, CallbackRejected, InvalidRequest, RateLimited
 from .inputs import TaskRequest
 from .models import TaskRecord, UploadedFile, decode_object
 from .records import clean_text, decode_record, is_url, read_code, read_number, read_text
@@ -150,8 +150,10 @@ def decode_create(response: WireResponse | None, *, sent: bool, partial: bytes =
     verdict = create_verdict(sent=sent, http_status=response.status, code=code, task_id=task_id)
     error = None
     if verdict in {Verdict.REFUSED, Verdict.HELD_BACK}:
-        shown = code if code is not None else response.status
+        shown = response.status if code is None or 200 <= code < 300 else code
         error = error_for(shown, message, response.status, response.retry_after_s)
+        if verdict is Verdict.HELD_BACK and not isinstance(error, RateLimited):
+            error = error_for(response.status, message, response.status, response.retry_after_s)
     return CreateAnswer(verdict=verdict, task_id=task_id or "", error=error)
 
 
@@ -160,10 +162,10 @@ def _read_create_body(body: bytes) -> tuple[int | None, str, str | None]:
     try:
         envelope = decode_envelope(body)
     except AnswerUnreadable:
-        code, found = _SALVAGED_CODE.search(body), _SALVAGED_ID.search(body)
-        if code is None or found is None:
+        codes, ids = set(_SALVAGED_CODE.findall(body)), set(_SALVAGED_ID.findall(body))
+        if len(codes) != 1 or len(ids) != 1:
             return None, "", None
-        return int(code[1]), "", found[1].decode()
+        return int(codes.pop()), "", ids.pop().decode()
     data = envelope.data
     if isinstance(data, dict):
         data = data.get("taskId") or data.get("task_id")
