@@ -233,12 +233,7 @@ class InFlight:
             handle._has_slot = False
             self._free_slot()
 
-    def _emit(
-        self,
-        kind: Literal["created", "updated", "settled", "unknown", "adopted"],
-        handle: TaskHandle,
-        source: Source | None = None,
-    ) -> None:
+    def _emit(self, kind: EventKind, handle: TaskHandle, source: Source | None = None) -> None:
         if self._on_event is None:
             return
         event = SessionEvent(
