@@ -1,0 +1,190 @@
+"""JSON is read strictly and within bounds, and written so that every reader accepts it."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kie_async.jsontext import MAX_BYTES, NotJson, parse, write
+
+TEXT = st.text(st.characters(exclude_categories=("Cs",)))
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
+    lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner),
+    max_leaves=20,
+)
+
+HOSTILE = {
+    "empty": b"",
+    "blank": b"  ",
+    "html": b"<html>502</html>",
+    "cut off": b'{"code":200,"data":{"taskId":"a',
+    "two values": b"{}{}",
+    "trailing comma": b"[1,]",
+    "single quotes": b"{'a':1}",
+    "nan": b'{"a":NaN}',
+    "infinity": b'{"a":Infinity}',
+    "minus infinity": b'{"a":-Infinity}',
+    "float overflow": b'{"a":1e999}',
+    "negative float overflow": b'{"a":-1e999}',
+    "long integer": b'{"a":' + b"9" * 5000 + b"}",
+    "long negative integer": b'{"a":-' + b"9" * 5000 + b"}",
+    "key twice": b'{"a":1,"a":1}',
+    "key twice, spelled differently": b'{"a":1,"\\u0061":2}',
+    "key twice, deep inside": b'{"x":[{"a":1,"a":2}]}',
+    "lone high surrogate": b'{"a":"\\ud800"}',
+    "lone low surrogate": b'{"a":"\\udc00"}',
+    "lone surrogate as key": b'{"\\ud800":1}',
+    "surrogates in wrong order": b'"\\udc00\\ud800"',
+    "deep list": b"[" * 100_000,
+    "deep closed list": b"[" * 100_000 + b"]" * 100_000,
+    "deep object": b'{"a":' * 100_000,
+    "invalid utf-8": b'{"a":"\xff"}',
+    "encoded surrogate": b'{"a":"\xed\xa0\x80"}',
+    "overlong utf-8": b'{"a":"\xc0\xaf"}',
+    "utf-16": '{"a":1}'.encode("utf-16"),
+    "nul": b'{"a":"\x00"}',
+    "only nul": b"\x00",
+    "raw newline in text": b'{"a":"\n"}',
+    "five megabytes": b"x" * 5_000_000,
+    "five megabytes of json": b'"' + b"x" * 5_000_000 + b'"',
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
+def test_what_readers_could_read_differently_is_refused(text: bytes) -> None:
+    with pytest.raises(NotJson):
+        parse(text)
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_refusal_is_quick_and_short(text: bytes) -> None:
+    started = time.perf_counter()
+    with pytest.raises(NotJson) as caught:
+        parse(text)
+    assert time.perf_counter() - started < 0.5
+    assert len(str(caught.value)) <= 200
+
+
+READABLE = {name: text for name, text in HOSTILE.items() if b"\xff" not in text and b"\xc0" not in text}
+
+
+@pytest.mark.parametrize("text", READABLE.values(), ids=READABLE.keys())
+def test_text_is_refused_where_its_bytes_are(text: bytes) -> None:
+    with pytest.raises(NotJson):
+        parse(text.decode("utf-8", "surrogatepass"))
+
+
+def test_half_a_surrogate_pair_in_text_is_refused() -> None:
+    with pytest.raises(NotJson, match="unicode"):
+        parse('"\ud800"')
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (b"null", None),
+        (b"[1,-2,3.5,true]", [1, -2, 3.5, True]),
+        (b'\xef\xbb\xbf{"a":1}', {"a": 1}),
+        (b' {"a" : 1}\r\n', {"a": 1}),
+        (b'"\\ud83d\\ude00"', "\U0001f600"),
+        (b'"\\u0000"', "\x00"),
+        ('{"a":"ü"}', {"a": "ü"}),
+        ("9" * 400, int("9" * 400)),
+        (b"1e308", 1e308),
+        (b"-0.0", -0.0),
+    ],
+)
+def test_json_is_read(text: bytes | str, value: object) -> None:
+    assert parse(text) == value
+
+
+def test_the_bound_is_on_bytes() -> None:
+    assert parse(b'"' + b"x" * (MAX_BYTES - 2) + b'"')
+    with pytest.raises(NotJson, match="more than"):
+        parse(b'"' + b"x" * (MAX_BYTES - 1) + b'"')
+    with pytest.raises(NotJson, match="more than"):
+        parse('"' + "ü" * (MAX_BYTES // 2) + '"')
+
+
+def test_moderate_nesting_is_read() -> None:
+    assert parse(b"[" * 100 + b"]" * 100)
+
+
+@given(text=st.binary(max_size=200) | st.text(max_size=200))
+def test_reading_anything_ends_in_a_value_or_in_not_json(text: bytes | str) -> None:
+    try:
+        parse(text)
+    except NotJson:
+        return
+
+
+@given(value=JSON)
+def test_what_is_written_reads_back(value: object) -> None:
+    assert parse(write(value)) == value
+
+
+def test_writing_is_compact_utf_8() -> None:
+    assert write({"a": [1, "ü"], "b": None}) == '{"a":[1,"ü"],"b":null}'.encode()
+
+
+def test_order_and_empty_values_are_kept() -> None:
+    assert (
+        write({"z": "", "a": False, "m": 0, "n": None, "e": {}})
+        == b'{"z":"","a":false,"m":0,"n":null,"e":{}}'
+    )
+
+
+def circular() -> list[object]:
+    ring: list[object] = []
+    ring.append(ring)
+    return ring
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        float("nan"),
+        float("inf"),
+        "\ud800",
+        {"\ud800": 1},
+        {1, 2},
+        b"bytes",
+        object(),
+        circular(),
+        10**5000,
+        {(1,): 1},
+    ],
+    ids=[
+        "nan",
+        "inf",
+        "surrogate",
+        "surrogate key",
+        "set",
+        "bytes",
+        "object",
+        "circle",
+        "huge integer",
+        "tuple key",
+    ],
+)
+def test_what_has_no_json_form_is_refused(value: object) -> None:
+    with pytest.raises(NotJson):
+        write(value)
+
+
+def test_what_is_nested_too_deeply_is_refused() -> None:
+    value: list[object] = []
+    for _ in range(100_000):
+        value = [value]
+    with pytest.raises(NotJson):
+        write(value)
+
+
+def test_the_standard_library_agrees_on_what_is_read() -> None:
+    text = b'{"code":200,"msg":"success","data":{"taskId":"a","n":[1,2.5,null,true,"\\u00fc"]}}'
+    assert parse(text) == json.loads(text)
