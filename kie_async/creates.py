@@ -19,7 +19,14 @@ from aiohttp.abc import AbstractStreamWriter
 from yarl import URL
 
 from .codes import Verdict
-from .errors import CreateOutcomeUnknown, JournalError, RateLimited, SessionMisuse, TransportError
+from .errors import (
+    CreateOutcomeUnknown,
+    CreatesHalted,
+    JournalError,
+    RateLimited,
+    SessionMisuse,
+    TransportError,
+)
 from .journal import Journal
 from .limiter import Limiter
 from .models import Counters
@@ -37,6 +44,8 @@ from .transport import (
 from .wire import CreateAnswer, WireRequest, WireResponse, decode_create
 
 CREATE_TIMEOUT_S = 60.0
+UNKNOWN_IN_A_ROW = 3
+HALT_S = 60.0
 _LATE_ANSWER_S = 0.05
 
 
@@ -215,6 +224,42 @@ def _check_aiohttp(version: str) -> None:
         )
 
 
+class Breaker:
+    """Stops creates after several unknown outcomes in a row: an outage must not cost a whole batch.
+
+    After a pause one create may try whether the service answers again; any answer closes the breaker.
+    """
+
+    def __init__(self, *, now: Callable[[], float]) -> None:
+        self._now = now
+        self._unknown_in_a_row = 0
+        self._halted_until = 0.0
+
+    def check(self) -> None:
+        """Let a create pass.
+
+        Raises:
+            CreatesHalted: Nothing was sent.
+        """
+        if self._unknown_in_a_row < UNKNOWN_IN_A_ROW:
+            return
+        if self._now() < self._halted_until:
+            raise CreatesHalted(
+                f"{self._unknown_in_a_row} creates in a row had unknown outcomes; nothing was sent; "
+                "one more may try in a minute"
+            )
+        self._halted_until = self._now() + HALT_S
+
+    def answered(self) -> None:
+        """Note that the service answered."""
+        self._unknown_in_a_row = 0
+
+    def unknown(self) -> None:
+        """Note that nobody knows what became of a create."""
+        self._unknown_in_a_row += 1
+        self._halted_until = self._now() + HALT_S
+
+
 class Creation:
     """One create on its way: sent again only while it is proven that nothing was created.
 
@@ -230,6 +275,7 @@ class Creation:
         request: WireRequest,
         transport: CreateTransport,
         limiter: Limiter,
+        breaker: Breaker,
         journal: Journal,
         counters: Counters,
         rng: random.Random,
@@ -242,6 +288,7 @@ class Creation:
         self._request = request
         self._transport = transport
         self._limiter = limiter
+        self._breaker = breaker
         self._journal = journal
         self._counters = counters
         self._waits = delays(rng)
@@ -264,6 +311,7 @@ class Creation:
 
         Raises:
             ApiError: The service refused; nothing was created, says its answer.
+            CreatesHalted: Nothing was sent, since too many creates before it had unknown outcomes.
             TransportError: Nothing was sent, and there is no time or no sense in trying again.
             CreateOutcomeUnknown: The body left and no answer proved what happened.
             JournalError: Nothing was sent, since it could not be recorded.
@@ -271,10 +319,13 @@ class Creation:
         while True:
             attempt = await self._attempt()
             answer = attempt.answer
+            if answer.verdict is Verdict.UNKNOWN:
+                self._breaker.unknown()
+                raise self._unknown(attempt.reason)
+            if answer.verdict is not Verdict.NOT_SENT:
+                self._breaker.answered()
             if answer.verdict is Verdict.CREATED:
                 return answer.task_id
-            if answer.verdict is Verdict.UNKNOWN:
-                raise self._unknown(attempt.reason)
             if answer.verdict is Verdict.REFUSED and answer.error is not None:
                 raise answer.error
             await self._journal.unsent(self._intent_id)
@@ -282,6 +333,11 @@ class Creation:
 
     async def _attempt(self) -> Attempt:
         await self._limiter.acquire()
+        try:
+            self._breaker.check()
+        except CreatesHalted:
+            self._limiter.unused()
+            raise
         gate = self._gate = Gate(partial(self._journal.sending, self._intent_id))
         try:
             attempt = await self._transport.post(self._request, gate)

@@ -5,6 +5,7 @@ KieError
 │   └── RefConflict         you: this ref was used for another body
 ├── SessionMisuse           you: the session is not open, closed, or of another event loop
 ├── BudgetExceeded          you: the budget you set is spent; nothing was sent
+├── CreatesHalted           you: three creates in a row ended unknown; nothing was sent; look first
 ├── TransportError          nobody: the network failed and nothing was paid; try again
 │   └── AnswerUnreadable    nobody: an answer came and could not be read
 ├── ApiError                you or them: the service said no, with a code
@@ -63,6 +64,10 @@ class SessionMisuse(KieError, RuntimeError):
 
 class BudgetExceeded(KieError):
     """The budget is spent; nothing was sent."""
+
+
+class CreatesHalted(KieError):
+    """Too many creates in a row had unknown outcomes; nothing was sent."""
 
 
 class TransportError(KieError):

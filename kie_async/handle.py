@@ -7,11 +7,22 @@ import logging
 from collections.abc import AsyncIterator, Generator
 from typing import Any, Protocol
 
-from .errors import InvalidRequest, KieError, SessionMisuse, TaskFailed, TaskTimedOut
+from .errors import (
+    CreateOutcomeUnknown,
+    InvalidRequest,
+    KieError,
+    SessionMisuse,
+    TaskAbandoned,
+    TaskDetached,
+    TaskFailed,
+    TaskTimedOut,
+)
 from .inputs import TaskRequest
 from .models import TaskRecord, TaskResult
 from .states import TaskState, advance
 
+_TOLD = (TaskDetached, TaskAbandoned, CreateOutcomeUnknown)
+"""Ends that were logged when they came, or that the user asked for."""
 _log = logging.getLogger("kie_async")
 
 
@@ -40,10 +51,12 @@ class TaskHandle:
 
     __slots__ = (
         "__weakref__",
+        "_fingerprint",
         "_has_slot",
         "_intent_id",
         "_is_ending",
         "_loop",
+        "_model",
         "_news",
         "_outcome",
         "_owner",
@@ -53,6 +66,7 @@ class TaskHandle:
         "_watch",
         "deadline",
         "record",
+        "ref",
         "request",
         "task_id",
     )
@@ -66,11 +80,16 @@ class TaskHandle:
         task_id: str = "",
         intent_id: str = "",
         request: TaskRequest | None = None,
+        ref: str | None = None,
+        model: str = "",
+        fingerprint: bytes = b"",
     ) -> None:
         self.task_id = task_id
         """The service's id; empty only while the outcome of the create is unknown."""
         self.request = request
-        """What was asked for; None for an attached id."""
+        """What was asked for; None for an attached or resumed task."""
+        self.ref = request.ref if request else ref
+        """The caller's own key."""
         self.record: TaskRecord | None = None
         """The latest observation."""
         self.deadline = deadline
@@ -78,6 +97,8 @@ class TaskHandle:
         self._owner = owner
         self._loop = loop
         self._intent_id = intent_id
+        self._fingerprint = fingerprint
+        self._model = request.model if request else model
         self._state = TaskState.UNKNOWN
         self._outcome: TaskResult | KieError | None = None
         self._waiters: list[asyncio.Future[None]] | None = None
@@ -91,13 +112,8 @@ class TaskHandle:
         return f"<TaskHandle {self.task_id or 'unknown'} {self._state}{' done' if self.is_done else ''}>"
 
     def __del__(self) -> None:
-        if not self._seen and isinstance(self._outcome, KieError):
+        if not self._seen and isinstance(self._outcome, KieError) and not isinstance(self._outcome, _TOLD):
             _log.warning("nobody awaited a task that yielded no result: %s", self._outcome)
-
-    @property
-    def ref(self) -> str | None:
-        """Return the caller's own key."""
-        return self.request.ref if self.request else None
 
     @property
     def state(self) -> TaskState:

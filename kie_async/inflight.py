@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from datetime import UTC, datetime
 from enum import Enum
 
 import attrs
 
+from .codes import error_for
 from .errors import (
     ApiError,
     CreateOutcomeUnknown,
@@ -24,9 +27,10 @@ from .errors import (
     TransportError,
 )
 from .handle import TaskHandle
-from .journal import Journal
-from .models import Counters, EventKind, SessionEvent, TaskRecord, TaskResult
+from .journal import Intent, IntentState, Journal
+from .models import Counters, EventKind, SessionEvent, TaskRecord, TaskResult, decode_object
 from .poller import Poller, Source
+from .records import decode_record
 from .signing import is_address
 from .states import TaskState
 
@@ -40,7 +44,7 @@ class _Phase(Enum):
 
     CREATING = "creating"
     UNKNOWN = "unknown"
-    REFUSED = "refused"
+    REJECTED = "rejected"
 
 
 @attrs.define(eq=False)
@@ -53,6 +57,8 @@ class _Pending:
     """A delivery that outran the create answer; one per intent."""
     is_held_signed: bool = False
     is_adopting: bool = False
+    is_awaited: bool = True
+    """False for one read from a journal that nobody has asked for yet."""
     error: CreateOutcomeUnknown | None = None
 
 
@@ -73,6 +79,7 @@ class InFlight:
         confirm: Callable[[str], Awaitable[tuple[TaskRecord, str | None]]],
         spawn: Callable[[Coroutine[object, object, None]], object],
         free_slot: Callable[[], None],
+        new_handle: Callable[[Intent], TaskHandle],
         on_event: Callable[[SessionEvent], None] | None,
     ) -> None:
         self.callback_secrets = tuple(callback_secrets)
@@ -83,39 +90,51 @@ class InFlight:
         self._confirm = confirm
         self._spawn = spawn
         self._free_slot = free_slot
+        self._new_handle = new_handle
         self._on_event = on_event
         self._by_task: dict[str, TaskHandle] = {}
         self._by_intent: dict[str, TaskHandle] = {}
+        self._by_ref: dict[str, TaskHandle] = {}
         self._pending: dict[str, _Pending] = {}
-        self._refused: OrderedDict[str, None] = OrderedDict()
+        self._rejected: OrderedDict[str, None] = OrderedDict()
+        self._settling: set[asyncio.Task[None]] = set()
+        self._spent_before = (0, 0.0)
         self._settled: OrderedDict[str, str] = OrderedDict()
 
     # --- the table -----------------------------------------------------------------------------
 
     @property
     def handles(self) -> list[TaskHandle]:
-        """Return the handles in flight, those with unknown creates included."""
-        unknown = [p.handle for p in self._pending.values() if p.phase is _Phase.UNKNOWN]
-        return [*self._by_task.values(), *unknown]
+        """Return the handles that somebody may be waiting for."""
+        pending = [p.handle for p in self._pending.values() if p.phase is _Phase.UNKNOWN and p.is_awaited]
+        return [handle for handle in (*self._by_task.values(), *pending) if not handle.is_done]
 
     def __len__(self) -> int:
         return len(self._by_task)
+
+    def get(self, task_id: str) -> TaskHandle | None:
+        """Return the handle in flight for a task."""
+        return self._by_task.get(task_id)
+
+    def with_ref(self, ref: str) -> TaskHandle | None:
+        """Return the handle in flight for a ref."""
+        handle = self._by_ref.get(ref)
+        return handle if handle is not None and handle.task_id in self._by_task else None
 
     @property
     def committed(self) -> int:
         """Return how many tasks were created or may have been, those on their way included."""
         on_their_way = sum(p.phase is _Phase.CREATING for p in self._pending.values())
-        return self._counters.creates + self._counters.unknown_creates + on_their_way
+        return self._spent_before[0] + self._counters.creates + self._counters.unknown_creates + on_their_way
 
     @property
     def committed_credits(self) -> float:
-        """Return what was consumed, and what is held for tasks in flight as far as their records say."""
-        held = sum((h.record.credits or 0.0) for h in self._by_task.values() if h.record)
-        return self._counters.credits_consumed + held
-
-    def get(self, task_id: str) -> TaskHandle | None:
-        """Return the handle in flight for a task."""
-        return self._by_task.get(task_id)
+        """Return what was consumed and what is held; tasks not looked at yet count as the mean so far."""
+        done = self._counters.settled_by_callback + self._counters.settled_by_poll
+        mean = self._counters.credits_consumed / done if done else 0.0
+        records = [handle.record for handle in self._by_task.values()]
+        held = sum(mean if r is None or r.credits is None else r.credits for r in records)
+        return self._spent_before[1] + self._counters.credits_consumed + held
 
     def begin(self, handle: TaskHandle) -> None:
         """Expect a task for the handle's intent: from now on its callbacks are known."""
@@ -126,15 +145,18 @@ class InFlight:
         self._pending.pop(handle._intent_id, None)
         self._release(handle)
 
-    def refuse(self, handle: TaskHandle) -> None:
+    def reject(self, handle: TaskHandle) -> None:
         """Note that the create was refused; a callback may still prove otherwise."""
         pending = self._pending[handle._intent_id]
-        pending.phase = _Phase.REFUSED
-        self._refused[handle._intent_id] = None
-        if len(self._refused) > _REMEMBERED:
-            self._pending.pop(self._refused.popitem(last=False)[0], None)
+        self._keep_rejected(pending)
         self._release(handle)
         self._adopt_held(pending)
+
+    def _keep_rejected(self, pending: _Pending) -> None:
+        pending.phase = _Phase.REJECTED
+        self._rejected[pending.handle._intent_id] = None
+        if len(self._rejected) > _REMEMBERED:
+            self._pending.pop(self._rejected.popitem(last=False)[0], None)
 
     def unknown(self, handle: TaskHandle, error: CreateOutcomeUnknown) -> None:
         """Note that nobody knows what became of the create; the slot is free at once."""
@@ -147,6 +169,76 @@ class InFlight:
         self.poller.watch_deadline(handle)
         self._emit("unknown", handle)
         self._adopt_held(pending)
+
+    # --- what a former process left -------------------------------------------------------------
+
+    async def replay(self) -> None:
+        """Read the journal: unknown and rejected creates can be adopted from now on.
+
+        Raises:
+            JournalError: It cannot be opened or trusted.
+        """
+        left = await self._journal.open()
+        self._spent_before = await self._journal.totals()
+        for intent in left:
+            pending = self._pending[intent.intent_id] = _Pending(self._new_handle(intent), is_awaited=False)
+            if intent.state is IntentState.REJECTED:
+                self._keep_rejected(pending)
+                continue
+            pending.phase = _Phase.UNKNOWN
+            since = datetime.fromtimestamp(intent.planned_ms / 1000, tz=UTC)
+            pending.error = CreateOutcomeUnknown(intent.intent_id, intent.reason, since, intent.ref)
+            pending.error.handle = pending.handle
+        unknown = [p.handle._intent_id for p in self._pending.values() if p.phase is _Phase.UNKNOWN]
+        if unknown:
+            _log.warning(
+                "the journal holds %d creates of unknown outcome: %s", len(unknown), ", ".join(unknown)
+            )
+
+    async def resume(self, deadline: float) -> list[TaskHandle]:
+        """Return handles for every unsettled task of the journal, and for creates of unknown outcome."""
+        handles = [self.revive(intent, deadline) for intent in await self._journal.unsettled()]
+        for pending in self._pending.values():
+            if pending.phase is _Phase.UNKNOWN and not pending.handle.is_done:
+                self._await(pending, deadline)
+                handles.append(pending.handle)
+        return handles
+
+    def revive(self, intent: Intent, deadline: float) -> TaskHandle:
+        """Return the handle of an intent found in the journal.
+
+        Raises:
+            CreateOutcomeUnknown: Nobody knows what became of it; its handle is on the error.
+            ApiError: The service refused it in words that leave doubt, so it is not sent again.
+        """
+        if (pending := self._pending.get(intent.intent_id)) is not None and pending.error is not None:
+            self._await(pending, deadline)
+            raise pending.error
+        if intent.state is IntentState.REJECTED:
+            raise error_for(intent.code or 500, intent.reason)
+        if not intent.task_id:
+            since = datetime.fromtimestamp(intent.planned_ms / 1000, tz=UTC)
+            raise CreateOutcomeUnknown(intent.intent_id, intent.reason, since, intent.ref)
+        if (known := self._by_task.get(intent.task_id)) is not None:
+            return known
+        handle = self._new_handle(intent)
+        handle.deadline = deadline
+        if intent.record:
+            handle.task_id, handle._seen = intent.task_id, True
+            handle._observe(record := decode_record(decode_object(intent.record) or {}))
+            handle._settle(_outcome(record))
+        else:
+            self.bind(handle, intent.task_id)
+            self.poller.watch(handle, expects_callback=intent.expects_callback, at_once=True)
+        return handle
+
+    def _await(self, pending: _Pending, deadline: float) -> None:
+        if not pending.is_awaited:
+            pending.is_awaited = True
+            pending.handle.deadline = deadline
+            self.poller.watch_deadline(pending.handle)
+
+    # --- from create to settle -----------------------------------------------------------------
 
     def bind(self, handle: TaskHandle, task_id: str) -> None:
         """Join a handle to its task: an answer named it, or an adoption proved it.
@@ -161,9 +253,11 @@ class InFlight:
         self._by_task[task_id] = handle
         if handle._intent_id:
             self._by_intent[handle._intent_id] = handle
+        if handle.ref is not None:
+            self._by_ref[handle.ref] = handle
         if pending is not None and pending.phase is _Phase.CREATING:
             self._counters.creates += 1
-        self._emit("created", handle)
+            self._emit("created", handle)
         if pending is not None and pending.held is not None:
             self._take_held(pending.held, handle, is_signed=pending.is_held_signed)
 
@@ -186,7 +280,11 @@ class InFlight:
             handle._is_ending = True
             self.poller.forget(handle)
             if self._journal.is_durable and handle._intent_id:
-                self._spawn(self._settle_durably(handle, record, source))
+                settling = asyncio.get_running_loop().create_task(
+                    self._settle_durably(handle, record, source), name="kie_async settle"
+                )
+                self._settling.add(settling)
+                settling.add_done_callback(self._settling.discard)
             else:
                 self._settle(handle, record, source)
         elif handle.state is not before:
@@ -199,6 +297,11 @@ class InFlight:
             # The result is here and paid; a restart would only read it again.
             _log.error("the end of task %s could not be written: %s", record.task_id, exc)
         self._settle(handle, record, source)
+
+    async def drain(self) -> None:
+        """Wait until every end that was seen is written and told."""
+        while self._settling:
+            await asyncio.wait(set(self._settling))
 
     def _settle(self, handle: TaskHandle, record: TaskRecord, source: Source) -> None:
         self._counters.credits_consumed += record.credits or 0.0
@@ -213,6 +316,8 @@ class InFlight:
         self.poller.forget(handle)
         if self._by_task.get(handle.task_id) is handle:
             del self._by_task[handle.task_id]
+        if handle.ref is not None and self._by_ref.get(handle.ref) is handle:
+            del self._by_ref[handle.ref]
         intent_id = handle._intent_id
         if self._by_intent.pop(intent_id, None) is not None:
             self._settled[intent_id] = handle.task_id
@@ -223,10 +328,16 @@ class InFlight:
         self._emit("settled", handle, source)
 
     def expire(self, handle: TaskHandle) -> None:
-        """Settle a handle whose deadline passed."""
-        pending = self._pending.pop(handle._intent_id, None)
+        """Settle a handle whose deadline passed; an unknown create can be adopted even after that."""
+        pending = self._pending.get(handle._intent_id)
         unknown = pending.error if pending is not None else None
         self.close(handle, unknown or TaskTimedOut(handle.task_id, handle.record))
+
+    async def write_off(self, handle: TaskHandle) -> None:
+        """Give up an unknown create."""
+        await self._journal.ended(handle._intent_id, IntentState.WRITTEN_OFF, reason="written off")
+        self.expire(handle)
+        self._pending.pop(handle._intent_id, None)
 
     def _release(self, handle: TaskHandle) -> None:
         if handle._has_slot:
@@ -317,11 +428,17 @@ class InFlight:
             InvalidRequest: The task belongs to another handle.
             JournalError: The binding could not be written.
         """
-        pending = self._pending.get(handle._intent_id)
         await self._journal.created(handle._intent_id, record.task_id, adopted_by=adopted_by)
-        if pending is not None and pending.phase is _Phase.REFUSED:
+        pending = self._pending.get(handle._intent_id)
+        if pending is not None and pending.phase is _Phase.REJECTED:
             self._counters.ghost_creates += 1
             _log.error("task %s exists although its create was refused; it is billed", record.task_id)
+        if handle.is_done:  # too late for its awaiters; the journal and the counts still hear the end
+            late = Intent(intent_id=handle._intent_id, model=handle._model, ref=handle.ref)
+            handle = self._new_handle(late)
+            handle._seen = True
+        if pending is None or not pending.is_awaited or pending.phase is _Phase.REJECTED:
+            handle.deadline = math.inf
         self.poller.forget(handle)
         self.bind(handle, record.task_id)
         self._emit("adopted", handle)
@@ -349,7 +466,7 @@ class InFlight:
 
 def _fits(handle: TaskHandle, record: TaskRecord) -> bool:
     """Tell whether a record can be of the task the handle asked for."""
-    return handle.request is None or not record.model or record.model == handle.request.model
+    return not handle._model or not record.model or record.model == handle._model
 
 
 def _outcome(record: TaskRecord) -> TaskResult | KieError:

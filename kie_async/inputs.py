@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -155,3 +157,28 @@ def as_request(
     raise InvalidRequest(
         f"request must be a TaskRequest, a typed input or a model name, got {type(request).__name__}"
     )
+
+
+def fingerprint(request: TaskRequest) -> bytes:
+    """Return what tells one request from another: a digest of model, input and the files in it.
+
+    Reads the files, so call it from a thread.
+
+    Raises:
+        InvalidRequest: A file cannot be read, or the input has no JSON form.
+    """
+
+    def digest(value: object) -> object:
+        if not isinstance(value, Path):
+            raise TypeError(f"{type(value).__name__} has no JSON form")
+        with value.open("rb") as file:
+            return {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+    asked = {"model": request.model, "input": dict(request.input), "callback_url": request.callback_url}
+    try:
+        text = json.dumps(asked, default=digest, sort_keys=True)
+    except OSError as exc:
+        raise InvalidRequest(f"cannot read {exc.filename}: {exc.strerror}") from None
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise InvalidRequest(f"input has no JSON form: {exc}") from None
+    return hashlib.sha256(text.encode()).digest()

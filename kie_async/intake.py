@@ -5,15 +5,30 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from weakref import WeakValueDictionary
+
+import attrs
 
 from . import wire
-from .creates import CreateTransport, Creation
-from .errors import ApiError, BudgetExceeded, CreateOutcomeUnknown, KieError, SessionMisuse
+from .creates import Breaker, CreateTransport, Creation
+from .errors import (
+    ApiError,
+    BudgetExceeded,
+    CreateOutcomeUnknown,
+    JournalError,
+    KieError,
+    RateLimited,
+    RefConflict,
+    SessionMisuse,
+)
+from .files import Files
 from .handle import TaskHandle
 from .inflight import InFlight
-from .inputs import TaskRequest
-from .journal import Intent, Journal
+from .inputs import TaskRequest, fingerprint
+from .journal import Intent, IntentState, Journal
 from .limiter import Limiter
 from .models import Budget, Counters
 from .poller import Poller
@@ -36,21 +51,25 @@ class Intake:
         *,
         table: InFlight,
         poller: Poller,
+        files: Files,
         transport: CreateTransport,
         limiter: Limiter,
+        breaker: Breaker,
         journal: Journal,
         counters: Counters,
         slots: asyncio.Semaphore,
         budget: Budget | None,
         address: Callable[[str], str | None],
-        new_handle: Callable[[str, TaskRequest], TaskHandle],
+        new_handle: Callable[[Intent, TaskRequest], TaskHandle],
         watches_callbacks: bool,
         rng: random.Random,
     ) -> None:
         self._table = table
         self._poller = poller
+        self._files = files
         self._transport = transport
         self._limiter = limiter
+        self._breaker = breaker
         self._journal = journal
         self._counters = counters
         self._slots = slots
@@ -60,44 +79,77 @@ class Intake:
         self._watches_callbacks = watches_callbacks
         self._rng = rng
         self._is_closing = False
+        self._refs: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._orphans: dict[str, asyncio.Task[TaskHandle]] = {}
         self._sending: dict[asyncio.Task[TaskHandle], Creation] = {}
 
     async def create(self, wish: TaskRequest, timeout_s: float) -> TaskHandle:
-        """Return the handle of a new task; see `KieSession.create` for what it raises."""
-        intent_id = new_intent_id()
-        own_url = None if wish.callback_url else self._address(intent_id)
-        request = wire.encode_create(wish, own_url)
-        handle = self._new_handle(intent_id, wish)
+        """Return the handle of a new task, or the one a ref stands for; see `KieSession.create`."""
+        if wish.ref is None:
+            return await self._create(wish, b"", timeout_s)
+        asked = await asyncio.to_thread(fingerprint, wish)
+        async with self._refs.setdefault(wish.ref, asyncio.Lock()):
+            known = await self._known(wish.ref, asked, timeout_s)
+            return known or await self._create(wish, asked, timeout_s)
+
+    async def _known(self, ref: str, asked: bytes, timeout_s: float) -> TaskHandle | None:
+        """Return the handle a ref stands for, if it stands for one.
+
+        Raises:
+            RefConflict: It stands for another request.
+        """
+        if (orphan := self._orphans.get(ref)) is not None:
+            return await asyncio.shield(orphan)
+        if (handle := self._table.with_ref(ref)) is not None:
+            _check_same(ref, handle._fingerprint, asked)
+            return handle
+        intent = await self._journal.find(ref)
+        if intent is None:
+            return None
+        _check_same(ref, intent.fingerprint, asked)
+        return self._table.revive(intent, asyncio.get_running_loop().time() + timeout_s)
+
+    async def _create(self, wish: TaskRequest, asked: bytes, timeout_s: float) -> TaskHandle:
+        intent = Intent(
+            intent_id=new_intent_id(),
+            model=wish.model,
+            ref=wish.ref,
+            fingerprint=asked,
+            expects_callback=wish.callback_url is None and self._watches_callbacks,
+        )
+        own_url = None if wish.callback_url else self._address(intent.intent_id)
+        request = wire.encode_create(await self._files.with_uploads(wish), own_url)
+        handle = self._new_handle(intent, wish)
         await self._slots.acquire()
         handle._has_slot = True
         self._table.begin(handle)
         try:
             self._check_open()
             self._check_budget()
-            intent = Intent(intent_id=intent_id, model=wish.model, ref=wish.ref, body=request.body or b"")
-            await self._journal.plan(intent)
+            await self._journal.plan(attrs.evolve(intent, body=(request.body or b"").decode()))
         except BaseException:
             self._table.cancel(handle)
             raise
-        return await self._send(handle, request, timeout_s, expects_callback=own_url is not None)
+        return await self._send(handle, request, timeout_s, intent)
 
     async def _send(
-        self, handle: TaskHandle, request: wire.WireRequest, timeout_s: float, *, expects_callback: bool
+        self, handle: TaskHandle, request: wire.WireRequest, timeout_s: float, intent: Intent
     ) -> TaskHandle:
         """Send in a watcher that outlives its caller: a cancel stops only what has not left."""
         handle.deadline = asyncio.get_running_loop().time() + timeout_s
         creation = Creation(
-            intent_id=handle._intent_id,
-            ref=handle.ref,
+            intent_id=intent.intent_id,
+            ref=intent.ref,
             request=request,
             transport=self._transport,
             limiter=self._limiter,
+            breaker=self._breaker,
             journal=self._journal,
             counters=self._counters,
             rng=self._rng,
             deadline=handle.deadline,
         )
-        work = self._run(handle, creation, timeout_s, expects_callback=expects_callback)
+        work = self._run(handle, creation, timeout_s, intent)
         sending = asyncio.get_running_loop().create_task(work, name="kie_async create")
         self._sending[sending] = creation
         sending.add_done_callback(self._sending.pop)
@@ -107,37 +159,80 @@ class Intake:
             if creation.stop():
                 sending.cancel()
             else:
-                creation.is_orphan = True
+                self._adopt_orphan(sending, creation, handle)
             raise
 
+    def _adopt_orphan(
+        self, sending: asyncio.Task[TaskHandle], creation: Creation, handle: TaskHandle
+    ) -> None:
+        """Let a create whose caller is gone go on; its ref finds it."""
+        creation.is_orphan = True
+        if (ref := handle.ref) is not None and not sending.done():
+            self._orphans[ref] = sending
+            sending.add_done_callback(lambda _: self._orphans.pop(ref, None))
+
     async def _run(
-        self, handle: TaskHandle, creation: Creation, timeout_s: float, *, expects_callback: bool
+        self, handle: TaskHandle, creation: Creation, timeout_s: float, intent: Intent
     ) -> TaskHandle:
         try:
             task_id = await creation.run()
-            await self._journal.created(handle._intent_id, task_id)
-            handle.deadline = asyncio.get_running_loop().time() + timeout_s
-            self._table.bind(handle, task_id)
-        except CreateOutcomeUnknown as exc:
-            await self._journal.ended(handle._intent_id, "UNKNOWN", exc.reason)
-            self._table.unknown(handle, exc)
-            raise
-        except ApiError as exc:
-            await self._journal.ended(handle._intent_id, "REFUSED", str(exc))
-            self._table.refuse(handle)
-            raise
         except asyncio.CancelledError:
-            self._table.cancel(handle)
+            await self._forget(handle)
             self._check_open()
             raise
-        except KieError:
-            self._table.cancel(handle)
+        except KieError as exc:
+            await self._note_failure(handle, exc)
             raise
+        await self._note_created(handle, task_id)
+        handle.deadline = asyncio.get_running_loop().time() + timeout_s
+        self._table.bind(handle, task_id)
         if creation.is_orphan:
             _log.warning("task %s was created after its caller was cancelled; it goes on", task_id)
         if not handle.is_done and not handle._is_ending:
-            self._poller.watch(handle, expects_callback=expects_callback and self._watches_callbacks)
+            self._poller.watch(handle, expects_callback=intent.expects_callback)
         return handle
+
+    async def _note_created(self, handle: TaskHandle, task_id: str) -> None:
+        """Make the id durable before user code sees it.
+
+        Raises:
+            CreateOutcomeUnknown: Another intent has this very task: one of the two is lost.
+            JournalError: The id could not be committed; it is in the message and in the rescue file.
+        """
+        if self._table.get(task_id) is not None:
+            reason = f"the answer names task {task_id}, which belongs to another create"
+            error = CreateOutcomeUnknown(handle._intent_id, reason, datetime.now(UTC), handle.ref)
+            await self._note_failure(handle, error)
+            raise error
+        try:
+            await self._journal.created(handle._intent_id, task_id)
+        except JournalError as exc:
+            self._table.cancel(handle)
+            _log.critical("task %s was created and is paid, but could not be noted: %s", task_id, exc)
+            raise JournalError(
+                f"task {task_id} was created and is paid, but could not be noted: {exc}"
+            ) from exc
+
+    async def _note_failure(self, handle: TaskHandle, error: KieError) -> None:
+        """Note in table and journal what a create ended with, if not with a task."""
+        intent_id = handle._intent_id
+        if isinstance(error, CreateOutcomeUnknown):
+            with _logged("the unknown outcome"):
+                await self._journal.ended(intent_id, IntentState.UNKNOWN, reason=error.reason)
+            self._table.unknown(handle, error)
+        elif isinstance(error, ApiError) and not isinstance(error, RateLimited):
+            with _logged("the refusal"):
+                await self._journal.ended(
+                    intent_id, IntentState.REJECTED, reason=error.message, code=error.code
+                )
+            self._table.reject(handle)
+        else:
+            await self._forget(handle)
+
+    async def _forget(self, handle: TaskHandle) -> None:
+        with _logged("that nothing was created"):
+            await self._journal.ended(handle._intent_id, IntentState.NOT_CREATED)
+        self._table.cancel(handle)
 
     async def drain(self) -> None:
         """Keep back what has not left, and give what has left some time to learn its id."""
@@ -165,3 +260,17 @@ class Intake:
             raise BudgetExceeded(f"the budget of {budget.tasks} tasks is spent; nothing was sent")
         if budget.credits is not None and self._table.committed_credits >= budget.credits:
             raise BudgetExceeded(f"the budget of {budget.credits:g} credits is spent; nothing was sent")
+
+
+def _check_same(ref: str, noted: bytes, given: bytes) -> None:
+    if noted != given:
+        raise RefConflict(ref)
+
+
+@contextmanager
+def _logged(what: str) -> Iterator[None]:
+    """Log a note that could not be written, where the next open finds SENDING or PLANNED: both are safe."""
+    try:
+        yield
+    except JournalError:
+        _log.exception("%s could not be noted; the next open will find out", what)

@@ -2,34 +2,78 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from enum import StrEnum
 
 import attrs
 
 from .models import TaskRecord
 
 
+class IntentState(StrEnum):
+    """How far an intent has come."""
+
+    PLANNED = "PLANNED"
+    SENDING = "SENDING"
+    """The body may be on the wire; found at open, it means UNKNOWN."""
+    CREATED = "CREATED"
+    REJECTED = "REJECTED"
+    NOT_CREATED = "NOT_CREATED"
+    UNKNOWN = "UNKNOWN"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    WRITTEN_OFF = "WRITTEN_OFF"
+
+
 @attrs.frozen(kw_only=True)
 class Intent:
-    """One wish to create one task: written down before the first byte leaves."""
+    """One wish to create one task, and what is known of it."""
 
     intent_id: str
     model: str
     ref: str | None = None
-    body: bytes = attrs.field(default=b"", repr=False)
+    fingerprint: bytes = attrs.field(default=b"", repr=False)
+    """SHA-256 of what was asked for; the same ref must mean the same."""
+    body: str | None = attrs.field(default=None, repr=False)
+    """The request itself, only in a journal that was asked to keep bodies."""
+    state: IntentState = IntentState.PLANNED
+    task_id: str = ""
+    reason: str = ""
+    code: int | None = None
+    """The service's code, if it refused."""
+    credits: float | None = None
+    record: str = attrs.field(default="", repr=False)
+    """The terminal record, as JSON."""
+    expects_callback: bool = False
+    planned_ms: int = 0
 
 
-class Journal(Protocol):
-    """The record a session keeps. Every call returns when what it says is as durable as it gets.
+class Journal:
+    """The record a session keeps. This one, of a session without a path, forgets: a crash loses it.
 
-    A call that cannot be kept raises `JournalError`.
+    Every call returns when what it says is as durable as it gets; one that cannot be kept raises
+    `JournalError`.
     """
 
-    is_durable: bool
+    is_durable = False
     """Whether a restart would find what was noted."""
 
+    async def open(self) -> list[Intent]:
+        """Return the intents a former process left unknown, or rejected in words that leave doubt."""
+        return []
+
+    async def find(self, ref: str) -> Intent | None:
+        """Return the intent that has a ref, unless the ref may be used again."""
+
+    async def unsettled(self) -> list[Intent]:
+        """Return the intents with a task that was not seen to end."""
+        return []
+
+    async def totals(self) -> tuple[int, float]:
+        """Return how many tasks were created or may have been, and the credits they took."""
+        return 0, 0.0
+
     async def plan(self, intent: Intent) -> None:
-        """Note an intent; nothing was sent."""
+        """Note an intent; nothing was sent. It takes over the ref of one that never became a task."""
 
     async def sending(self, intent_id: str) -> None:
         """Note that the body is about to leave; called inside the hook before the first byte."""
@@ -40,38 +84,13 @@ class Journal(Protocol):
     async def created(self, intent_id: str, task_id: str, *, adopted_by: str = "") -> None:
         """Note the id of the task an intent became."""
 
-    async def ended(self, intent_id: str, state: str, reason: str) -> None:
-        """Note that an intent was refused, not created, is unknown or written off."""
+    async def ended(
+        self, intent_id: str, state: IntentState, *, reason: str = "", code: int | None = None
+    ) -> None:
+        """Note that an intent was rejected, not created, is unknown or written off."""
 
     async def settled(self, intent_id: str, record: TaskRecord) -> None:
         """Note the terminal record of the intent's task."""
 
     async def aclose(self) -> None:
         """Finish what was begun and let go."""
-
-
-class ForgetfulJournal:
-    """The journal of a session without a path: a crash forgets paid tasks, so it notes nothing."""
-
-    is_durable = False
-
-    async def plan(self, intent: Intent) -> None:
-        """Note nothing."""
-
-    async def sending(self, intent_id: str) -> None:
-        """Note nothing."""
-
-    async def unsent(self, intent_id: str) -> None:
-        """Note nothing."""
-
-    async def created(self, intent_id: str, task_id: str, *, adopted_by: str = "") -> None:
-        """Note nothing."""
-
-    async def ended(self, intent_id: str, state: str, reason: str) -> None:
-        """Note nothing."""
-
-    async def settled(self, intent_id: str, record: TaskRecord) -> None:
-        """Note nothing."""
-
-    async def aclose(self) -> None:
-        """Hold nothing to let go."""

@@ -16,7 +16,7 @@ import attrs
 from . import wire
 from .callbacks import CallbackReceiver
 from .checks import check_above_zero, check_callback_url, check_origin, is_loopback
-from .creates import CreateTransport
+from .creates import Breaker, CreateTransport
 from .errors import (
     InvalidRequest,
     RateLimited,
@@ -31,7 +31,7 @@ from .handle import TaskHandle
 from .inflight import InFlight
 from .inputs import TaskRequest, TypedInput, as_request
 from .intake import Intake
-from .journal import ForgetfulJournal, Journal
+from .journal import Intent, Journal
 from .limiter import Limiter
 from .models import (
     Budget,
@@ -46,6 +46,7 @@ from .models import (
 from .poll_schedule import PollSchedule
 from .poller import Poller
 from .signing import address_mac, as_keys, derive_callback_secret
+from .sqlite_journal import SqliteJournal
 from .states import TASK_ID
 from .transport import Secret, Transport, delays
 
@@ -61,7 +62,8 @@ class KieSession:
 
     Without *api_key* the environment's ``KIE_API_KEY`` is used, without *base_url* its ``KIE_BASE_URL``,
     else the service. *callback_url* is where the service can reach *receiver*. *max_in_flight* tasks
-    exist unsettled at most. *task_timeout_s* is how long a created task is waited for.
+    exist unsettled at most. *journal* is the path of the durable record; without it a crash forgets
+    paid tasks. *task_timeout_s* is how long a created task is waited for.
     *confirm_callbacks* None confirms deliveries by a query when the receiver has no keys, True always,
     False never. *callback_secrets* sign callback addresses, the first one new ones; by default they
     derive from the key. *on_event* is called with each `SessionEvent`, on the loop.
@@ -78,6 +80,7 @@ class KieSession:
         upload_url: str | None = None,
         callback_url: str | None = None,
         receiver: CallbackReceiver | None = None,
+        journal: str | Path | None = None,
         max_in_flight: int = 100,
         limits: Limits = Limits(),  # noqa: B008  (frozen)
         poll: PollSchedule = PollSchedule(),  # noqa: B008  (frozen)
@@ -105,9 +108,10 @@ class KieSession:
         self._budget = budget
         self._rng = rng or random.Random()
         self._counters = Counters()
-        self._journal: Journal = ForgetfulJournal()
+        self._journal = Journal() if journal is None else SqliteJournal(journal)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_closing = False
+        self._is_attached = False
         self._watchers: set[asyncio.Task[Any]] = set()
         self._slots = asyncio.Semaphore(max_in_flight)
         self._in_flight = InFlight(
@@ -118,6 +122,7 @@ class KieSession:
             confirm=self._confirm,
             spawn=self._spawn,
             free_slot=self._slots.release,
+            new_handle=self._new_handle,
             on_event=on_event,
         )
 
@@ -131,6 +136,8 @@ class KieSession:
 
         Raises:
             SessionMisuse: It was opened before.
+            JournalError: The journal cannot be opened or trusted.
+            JournalLocked: Another session or process has it open.
         """
         if self._loop is not None:
             raise SessionMisuse("a session opens once; make a new KieSession")
@@ -156,7 +163,9 @@ class KieSession:
         self._intake = Intake(
             table=self._in_flight,
             poller=self._poller,
+            files=self._files,
             transport=self._creates,
+            breaker=Breaker(now=loop.time),
             limiter=Limiter(self._limits.create, now=loop.time),
             journal=self._journal,
             counters=self._counters,
@@ -167,8 +176,14 @@ class KieSession:
             watches_callbacks=self._receiver is not None,
             rng=self._rng,
         )
+        try:
+            await self._in_flight.replay()
+        except BaseException:
+            await self.aclose()
+            raise
         if self._receiver is not None:
             self._receiver.attach(self._in_flight)
+            self._is_attached = True
         return self
 
     async def __aenter__(self) -> Self:
@@ -191,12 +206,13 @@ class KieSession:
         self._check_loop()
         self._is_closing = True
         await self._intake.drain()
-        if self._receiver is not None:
+        if self._receiver is not None and self._is_attached:
             self._receiver.detach(self._in_flight)
         await self._poller.aclose()
         for watcher in list(self._watchers):
             watcher.cancel()
         await asyncio.gather(*self._watchers, return_exceptions=True)
+        await self._in_flight.drain()
         self._detach_all()
         for closing in (self._creates, self._queries, self._files, self._journal):
             await closing.aclose()
@@ -257,7 +273,7 @@ class KieSession:
         self._check_usable()
         wish = as_request(request, input, ref)
         timeout_s = self._timeout_s(timeout_s)
-        return await self._intake.create(await self._files.with_uploads(wish), timeout_s)
+        return await self._intake.create(wish, timeout_s)
 
     async def run(
         self,
@@ -288,11 +304,24 @@ class KieSession:
         timeout_s = self._timeout_s(timeout_s)
         handle = self._in_flight.get(task_id)
         if handle is None:
-            handle = self._new_handle("", None)
+            handle = self._new_handle(Intent(intent_id="", model=""))
             handle.deadline += timeout_s
             self._in_flight.bind(handle, task_id)
             self._poller.watch(handle, expects_callback=False, at_once=True)
         return handle
+
+    async def resume(self) -> list[TaskHandle]:
+        """Return a handle for every unsettled task of the journal; each is polled at once. Sends no create.
+
+        Creates of unknown outcome are among them, without a task id: they settle if a callback
+        adopts them. Calling it again returns the same handles.
+
+        Raises:
+            JournalError: The journal cannot be read.
+            SessionMisuse: The session is not open here.
+        """
+        self._check_usable()
+        return await self._in_flight.resume(asyncio.get_running_loop().time() + self._task_timeout_s)
 
     async def query(self, task_id: str) -> TaskRecord:
         """Return the record of a task as it stands; transient failures are asked again a few times.
@@ -360,19 +389,19 @@ class KieSession:
             InvalidRequest: The task is of another model, or belongs to another handle.
         """
         record = await self.query(task_id)
-        if handle.request is not None and record.model and record.model != handle.request.model:
-            raise InvalidRequest(f"task {task_id} is of model {record.model}, not of {handle.request.model}")
+        if handle._model and record.model and record.model != handle._model:
+            raise InvalidRequest(f"task {task_id} is of model {record.model}, not of {handle._model}")
         await self._in_flight.adopt(handle, record, adopted_by="hand")
 
     def write_off(self, handle: TaskHandle) -> None:
         """Settle an unknown create as lost; see `TaskHandle.write_off`."""
-        self._in_flight.expire(handle)
+        self._spawn(self._in_flight.write_off(handle))
 
     async def resubmit(self, handle: TaskHandle) -> TaskHandle:
         """Send the request of an unknown create as a new task; see `TaskHandle.resubmit`."""
         if handle.request is None:
             raise InvalidRequest("this handle does not hold its request; create a new task")
-        self._in_flight.expire(handle)
+        await self._in_flight.write_off(handle)
         return await self.create(attrs.evolve(handle.request, ref=None))
 
     # --- reading -------------------------------------------------------------------------------
@@ -415,9 +444,18 @@ class KieSession:
 
     # --- making --------------------------------------------------------------------------------
 
-    def _new_handle(self, intent_id: str, request: TaskRequest | None) -> TaskHandle:
+    def _new_handle(self, intent: Intent, request: TaskRequest | None = None) -> TaskHandle:
         loop = asyncio.get_running_loop()
-        return TaskHandle(owner=self, loop=loop, deadline=loop.time(), intent_id=intent_id, request=request)
+        return TaskHandle(
+            owner=self,
+            loop=loop,
+            deadline=loop.time(),
+            intent_id=intent.intent_id,
+            request=request,
+            ref=intent.ref,
+            model=intent.model,
+            fingerprint=intent.fingerprint,
+        )
 
     def _address(self, intent_id: str) -> str | None:
         if self._callback_url is None:
