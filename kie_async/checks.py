@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 from typing import Any
 from urllib.parse import urlsplit
@@ -10,6 +11,7 @@ from urllib.parse import urlsplit
 import attrs
 
 from .errors import InvalidRequest
+from .states import TASK_ID
 
 _BLANK_OR_CONTROL = re.compile(r"[\x00-\x20\x7f]")
 _USER = re.compile(r"//[^/]*@")
@@ -120,3 +122,27 @@ def _is_ip(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def check_task_id(task_id: object) -> None:
+    """Refuse what cannot be an id of the service: it goes into URLs.
+
+    Raises:
+        InvalidRequest: With what an id looks like.
+    """
+    if not isinstance(task_id, str) or not TASK_ID.fullmatch(task_id):
+        raise InvalidRequest(f"task_id must be 1 to 128 letters, digits, - or _, got {str(task_id)[:40]!r}")
+
+
+def read_key(api_key: str | None) -> str:
+    """Return the API key, from ``KIE_API_KEY`` if none is given.
+
+    Raises:
+        InvalidRequest: There is none, or it cannot be one.
+    """
+    key = (os.environ.get("KIE_API_KEY", "") if api_key is None else api_key).strip()
+    if not key:
+        raise InvalidRequest("api_key is missing: pass KieSession(api_key) or set KIE_API_KEY")
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise InvalidRequest("api_key holds characters that no key has; copy it again from kie.ai/api-key")
+    return key

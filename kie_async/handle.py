@@ -186,7 +186,7 @@ class TaskHandle:
         await self._owner.resolve(self, task_id)
 
     def write_off(self) -> None:
-        """Settle an unknown create as lost; money may have been spent on it.
+        """Settle an unknown create as lost, once that is noted; money may have been spent on it.
 
         Raises:
             InvalidRequest: The outcome of this create is not unknown.

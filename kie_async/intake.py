@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from weakref import WeakValueDictionary
@@ -18,20 +18,23 @@ from .errors import (
     ApiError,
     BudgetExceeded,
     CreateOutcomeUnknown,
+    InvalidRequest,
     JournalError,
     KieError,
     RateLimited,
     RefConflict,
     SessionMisuse,
+    TaskAbandoned,
 )
 from .files import Files
 from .handle import TaskHandle
 from .inflight import InFlight
 from .inputs import TaskRequest, fingerprint
+from .intents import Intents, fits
 from .journal import Intent, IntentState, Journal
 from .limiter import Limiter
 from .models import Budget, Counters
-from .poller import Poller
+from .reader import Reader
 from .signing import new_intent_id
 
 SHUTDOWN_GRACE_S = 10.0
@@ -42,15 +45,15 @@ _log = logging.getLogger("kie_async")
 class Intake:
     """Turns requests into handles, so many unsettled at once, first come first served.
 
-    *address* makes the callback URL of an intent, *new_handle* a handle for one; *watches_callbacks*
-    tells whether callbacks will come here.
+    *address* makes the callback URL of an intent; *expects_callbacks* tells whether callbacks come here.
     """
 
     def __init__(
         self,
         *,
         table: InFlight,
-        poller: Poller,
+        intents: Intents,
+        reader: Reader,
         files: Files,
         transport: CreateTransport,
         limiter: Limiter,
@@ -60,12 +63,14 @@ class Intake:
         slots: asyncio.Semaphore,
         budget: Budget | None,
         address: Callable[[str], str | None],
-        new_handle: Callable[[Intent, TaskRequest], TaskHandle],
-        watches_callbacks: bool,
+        task_timeout_s: float,
+        expects_callbacks: bool,
+        spawn: Callable[[Coroutine[object, object, None]], object],
         rng: random.Random,
     ) -> None:
         self._table = table
-        self._poller = poller
+        self._intents = intents
+        self._reader = reader
         self._files = files
         self._transport = transport
         self._limiter = limiter
@@ -75,8 +80,9 @@ class Intake:
         self._slots = slots
         self._budget = budget
         self._address = address
-        self._new_handle = new_handle
-        self._watches_callbacks = watches_callbacks
+        self._task_timeout_s = task_timeout_s
+        self._expects_callbacks = expects_callbacks
+        self._spawn = spawn
         self._rng = rng
         self._is_closing = False
         self._refs: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -107,7 +113,7 @@ class Intake:
         if intent is None:
             return None
         _check_same(ref, intent.fingerprint, asked)
-        return self._table.revive(intent, asyncio.get_running_loop().time() + timeout_s)
+        return self._intents.revive(intent, asyncio.get_running_loop().time() + timeout_s)
 
     async def _create(self, wish: TaskRequest, asked: bytes, timeout_s: float) -> TaskHandle:
         intent = Intent(
@@ -115,20 +121,20 @@ class Intake:
             model=wish.model,
             ref=wish.ref,
             fingerprint=asked,
-            expects_callback=wish.callback_url is None and self._watches_callbacks,
+            expects_callback=wish.callback_url is None and self._expects_callbacks,
         )
         own_url = None if wish.callback_url else self._address(intent.intent_id)
         request = wire.encode_create(await self._files.with_uploads(wish), own_url)
-        handle = self._new_handle(intent, wish)
+        handle = self._intents.new_handle(intent, wish)
         await self._slots.acquire()
         handle._has_slot = True
-        self._table.begin(handle)
+        self._intents.begin(handle)
         try:
             self._check_open()
             self._check_budget()
             await self._journal.plan(attrs.evolve(intent, body=(request.body or b"").decode()))
         except BaseException:
-            self._table.cancel(handle)
+            self._intents.cancel(handle)
             raise
         return await self._send(handle, request, timeout_s, intent)
 
@@ -185,11 +191,9 @@ class Intake:
             raise
         await self._note_created(handle, task_id)
         handle.deadline = asyncio.get_running_loop().time() + timeout_s
-        self._table.bind(handle, task_id)
+        self._intents.created(handle, task_id, expects_callback=intent.expects_callback)
         if creation.is_orphan:
             _log.warning("task %s was created after its caller was cancelled; it goes on", task_id)
-        if not handle.is_done and not handle._is_ending:
-            self._poller.watch(handle, expects_callback=intent.expects_callback)
         return handle
 
     async def _note_created(self, handle: TaskHandle, task_id: str) -> None:
@@ -207,7 +211,7 @@ class Intake:
         try:
             await self._journal.created(handle._intent_id, task_id)
         except JournalError as exc:
-            self._table.cancel(handle)
+            self._intents.cancel(handle)
             _log.critical("task %s was created and is paid, but could not be noted: %s", task_id, exc)
             raise JournalError(
                 f"task {task_id} was created and is paid, but could not be noted: {exc}"
@@ -219,20 +223,20 @@ class Intake:
         if isinstance(error, CreateOutcomeUnknown):
             with _logged("the unknown outcome"):
                 await self._journal.ended(intent_id, IntentState.UNKNOWN, reason=error.reason)
-            self._table.unknown(handle, error)
+            self._intents.unknown(handle, error)
         elif isinstance(error, ApiError) and not isinstance(error, RateLimited):
             with _logged("the refusal"):
                 await self._journal.ended(
                     intent_id, IntentState.REJECTED, reason=error.message, code=error.code
                 )
-            self._table.reject(handle)
+            self._intents.rejected(handle)
         else:
             await self._forget(handle)
 
     async def _forget(self, handle: TaskHandle) -> None:
         with _logged("that nothing was created"):
             await self._journal.ended(handle._intent_id, IntentState.NOT_CREATED)
-        self._table.cancel(handle)
+        self._intents.cancel(handle)
 
     async def drain(self) -> None:
         """Keep back what has not left, and give what has left some time to learn its id."""
@@ -248,6 +252,33 @@ class Intake:
         if self._sending:
             await asyncio.wait(self._sending)
 
+    # --- what a handle asks of its session -----------------------------------------------------
+
+    def abandon(self, handle: TaskHandle) -> None:
+        """Settle a handle as abandoned; see `TaskHandle.abandon`."""
+        if not handle.is_done:
+            self._table.close(handle, TaskAbandoned(handle.task_id, handle.record))
+
+    async def resolve(self, handle: TaskHandle, task_id: str) -> None:
+        """Bind an unknown create to a task; see `TaskHandle.resolve`."""
+        record = await self._reader.query(task_id)
+        if not fits(handle, record):
+            raise InvalidRequest(f"task {task_id} is of model {record.model}, not of {handle._model}")
+        await self._intents.adopt(handle, record, adopted_by="hand")
+
+    def write_off(self, handle: TaskHandle) -> None:
+        """Settle an unknown create as lost; see `TaskHandle.write_off`."""
+        self._spawn(self._intents.write_off(handle))
+
+    async def resubmit(self, handle: TaskHandle) -> TaskHandle:
+        """Send the request of an unknown create as a new task; see `TaskHandle.resubmit`."""
+        if handle.request is None:
+            raise InvalidRequest("this handle does not hold its request; create a new task")
+        await self._intents.write_off(handle)
+        return await self.create(attrs.evolve(handle.request, ref=None), self._task_timeout_s)
+
+    # --- checks --------------------------------------------------------------------------------
+
     def _check_open(self) -> None:
         if self._is_closing:
             raise SessionMisuse(_CLOSED)
@@ -256,9 +287,13 @@ class Intake:
         budget = self._budget
         if budget is None:
             return
-        if budget.tasks is not None and self._table.committed > budget.tasks:
+        before, spent = self._intents.spent_before
+        counters = self._counters
+        tasks = before + counters.creates + counters.unknown_creates + self._intents.creating_count
+        if budget.tasks is not None and tasks > budget.tasks:
             raise BudgetExceeded(f"the budget of {budget.tasks} tasks is spent; nothing was sent")
-        if budget.credits is not None and self._table.committed_credits >= budget.credits:
+        spent += counters.credits_consumed + self._table.held_credits
+        if budget.credits is not None and spent >= budget.credits:
             raise BudgetExceeded(f"the budget of {budget.credits:g} credits is spent; nothing was sent")
 
 

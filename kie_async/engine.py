@@ -1,0 +1,171 @@
+"""What runs inside an open session: the parts, how they hang together, how they stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import attrs
+
+from .callbacks import CallbackReceiver
+from .checks import is_loopback
+from .creates import Breaker, CreateTransport
+from .errors import TaskDetached
+from .files import Files
+from .inflight import InFlight
+from .intake import Intake
+from .intents import Intents
+from .journal import Journal
+from .limiter import Limiter
+from .models import Budget, Counters, Limits, SessionEvent
+from .poll_schedule import PollSchedule
+from .poller import Poller
+from .reader import Reader
+from .signing import address_mac
+from .sqlite_journal import SqliteJournal
+from .transport import Secret, Transport
+
+_log = logging.getLogger("kie_async")
+_T = TypeVar("_T")
+
+
+@attrs.frozen(kw_only=True)
+class Settings:
+    """What a session was told, checked."""
+
+    key: Secret
+    base_url: str
+    upload_url: str
+    callback_url: str | None
+    callback_secrets: tuple[bytes, ...] = attrs.field(repr=False)
+    receiver: CallbackReceiver | None
+    journal: str | Path | None
+    max_in_flight: int
+    limits: Limits
+    poll: PollSchedule
+    task_timeout_s: float
+    budget: Budget | None
+    confirm_callbacks: bool | None
+    on_event: Callable[[SessionEvent], None] | None
+    rng: random.Random
+
+    def address(self, intent_id: str) -> str | None:
+        """Return the callback URL of an intent: the path is its address, the last part proves it is ours."""
+        if self.callback_url is None:
+            return None
+        return f"{self.callback_url}/{intent_id}/{address_mac(intent_id, secret=self.callback_secrets[0])}"
+
+
+class Engine:
+    """The parts of one open session, made on the loop they run on."""
+
+    def __init__(self, settings: Settings, counters: Counters) -> None:
+        loop = asyncio.get_running_loop()
+        limits, rng = settings.limits, settings.rng
+        self._settings = settings
+        self._watchers: set[asyncio.Task[Any]] = set()
+        self._is_attached = False
+        self._journal = Journal() if settings.journal is None else SqliteJournal(settings.journal)
+        self._creates = CreateTransport(
+            settings.base_url, settings.key, connections=limits.create_connections
+        )
+        self._queries = Transport(settings.base_url, settings.key, connections=limits.query_connections)
+        query_limiter = Limiter(limits.query, now=loop.time)
+        slots = asyncio.Semaphore(settings.max_in_flight)
+        self.reader = Reader(self._queries, query_limiter, counters=counters, rng=rng)
+        self.files = Files(
+            settings.upload_url, settings.key, allow_private=is_loopback(settings.base_url), rng=rng
+        )
+        self.table = InFlight(
+            journal=self._journal, counters=counters, free_slot=slots.release, on_event=settings.on_event
+        )
+        self.intents = Intents(
+            table=self.table,
+            journal=self._journal,
+            counters=counters,
+            callback_secrets=settings.callback_secrets,
+            confirm_callbacks=settings.confirm_callbacks,
+            confirm=self.reader.confirm,
+            spawn=self._spawn,
+        )
+        self._poller = Poller(
+            ask=self.reader.ask,
+            deliver=self.table.deliver,
+            give_up=self.table.close,
+            expire=self.intents.expire,
+            limiter=query_limiter,
+            schedule=settings.poll,
+            connections=limits.query_connections,
+            loop=loop,
+            rng=rng,
+        )
+        self.table.poller = self.intents.poller = self._poller
+        self.intake = self.intents.owner = Intake(
+            table=self.table,
+            intents=self.intents,
+            reader=self.reader,
+            files=self.files,
+            transport=self._creates,
+            limiter=Limiter(limits.create, now=loop.time),
+            breaker=Breaker(now=loop.time),
+            journal=self._journal,
+            counters=counters,
+            slots=slots,
+            budget=settings.budget,
+            task_timeout_s=settings.task_timeout_s,
+            address=settings.address,
+            expects_callbacks=settings.callback_url is not None and settings.receiver is not None,
+            spawn=self._spawn,
+            rng=rng,
+        )
+
+    async def open(self) -> None:
+        """Read the journal and begin to hear callbacks.
+
+        Raises:
+            JournalError: The journal cannot be opened or trusted.
+        """
+        try:
+            await self.intents.replay()
+        except BaseException:
+            await self.aclose()
+            raise
+        if self._settings.receiver is not None:
+            self._settings.receiver.attach(self.intents)
+            self._is_attached = True
+
+    async def aclose(self) -> None:
+        """Stop everything; tasks in flight go on at the service."""
+        await self.intake.drain()
+        if self._settings.receiver is not None and self._is_attached:
+            self._settings.receiver.detach(self.intents)
+        await self._poller.aclose()
+        for watcher in list(self._watchers):
+            watcher.cancel()
+        await asyncio.gather(*self._watchers, return_exceptions=True)
+        await self.table.drain()
+        self._detach_all()
+        for part in (self._creates, self._queries, self.files, self._journal):
+            await part.aclose()
+
+    def _detach_all(self) -> None:
+        known, unknown = self.table.handles, self.intents.unknown_handles
+        if not known and not unknown:
+            return
+        names = [handle.task_id for handle in known] + [f"intent {h._intent_id}" for h in unknown]
+        _log.warning("session closed with %d tasks in flight; they go on: %s", len(names), ", ".join(names))
+        for handle in known:
+            self.table.close(handle, TaskDetached(handle.task_id, handle.record))
+        for handle in unknown:
+            self.intents.expire(handle)
+
+    def _spawn(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
+        """Run *work* beside everything else, until it ends or the session closes."""
+        watcher = asyncio.get_running_loop().create_task(work, name="kie_async watcher")
+        self._watchers.add(watcher)
+        watcher.add_done_callback(self._watchers.discard)
+        return watcher

@@ -1,0 +1,368 @@
+"""Intents without a task id: creates on their way, of unknown outcome, or refused; and their adoption.
+
+A callback on an intent's own address names the task it became. It is believed only after recordInfo,
+read with the API key, shows our own callback URL in the task's parameters.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from datetime import UTC, datetime
+from enum import Enum
+
+import attrs
+
+from .codes import error_for, is_invisible
+from .errors import (
+    ApiError,
+    CreateOutcomeUnknown,
+    InvalidRequest,
+    JournalError,
+    RateLimited,
+    ServerError,
+    TaskTimedOut,
+    TransportError,
+)
+from .handle import Owner, TaskHandle
+from .inflight import REMEMBERED, InFlight, outcome_of
+from .inputs import TaskRequest
+from .journal import Intent, IntentState, Journal
+from .models import Counters, TaskRecord, decode_object
+from .poller import Poller, Source
+from .records import decode_record
+from .signing import is_address
+from .states import TaskState
+
+_ADOPTION_WAITS_S = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+_log = logging.getLogger("kie_async")
+
+
+class _Phase(Enum):
+    """How far an intent has come without a task id."""
+
+    CREATING = "creating"
+    UNKNOWN = "unknown"
+    REJECTED = "rejected"
+
+
+@attrs.define(eq=False)
+class _Pending:
+    """An intent without a task id."""
+
+    handle: TaskHandle
+    phase: _Phase = _Phase.CREATING
+    held: TaskRecord | None = None
+    """A delivery that outran the create answer; one per intent."""
+    is_held_signed: bool = False
+    is_adopting: bool = False
+    is_awaited: bool = True
+    """False for one read from a journal that nobody has asked for yet."""
+    error: CreateOutcomeUnknown | None = None
+
+
+class Intents:
+    """Knows every intent without a task, and takes in the callbacks of all intents.
+
+    *confirm* reads recordInfo: the record and the callback URL in its ``param``. *confirm_callbacks*
+    is the session's: None believes signed deliveries only, True none, False all.
+    """
+
+    def __init__(
+        self,
+        *,
+        table: InFlight,
+        journal: Journal,
+        counters: Counters,
+        callback_secrets: Sequence[bytes],
+        confirm_callbacks: bool | None,
+        confirm: Callable[[str], Awaitable[tuple[TaskRecord, str | None]]],
+        spawn: Callable[[Coroutine[object, object, None]], object],
+    ) -> None:
+        self.callback_secrets = tuple(callback_secrets)
+        self.spent_before = (0, 0.0)
+        """Tasks and credits that the journal knew at open."""
+        self.poller: Poller
+        self.owner: Owner
+        self._table = table
+        self._journal = journal
+        self._counters = counters
+        self._confirm_callbacks = confirm_callbacks
+        self._confirm = confirm
+        self._spawn = spawn
+        self._pending: dict[str, _Pending] = {}
+        self._rejected: OrderedDict[str, None] = OrderedDict()
+
+    @property
+    def unknown_handles(self) -> list[TaskHandle]:
+        """Return the handles of unknown creates that somebody may be waiting for."""
+        unknown = [p for p in self._pending.values() if p.phase is _Phase.UNKNOWN and p.is_awaited]
+        return [pending.handle for pending in unknown if not pending.handle.is_done]
+
+    @property
+    def creating_count(self) -> int:
+        """Return how many creates are on their way."""
+        return sum(pending.phase is _Phase.CREATING for pending in self._pending.values())
+
+    def new_handle(self, intent: Intent, request: TaskRequest | None = None) -> TaskHandle:
+        """Return a handle for an intent; its deadline is now and yet to be moved."""
+        loop = asyncio.get_running_loop()
+        return TaskHandle(
+            owner=self.owner,
+            loop=loop,
+            deadline=loop.time(),
+            intent_id=intent.intent_id,
+            request=request,
+            ref=intent.ref,
+            model=intent.model,
+            fingerprint=intent.fingerprint,
+        )
+
+    # --- how a create goes ---------------------------------------------------------------------
+
+    def begin(self, handle: TaskHandle) -> None:
+        """Expect a task for the handle's intent: from now on its callbacks are known."""
+        self._pending[handle._intent_id] = _Pending(handle)
+
+    def cancel(self, handle: TaskHandle) -> None:
+        """Forget an intent of which nothing was sent."""
+        self._pending.pop(handle._intent_id, None)
+        self._table.release(handle)
+
+    def created(self, handle: TaskHandle, task_id: str, *, expects_callback: bool) -> None:
+        """Join a handle to the task that the create answer named."""
+        pending = self._pending.pop(handle._intent_id)
+        self._table.bind(handle, task_id, expects_callback=expects_callback)
+        self._counters.creates += 1
+        self._table.emit("created", handle)
+        if pending.held is None:
+            return
+        if pending.held.task_id == task_id:
+            self._believe(handle, pending.held, is_signed=pending.is_held_signed)
+        else:
+            self.note_rejection("id of another task")
+
+    def rejected(self, handle: TaskHandle) -> None:
+        """Note that the create was refused; a callback may still prove otherwise."""
+        pending = self._pending[handle._intent_id]
+        self._keep_rejected(pending)
+        self._table.release(handle)
+        self._adopt_held(pending)
+
+    def unknown(self, handle: TaskHandle, error: CreateOutcomeUnknown) -> None:
+        """Note that nobody knows what became of the create; the slot is free at once."""
+        pending = self._pending[handle._intent_id]
+        pending.phase, pending.error = _Phase.UNKNOWN, error
+        error.handle = handle
+        self._counters.unknown_creates += 1
+        _log.warning("%s", error)
+        self._table.release(handle)
+        self.poller.watch_deadline(handle)
+        self._table.emit("unknown", handle)
+        self._adopt_held(pending)
+
+    def expire(self, handle: TaskHandle) -> None:
+        """Settle a handle whose deadline passed; an unknown create can be adopted even after that."""
+        pending = self._pending.get(handle._intent_id)
+        unknown = pending.error if pending is not None else None
+        self._table.close(handle, unknown or TaskTimedOut(handle.task_id, handle.record))
+
+    async def write_off(self, handle: TaskHandle) -> None:
+        """Give up an unknown create.
+
+        Raises:
+            JournalError: That could not be noted.
+        """
+        await self._journal.ended(handle._intent_id, IntentState.WRITTEN_OFF, reason="written off")
+        self.expire(handle)
+        self._pending.pop(handle._intent_id, None)
+
+    def _keep_rejected(self, pending: _Pending) -> None:
+        pending.phase = _Phase.REJECTED
+        self._rejected[pending.handle._intent_id] = None
+        if len(self._rejected) > REMEMBERED:
+            self._pending.pop(self._rejected.popitem(last=False)[0], None)
+
+    # --- what a former process left ------------------------------------------------------------
+
+    async def replay(self) -> None:
+        """Read the journal: unknown and rejected creates can be adopted from now on.
+
+        Raises:
+            JournalError: It cannot be opened or trusted.
+        """
+        left = await self._journal.open()
+        self.spent_before = await self._journal.totals()
+        for intent in left:
+            pending = self._pending[intent.intent_id] = _Pending(self.new_handle(intent), is_awaited=False)
+            if intent.state is IntentState.REJECTED:
+                self._keep_rejected(pending)
+            else:
+                pending.phase, pending.error = _Phase.UNKNOWN, _unknown_error(intent)
+                pending.error.handle = pending.handle
+        unknown = [intent.intent_id for intent in left if intent.state is IntentState.UNKNOWN]
+        if unknown:
+            _log.warning("%d creates in the journal are of unknown outcome: %s", len(unknown), unknown)
+
+    async def resume(self, deadline: float) -> list[TaskHandle]:
+        """Return handles for every unsettled task of the journal, and for creates of unknown outcome."""
+        handles = [self.revive(intent, deadline) for intent in await self._journal.unsettled()]
+        for pending in self._pending.values():
+            if pending.phase is _Phase.UNKNOWN and not pending.handle.is_done:
+                self._await(pending, deadline)
+                handles.append(pending.handle)
+        return handles
+
+    def revive(self, intent: Intent, deadline: float) -> TaskHandle:
+        """Return the handle of an intent found in the journal.
+
+        Raises:
+            CreateOutcomeUnknown: Nobody knows what became of it; its handle is on the error.
+            ApiError: The service refused it in words that leave doubt, so it is not sent again.
+        """
+        pending = self._pending.get(intent.intent_id)
+        if pending is not None and pending.error is not None:
+            self._await(pending, deadline)
+            raise pending.error
+        if intent.state is IntentState.REJECTED:
+            raise error_for(intent.code or 500, intent.reason)
+        if not intent.task_id:
+            raise _unknown_error(intent)
+        if (known := self._table.get(intent.task_id)) is not None:
+            return known
+        handle = self.new_handle(intent)
+        handle.deadline = deadline
+        if intent.record:
+            handle.task_id, handle._seen = intent.task_id, True
+            handle._observe(record := decode_record(decode_object(intent.record) or {}))
+            handle._settle(outcome_of(record))
+        else:
+            expects = intent.expects_callback
+            self._table.bind(handle, intent.task_id, expects_callback=expects, at_once=True)
+        return handle
+
+    def _await(self, pending: _Pending, deadline: float) -> None:
+        if not pending.is_awaited:
+            pending.is_awaited = True
+            pending.handle.deadline = deadline
+            self.poller.watch_deadline(pending.handle)
+
+    # --- callbacks -----------------------------------------------------------------------------
+
+    def task_of(self, intent_id: str) -> str | None:
+        """Return the task id of an intent, "" while it has none, None if the intent is not known here."""
+        if (handle := self._table.with_intent(intent_id)) is not None:
+            return handle.task_id
+        return "" if intent_id in self._pending else self._table.settled_task(intent_id)
+
+    def note_rejection(self, reason: str) -> None:
+        """Count a delivery that was refused."""
+        self._counters.reject(reason)
+
+    def take(self, intent_id: str, record: TaskRecord, *, is_signed: bool) -> None:
+        """Take in a delivery that the receiver found right."""
+        handle, pending = self._table.with_intent(intent_id), self._pending.get(intent_id)
+        if pending is not None:
+            self._counters.callbacks_accepted += 1
+            pending.held, pending.is_held_signed = record, is_signed
+            self._adopt_held(pending)
+        elif handle is None or handle._is_ending:
+            self._counters.callbacks_duplicate += 1
+        else:
+            self._counters.callbacks_accepted += 1
+            self._believe(handle, record, is_signed=is_signed)
+
+    def _believe(self, handle: TaskHandle, record: TaskRecord, *, is_signed: bool) -> None:
+        """Let a delivery speak if it is trusted and complete; otherwise look for ourselves."""
+        is_trusted = is_signed if self._confirm_callbacks is None else not self._confirm_callbacks
+        is_empty = record.state is TaskState.SUCCESS and not record.has_result
+        if is_trusted and record.state is not TaskState.UNKNOWN and not is_empty:
+            self._table.deliver(record, Source.CALLBACK)
+        else:
+            self.poller.ring(handle)
+
+    # --- adoption ------------------------------------------------------------------------------
+
+    def _adopt_held(self, pending: _Pending) -> None:
+        """Begin to adopt, unless the create answer may still come or an adoption is on its way."""
+        if pending.phase is not _Phase.CREATING and pending.held is not None and not pending.is_adopting:
+            pending.is_adopting = True
+            self._spawn(self._adopt_all(pending))
+
+    async def _adopt_all(self, pending: _Pending) -> None:
+        try:
+            while pending.held is not None and pending.handle._intent_id in self._pending:
+                record, pending.held = pending.held, None
+                await self._try_to_adopt(pending, record.task_id)
+        finally:
+            pending.is_adopting = False
+
+    async def _try_to_adopt(self, pending: _Pending, task_id: str) -> None:
+        """Bind an intent to the task a delivery named, if the service's own record proves it."""
+        handle = pending.handle
+        found = await self._confirmed(task_id)
+        if found is None or handle._intent_id not in self._pending:
+            return
+        record, url = found
+        if url is None or not self._is_address_of(handle, url) or not fits(handle, record):
+            self.note_rejection("adoption of another task")
+            return
+        try:
+            await self.adopt(handle, record, adopted_by="callback")
+        except (InvalidRequest, JournalError) as exc:
+            _log.error("task %s could not be adopted: %s", task_id, exc)
+
+    async def _confirmed(self, task_id: str) -> tuple[TaskRecord, str | None] | None:
+        for wait_s in _ADOPTION_WAITS_S:
+            await asyncio.sleep(wait_s)
+            try:
+                return await self._confirm(task_id)
+            except (TransportError, RateLimited, ServerError) as exc:
+                _log.info("task %s could not be read for adoption yet: %s", task_id, exc)
+            except ApiError as exc:
+                if not is_invisible(exc.code, exc.message):
+                    _log.warning("task %s cannot be adopted: %s", task_id, exc)
+                    return None
+        return None
+
+    async def adopt(self, handle: TaskHandle, record: TaskRecord, *, adopted_by: str) -> None:
+        """Bind an intent to a task whose record was read and fits; settle it if the task has ended.
+
+        Raises:
+            InvalidRequest: The task belongs to another handle.
+            JournalError: The binding could not be noted.
+        """
+        if self._table.get(record.task_id) is not None:
+            raise InvalidRequest(f"task {record.task_id} belongs to another handle already")
+        await self._journal.created(handle._intent_id, record.task_id, adopted_by=adopted_by)
+        pending = self._pending.pop(handle._intent_id, None)
+        is_ghost = pending is not None and pending.phase is _Phase.REJECTED
+        if is_ghost:
+            self._counters.ghost_creates += 1
+            _log.error("task %s exists although its create was refused; it is billed", record.task_id)
+        if handle.is_done:  # too late for its awaiters; journal and counts still hear the end
+            handle = self.new_handle(Intent(intent_id=handle._intent_id, model=handle._model, ref=handle.ref))
+            handle._seen = True
+        if is_ghost or handle._seen or (pending is not None and not pending.is_awaited):
+            handle.deadline = math.inf
+        self._table.bind(handle, record.task_id, expects_callback=True)
+        self._table.emit("adopted", handle)
+        self._table.deliver(record, Source.CALLBACK)
+
+    def _is_address_of(self, handle: TaskHandle, url: str) -> bool:
+        front, _, mac = url.rpartition("/")
+        is_ours = is_address(handle._intent_id, mac, callback_secrets=self.callback_secrets)
+        return is_ours and front.endswith("/" + handle._intent_id)
+
+
+def fits(handle: TaskHandle, record: TaskRecord) -> bool:
+    """Tell whether a record can be of the task the handle asked for."""
+    return not handle._model or not record.model or record.model == handle._model
+
+
+def _unknown_error(intent: Intent) -> CreateOutcomeUnknown:
+    since = datetime.fromtimestamp(intent.planned_ms / 1000, tz=UTC)
+    return CreateOutcomeUnknown(intent.intent_id, intent.reason, since, intent.ref)

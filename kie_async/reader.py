@@ -1,0 +1,78 @@
+"""Authenticated reads that cost nothing: records and the balance, under one shared limit."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from . import wire
+from .checks import check_task_id
+from .errors import RateLimited, ServerError, TransportError
+from .limiter import Limiter
+from .models import Counters, TaskRecord
+from .transport import Transport, delays
+
+_ATTEMPTS = 4
+_T = TypeVar("_T")
+
+
+class Reader:
+    """Reads once for the poller, which asks later by itself, and several times for a user."""
+
+    def __init__(
+        self, transport: Transport, limiter: Limiter, *, counters: Counters, rng: random.Random
+    ) -> None:
+        self._transport = transport
+        self._limiter = limiter
+        self._counters = counters
+        self._rng = rng
+
+    async def ask(self, task_id: str) -> TaskRecord:
+        """Return a record; the caller holds a permit of the limiter."""
+        record, _ = await self._confirm(task_id)
+        return record
+
+    async def confirm(self, task_id: str) -> tuple[TaskRecord, str | None]:
+        """Return a record and the callback URL its task was created with."""
+        return await self._limited(lambda: self._confirm(task_id))
+
+    async def query(self, task_id: str) -> TaskRecord:
+        """Return a record; see `KieSession.query`."""
+        check_task_id(task_id)
+        return await self._retrying(lambda: self.ask(task_id))
+
+    async def credits(self) -> float:
+        """Return the balance; see `KieSession.credits`."""
+        return await self._retrying(self._read_credits)
+
+    async def _confirm(self, task_id: str) -> tuple[TaskRecord, str | None]:
+        self._counters.queries += 1
+        response = await self._transport.send(wire.encode_query(task_id))
+        try:
+            return wire.decode_confirmation(response, task_id)
+        except RateLimited:
+            self._counters.rate_limited += 1
+            raise
+
+    async def _read_credits(self) -> float:
+        return wire.decode_credits(await self._transport.send(wire.encode_credits()))
+
+    async def _retrying(self, read: Callable[[], Awaitable[_T]]) -> _T:
+        waits = delays(self._rng)
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return await self._limited(read)
+            except (TransportError, ServerError, RateLimited) as exc:
+                wait_s = exc.retry_after_s if isinstance(exc, RateLimited) else None
+                await asyncio.sleep(next(waits) if wait_s is None else wait_s)
+                self._counters.retries += 1
+        return await self._limited(read)
+
+    async def _limited(self, read: Callable[[], Awaitable[_T]]) -> _T:
+        await self._limiter.acquire()
+        try:
+            return await read()
+        finally:
+            self._limiter.answered()
