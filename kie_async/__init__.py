@@ -1,10 +1,12 @@
 """An asyncio client for the Kie.ai jobs API that never pays twice and never loses a paid task."""
 
+from .batch import Batch, Outcome
 from .callbacks import Address, CallbackReceiver, ServedReceiver, Verdict
 from .errors import (
     AnswerUnreadable,
     ApiError,
     AuthenticationError,
+    BatchStopped,
     BudgetExceeded,
     CallbackRejected,
     CreateOutcomeUnknown,
@@ -58,6 +60,8 @@ __all__ = [
     "AnswerUnreadable",
     "ApiError",
     "AuthenticationError",
+    "Batch",
+    "BatchStopped",
     "Budget",
     "BudgetExceeded",
     "CallbackReceiver",
@@ -76,6 +80,7 @@ __all__ = [
     "Limits",
     "Maintenance",
     "NotFound",
+    "Outcome",
     "PollSchedule",
     "QuotaExceeded",
     "Rate",

@@ -90,7 +90,7 @@ class Engine:
             callback_secrets=settings.callback_secrets,
             confirm_callbacks=settings.confirm_callbacks,
             confirm=self.reader.confirm,
-            spawn=self._spawn,
+            spawn=self.spawn,
         )
         self._poller = Poller(
             ask=self.reader.ask,
@@ -119,7 +119,7 @@ class Engine:
             task_timeout_s=settings.task_timeout_s,
             address=settings.address,
             expects_callbacks=settings.callback_url is not None and settings.receiver is not None,
-            spawn=self._spawn,
+            spawn=self.spawn,
             rng=rng,
         )
 
@@ -163,7 +163,7 @@ class Engine:
         for handle in unknown:
             self.intents.expire(handle)
 
-    def _spawn(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
+    def spawn(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
         """Run *work* beside everything else, until it ends or the session closes."""
         watcher = asyncio.get_running_loop().create_task(work, name="kie_async watcher")
         self._watchers.add(watcher)

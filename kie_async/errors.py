@@ -6,6 +6,7 @@ KieError
 ├── SessionMisuse           you: the session is not open, closed, or of another event loop
 ├── BudgetExceeded          you: the budget you set is spent; nothing was sent
 ├── CreatesHalted           you: three creates in a row ended unknown; nothing was sent; look first
+├── BatchStopped            you: a batch met what every further request would meet; see its cause
 ├── TransportError          nobody: the network failed and nothing was paid; try again
 │   └── AnswerUnreadable    nobody: an answer came and could not be read
 ├── ApiError                you or them: the service said no, with a code
@@ -68,6 +69,17 @@ class BudgetExceeded(KieError):
 
 class CreatesHalted(KieError):
     """Too many creates in a row had unknown outcomes; nothing was sent."""
+
+
+class BatchStopped(KieError):
+    """A batch met an error that every further request would meet; what was not begun was not sent."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"the batch stopped: {self.reason}; requests that had not begun were not sent"
 
 
 class TransportError(KieError):

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from .batch import Batch, Requests
 from .callbacks import CallbackReceiver
 from .checks import (
     check_above_zero,
@@ -39,6 +40,7 @@ from .signing import as_keys, derive_callback_secret
 from .transport import Secret
 
 BASE_URL = "https://api.kie.ai"
+ADOPTION_GRACE_S = 5.0
 UPLOAD_URL = "https://kieai.redpandaai.co"
 
 
@@ -245,6 +247,30 @@ class KieSession:
         """
         engine = self._engine
         return await engine.intents.resume(asyncio.get_running_loop().time() + self._timeout_s(None))
+
+    def batch(self, requests: Requests, *, download_to: str | Path | None = None) -> Batch:
+        """Return the outcomes of many requests as they finish: ``async for outcome in kie.batch(jobs)``.
+
+        *requests* is a sync or async iterable of any length, pulled only when there is room, so that
+        memory stays bounded. With a journal, refs that have settled are answered from it and unsettled
+        ones are waited for again; a request without a ref is known by its content. With *download_to*
+        the files of each result are fetched into that folder.
+
+        Raises:
+            BatchStopped: From the iteration, when no further request could succeed.
+            SessionMisuse: The session is not open here.
+        """
+        engine = self._engine
+        return Batch(
+            requests,
+            session=self,
+            room=self._settings.max_in_flight,
+            creating=self._settings.limits.create_connections,
+            is_durable=self._settings.journal is not None,
+            adoption_grace_s=ADOPTION_GRACE_S if self._settings.receiver is not None else 0.01,
+            download_to=download_to,
+            spawn=engine.spawn,
+        )
 
     async def query(self, task_id: str) -> TaskRecord:
         """Return the record of a task as it stands; transient failures are asked again a few times.
