@@ -1,0 +1,90 @@
+"""Typed usage of the public surface: checked by mypy, never run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import assert_type
+
+from aiohttp import web
+
+from kie_async import (
+    Batch,
+    Budget,
+    CallbackReceiver,
+    CreateOutcomeUnknown,
+    KieSession,
+    KlingAvatar,
+    Limits,
+    Outcome,
+    PollSchedule,
+    Rate,
+    Sandbox,
+    SessionEvent,
+    SessionStats,
+    TaskFailed,
+    TaskHandle,
+    TaskRecord,
+    TaskRequest,
+    TaskResult,
+    TaskState,
+    UploadedFile,
+    Verdict,
+)
+
+
+def hear(event: SessionEvent) -> None:
+    assert_type(event.record, TaskRecord | None)
+
+
+async def use(face: Path, voice: str) -> None:
+    receiver = CallbackReceiver(hmac_keys=["key", b"old"], tolerance_s=60)
+    app = web.Application()
+    app.router.add_routes(receiver.routes("/kie"))
+    async with KieSession(
+        "key",
+        callback_url="https://bot.example.org/kie",
+        receiver=receiver,
+        journal=Path("run.db"),
+        max_in_flight=10,
+        limits=Limits(create=Rate(20, per_s=10)),
+        poll=PollSchedule.fixed(3),
+        budget=Budget(credits=100),
+        confirm_callbacks=None,
+        callback_secrets=[b"secret"],
+        on_event=hear,
+    ) as kie:
+        avatar = KlingAvatar(image_url=face, audio_url=voice, prompt="smile")
+        assert_type(avatar.as_request(ref="a"), TaskRequest)
+        handle = await kie.create(avatar, ref="a", timeout_s=60)
+        assert_type(handle, TaskHandle)
+        assert_type(await handle, TaskResult)
+        assert_type(await handle.result(timeout_s=5), TaskResult)
+        assert_type(handle.state, TaskState)
+        assert_type(handle.record, TaskRecord | None)
+        async for record in handle.updates():
+            assert_type(record, TaskRecord)
+        assert_type(await kie.create("any/model", {"prompt": "", "n": 0, "deep": {"a": [None]}}), TaskHandle)
+        result = await kie.run(TaskRequest(model="m", input={}))
+        assert_type(result.urls, tuple[str, ...])
+        assert_type(result.credits, float | None)
+        assert_type(kie.attach("id"), TaskHandle)
+        assert_type(await kie.resume(), list[TaskHandle])
+        assert_type(await kie.query("id"), TaskRecord)
+        assert_type(await kie.credits(), float)
+        assert_type(await kie.upload(face), UploadedFile)
+        assert_type(await kie.download(result, "out"), list[Path])
+        assert_type(kie.stats(), SessionStats)
+        async with kie.batch([avatar], download_to="out") as batch:
+            assert_type(batch, Batch)
+            async for outcome in batch:
+                assert_type(outcome, Outcome)
+                assert_type(outcome.unwrap(), TaskResult)
+        try:
+            await handle
+        except TaskFailed as failed:
+            assert_type(failed.record, TaskRecord | None)
+        except CreateOutcomeUnknown as unknown:
+            assert_type(unknown.handle, TaskHandle | None)
+    assert_type(await receiver.feed("intent/mac", {"X-Webhook-Timestamp": "1"}, b"{}"), Verdict)
+    async with Sandbox(seed=1) as sandbox:
+        assert_type(sandbox.url, str)
