@@ -1,0 +1,38 @@
+"""The command line: ``kie-async``, or ``python -m kie_async``. Its libraries come with the ``cli`` extra."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import typer
+
+_NEEDS_EXTRA = "the command line needs: pip install 'kie_async[cli]'"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and leave with its exit status.
+
+    Raises:
+        SystemExit: Always; 0 done, 1 failed, 2 asked wrongly, 130 interrupted.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        # What the service says may not fit the terminal's alphabet; that must not end a paid wait.
+        getattr(stream, "reconfigure", dict)(errors="backslashreplace")
+    try:
+        _load()(args=arguments, prog_name="kie-async")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _load() -> typer.Typer:
+    try:
+        from .app import app
+    except ModuleNotFoundError as exc:
+        if (exc.name or "").partition(".")[0] not in {"typer", "rich"}:
+            raise
+        sys.stderr.write(f"{_NEEDS_EXTRA}\n")
+        sys.exit(2)
+    return app

@@ -1,0 +1,57 @@
+"""The commands. Each lives in a module of its own and is named here."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from .demo import demo
+from .exits import keep_log
+from .sandbox import sandbox
+from .tasks import balance, run, status
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,  # panels leave too little room for words at 80 columns
+    # A traceback with local variables could show the key.
+    pretty_exceptions_enable=False,
+    pretty_exceptions_show_locals=False,
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"kie_async {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def begin(
+    *,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the log on standard error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version.")
+    ] = False,
+) -> None:
+    """Make videos, images and sound with the Kie.ai jobs API, without paying twice.
+
+    Start with: kie-async demo
+    """
+    keep_log(verbose=verbose)
+
+
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": demo,
+    "run": run,
+    "status": status,
+    "credits": balance,
+    "sandbox": sandbox,
+}
+
+for name, command in _COMMANDS.items():
+    app.command(name)(command)

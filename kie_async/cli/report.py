@@ -1,0 +1,74 @@
+"""What became of the demo's jobs, in numbers and words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import attrs
+
+
+@attrs.define(kw_only=True, eq=False)
+class Job:
+    """One video of the demo."""
+
+    number: int
+    state: str = "planned"
+    created_at: float | None = None
+    """Seconds on the loop's clock, as the next."""
+    settled_at: float | None = None
+    source: str = ""
+    """Who told us of its end first: ``callback`` or ``poll``."""
+    credits: float | None = None
+    file: Path | None = None
+    """Set once the video is on disk."""
+    error: str = ""
+
+    @property
+    def ref(self) -> str:
+        """Return the key under which the session's events name this job."""
+        return f"job-{self.number}"
+
+    @property
+    def seconds(self) -> float | None:
+        """Return how long the task took as seen from here: from its id to its outcome."""
+        if self.created_at is None or self.settled_at is None:
+            return None
+        return self.settled_at - self.created_at
+
+    @property
+    def is_over(self) -> bool:
+        """Tell whether nothing more will come of it."""
+        return self.file is not None or bool(self.error)
+
+
+@attrs.frozen(kw_only=True)
+class Report:
+    """The whole demo, when it is over."""
+
+    jobs: Sequence[Job]
+    elapsed_s: float
+    refusals: int
+    """Answers of the service that said: too many requests."""
+    folder: Path
+
+    @property
+    def saved(self) -> int:
+        """Return how many videos are on disk."""
+        return sum(job.file is not None for job in self.jobs)
+
+    @property
+    def is_complete(self) -> bool:
+        """Tell whether every job ended in a video."""
+        return self.saved == len(self.jobs)
+
+    def summary(self) -> str:
+        """Return all of it in one line."""
+        by = Counter(job.source for job in self.jobs)
+        price = sum(job.credits or 0.0 for job in self.jobs)
+        return (
+            f"{self.saved} of {len(self.jobs)} videos in {self.elapsed_s:.1f} s: "
+            f"{by['callback']} settled by callback, {by['poll']} by poll; {price:g} credits; "
+            f"{self.refusals} answers 429; files in {self.folder}"
+        )
