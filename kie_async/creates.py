@@ -328,6 +328,7 @@ class Creation:
                 return answer.task_id
             if answer.verdict is Verdict.REFUSED and answer.error is not None:
                 raise answer.error
+            self._gate = None  # that body made no task: a caller who gives up now stops the next one
             await self._journal.unsent(self._intent_id)
             await self._pause(attempt)
 

@@ -268,14 +268,18 @@ class Intake:
 
     def write_off(self, handle: TaskHandle) -> None:
         """Settle an unknown create as lost; see `TaskHandle.write_off`."""
-        self._spawn(self._intents.write_off(handle))
+        self._spawn(self._write_off(handle))
+
+    async def _write_off(self, handle: TaskHandle) -> None:
+        with _logged("that a create was written off"):
+            await self._intents.write_off(handle)
 
     async def resubmit(self, handle: TaskHandle) -> TaskHandle:
         """Send the request of an unknown create as a new task; see `TaskHandle.resubmit`."""
         if handle.request is None:
             raise InvalidRequest("this handle does not hold its request; create a new task")
         await self._intents.write_off(handle)
-        return await self.create(attrs.evolve(handle.request, ref=None), self._task_timeout_s)
+        return await self._create(handle.request, handle._fingerprint, self._task_timeout_s)
 
     # --- checks --------------------------------------------------------------------------------
 

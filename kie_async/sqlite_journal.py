@@ -148,8 +148,9 @@ class SqliteJournal(Journal):
         insert = f"INSERT INTO intent({', '.join(fields)}) VALUES ({', '.join('?' * len(fields))})"  # noqa: S608
 
         def job(db: sqlite3.Connection) -> None:
-            free = f"UPDATE intent SET former_ref = ref, ref = NULL WHERE ref = ? AND {_RESENDABLE}"  # noqa: S608
-            db.execute(free, (intent.ref,))
+            # One written off got here by a resubmit only: any other create of its ref was answered before.
+            free = f"ref = ? AND (state = 'WRITTEN_OFF' OR {_RESENDABLE})"
+            db.execute(f"UPDATE intent SET former_ref = ref, ref = NULL WHERE {free}", (intent.ref,))  # noqa: S608
             db.execute(insert, tuple(fields.values()))
 
         await self._do(job)
