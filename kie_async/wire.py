@@ -19,7 +19,7 @@ from .records import clean_text, decode_record, is_url, read_code, read_number, 
 from .states import TASK_ID, TaskState
 
 _SALVAGED_ID = re.compile(rb'"task_?[iI]d"\s*:\s*"([A-Za-z0-9_-]{1,128})"')
-_SALVAGED_CODE = re.compile(rb'"code"\s*:\s*(\d{3})\b')
+_SALVAGED_CODE = re.compile(rb'\s*\{\s*"code"\s*:\s*(\d{3})\s*,')
 
 
 @attrs.frozen(kw_only=True)
@@ -162,10 +162,10 @@ def _read_create_body(body: bytes) -> tuple[int | None, str, str | None]:
     try:
         envelope = decode_envelope(body)
     except AnswerUnreadable:
-        codes, ids = set(_SALVAGED_CODE.findall(body)), set(_SALVAGED_ID.findall(body))
-        if len(codes) != 1 or len(ids) != 1:
+        code, ids = _SALVAGED_CODE.match(body), set(_SALVAGED_ID.findall(body))
+        if code is None or body.count(b'"code"') != 1 or len(ids) != 1:
             return None, "", None
-        return int(codes.pop()), "", ids.pop().decode()
+        return int(code[1]), "", ids.pop().decode()
     data = envelope.data
     if isinstance(data, dict):
         data = data.get("taskId") or data.get("task_id")
