@@ -1,0 +1,160 @@
+"""What many tests share: a sandbox without limits, sessions on it, a receiver, and a check for leaks.
+
+A test that asks for ``clock`` runs on a loop whose time stands still until the test lets it pass.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clock import Clock, SteeredLoop, eventually
+
+from kie_async import (
+    CallbackReceiver,
+    KieSession,
+    Limits,
+    PollSchedule,
+    Rate,
+    Sandbox,
+    ServedReceiver,
+    SessionEvent,
+)
+from kie_async.sandbox import Never
+
+HMAC_KEY = "hmac-key-of-the-tests"
+FAST = PollSchedule(
+    first_s=0.01, tiers=((math.inf, 0.02),), safety_net_s=0.02, jitter=0.0, recheck_s=(0.01,), ring_gap_s=0.01
+)
+"""Looks at every tick."""
+NO_LIMITS = Limits(
+    create=Rate(1_000_000, per_s=0.001),
+    query=Rate(1_000_000, per_s=0.001),
+    create_connections=64,
+    query_connections=64,
+)
+OpenSession = Callable[..., Awaitable[KieSession]]
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Function
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Give the tests that ask for ``clock`` a loop with one."""
+    return {"steered": SteeredLoop} if "clock" in item.fixturenames else {"plain": asyncio.new_event_loop}
+
+
+@pytest.fixture
+async def clock() -> Clock:
+    """Return what steers the loop's time."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, SteeredLoop)
+    return Clock(loop)
+
+
+@contextmanager
+def time_passes() -> Iterator[None]:
+    """Let time pass for what ends: it may wait for timeouts."""
+    loop = asyncio.get_running_loop()
+    if not isinstance(loop, SteeredLoop):
+        yield
+        return
+    loop.advancing += 1
+    try:
+        yield
+    finally:
+        loop.advancing -= 1
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
+
+
+@pytest.fixture
+async def leaks() -> AsyncIterator[None]:
+    """Fail the test if an asyncio task or a file descriptor is left when all it opened is closed."""
+    files, tasks = open_files(), asyncio.all_tasks()
+    yield
+    await eventually(lambda: open_files() <= files, rounds=1000)
+    left = asyncio.all_tasks() - tasks - {asyncio.current_task()}
+    assert not left, f"tasks are left: {left}"
+
+
+@pytest.fixture
+async def sandbox(leaks: None) -> AsyncIterator[Sandbox]:
+    """Return a sandbox without limits whose tasks end when a test says so; it signs its callbacks."""
+    sandbox = Sandbox(durations=Never(), create_limit=None, query_limit=None, hmac_key=HMAC_KEY)
+    await sandbox.start()
+    yield sandbox
+    with time_passes():
+        await sandbox.aclose()
+
+
+@pytest.fixture
+async def open_session(sandbox: Sandbox) -> AsyncIterator[OpenSession]:
+    """Return a function that opens a session on the sandbox; the end of the test closes it."""
+    opened: list[KieSession] = []
+
+    async def open_session(**options: Any) -> KieSession:
+        given = {"base_url": sandbox.url, "poll": FAST, "limits": NO_LIMITS} | options
+        kie = KieSession(given.pop("api_key", "sandbox-key"), **given)
+        opened.append(kie)
+        return await kie.open()
+
+    yield open_session
+    with time_passes():
+        for kie in opened:
+            await kie.aclose()
+
+
+@pytest.fixture
+async def kie(open_session: OpenSession) -> KieSession:
+    """Return an open session that polls at every tick."""
+    return await open_session()
+
+
+@pytest.fixture
+def receiver() -> CallbackReceiver:
+    """Return a receiver that knows the sandbox's key: its deliveries settle handles by themselves."""
+    return CallbackReceiver([HMAC_KEY])
+
+
+@pytest.fixture
+def doorbell() -> CallbackReceiver:
+    """Return a receiver without keys: its deliveries only ring."""
+    return CallbackReceiver()
+
+
+@pytest.fixture
+async def served(leaks: None, receiver: CallbackReceiver) -> AsyncIterator[ServedReceiver]:
+    """Return where ``receiver`` listens."""
+    async with receiver.serve("127.0.0.1", 0) as served:
+        yield served
+
+
+@pytest.fixture
+async def served_doorbell(leaks: None, doorbell: CallbackReceiver) -> AsyncIterator[ServedReceiver]:
+    """Return where ``doorbell`` listens."""
+    async with doorbell.serve("127.0.0.1", 0) as served:
+        yield served
+
+
+class Events(list[SessionEvent]):
+    """An ``on_event`` hook that keeps what it is told."""
+
+    def __call__(self, event: SessionEvent) -> None:
+        self.append(event)
+
+    def kinds(self, task_id: str | None = None) -> list[str]:
+        return [event.kind for event in self if task_id in (None, event.task_id)]
+
+
+@pytest.fixture
+def events() -> Events:
+    """Return a hook for ``on_event`` that keeps what it is told."""
+    return Events()
