@@ -1,7 +1,7 @@
 """An asyncio client for the Kie.ai jobs API that never pays twice and never loses a paid task."""
 
 from .batch import Batch, Outcome
-from .callbacks import Address, CallbackReceiver, ServedReceiver, Verdict
+from .callbacks import Address, CallbackReceiver, Verdict
 from .errors import (
     AnswerUnreadable,
     ApiError,
@@ -48,6 +48,7 @@ from .models import (
     TaskResult,
     UploadedFile,
 )
+from .mounts import ServedReceiver
 from .poll_schedule import PollSchedule
 from .sandbox import Sandbox
 from .session import KieSession

@@ -6,11 +6,11 @@ fresh signature. What a delivery says of the task is for the session to believe 
 
 from __future__ import annotations
 
-import asyncio
 import logging
+import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 import attrs
@@ -18,17 +18,15 @@ from aiohttp import web
 
 from .errors import CallbackRejected, InvalidRequest
 from .models import TaskRecord
+from .mounts import AsgiMount, Headers, Read, ServedReceiver, aiohttp_routes, serve
 from .signing import as_keys, is_address, verify
 from .wire import decode_callback
 
 SIGNATURE_HEADER = "x-webhook-signature"
 TIMESTAMP_HEADER = "x-webhook-timestamp"
-BODY_TIMEOUT_S = 10.0
-IDLE_TIMEOUT_S = 30.0
+LOG_EVERY_S = 60.0
 _THANKS = b'{"code":200,"msg":"success"}'
 _log = logging.getLogger("kie_async")
-
-Headers = Mapping[str, str] | Iterable[tuple[str, str]]
 
 
 class Inbox(Protocol):
@@ -75,21 +73,6 @@ class Verdict:
         return _THANKS if self.status == 200 else b""
 
 
-@attrs.frozen(kw_only=True)
-class ServedReceiver:
-    """A receiver that listens on its own port."""
-
-    host: str
-    port: int
-    path: str
-
-    @property
-    def url(self) -> str:
-        """Return the plain-http URL of the path; behind a proxy, give the session the public one."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}{self.path}"
-
-
 class CallbackReceiver:
     """Turns deliveries into news for the sessions that were opened with it.
 
@@ -116,6 +99,7 @@ class CallbackReceiver:
         self._max_body = max_body
         self._now = now
         self._inboxes: list[Inbox] = []
+        self._logged: dict[str, float] = {}
 
     def __repr__(self) -> str:
         return f"<CallbackReceiver keys={len(self._keys)} sessions={len(self._inboxes)}>"
@@ -181,78 +165,69 @@ class CallbackReceiver:
 
         *path_tail* is ``{intent}/{mac}``. Answer with the verdict's ``status`` and ``body``.
         """
+
+        async def read(_: int) -> bytes:
+            return body
+
+        return await self._knock(path_tail, headers, read)
+
+    async def _knock(self, path_tail: str, headers: Headers, read: Read) -> Verdict:
+        """Judge a knock; nothing of the user's runs in here, so that it is answered in time."""
         try:
             address = self.address(path_tail)
         except CallbackRejected as exc:
+            self._log(exc.reason)
             return Verdict(status=exc.status, reason=exc.reason)
-        return self._act(address, self.receive(address, headers, body, self._now()))
-
-    def _act(self, address: Address, verdict: Verdict) -> Verdict:
+        try:
+            verdict = self.receive(address, headers, await read(self._max_body), self._now())
+        except CallbackRejected as exc:
+            verdict = Verdict(status=exc.status, reason=exc.reason, intent_id=address.intent_id)
         if verdict.inbox is not None and verdict.record is not None:
             verdict.inbox.take(verdict.intent_id, verdict.record, is_signed=verdict.is_signed)
-            return verdict
-        for inbox in address.inboxes:
-            inbox.note_rejection(verdict.reason)
-        _log.info("callback for intent %s refused: %s", address.intent_id, verdict.reason)
+        else:
+            self._log(verdict.reason)
+            for inbox in address.inboxes:
+                inbox.note_rejection(verdict.reason)
         return verdict
 
-    # --- aiohttp -----------------------------------------------------------------------------------
+    def _log(self, reason: str) -> None:
+        """Log a refusal, each reason once a minute: strangers must not fill a disk."""
+        now = self._now()
+        if now - self._logged.get(reason, -math.inf) >= LOG_EVERY_S:
+            self._logged[reason] = now
+            _log.info("callback refused: %s (further ones of this minute are only counted)", reason)
+
+    # --- mounts ------------------------------------------------------------------------------------
 
     def routes(self, path: str) -> list[web.RouteDef]:
         """Return the route for an aiohttp application: ``app.router.add_routes(receiver.routes("/kie"))``.
 
         Keep the paths below *path* out of access logs: their last part is a secret.
         """
-        return [web.post(f"{path.rstrip('/')}/{{intent}}/{{mac}}", self._on_post)]
+        return aiohttp_routes(path, self._knock)
 
-    async def _on_post(self, request: web.Request) -> web.Response:
-        tail = f"{request.match_info['intent']}/{request.match_info['mac']}"
-        try:
-            address = self.address(tail)
-            body = await self._read(request)
-        except CallbackRejected as exc:
-            return web.Response(status=exc.status)
-        verdict = self._act(address, self.receive(address, request.headers, body, self._now()))
-        return web.Response(status=verdict.status, body=verdict.body, content_type="application/json")
+    @property
+    def asgi(self) -> AsgiMount:
+        """Return an ASGI 3 application for FastAPI, Starlette and the like.
 
-    async def _read(self, request: web.Request) -> bytes:
-        """Return the body, read within bounds of size and time, also when it is chunked or compressed."""
-        body = bytearray()
-        try:
-            async with asyncio.timeout(BODY_TIMEOUT_S):
-                async for chunk in request.content.iter_any():
-                    body += chunk
-                    if len(body) > self._max_body:
-                        raise CallbackRejected("body too large", 413)
-        except TimeoutError:
-            raise CallbackRejected("body too slow", 408) from None
-        except web.RequestPayloadError:
-            raise CallbackRejected("unreadable body", 400) from None
-        return bytes(body)
+        ``app.mount("/kie", receiver.asgi)``, under any prefix, or as the root application.
+        """
+        return AsgiMount(self._knock)
 
-    @asynccontextmanager
-    async def serve(
+    def serve(
         self,
         host: str = "0.0.0.0",  # noqa: S104  (meant to be reached)
         port: int = 8080,
         path: str = "/kie",
-    ) -> AsyncIterator[ServedReceiver]:
+    ) -> AbstractAsyncContextManager[ServedReceiver]:
         """Listen on a port of its own while the ``async with`` block runs; port 0 takes a free one.
+
+        Slow, idle and too many connections are closed.
 
         Raises:
             OSError: The port cannot be had.
         """
-        app = web.Application()
-        app.router.add_routes(self.routes(path))
-        runner = web.AppRunner(app, access_log=None, keepalive_timeout=IDLE_TIMEOUT_S, shutdown_timeout=5.0)
-        await runner.setup()
-        try:
-            site = web.TCPSite(runner, host, port)
-            await site.start()
-            bound: int = runner.addresses[0][1]
-            yield ServedReceiver(host=host, port=bound, path=path)
-        finally:
-            await runner.cleanup()
+        return serve(host, port, path, self._knock)
 
 
 def _owner(address: Address) -> Inbox:

@@ -1,4 +1,4 @@
-"""The README as data: its commands and its snippets. ``python tests/readme.py test`` prints the test command."""
+"""The README as data: its commands and snippets. ``python tests/readme.py test`` prints the test command."""
 
 from __future__ import annotations
 
