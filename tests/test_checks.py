@@ -12,8 +12,10 @@ from kie_async.checks import (
     check_above_zero,
     check_callback_url,
     check_origin,
+    check_task_id,
     check_url,
     is_loopback,
+    read_key,
     whole_above_zero,
 )
 from kie_async.errors import InvalidRequest
@@ -233,3 +235,43 @@ def test_it_passes_when_the_user_allows_it(url: str) -> None:
 def test_nothing_may_stand_behind_the_path_of_a_callback_url(url: str, allow_insecure: bool) -> None:
     with pytest.raises(InvalidRequest, match="callback_url"):
         check_callback_url(url, allow_insecure=allow_insecure)
+
+
+@pytest.mark.parametrize("task_id", ["t", "task_kling_1765185996677", "x" * 128])
+def test_an_id_of_the_service_passes(task_id: str) -> None:
+    check_task_id(task_id)
+
+
+@pytest.mark.parametrize("task_id", ["", "a.b", "../../x?y", "a\n", "x" * 129, None, 7, b"t"])
+def test_what_is_no_id_of_the_service_is_refused(task_id: object) -> None:
+    with pytest.raises(InvalidRequest, match="task_id"):
+        check_task_id(task_id)
+
+
+def test_a_key_that_is_given_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KIE_API_KEY", "from-the-environment")
+    assert read_key("given") == "given"
+    assert read_key(None) == "from-the-environment"
+
+
+def test_blanks_around_a_key_are_a_slip_of_copying() -> None:
+    assert read_key(" key\n") == "key"
+
+
+@pytest.mark.parametrize("key", ["", "  "])
+def test_a_blank_key_is_missing(key: str) -> None:
+    with pytest.raises(InvalidRequest, match="api_key is missing"):
+        read_key(key)
+
+
+def test_no_key_anywhere_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KIE_API_KEY", raising=False)
+    with pytest.raises(InvalidRequest, match="KIE_API_KEY"):
+        read_key(None)
+
+
+@pytest.mark.parametrize("key", ["s3cret key", "s3cret\nX-Evil: 1", "s3cret\x00", "s3crét", "s3cret\x7f"])
+def test_a_key_that_could_break_a_header_is_refused_and_not_shown(key: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        read_key(key)
+    assert "s3cr" not in str(caught.value)
