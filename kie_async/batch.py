@@ -104,7 +104,7 @@ class Batch:
         is_durable: bool,
         adoption_grace_s: float,
         download_to: str | Path | None,
-        spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
+        spawn: Callable[[Coroutine[object, object, None]], asyncio.Task[None]],
     ) -> None:
         self._source = _pulled(requests)
         self._session = session
