@@ -77,9 +77,15 @@ def open_files() -> int:
 
 @pytest.fixture
 async def leaks() -> AsyncIterator[None]:
-    """Fail the test if an asyncio task or a file descriptor is left when all it opened is closed."""
+    """Fail the test if a task or a file descriptor is left when all it opened is closed.
+
+    Or if anything was reported to the loop's exception handler: an error nobody was there to take.
+    """
+    reported: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
     files, tasks = open_files(), asyncio.all_tasks()
     yield
+    assert not reported
     await eventually(lambda: open_files() <= files, rounds=1000)
     left = asyncio.all_tasks() - tasks - {asyncio.current_task()}
     assert not left, f"tasks are left: {left}"
