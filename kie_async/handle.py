@@ -169,6 +169,7 @@ class TaskHandle:
                 if self._news is None:
                     self._news = []
                 await self._wait(self._news)
+        self._seen = True
         if isinstance(self._outcome, KieError) and not isinstance(self._outcome, TaskFailed):
             self._unwrap()
 
@@ -225,7 +226,8 @@ class TaskHandle:
         self._seen = True
         outcome = self._outcome
         if isinstance(outcome, KieError):
-            # One error serves many awaiters: each starts with a clean traceback.
+            # One error serves many awaiters: each starts with a clean traceback and context.
+            outcome.__context__ = None
             raise outcome.with_traceback(None)
         assert outcome is not None  # noqa: S101  (only called when done)
         return outcome
@@ -233,7 +235,9 @@ class TaskHandle:
     # --- for the session ---------------------------------------------------------------------------
 
     def _observe(self, record: TaskRecord) -> None:
-        """Take in a record; readers of `updates` hear of a change."""
+        """Take in a record, unless it is staler than the last; readers of `updates` hear of a change."""
+        if record.state is not TaskState.UNKNOWN and advance(self._state, record.state) is not record.state:
+            return
         changed = record != self.record
         self.record = record
         self._state = advance(self._state, record.state)

@@ -8,7 +8,7 @@ import itertools
 import logging
 import math
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from enum import StrEnum
 
 import attrs
@@ -20,7 +20,6 @@ from .errors import (
     KieError,
     RateLimited,
     ServerError,
-    TransportError,
 )
 from .handle import TaskHandle
 from .limiter import Limiter
@@ -106,7 +105,8 @@ class Poller:
         self._idle = 0
         self._stale = 0
         self._denials = 0
-        self._pauses = delays(rng, first_s=1.0, ceiling_s=MAX_RETRY_AFTER_S)
+        self._pauses: Iterator[float] | None = None
+        self._slowed_at = -math.inf
         self._is_closed = False
 
     def watch(self, handle: TaskHandle, *, expects_callback: bool, at_once: bool = False) -> None:
@@ -178,7 +178,7 @@ class Poller:
 
     def _arm(self) -> None:
         """Set the one timer to the tick in which the next entry is due."""
-        if self._is_closed or not self._heap:
+        if self._is_closed or not self._heap or self._heap[0][0] == math.inf:
             return
         when = math.ceil(self._heap[0][0] / TICK_S) * TICK_S
         if self._timer is not None:
@@ -249,10 +249,12 @@ class Poller:
         watch.looks += 1
         try:
             record = await self._ask(handle.task_id)
-        except KieError as exc:
-            delay_s = self._after_error(watch, handle, exc)
+        except Exception as exc:  # whatever a look ends in, the task is paid and will be looked at again
+            self._after_error(watch, exc)
+            delay_s = self._next_delay_s(watch, source)
         else:
             self._denials = watch.failures = watch.refusals = 0
+            self._pauses = None
             delay_s = self._after_record(watch, record, source)
         finally:
             self._limiter.answered()
@@ -267,43 +269,68 @@ class Poller:
             watch.empties += 1
             return rechecks[watch.empties - 1]
         self._deliver(record, source)
-        if (source is Source.CALLBACK or watch.rechecks) and watch.rechecks < len(rechecks):
-            watch.rechecks += 1  # the callback outran the record, or somebody rang for fun
-            return rechecks[watch.rechecks - 1]
-        return self._delay_s(watch)
+        return self._next_delay_s(watch, source)
 
-    def _after_error(self, watch: _Watch, handle: TaskHandle, error: KieError) -> float:
-        """Judge a look without a record; return the delay to the next."""
+    def _after_error(self, watch: _Watch, error: Exception) -> None:
+        """Judge a look without a record."""
         if isinstance(error, RateLimited):
-            pause_s = next(self._pauses) if error.retry_after_s is None else error.retry_after_s
-            self._limiter.pause(min(pause_s, MAX_RETRY_AFTER_S))
-            return self._delay_s(watch)
-        self._pauses = delays(self._rng, first_s=1.0, ceiling_s=MAX_RETRY_AFTER_S)
+            self._slow_down(watch, error)
+            return
+        self._pauses = None
         if isinstance(error, AuthenticationError):
             self._denials += 1
             if self._denials >= _FATAL_IN_A_ROW:
+                self._denials = 0
                 self._give_up_all(error)
-        elif isinstance(error, TransportError | ServerError) or not isinstance(error, ApiError):
-            self._note_failure(watch, handle, error)
+        elif watch.handle is None:
+            return  # it settled while the answer was on its way
+        elif isinstance(error, ServerError) or not isinstance(error, ApiError):
+            self._note_failure(watch, watch.handle, error)
         elif not self._may_be_invisible(watch, error):
             watch.refusals += 1
             if watch.refusals >= _FATAL_IN_A_ROW:
-                self._give_up(handle, error)
-        return self._delay_s(watch)
+                self._give_up(watch.handle, error)
+
+    def _slow_down(self, watch: _Watch, error: RateLimited) -> None:
+        """Hold every look back; refusals of looks that left before this was last done are the same news."""
+        pause_s = error.retry_after_s
+        if pause_s is None:
+            if watch.last_look < self._slowed_at:
+                return
+            self._pauses = self._pauses or delays(self._rng, first_s=1.0, ceiling_s=MAX_RETRY_AFTER_S)
+            pause_s = next(self._pauses)
+        self._slowed_at = self._loop.time()
+        self._limiter.pause(min(pause_s, MAX_RETRY_AFTER_S))
 
     def _may_be_invisible(self, watch: _Watch, error: ApiError) -> bool:
         age_s = self._loop.time() - watch.since
         return is_invisible(error.code, error.message) and age_s < self._schedule.visibility_grace_s
 
-    def _note_failure(self, watch: _Watch, handle: TaskHandle, error: KieError) -> None:
+    def _note_failure(self, watch: _Watch, handle: TaskHandle, error: Exception) -> None:
         watch.failures += 1
         level = logging.WARNING if watch.failures == _WARN_AT_FAILURE else logging.INFO
-        _log.log(level, "look %d at task %s failed: %s", watch.failures, handle.task_id, error)
+        surprise = None if isinstance(error, KieError) else error
+        _log.log(
+            level,
+            "look %d at task %s failed: %s",
+            watch.failures,
+            handle.task_id,
+            error,
+            exc_info=surprise,
+        )
 
     def _give_up_all(self, error: KieError) -> None:
         for watch in {watch for *_, watch in self._heap}:  # every deadline stands in the heap
             if watch.handle is not None and watch.handle.task_id:
                 self._give_up(watch.handle, error)
+
+    def _next_delay_s(self, watch: _Watch, source: Source) -> float:
+        """Return the delay to the next look; those after a ring come soon."""
+        rechecks = self._schedule.recheck_s
+        if (source is Source.CALLBACK or watch.rechecks) and watch.rechecks < len(rechecks):
+            watch.rechecks += 1  # the callback outran the record, or somebody rang for fun
+            return rechecks[watch.rechecks - 1]
+        return self._delay_s(watch)
 
     def _delay_s(self, watch: _Watch) -> float:
         return self._schedule.delay_s(
