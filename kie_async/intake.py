@@ -158,7 +158,7 @@ class Intake:
         work = self._run(handle, creation, timeout_s, intent)
         sending = asyncio.get_running_loop().create_task(work, name="kie_async create")
         self._sending[sending] = creation
-        sending.add_done_callback(self._sending.pop)
+        sending.add_done_callback(self._note_sent)
         try:
             return await asyncio.shield(sending)
         except asyncio.CancelledError:
@@ -167,6 +167,12 @@ class Intake:
             else:
                 self._adopt_orphan(sending, creation, handle)
             raise
+
+    def _note_sent(self, sending: asyncio.Task[TaskHandle]) -> None:
+        """Let go of a create that is over. Of a cancelled caller's, nobody else retrieves the error."""
+        del self._sending[sending]
+        if not sending.cancelled():
+            sending.exception()
 
     def _adopt_orphan(
         self, sending: asyncio.Task[TaskHandle], creation: Creation, handle: TaskHandle
