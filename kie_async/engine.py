@@ -139,8 +139,13 @@ class Engine:
             self._is_attached = True
 
     async def aclose(self) -> None:
-        """Stop everything; tasks in flight go on at the service."""
-        await self.intake.drain()
+        """Stop everything, at once if cancelled meanwhile; tasks in flight go on at the service."""
+        try:
+            await self.intake.drain()
+        finally:
+            await self._stop()
+
+    async def _stop(self) -> None:
         if self._settings.receiver is not None and self._is_attached:
             self._settings.receiver.detach(self.intents)
         await self._poller.aclose()

@@ -251,12 +251,14 @@ class Intake:
         for sending, creation in list(self._sending.items()):
             if creation.stop():
                 sending.cancel()
-        if self._sending:
-            await asyncio.wait(self._sending, timeout=SHUTDOWN_GRACE_S)
-        for sending in list(self._sending):
-            sending.cancel()
-        if self._sending:
-            await asyncio.wait(self._sending)
+        try:
+            if self._sending:
+                await asyncio.wait(self._sending, timeout=SHUTDOWN_GRACE_S)
+        finally:
+            for sending in list(self._sending):
+                sending.cancel()
+            if self._sending:
+                await asyncio.wait(self._sending)
 
     # --- what a handle asks of its session -----------------------------------------------------
 
