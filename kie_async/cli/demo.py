@@ -20,7 +20,7 @@ from ..errors import KieError
 from ..inputs import KlingAvatar
 from ..models import SessionEvent
 from ..poll_schedule import PollSchedule
-from ..sandbox import Faults, Lognormal, Sandbox
+from ..sandbox import Durations, Faults, Lognormal, Sandbox
 from ..session import KieSession
 from . import voice_and_face
 from .display import Board, make_board, make_console, show_report
@@ -32,7 +32,7 @@ from .report import Job, Report
 # The limits are the real ones, unscaled: 20 creates in 10 s and 10 queries a second. So the interval
 # without callbacks is scaled less than the rest: some 20 tasks in flight are 8 queries a second.
 _DURATIONS = Lognormal(5.0, 0.42)
-_CALLBACK_DELAY_S = 0.4
+_CALLBACK_DELAY_S = 0.25
 _SCHEDULE = PollSchedule(first_s=2.5, tiers=((10.0, 2.5), (math.inf, 4.0)), safety_net_s=2.5)
 
 _KEY = "sandbox-key"
@@ -51,9 +51,10 @@ class DemoOptions:
     audio: Path | None
     out: Path
     callbacks: bool
-    drop_callbacks: float
     max_in_flight: int
     seed: int
+    faults: Faults
+    durations: Durations = _DURATIONS
 
 
 def demo(
@@ -83,9 +84,9 @@ def demo(
         audio=audio,
         out=out,
         callbacks=callbacks,
-        drop_callbacks=drop_callbacks,
         max_in_flight=max_in_flight,
         seed=seed,
+        faults=Faults(drop_callbacks=drop_callbacks),
     )
     conduct(run_demo(options, make_console()))
 
@@ -126,8 +127,7 @@ async def _make_all(options: DemoOptions, wish: KlingAvatar, jobs: Sequence[Job]
     loop = asyncio.get_running_loop()
     board = make_board(console, jobs)
     async with _opened(options, jobs, board, console) as (sandbox, kie):
-        for file in (wish.image_url, wish.audio_url):
-            await kie.upload(Path(file))  # once for all jobs; a file that is no good ends the demo here
+        await _upload(kie, wish, console)
         began = loop.time()
         downloads = asyncio.Semaphore(_DOWNLOADS)
         with board:
@@ -140,6 +140,14 @@ async def _make_all(options: DemoOptions, wish: KlingAvatar, jobs: Sequence[Job]
             refusals=sandbox.counts["create.429"] + sandbox.counts["query.429"],
             folder=options.out,
         )
+
+
+async def _upload(kie: KieSession, wish: KlingAvatar, console: Console) -> None:
+    """Upload what all jobs share. The session would do it by itself, but a bad file should end all."""
+    files = [Path(wish.image_url), Path(wish.audio_url)]
+    for file in files:
+        await kie.upload(file)
+    console.print(f"uploaded   {files[0]} and {files[1]}, once for all jobs", soft_wrap=True)
 
 
 async def _make(
@@ -165,12 +173,12 @@ async def _opened(
     hmac_key = secrets.token_hex(16)
     async with AsyncExitStack() as opened:
         sandbox = await opened.enter_async_context(_sandbox(options, hmac_key))
-        console.print(f"sandbox at {sandbox.url}: 20 creates in 10 s, 10 queries a second, as the service")
+        console.print(f"sandbox    {sandbox.url}; 20 creates per 10 s, 10 queries per s", soft_wrap=True)
         receiver = callback_url = None
         if options.callbacks:
             receiver = CallbackReceiver(hmac_keys=[hmac_key])
             callback_url = (await opened.enter_async_context(receiver.serve("127.0.0.1", 0))).url
-        console.print(_callback_words(callback_url, options.drop_callbacks))
+        console.print(_callback_words(callback_url, options.faults.drop_callbacks), soft_wrap=True)
         session = KieSession(
             _KEY,
             base_url=sandbox.url,
@@ -188,21 +196,21 @@ async def _opened(
 def _sandbox(options: DemoOptions, hmac_key: str) -> Sandbox:
     return Sandbox(
         api_key=_KEY,
-        durations=_DURATIONS,
+        durations=options.durations,
         seed=options.seed,
         credits=_CREDITS,
         hmac_key=hmac_key,
         callback_delay_s=_CALLBACK_DELAY_S,
         render=True,
-        faults=Faults(drop_callbacks=options.drop_callbacks),
+        faults=options.faults,
     )
 
 
 def _callback_words(url: str | None, dropped: float) -> str:
     if url is None:
-        return "no callbacks: every end is found by polling"
-    lost = f"; {dropped:.0%} of them are lost, and polling finds those ends" if dropped else ""
-    return f"signed callbacks to {url}{lost}"
+        return "callbacks  none; every end is found by polling"
+    lost = f"; {dropped:.0%} get lost, polling finds the rest" if dropped else ""
+    return f"callbacks  {url}, signed{lost}"
 
 
 class _Notes:

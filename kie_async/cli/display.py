@@ -21,7 +21,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from .report import Job, Report
+from .report import Job, Report, number
 
 _PLAIN_WIDTH = 120
 
@@ -142,22 +142,21 @@ def waiting(text: str) -> Iterator[None]:
 def show_report(console: Console, report: Report) -> None:
     """Print the table of the jobs, and the summary."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in ("job", "state", "seconds", "settled by", "credits"):
-        table.add_column(
-            name, justify="right" if name in {"job", "seconds", "credits"} else "left", no_wrap=True
-        )
+    for name in ("job", "state", "secs", "settled by", "credits"):
+        is_number = name in {"job", "secs", "credits"}
+        table.add_column(name, justify="right" if is_number else "left", no_wrap=True)
     table.add_column("file", overflow="fold")
     for job in report.jobs:
         table.add_row(*_cells(job), style=None if job.file else "red")
     console.print(table)
-    console.print(report.summary(), soft_wrap=True, style="bold" if report.is_complete else "bold red")
+    style = "bold" if report.is_complete else "bold red"
+    console.print(report.summary(), soft_wrap=not console.is_terminal, style=style)
 
 
 def _cells(job: Job) -> tuple[str, ...]:
     seconds = "" if job.seconds is None else f"{job.seconds:.1f}"
-    price = "" if job.credits is None else f"{job.credits:g}"
     last = job.file.name if job.file else job.error
-    return str(job.number), job.state, seconds, job.source, price, last
+    return str(job.number), job.state, seconds, job.source, number(job.credits), last
 
 
 def _after(job: Job) -> str:

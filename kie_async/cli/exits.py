@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import logging
 import os
+import signal
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
@@ -41,8 +43,8 @@ def conduct(work: Coroutine[Any, Any, int]) -> None:
 
 def _status_of(work: Coroutine[Any, Any, int]) -> int:
     try:
-        return asyncio.run(work)
-    except KeyboardInterrupt:
+        return asyncio.run(_interruptible(work))
+    except (KeyboardInterrupt, asyncio.CancelledError):
         return INTERRUPTED
     except (CannotRun, InvalidRequest) as exc:
         say(f"error: {exc}")
@@ -50,6 +52,14 @@ def _status_of(work: Coroutine[Any, Any, int]) -> int:
     except KieError as exc:
         say(f"error: {explain(exc)}")
         return FAILED
+
+
+async def _interruptible(work: Coroutine[Any, Any, int]) -> int:
+    """Await *work*, which every Ctrl-C cancels. asyncio.run would break off the closing at the second."""
+    running = asyncio.ensure_future(work)
+    with contextlib.suppress(NotImplementedError, RuntimeError):  # Windows, or a thread
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, running.cancel)
+    return await running
 
 
 def explain(error: KieError) -> str:

@@ -9,6 +9,11 @@ from pathlib import Path
 import attrs
 
 
+def number(value: float | None) -> str:
+    """Return a number for people: no exponent, no needless zeros; nothing for None."""
+    return "" if value is None else f"{value:.3f}".rstrip("0").rstrip(".")
+
+
 @attrs.define(kw_only=True, eq=False)
 class Job:
     """One video of the demo."""
@@ -69,6 +74,6 @@ class Report:
         price = sum(job.credits or 0.0 for job in self.jobs)
         return (
             f"{self.saved} of {len(self.jobs)} videos in {self.elapsed_s:.1f} s: "
-            f"{by['callback']} settled by callback, {by['poll']} by poll; {price:g} credits; "
+            f"{by['callback']} settled by callback, {by['poll']} by poll; {number(price)} credits; "
             f"{self.refusals} answers 429; files in {self.folder}"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -81,5 +82,6 @@ async def _serve(options: ServeOptions) -> int:
     try:
         await serve(options, announce=announce)
     except OSError as exc:
-        raise CannotRun(f"cannot listen on {options.host}:{options.port}: {exc.strerror or exc}") from None
+        reason = os.strerror(exc.errno) if exc.errno is not None and exc.errno > 0 else str(exc)
+        raise CannotRun(f"cannot listen on {options.host}:{options.port}: {reason}") from None
     return DONE

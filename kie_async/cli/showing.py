@@ -10,6 +10,7 @@ from typing import Any
 
 from ..models import TaskRecord
 from .exits import say, without_key
+from .report import number
 
 
 def put(line: str) -> None:
@@ -45,18 +46,14 @@ def _rows(record: TaskRecord, files: Sequence[Path]) -> Iterator[tuple[str, str]
     yield "model", record.model
     yield "state", str(record.state)
     yield "reason", " ".join(text for text in (record.fail_code, record.fail_message) if text)
-    yield "credits", _number(record.credits)
-    yield "seconds", _number(record.duration_s)
+    yield "credits", number(record.credits)
+    yield "seconds", number(record.duration_s)
     for url in record.urls:
         yield "url", url
     if record.result_object:
         yield "result", json.dumps(dict(record.result_object), ensure_ascii=False)
     for file in files:
         yield "file", str(file)
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:g}"
 
 
 def _facts(record: TaskRecord, files: Sequence[Path]) -> dict[str, Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -29,6 +30,7 @@ from .exits import (
     require_key,
     say,
 )
+from .report import number
 from .showing import put, show, show_id
 
 Out = Annotated[Path | None, typer.Option(help="Download the results into this folder.")]
@@ -143,7 +145,7 @@ async def run_one(wish: TaskRequest, wanted: Wanted) -> int:
         require_folder(wanted.out)
     news = _News(as_json=wanted.as_json)
     try:
-        async with KieSession(on_event=news.note) as kie:
+        async with news.session() as kie:
             return await _see_through(kie, await kie.create(wish, timeout_s=wanted.timeout_s), wanted)
     except asyncio.CancelledError:
         say(f"interrupted: {news.what_became()}")
@@ -157,6 +159,22 @@ class _News:
         self._as_json = as_json
         self._task_id = ""
         self._is_unknown = False
+        self._is_certain = True
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[KieSession]:
+        """Open a session whose events come here, and close it so that nothing stays in doubt."""
+        kie = await KieSession(on_event=self.note).open()
+        self._is_certain = False
+        try:
+            yield kie
+        except asyncio.CancelledError:
+            if not self._task_id:
+                say("interrupted: closing; a create under way gets 10 s to tell its id")
+            raise
+        finally:
+            await kie.aclose()
+            self._is_certain = not self._is_unknown  # a second interrupt does not come to here
 
     def note(self, event: SessionEvent) -> None:
         """Be the session's hook: also the id of a create whose caller was interrupted comes here."""
@@ -170,9 +188,9 @@ class _News:
         """Return what an interrupted user needs to know."""
         if self._task_id:
             return f"task {self._task_id} goes on and is billed; later: {how_to_get(self._task_id)}"
-        if self._is_unknown:
-            return "money may have been spent: no answer to the create came; look at https://kie.ai/logs"
-        return "no task was created"
+        if self._is_certain:
+            return "no task was created"
+        return "money may have been spent: no answer to a create came; look at https://kie.ai/logs"
 
 
 # --- status ----------------------------------------------------------------------------------------
@@ -251,5 +269,5 @@ def balance() -> None:
 async def _balance() -> int:
     require_key()
     async with KieSession() as kie:
-        put(f"{await kie.credits():g}")
+        put(number(await kie.credits()))
     return DONE
