@@ -43,7 +43,9 @@ _INSIDE = (
     ipaddress.ip_network("192.0.0.0/24"),  # Oracle's metadata service lies here
     ipaddress.ip_network("168.63.129.16/32"),  # Azure's
 )
-_ASKED = {"Accept-Encoding": "identity"}  # media are compressed already
+_ASKED = {"Accept-Encoding": "identity"}
+_PACKED = frozenset({"gzip", "x-gzip", "deflate", "br", "zstd"})
+"""Refused: media gain nothing by it, a bomb gains much, and a torn one would not be noticed."""
 _T = TypeVar("_T")
 
 
@@ -69,6 +71,7 @@ class Downloads:
         self._rng = rng
         self._max_bytes = max_bytes
         self._slots = asyncio.Semaphore(_AT_ONCE)  # the time limits do not run while waiting here
+        self._running: set[asyncio.Task[Path]] = set()
         self._http = client_session(
             aiohttp.TCPConnector(limit=_AT_ONCE, resolver=resolver, socket_factory=self._open_socket),
             timeout=aiohttp.ClientTimeout(
@@ -78,6 +81,9 @@ class Downloads:
 
     async def aclose(self) -> None:
         """Close all connections; downloads under way fail."""
+        for fetching in self._running:
+            fetching.cancel()  # closing alone would leave them waiting for their bodies
+        await asyncio.gather(*self._running, return_exceptions=True)
         await self._http.close()
 
     async def fetch(self, urls: Sequence[str], folder: str | Path, *, task_id: str) -> list[Path]:
@@ -94,9 +100,17 @@ class Downloads:
             raise InvalidRequest(f"task_id is not fit for a file name: {task_id[:40]!r}")
         folder = Path(folder)
         await _on_disk(folder, lambda: folder.mkdir(parents=True, exist_ok=True))
-        fetches = [self._fetch_once(url, folder, f"{task_id}-{at}") for at, url in enumerate(urls, start=1)]
+        fetches = [
+            asyncio.create_task(self._fetch_once(url, folder, f"{task_id}-{at}"))
+            for at, url in enumerate(urls, start=1)
+        ]
+        self._running.update(fetches)
+        for fetching in fetches:
+            fetching.add_done_callback(self._running.discard)
         paths: list[Path] = []
         for outcome in await asyncio.gather(*fetches, return_exceptions=True):
+            if isinstance(outcome, asyncio.CancelledError):
+                raise DownloadFailed("the session closed before the file was complete")
             if isinstance(outcome, BaseException):
                 raise outcome
             paths.append(outcome)
@@ -115,8 +129,6 @@ class Downloads:
                     return await self._fetch(url, folder, name)
             except TransportError as exc:
                 failure = str(exc)
-            if self._http.closed:
-                break
         raise DownloadFailed(failure)
 
     async def _fetch(self, url: str, folder: Path, name: str) -> Path:
@@ -131,8 +143,8 @@ class Downloads:
         except (TransportError, DownloadFailed) as exc:
             raise type(exc)(f"{name}: {exc}") from None
         except FAILURES as exc:
-            is_hopeless = isinstance(exc, aiohttp.InvalidURL) or _was_refused(exc)
-            failure = (DownloadFailed if is_hopeless else TransportError)(f"{name}: {describe(exc)}")
+            kind = DownloadFailed if _is_hopeless(exc) else TransportError
+            failure = kind(f"{name}: {describe(exc)}")
         # Raised outside the except block: aiohttp's error would carry the URL along in its context.
         raise failure
 
@@ -163,14 +175,14 @@ class Downloads:
 
     async def _save(self, answer: aiohttp.ClientResponse, folder: Path, name: str) -> Path:
         """Write a body to disk and return where."""
-        if (answer.content_length or 0) > self._max_bytes:
-            raise DownloadFailed(f"the file has more than {self._max_bytes} bytes")
+        if answer.headers.get("Content-Encoding", "").strip().lower() in _PACKED:
+            raise DownloadFailed("the file came packed, which was not asked for")
         part = _PartFile(folder, name)
         try:
             await _on_disk(folder, part.open)
+            self._check_size(answer.content_length or 0)
             while block := await _read_block(answer.content):
-                if part.size + len(block) > self._max_bytes:
-                    raise DownloadFailed(f"the file has more than {self._max_bytes} bytes")
+                self._check_size(part.size + len(block))
                 await _on_disk(folder, part.write, block)
             kind = sniff(part.head)
             if not part.size:
@@ -180,6 +192,10 @@ class Downloads:
             return await _on_disk(folder, part.seal, name + (kind.ending if kind else UNKNOWN_ENDING))
         finally:
             part.discard()
+
+    def _check_size(self, size: int) -> None:
+        if size > self._max_bytes:
+            raise DownloadFailed(f"the file has more than {self._max_bytes} bytes")
 
 
 class _PartFile:
@@ -241,8 +257,10 @@ def may_connect(address: str, *, allow_loopback: bool) -> bool:
     return host.is_global and not host.is_multicast and not any(host in net for net in _INSIDE)
 
 
-def _was_refused(exc: BaseException) -> bool:
-    return isinstance(getattr(exc, "os_error", None), _NotPublicError)
+def _is_hopeless(exc: Exception) -> bool:
+    """Tell a bad URL, a bad certificate, a closed session or a private address from what may pass."""
+    is_refused = isinstance(getattr(exc, "os_error", None), _NotPublicError)
+    return is_refused or isinstance(exc, ValueError | RuntimeError)
 
 
 def _read_url(text: str) -> URL:

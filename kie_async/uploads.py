@@ -41,6 +41,7 @@ REUSE_UPLOAD_S = 48 * 3600.0  # the service keeps an upload for 72 hours
 _AT_ONCE = 4
 _ATTEMPTS = 4
 _MAX_SHOWN = 200
+_CLOSED = "the session closed before the file was uploaded"
 _T = TypeVar("_T")
 
 _Version = tuple[int, int, int, int, int]
@@ -106,16 +107,16 @@ class Uploads:
         self._rng = rng
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self._is_closed = False
+        self._running: set[asyncio.Task[UploadedFile]] = set()
         self._shared: dict[_Version, tuple[float, asyncio.Task[UploadedFile]]] = {}
         """Uploads under way and done by what they upload, with their begin; oldest first."""
 
     async def aclose(self) -> None:
         """Close all connections; uploads under way are given up."""
         self._is_closed = True
-        uploads = [upload for _, upload in self._shared.values()]
-        for upload in uploads:
+        for upload in self._running:
             upload.cancel()
-        await asyncio.gather(*uploads, return_exceptions=True)
+        await asyncio.gather(*self._running, return_exceptions=True)
         await self._transport.aclose()
 
     async def replace_paths(self, wish: TaskRequest) -> TaskRequest:
@@ -141,27 +142,23 @@ class Uploads:
         """Upload a file, bytes, or let the service fetch a URL; see `KieSession.upload`."""
         if isinstance(file, bytes):
             kind = check_media("the upload", file[:HEAD_BYTES], len(file))
-            return await self._trying(lambda: self._send_bytes(file, kind))
+            return await self._alone(lambda: self._send_bytes(file, kind))
         if isinstance(file, str) and "://" in file:
             check_url("file", file)
-            return await self._trying(lambda: self._send_url(file))
+            return await self._alone(lambda: self._send_url(file))
         return await _join(self._share(await _check(Path(file))))
 
     # --- once for all who ask --------------------------------------------------------------------
 
     def _share(self, source: _Source) -> asyncio.Task[UploadedFile]:
         """Return the upload of this version of a file, begun now unless there is one."""
-        if self._is_closed:
-            raise SessionMisuse("the session closed before the file was uploaded")
         now = asyncio.get_running_loop().time()
         self._forget_before(now - REUSE_UPLOAD_S)
-        known = self._shared.get(source.version)
-        if known is not None and not _has_failed(known[1]):
-            return known[1]
-        self._shared.pop(source.version, None)  # the new one goes to the end: oldest first
-        upload = asyncio.create_task(self._trying(lambda: self._send_file(source)), name="kie_async upload")
-        upload.add_done_callback(_has_failed)  # looks at the error, should nobody be waiting any more
-        self._shared[source.version] = now, upload
+        _, upload = self._shared.get(source.version, (now, None))
+        if upload is None or _has_failed(upload):
+            upload = self._begin(lambda: self._send_file(source))
+            self._shared.pop(source.version, None)  # the new one goes to the end: oldest first
+            self._shared[source.version] = now, upload
         return upload
 
     def _forget_before(self, begun: float) -> None:
@@ -170,6 +167,23 @@ class Uploads:
             del self._shared[version]
 
     # --- one upload ------------------------------------------------------------------------------
+
+    async def _alone(self, send: Callable[[], Awaitable[UploadedFile]]) -> UploadedFile:
+        """Upload for one caller; a cancel ends the upload too."""
+        upload = self._begin(send)
+        try:
+            return await _join(upload)
+        finally:
+            upload.cancel()
+
+    def _begin(self, send: Callable[[], Awaitable[UploadedFile]]) -> asyncio.Task[UploadedFile]:
+        if self._is_closed:
+            raise SessionMisuse(_CLOSED)
+        upload = asyncio.create_task(self._trying(send), name="kie_async upload")
+        self._running.add(upload)
+        upload.add_done_callback(self._running.discard)
+        upload.add_done_callback(_has_failed)  # looks at the error, should nobody be waiting any more
+        return upload
 
     async def _trying(self, send: Callable[[], Awaitable[UploadedFile]]) -> UploadedFile:
         """Upload, again if that may help: it costs nothing, and every attempt has a name of its own."""
@@ -224,7 +238,7 @@ async def _join(upload: asyncio.Task[UploadedFile]) -> UploadedFile:
     """Wait for an upload that others may wait for too: a cancel ends the wait, not the upload."""
     await asyncio.wait([upload])
     if upload.cancelled():
-        raise SessionMisuse("the session closed before the file was uploaded")
+        raise SessionMisuse(_CLOSED)
     return upload.result()
 
 

@@ -437,6 +437,11 @@ async def cut(writer: asyncio.StreamWriter) -> None:
     writer.close()
 
 
+async def stall(writer: asyncio.StreamWriter) -> None:
+    writer.write(UPLOADED[:-20])
+    await asyncio.sleep(60)
+
+
 TRANSIENT = [
     pytest.param(cut, id="closed"),
     pytest.param(http(b"<html>bad gateway</html>", 502), id="html 502"),
@@ -545,17 +550,35 @@ async def test_a_redirect_is_not_followed_with_the_key() -> None:
 
 
 async def test_closing_ends_what_is_under_way_and_begins_nothing_new(face: Path) -> None:
+    before = asyncio.all_tasks()
+    async with RawServer(stall) as server:
+        uploads = make(server.url)
+        files: list[Any] = [face, face, PNG, "https://files.example/face.png"]
+        waiting = [asyncio.create_task(uploads.send(file)) for file in files]
+        await eventually(lambda: len(server.asked) == 3)
+        async with asyncio.timeout(2):
+            await uploads.aclose()
+            for caller in waiting:
+                with pytest.raises(SessionMisuse, match="closed before"):
+                    await caller
+        for file in files:
+            with pytest.raises(SessionMisuse, match="closed before"):
+                await uploads.send(file)
+        await uploads.aclose()
+    assert asyncio.all_tasks() == before
+
+
+@pytest.mark.parametrize("file", [PNG, "https://files.example/face.png"])
+async def test_a_caller_alone_takes_the_upload_with_him(file: Any) -> None:
     async with RawServer(silence) as server:
         uploads = make(server.url)
-        waiting = [asyncio.create_task(uploads.send(face)) for _ in range(3)]
+        only = asyncio.create_task(uploads.send(file))
         await eventually(lambda: len(server.asked) == 1)
+        only.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await only
+        await eventually(lambda: not uploads._running)
         await uploads.aclose()
-        for caller in waiting:
-            with pytest.raises(SessionMisuse, match="closed before"):
-                await caller
-        with pytest.raises(SessionMisuse, match="closed before"):
-            await uploads.send(face)
-    assert not [task for task in asyncio.all_tasks() if task.get_name() == "kie_async upload"]
 
 
 async def test_no_error_shows_the_key() -> None:
