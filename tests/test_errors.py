@@ -14,6 +14,7 @@ from kie_async import errors
 from kie_async.errors import (
     ApiError,
     AuthenticationError,
+    BatchStopped,
     CallbackRejected,
     CreateOutcomeUnknown,
     InsufficientCredits,
@@ -42,6 +43,7 @@ FAILED = TaskRecord(task_id="t1", state=TaskState.FAIL, fail_code="500", fail_me
 
 WITH_FIELDS: tuple[tuple[KieError, dict[str, object]], ...] = (
     (RefConflict("row-7"), {"ref": "row-7"}),
+    (BatchStopped("no credits"), {"reason": "no credits"}),
     (ApiError(418, "teapot", 418), {"code": 418, "message": "teapot", "http_status": 418}),
     (AuthenticationError(401, "no"), {"code": 401, "message": "no", "http_status": 200}),
     (InsufficientCredits(402, "no"), {"code": 402}),
