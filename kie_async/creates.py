@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -23,6 +24,7 @@ from .errors import (
     CreateOutcomeUnknown,
     CreatesHalted,
     JournalError,
+    KieError,
     RateLimited,
     SessionMisuse,
     TransportError,
@@ -32,7 +34,6 @@ from .limiter import Limiter
 from .models import Counters
 from .transport import (
     CONNECT_TIMEOUT_S,
-    FAILURES,
     Secret,
     client_session,
     delays,
@@ -100,16 +101,22 @@ class GateClosed(Exception):
     """The attempt was given up before its first byte."""
 
 
-class _GuardedBody(aiohttp.BytesPayload):
-    """A body that tells the gate when it was written, so that a missing hook cannot go unseen."""
+class _GuardedBody(aiohttp.Payload):
+    """A body of any size that tells the gate when it was written: a missing hook cannot go unseen."""
 
     def __init__(self, body: bytes, gate: Gate) -> None:
         super().__init__(body, content_type="application/json")
+        self._size = len(body)
         self._gate = gate
 
-    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """Return the body as text."""
+        return str(self._value, encoding, errors)
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        """Write all of it at once."""
         try:
-            await super().write_with_length(writer, content_length)
+            await writer.write(self._value)
         finally:
             self._gate.passed()
 
@@ -121,7 +128,10 @@ class Attempt:
     answer: CreateAnswer
     reason: str = ""
     is_final: bool = False
-    """Whether trying again is useless although nothing was sent: a certificate that does not fit."""
+    """Whether trying again is useless although nothing was created: a certificate that does not fit."""
+
+
+_CUT_OFF = Attempt(answer=CreateAnswer(verdict=Verdict.UNKNOWN), reason="closed before an answer came")
 
 
 class CreateTransport:
@@ -131,41 +141,51 @@ class CreateTransport:
     proxies, no user's middleware: nothing can send a body a second time.
     """
 
-    def __init__(self, base_url: str, key: Secret, *, connections: int) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        key: Secret,
+        *,
+        connections: int,
+        timeout_s: float = CREATE_TIMEOUT_S,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> None:
         self._base_url = base_url
         self._key = key
-        self._on_the_wire = asyncio.Semaphore(connections)
+        self._timeout_s = timeout_s
+        self.place = asyncio.Semaphore(connections)
+        """Held from before the turn at the limiter until the answer: who waits can still be held back."""
         trace = aiohttp.TraceConfig()
         trace.on_request_chunk_sent.append(_before_chunk)
         self._http = client_session(
-            aiohttp.TCPConnector(limit=connections, force_close=True),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
+            aiohttp.TCPConnector(limit=connections, force_close=True, ssl=ssl_context or True),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s),
             trace_configs=[trace],
         )
 
     async def post(self, request: WireRequest, gate: Gate) -> Attempt:
-        """Send *request* once and judge what happened; cancelling it closes the gate.
+        """Send *request* once and judge what happened. Cancelling it keeps back what has not left.
 
         Raises:
             SessionMisuse: This aiohttp is not one whose hook is known.
         """
         _check_aiohttp(aiohttp.__version__)
-        async with self._on_the_wire:
-            exchange = asyncio.create_task(self._exchange(request, gate))
-            try:
-                # Not aiohttp's own timeout: after a blocked loop it would throw away an answer
-                # that already lies in the socket.
-                await asyncio.wait({exchange}, timeout=CREATE_TIMEOUT_S)
-                await asyncio.wait({exchange}, timeout=_LATE_ANSWER_S)
-            finally:
-                gate.close()
-                if not exchange.done():
-                    exchange.cancel()
-                    await asyncio.wait({exchange})
-        return exchange.result()
+        exchange = asyncio.create_task(self._exchange(request, gate))
+        try:
+            # Not aiohttp's own timeout: after a blocked loop it would throw away an answer
+            # that already lies in the socket.
+            await asyncio.wait({exchange}, timeout=self._timeout_s)
+            await asyncio.wait({exchange}, timeout=_LATE_ANSWER_S)
+        except asyncio.CancelledError:
+            attempt = await _end(exchange, gate)
+            if attempt.answer.verdict is Verdict.NOT_SENT:
+                raise
+            return attrs.evolve(attempt, is_final=True)  # an id that is here is not thrown away
+        return await _end(exchange, gate)
 
     async def _exchange(self, request: WireRequest, gate: Gate) -> Attempt:
-        partial = bytearray()
+        body = bytearray()
         response: WireResponse | None = None
         reason, is_final = "", False
         try:
@@ -176,18 +196,19 @@ class CreateTransport:
                 allow_redirects=False,
                 trace_request_ctx=gate,
             ) as answer:
+                gate.close()  # who answers before the body has left does not get it any more
                 # Of an answer really received; an exception's status may be invented by aiohttp.
                 retry_after_s = read_retry_after(answer.headers)
                 response = WireResponse(status=answer.status, body=b"", retry_after_s=retry_after_s)
-                await read_bounded(answer, partial)
+                await read_bounded(answer, body)
         except asyncio.CancelledError:  # only `post` cancels this, when the time is over
-            reason = "no answer in time"
-        except FAILURES as exc:
+            pass
+        except Exception as exc:  # whatever it is: the gate and the bytes decide, not its class
             reason = describe(exc)
-            is_final = isinstance(exc, aiohttp.ClientConnectorCertificateError | aiohttp.InvalidURL)
+            is_final = isinstance(exc, aiohttp.ClientSSLError | aiohttp.InvalidURL)
         gate.close()
         return Attempt(
-            answer=decode_create(response, sent=gate.sent, partial=bytes(partial)),
+            answer=decode_create(response, sent=gate.sent, partial=bytes(body)),
             reason=_missing_hook(gate) or reason or _unread(response),
             is_final=is_final,
         )
@@ -197,6 +218,14 @@ class CreateTransport:
         await self._http.close()
 
 
+async def _end(exchange: asyncio.Task[Attempt], gate: Gate) -> Attempt:
+    """Close the gate first, so that the judgement holds, and return what came until now."""
+    gate.close()
+    exchange.cancel()
+    await asyncio.wait({exchange})
+    return exchange.result()
+
+
 async def _before_chunk(
     _: aiohttp.ClientSession, context: SimpleNamespace, __: aiohttp.TraceRequestChunkSentParams
 ) -> None:
@@ -204,7 +233,7 @@ async def _before_chunk(
 
 
 def _unread(response: WireResponse | None) -> str:
-    return "no answer" if response is None else f"unreadable answer, HTTP {response.status}"
+    return "no answer in time" if response is None else f"unreadable answer, HTTP {response.status}"
 
 
 def _missing_hook(gate: Gate) -> str:
@@ -294,14 +323,16 @@ class Creation:
         self._waits = delays(rng)
         self._deadline = deadline
         self._gate: Gate | None = None
+        self._is_stopped = False
 
     @property
     def may_have_left(self) -> bool:
-        """Tell whether the body has crossed the line; if not, it never will once the gate is closed."""
+        """Tell whether a body has crossed the line and no answer proved that it created nothing."""
         return self._gate is not None and self._gate.sent
 
     def stop(self) -> bool:
-        """Keep back what has not left; tell whether that kept anything back."""
+        """Send nothing from now on; tell whether nothing has left."""
+        self._is_stopped = True
         if self._gate is not None:
             self._gate.close()
         return not self.may_have_left
@@ -329,42 +360,50 @@ class Creation:
             if answer.verdict is Verdict.REFUSED and answer.error is not None:
                 raise answer.error
             self._gate = None  # that body made no task: a caller who gives up now stops the next one
+            error = answer.error or TransportError(f"create was not sent: {attempt.reason}")
+            wait_s = self._hold_back(error)  # before anything is awaited: the next in line is awake
             await self._journal.unsent(self._intent_id)
-            await self._pause(attempt)
+            if attempt.is_final or self._is_stopped or self._is_too_late(wait_s):
+                raise error
+            self._counters.retries += 1
+            if not isinstance(error, RateLimited):
+                await asyncio.sleep(wait_s)
 
     async def _attempt(self) -> Attempt:
-        await self._limiter.acquire()
-        try:
-            self._breaker.check()
-        except CreatesHalted:
-            self._limiter.unused()
-            raise
+        async with self._transport.place:
+            await self._limiter.acquire()
+            try:
+                self._breaker.check()
+            except CreatesHalted:
+                self._limiter.unused()
+                raise
+            return await self._send_once()
+
+    async def _send_once(self) -> Attempt:
         gate = self._gate = Gate(partial(self._journal.sending, self._intent_id))
+        attempt = _CUT_OFF
         try:
             attempt = await self._transport.post(self._request, gate)
         except asyncio.CancelledError:
-            if gate.sent:
-                raise self._unknown("the session closed before an answer came") from None
-            raise
+            if not gate.sent:
+                raise
         finally:
             self._limiter.answered() if gate.sent else self._limiter.unused()
         if isinstance(gate.failure, JournalError):
-            raise gate.failure
+            raise gate.failure.with_traceback(None)  # its traceback leads through aiohttp's headers
         return attempt
 
-    async def _pause(self, attempt: Attempt) -> None:
-        """Wait before the next attempt; a limit of the service holds back every create, not just this."""
-        error = attempt.answer.error or TransportError(f"create was not sent: {attempt.reason}")
+    def _hold_back(self, error: KieError) -> float:
+        """Return the wait before the next attempt; a limit of the service holds back every create."""
         wait_s = next(self._waits)
         if isinstance(error, RateLimited):
             self._counters.rate_limited += 1
-            wait_s = wait_s if error.retry_after_s is None else error.retry_after_s
+            wait_s = error.retry_after_s or wait_s
             self._limiter.pause(wait_s)
-        if attempt.is_final or asyncio.get_running_loop().time() + wait_s > self._deadline:
-            raise error
-        self._counters.retries += 1
-        if not isinstance(error, RateLimited):
-            await asyncio.sleep(wait_s)
+        return wait_s
+
+    def _is_too_late(self, wait_s: float) -> bool:
+        return asyncio.get_running_loop().time() + wait_s > self._deadline
 
     def _unknown(self, reason: str) -> CreateOutcomeUnknown:
         return CreateOutcomeUnknown(self._intent_id, reason, datetime.now(UTC), self._ref)

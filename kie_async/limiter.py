@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from contextlib import suppress
 
 from .models import Rate
 
@@ -18,19 +20,12 @@ class Limiter:
     hold more than the rate allows, whatever the network does. Nobody has to guess a margin.
     """
 
-    def __init__(
-        self,
-        rate: Rate,
-        *,
-        now: Callable[[], float],
-        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
-    ) -> None:
+    def __init__(self, rate: Rate, *, now: Callable[[], float]) -> None:
         self._rate = rate
         self._now = now
-        self._sleep = sleep
         self._unused = rate.count
         self._back_at: deque[float] = deque()
-        self._paused_until = float("-inf")
+        self._paused_until = -math.inf
         self._turn = asyncio.Lock()
         self._news = asyncio.Event()
 
@@ -38,11 +33,10 @@ class Limiter:
         """Wait for a permit, in the order of the calls; a cancelled wait takes none."""
         async with self._turn:
             while (wait_s := self._wait_s()) > 0:
-                if wait_s == float("inf"):
-                    self._news.clear()
-                    await self._news.wait()
-                else:
-                    await self._sleep(max(wait_s, _SOONEST_S))
+                self._news.clear()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(None if wait_s == math.inf else max(wait_s, _SOONEST_S)):
+                        await self._news.wait()
             self._unused -= 1
 
     def answered(self) -> None:
@@ -68,4 +62,4 @@ class Limiter:
             return self._paused_until - now
         if self._unused:
             return 0.0
-        return self._back_at[0] - now if self._back_at else float("inf")
+        return self._back_at[0] - now if self._back_at else math.inf

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import ssl
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -52,7 +53,7 @@ def describe(exc: BaseException) -> str:
         return "timed out"
     if isinstance(exc, aiohttp.ServerDisconnectedError):
         return "the server closed the connection"
-    if isinstance(exc, OSError) and exc.strerror:
+    if isinstance(exc, OSError) and exc.strerror and "://" not in exc.strerror:
         return exc.strerror
     return f"broken exchange ({type(exc).__name__})"
 
@@ -88,12 +89,18 @@ class Transport:
     """Sends one request that costs nothing and reads its answer."""
 
     def __init__(
-        self, base_url: str, key: Secret, *, connections: int, timeout_s: float = QUERY_TIMEOUT_S
+        self,
+        base_url: str,
+        key: Secret,
+        *,
+        connections: int,
+        timeout_s: float = QUERY_TIMEOUT_S,
+        ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         self._base_url = base_url
         self._key = key
         self._http = client_session(
-            aiohttp.TCPConnector(limit=connections, keepalive_timeout=KEEP_ALIVE_S),
+            aiohttp.TCPConnector(limit=connections, keepalive_timeout=KEEP_ALIVE_S, ssl=ssl_context or True),
             timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S),
         )
 
