@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
-import io
 import ipaddress
-import os
 import random
-import secrets
 import socket
-import stat
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
 import aiohttp
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
-from .checks import is_loopback
-from .errors import DownloadFailed, InvalidRequest, ResultExpired, TransportError
-from .media import ENDINGS, HEAD_BYTES, UNKNOWN_ENDING, sniff
-from .states import TASK_ID
+from .checks import check_task_id, is_loopback
+from .errors import DownloadFailed, ResultExpired, TransportError
+from .media import UNKNOWN_ENDING, sniff
+from .part_file import PartFile, find_complete
 from .transport import CONNECT_TIMEOUT_S, FAILURES, client_session, delays, describe
 
 MAX_DOWNLOAD_BYTES = 4 * 1024**3
@@ -96,8 +91,7 @@ class Downloads:
             ResultExpired: The service no longer has a file.
             DownloadFailed: A file could not be fetched or written.
         """
-        if not TASK_ID.fullmatch(task_id):
-            raise InvalidRequest(f"task_id is not fit for a file name: {task_id[:40]!r}")
+        check_task_id(task_id)
         folder = Path(folder)
         await _on_disk(folder, lambda: folder.mkdir(parents=True, exist_ok=True))
         fetches = [
@@ -118,7 +112,7 @@ class Downloads:
 
     async def _fetch_once(self, url: str, folder: Path, name: str) -> Path:
         """Return the file, fetched unless it lies there already: it has its name only when complete."""
-        there = await _on_disk(folder, _find, folder, name, url)
+        there = await _on_disk(folder, find_complete, folder, name, url)
         if there is not None:
             return there
         failure = ""
@@ -177,7 +171,7 @@ class Downloads:
         """Write a body to disk and return where."""
         if answer.headers.get("Content-Encoding", "").strip().lower() in _PACKED:
             raise DownloadFailed("the file came packed, which was not asked for")
-        part = _PartFile(folder, name)
+        part = PartFile(folder, name)
         try:
             await _on_disk(folder, part.open)
             self._check_size(answer.content_length or 0)
@@ -196,49 +190,6 @@ class Downloads:
     def _check_size(self, size: int) -> None:
         if size > self._max_bytes:
             raise DownloadFailed(f"the file has more than {self._max_bytes} bytes")
-
-
-class _PartFile:
-    """A file that gets its name when it is complete, and is gone if it never is."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self.size = 0
-        self.head = b""
-        self._path = folder / f".{name}.{secrets.token_hex(8)}.part"
-        self._file: BinaryIO = io.BytesIO()  # until it is open
-
-    def open(self) -> None:
-        """Make the file, for nobody else to read until it is complete."""
-        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW
-        self._file = os.fdopen(os.open(self._path, flags, 0o666), "wb")
-        self._mode = stat.S_IMODE(os.fstat(self._file.fileno()).st_mode)  # what the umask leaves
-        self._change_mode(0o600)
-
-    def write(self, block: bytes) -> None:
-        """Append *block*."""
-        self.size += len(block)
-        if len(self.head) < HEAD_BYTES:
-            self.head += block[:HEAD_BYTES]
-        self._file.write(block)
-
-    def seal(self, name: str) -> Path:
-        """Give the file its name, now that every byte of it lies on the disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._change_mode(self._mode)
-        self._file.close()
-        return self._path.replace(self._path.with_name(name))
-
-    def _change_mode(self, mode: int) -> None:
-        with contextlib.suppress(PermissionError):  # some file systems know no modes
-            os.fchmod(self._file.fileno(), mode)
-
-    def discard(self) -> None:
-        """Close the file, and remove it unless it is sealed."""
-        with contextlib.suppress(OSError):  # a full disk says so again at close
-            self._file.close()
-        with contextlib.suppress(OSError):
-            self._path.unlink()
 
 
 def may_connect(address: str, *, allow_loopback: bool) -> bool:
@@ -286,18 +237,6 @@ async def _read_block(content: aiohttp.StreamReader) -> bytes:
     while len(block) < _BLOCK_BYTES and (chunk := await content.readany()):
         block += chunk
     return bytes(block)
-
-
-def _find(folder: Path, name: str, url: str) -> Path | None:
-    """Return the complete file of that name; others may lie beside it, a poster made of a film."""
-    address = url.partition("?")[0].lower()
-    for ending in sorted(ENDINGS, key=lambda ending: not address.endswith(ending)):
-        path = folder / (name + ending)
-        with contextlib.suppress(FileNotFoundError):
-            status = path.lstat()
-            if stat.S_ISREG(status.st_mode) and status.st_size:
-                return path
-    return None
 
 
 async def _on_disk(folder: Path, work: Callable[..., _T], *args: object) -> _T:
