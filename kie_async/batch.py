@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterable
+import itertools
+import secrets
+from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
 import attrs
 
@@ -41,6 +42,7 @@ _STOPPING = (
     SessionMisuse,
 )
 """What the next request would meet as well."""
+_T = TypeVar("_T")
 
 
 @attrs.frozen(kw_only=True)
@@ -50,10 +52,12 @@ class Outcome:
     index: int
     """The request's place in the batch, from 0."""
     ref: str | None
+    """The request's own; in a journal, one made of its content if it has none."""
     request: TaskRequest
     task_id: str = ""
     """Empty when no task is known."""
     result: TaskResult | None = None
+    """Also there when only the download failed."""
     error: KieError | None = None
     files: tuple[Path, ...] = ()
     """The downloaded files, if the batch downloads."""
@@ -75,70 +79,52 @@ class Outcome:
         return self.result
 
 
-class Creator(Protocol):
+class Desk(Protocol):
     """What a batch asks of its session."""
 
+    is_durable: bool
+    """Whether a restart would find what was asked for."""
+
     async def create(self, request: TaskRequest) -> TaskHandle:
-        """Create one task."""
+        """Create one task. A first cancel stops only what has not left; the rest is waited for."""
 
     async def download(self, result: TaskResult, folder: str | Path) -> list[Path]:
         """Fetch the files of a result."""
+
+    async def occurrence(self, key: bytes) -> int:
+        """Return how often *key* was asked for, this time included."""
+
+    def spawn(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
+        """Run *work* until it ends or the session closes."""
 
 
 class Batch:
     """An asynchronous iterator of outcomes, in the order they finish.
 
-    A request is pulled only when there is room for it: *room* requests are unfinished or not yet
-    looked at. One failure never cancels another. Leaving an ``async with`` block early stops creating;
-    what is paid runs on and stands in the journal. When the account or the journal itself says no, the
-    iteration ends with `BatchStopped` after the outcomes of everything begun.
+    A request is pulled only when there is room for it: so many are unsettled, and as many again
+    downloading or not yet looked at. One failure never cancels another. When the account or the
+    journal itself says no, the iteration ends with `BatchStopped` after the outcomes of all that was
+    pulled. Leaving the loop early stops creating; what is paid runs on and stands in the journal.
+    Under ``async with`` that is so when the block ends, else as soon as nobody holds the batch.
     """
 
     def __init__(
         self,
         requests: Requests,
         *,
-        session: Creator,
+        desk: Desk,
         room: int,
         creating: int,
-        is_durable: bool,
         adoption_grace_s: float,
         download_to: str | Path | None,
-        spawn: Callable[[Coroutine[object, object, None]], asyncio.Task[None]],
     ) -> None:
-        self._source = _pulled(requests)
-        self._session = session
-        self._creating = asyncio.Semaphore(creating)
-        self._is_durable = is_durable
-        self._adoption_grace_s = adoption_grace_s
-        self._download_to = download_to
-        self._spawn = spawn
-        self._room = asyncio.Semaphore(room)
-        self._begun_at = datetime.now(UTC)
-        self._alike: Counter[bytes] = Counter()
-        self._finished: asyncio.Queue[Outcome | None] = asyncio.Queue()
-        self._running: set[asyncio.Task[None]] = set()
-        self._feeding: asyncio.Task[None] | None = None
-        self._failure: BaseException | None = None
-        self._stop: KieError | None = None
-
-    # --- reading -------------------------------------------------------------------------------
+        self._flow = _Flow(requests, desk, room, creating, adoption_grace_s, download_to)
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Outcome:
-        if self._feeding is None:
-            self._feeding = self._spawn(self._feed())
-        outcome = await self._finished.get()
-        if outcome is not None:
-            self._room.release()
-            return outcome
-        self._finished.put_nowait(None)
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
-            raise failure
-        raise StopAsyncIteration
+        return await self._flow.next()
 
     async def __aenter__(self) -> Self:
         return self
@@ -148,83 +134,212 @@ class Batch:
     ) -> None:
         await self.aclose()
 
+    def __del__(self) -> None:
+        if (flow := getattr(self, "_flow", None)) is not None:
+            flow.let_go()
+
+    def stop(self) -> None:
+        """Create nothing more; the outcomes of what is begun still come.
+
+        Requests that were pulled and whose create has not left become outcomes with a `BatchStopped`.
+        """
+        self._flow.stop()
+
     async def aclose(self) -> None:
-        """Stop creating and waiting; tasks in flight stay in flight in the session and its journal."""
-        watchers = [*self._running, *([self._feeding] if self._feeding else [])]
-        for watcher in watchers:
-            watcher.cancel()
-        await asyncio.gather(*watchers, return_exceptions=True)
-        await self._source.aclose()
-        self._finished.put_nowait(None)
+        """Stop creating and waiting, once creates on the wire know their id; tasks in flight go on."""
+        await self._flow.aclose()
 
-    # --- feeding -------------------------------------------------------------------------------
 
-    async def _feed(self) -> None:
-        """Pull requests while there is room; end when all is done, or what was begun after a stop."""
+class _Flow:
+    """What runs behind a `Batch`. It does not hold the batch, so one that is let go can be noticed."""
+
+    def __init__(
+        self,
+        requests: Requests,
+        desk: Desk,
+        room: int,
+        creating: int,
+        adoption_grace_s: float,
+        download_to: str | Path | None,
+    ) -> None:
+        self._pull = _puller(requests)
+        self._desk = desk
+        self._adoption_grace_s = adoption_grace_s
+        self._download_to = download_to
+        self._loop = asyncio.get_running_loop()
+        self._begun_at = datetime.now(UTC)
+        self._token = secrets.token_bytes(8)
+        self._room = asyncio.Semaphore(room)
+        self._shelf = asyncio.Semaphore(room)
+        self._creating = asyncio.Semaphore(creating)
+        self._pulling: asyncio.Task[None] | None = None
+        self._running: set[asyncio.Task[None]] = set()
+        self._creates: set[asyncio.Task[TaskHandle]] = set()
+        self._finished: asyncio.Queue[Outcome | None] = asyncio.Queue()
+        self._is_stopped = False
+        self._reason: KieError | None = None
+        """What stopped creating, if it was not the user."""
+        self._failure: BaseException | None = None
+        """What the iteration ends with."""
+
+    # --- reading -------------------------------------------------------------------------------
+
+    async def next(self) -> Outcome:
+        """Return the next outcome; the first call sets everything going."""
+        if self._pulling is None and not self._is_stopped:
+            self._pulling = self._begin(self._pull_all())
+        outcome = None if self._is_over else await self._finished.get()
+        if outcome is not None:
+            self._shelf.release()
+            return outcome
+        self._finished.put_nowait(None)  # for whoever asks again
+        failure, self._failure = self._failure, None
+        raise failure or StopAsyncIteration
+
+    @property
+    def _is_over(self) -> bool:
+        return not self._running and self._finished.empty()
+
+    # --- stopping ------------------------------------------------------------------------------
+
+    def stop(self, reason: KieError | None = None) -> None:
+        """Create nothing more; see `Batch.stop`. *reason* is what the next request would meet as well."""
+        if self._is_stopped:
+            return
+        self._is_stopped, self._reason = True, reason
+        for task in (self._pulling, *self._creates):
+            if task is not None and task is not asyncio.current_task(self._loop):
+                task.cancel()
+
+    async def aclose(self) -> None:
+        """Stop creating and waiting; see `Batch.aclose`."""
+        self.stop()
         try:
-            await self._pull_all()
-        except Exception as exc:  # the iterable is the user's and may raise anything
-            self._failure = exc
-        while self._running:
-            await asyncio.wait(set(self._running))
-        if self._stop is not None and self._failure is None:
-            self._failure = BatchStopped(str(self._stop))
-            self._failure.__cause__ = self._stop
-        self._finished.put_nowait(None)
+            if self._creates:
+                await asyncio.wait(self._creates)
+        finally:
+            running = list(self._running)
+            for task in running:
+                task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+    def let_go(self) -> None:
+        """Close without waiting, from wherever the last reference was dropped."""
+        if self._running and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._close_soon)
+
+    def _close_soon(self) -> None:
+        if self._running:
+            self._desk.spawn(self.aclose())
+
+    def _not_sent(self) -> BatchStopped:
+        return BatchStopped(str(self._reason) if self._reason else "stop() was called")
+
+    # --- running -------------------------------------------------------------------------------
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self._desk.spawn(work)
+        self._running.add(task)
+        task.add_done_callback(self._note_end)
+        return task
+
+    def _note_end(self, task: asyncio.Task[None]) -> None:
+        """Keep count; when nothing runs any more, tell the reader."""
+        self._running.discard(task)
+        if task.cancelled():
+            if not self._is_stopped:  # not by us
+                self.stop(SessionMisuse("the session closed"))
+        elif (error := task.exception()) is not None:
+            self._failure = self._failure or error
+            if task is not self._pulling:
+                self.stop()
+        if not self._running:
+            if self._reason is not None and self._failure is None:
+                self._failure = self._not_sent()
+                self._failure.__cause__ = self._reason
+            self._finished.put_nowait(None)
 
     async def _pull_all(self) -> None:
-        index = 0
-        while True:
+        """Pull requests while there is room. What the user's iterable raises ends the iteration, later."""
+        for index in itertools.count():
             await self._room.acquire()
-            if self._stop is not None:
+            if (pulled := await self._pull()) is None:
                 return
             try:
-                request = as_request(await anext(self._source))
-            except StopAsyncIteration:
+                request = as_request(pulled[0])
+            except InvalidRequest as exc:
+                raise InvalidRequest(f"requests[{index}]: {exc}") from exc
+            self._begin(self._run(index, request))
+            if self._is_stopped:
                 return
-            running = self._spawn(self._run(index, request))
-            self._running.add(running)
-            running.add_done_callback(self._running.discard)
-            index += 1
 
     async def _run(self, index: int, request: TaskRequest) -> None:
-        outcome = Outcome(index=index, ref=request.ref, request=request)
         try:
-            request = await self._with_ref(request)
-            outcome = attrs.evolve(outcome, ref=request.ref, request=request)
-            handle = await self._create(request)
-            outcome = attrs.evolve(outcome, task_id=handle.task_id)
-            result = await handle
-            outcome = attrs.evolve(outcome, task_id=result.task_id, result=result)
-            if self._download_to is not None:
-                files = await self._session.download(result, self._download_to)
-                outcome = attrs.evolve(outcome, files=tuple(files))
-        except KieError as exc:
-            outcome = attrs.evolve(outcome, error=exc)
+            outcome = await self._settled(Outcome(index=index, ref=request.ref, request=request))
+            await self._shelf.acquire()  # with room still taken: a reader who is slow slows the pulling
+        finally:
+            self._room.release()
+        if outcome.result is not None and self._download_to is not None:
+            outcome = await self._downloaded(outcome, outcome.result, self._download_to)
         self._finished.put_nowait(outcome)
+
+    async def _settled(self, outcome: Outcome) -> Outcome:
+        """Create the task and wait for its end."""
+        try:
+            request = await self._with_ref(outcome.request)
+            outcome = attrs.evolve(outcome, ref=request.ref, request=request)
+            handle = await self._handle_for(request)
+            outcome = attrs.evolve(outcome, task_id=handle.task_id)
+            return attrs.evolve(outcome, result=await handle)
+        except KieError as exc:
+            return attrs.evolve(outcome, error=exc)
+
+    async def _downloaded(self, outcome: Outcome, result: TaskResult, folder: str | Path) -> Outcome:
+        try:
+            return attrs.evolve(outcome, files=tuple(await self._desk.download(result, folder)))
+        except KieError as exc:
+            return attrs.evolve(outcome, error=exc)
 
     async def _with_ref(self, request: TaskRequest) -> TaskRequest:
         """Return the request with a ref: in a journal, what was asked for names a request that has none."""
-        if request.ref is not None or not self._is_durable:
+        if request.ref is not None or not self._desk.is_durable or self._is_stopped:
             return request
-        asked = await asyncio.to_thread(fingerprint, request)
-        self._alike[asked[:12]] += 1
-        return attrs.evolve(request, ref=f"auto:{asked[:12].hex()}:{self._alike[asked[:12]]}")
+        asked = (await asyncio.to_thread(fingerprint, request))[:12]
+        number = await self._desk.occurrence(self._token + asked)
+        return attrs.evolve(request, ref=f"auto:{asked.hex()}:{number}")
 
-    async def _create(self, request: TaskRequest) -> TaskHandle:
+    # --- creating ------------------------------------------------------------------------------
+
+    async def _handle_for(self, request: TaskRequest) -> TaskHandle:
         async with self._creating:
-            if self._stop is not None:
-                raise BatchStopped(str(self._stop))
             try:
-                return await self._session.create(request)
+                return await self._create(request)
             except _STOPPING as exc:
-                self._stop = self._stop or exc
+                self.stop(exc)
                 raise
             except CreateOutcomeUnknown as exc:
                 if exc.handle is None or exc.since >= self._begun_at:
                     raise
                 unknown = exc
         return await self._adopted(unknown)
+
+    async def _create(self, request: TaskRequest) -> TaskHandle:
+        """Create in a task of its own, so that `stop` can keep back what has not left.
+
+        Raises:
+            BatchStopped: It was kept back.
+            KieError: What `KieSession.create` raises.
+        """
+        if self._is_stopped:
+            raise self._not_sent()
+        create = self._desk.spawn(self._desk.create(request))
+        self._creates.add(create)
+        create.add_done_callback(self._creates.discard)
+        await asyncio.wait({create})
+        if create.cancelled():
+            self.stop(SessionMisuse("the session closed"))
+            raise self._not_sent()
+        return create.result()
 
     async def _adopted(self, unknown: CreateOutcomeUnknown) -> TaskHandle:
         """Return the handle of an unknown create of a former run, if a callback adopts it soon.
@@ -245,17 +360,30 @@ class Batch:
         return handle
 
 
-async def _pulled(requests: Requests) -> AsyncGenerator[TaskRequest | TypedInput, None]:
-    """Yield from either kind of iterable, one at a time.
+def _puller(requests: Requests) -> Callable[[], Awaitable[tuple[TaskRequest | TypedInput] | None]]:
+    """Return what pulls the next item out of either kind of iterable, and None after the last.
+
+    What was given is borrowed: it is not closed, so the rest of a generator stays the caller's.
 
     Raises:
-        InvalidRequest: It is neither.
+        InvalidRequest: It is neither kind.
     """
     if isinstance(requests, AsyncIterable):
-        async for request in requests:
-            yield request
-    elif isinstance(requests, Iterable):
-        for request in requests:
-            yield request
-    else:
+        later = aiter(requests)
+
+        async def pull_later() -> tuple[TaskRequest | TypedInput] | None:
+            async for request in later:
+                return (request,)
+            return None
+
+        return pull_later
+    if not isinstance(requests, Iterable):
         raise InvalidRequest(f"requests must be an iterable of requests, got {type(requests).__name__}")
+    now = iter(requests)
+
+    async def pull_now() -> tuple[TaskRequest | TypedInput] | None:
+        for request in now:
+            return (request,)
+        return None
+
+    return pull_now

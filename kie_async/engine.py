@@ -69,7 +69,7 @@ class Engine:
         self._settings = settings
         self._watchers: set[asyncio.Task[Any]] = set()
         self._is_attached = False
-        self._journal = Journal() if settings.journal is None else SqliteJournal(settings.journal)
+        self.journal = Journal() if settings.journal is None else SqliteJournal(settings.journal)
         self._creates = CreateTransport(
             settings.base_url, settings.key, connections=limits.create_connections
         )
@@ -81,11 +81,11 @@ class Engine:
             settings.upload_url, settings.key, allow_private=is_loopback(settings.base_url), rng=rng
         )
         self.table = InFlight(
-            journal=self._journal, counters=counters, free_slot=slots.release, on_event=settings.on_event
+            journal=self.journal, counters=counters, free_slot=slots.release, on_event=settings.on_event
         )
         self.intents = Intents(
             table=self.table,
-            journal=self._journal,
+            journal=self.journal,
             counters=counters,
             callback_secrets=settings.callback_secrets,
             confirm_callbacks=settings.confirm_callbacks,
@@ -112,7 +112,7 @@ class Engine:
             transport=self._creates,
             limiter=Limiter(limits.create, now=loop.time),
             breaker=Breaker(now=loop.time),
-            journal=self._journal,
+            journal=self.journal,
             counters=counters,
             slots=slots,
             budget=settings.budget,
@@ -154,7 +154,7 @@ class Engine:
         await asyncio.gather(*self._watchers, return_exceptions=True)
         await self.table.drain()
         self._detach_all()
-        for part in (self._creates, self._queries, self.files, self._journal):
+        for part in (self._creates, self._queries, self.files, self.journal):
             await part.aclose()
 
     def _detach_all(self) -> None:

@@ -89,14 +89,17 @@ class Intake:
         self._orphans: dict[str, asyncio.Task[TaskHandle]] = {}
         self._sending: dict[asyncio.Task[TaskHandle], Creation] = {}
 
-    async def create(self, wish: TaskRequest, timeout_s: float) -> TaskHandle:
-        """Return the handle of a new task, or the one a ref stands for; see `KieSession.create`."""
+    async def create(self, wish: TaskRequest, timeout_s: float, *, is_patient: bool = False) -> TaskHandle:
+        """Return the handle of a new task, or the one a ref stands for; see `KieSession.create`.
+
+        With *is_patient* a first cancel stops only what has not left; what has left is waited for.
+        """
         if wish.ref is None:
-            return await self._create(wish, b"", timeout_s)
+            return await self._create(wish, b"", timeout_s, is_patient)
         asked = await asyncio.to_thread(fingerprint, wish)
         async with self._refs.setdefault(wish.ref, asyncio.Lock()):
             known = await self._known(wish.ref, asked, timeout_s)
-            return known or await self._create(wish, asked, timeout_s)
+            return known or await self._create(wish, asked, timeout_s, is_patient)
 
     async def _known(self, ref: str, asked: bytes, timeout_s: float) -> TaskHandle | None:
         """Return the handle a ref stands for, if it stands for one.
@@ -115,7 +118,9 @@ class Intake:
         _check_same(ref, intent.fingerprint, asked)
         return self._intents.revive(intent, asyncio.get_running_loop().time() + timeout_s)
 
-    async def _create(self, wish: TaskRequest, asked: bytes, timeout_s: float) -> TaskHandle:
+    async def _create(
+        self, wish: TaskRequest, asked: bytes, timeout_s: float, is_patient: bool = False
+    ) -> TaskHandle:
         intent = Intent(
             intent_id=new_intent_id(),
             model=wish.model,
@@ -136,10 +141,15 @@ class Intake:
         except BaseException:
             self._intents.cancel(handle)
             raise
-        return await self._send(handle, request, timeout_s, intent)
+        return await self._send(handle, request, timeout_s, intent, is_patient)
 
     async def _send(
-        self, handle: TaskHandle, request: wire.WireRequest, timeout_s: float, intent: Intent
+        self,
+        handle: TaskHandle,
+        request: wire.WireRequest,
+        timeout_s: float,
+        intent: Intent,
+        is_patient: bool,
     ) -> TaskHandle:
         """Send in a watcher that outlives its caller: a cancel stops only what has not left."""
         handle.deadline = asyncio.get_running_loop().time() + timeout_s
@@ -159,14 +169,17 @@ class Intake:
         sending = asyncio.get_running_loop().create_task(work, name="kie_async create")
         self._sending[sending] = creation
         sending.add_done_callback(self._note_sent)
-        try:
-            return await asyncio.shield(sending)
-        except asyncio.CancelledError:
-            if creation.stop():
-                sending.cancel()
-            else:
-                self._adopt_orphan(sending, creation, handle)
-            raise
+        while True:
+            try:
+                return await asyncio.shield(sending)
+            except asyncio.CancelledError:
+                if creation.stop():
+                    sending.cancel()
+                    raise
+                if not is_patient or sending.done():
+                    self._adopt_orphan(sending, creation, handle)
+                    raise
+                is_patient = False
 
     def _note_sent(self, sending: asyncio.Task[TaskHandle]) -> None:
         """Let go of a create that is over. Of a cancelled caller's, nobody else retrieves the error."""

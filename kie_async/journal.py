@@ -72,6 +72,10 @@ class Journal:
         """Return how many tasks were created or may have been, and the credits they took."""
         return 0, 0.0
 
+    async def occurrence(self, key: bytes) -> int:
+        """Return how often *key* was asked for since open, this time included; a forgetful journal says 1."""
+        return 1
+
     async def plan(self, intent: Intent) -> None:
         """Note an intent; nothing was sent. It takes over the ref of one that never became a task."""
 

@@ -263,13 +263,11 @@ class KieSession:
         engine = self._engine
         return Batch(
             requests,
-            session=self,
+            desk=_Desk(self, engine, self._settings.task_timeout_s),
             room=self._settings.max_in_flight,
             creating=self._settings.limits.create_connections,
-            is_durable=self._settings.journal is not None,
             adoption_grace_s=ADOPTION_GRACE_S if self._settings.receiver is not None else 0.01,
             download_to=download_to,
-            spawn=engine.spawn,
         )
 
     async def query(self, task_id: str) -> TaskRecord:
@@ -326,6 +324,21 @@ class KieSession:
             return self._settings.task_timeout_s
         check_above_zero("timeout_s", timeout_s)
         return timeout_s
+
+
+class _Desk:
+    """What a batch asks of the session."""
+
+    def __init__(self, session: KieSession, engine: Engine, timeout_s: float) -> None:
+        self._engine = engine
+        self._timeout_s = timeout_s
+        self.download = session.download
+        self.spawn = engine.spawn
+        self.is_durable = engine.journal.is_durable
+        self.occurrence = engine.journal.occurrence
+
+    async def create(self, request: TaskRequest) -> TaskHandle:
+        return await self._engine.intake.create(request, self._timeout_s, is_patient=True)
 
 
 def _upload_url_for(base_url: str) -> str:
