@@ -90,7 +90,7 @@ class InFlight:
         if handle._intent_id:
             self._by_intent[handle._intent_id] = handle
         if handle.ref is not None:
-            self._by_ref[handle.ref] = handle
+            self._by_ref.setdefault(handle.ref, handle)  # a ghost of a refused create finds it taken
         self.poller.watch(handle, expects_callback=expects_callback, at_once=at_once)
 
     # --- the door ------------------------------------------------------------------------------
@@ -114,6 +114,7 @@ class InFlight:
             self._settling.add(settling)
             settling.add_done_callback(self._settling.discard)
         else:
+            self._journal.forget(handle._intent_id)
             self._settle(handle, record, source)
 
     async def _settle_durably(self, handle: TaskHandle, record: TaskRecord, source: Source) -> None:

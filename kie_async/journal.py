@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Any
 
 import attrs
 
@@ -46,16 +47,30 @@ class Intent:
     expects_callback: bool = False
     planned_ms: int = 0
 
+    @property
+    def is_not_a_task(self) -> bool:
+        """Tell whether it surely never became a task, so that its ref may be used again.
+
+        A clear no of the service is sure; an ambiguous one, 500 and the like, is not.
+        """
+        if self.state is IntentState.REJECTED:
+            return self.code is not None and 400 <= self.code < 500 and self.code != 408
+        return self.state in {IntentState.PLANNED, IntentState.NOT_CREATED}
+
 
 class Journal:
-    """The record a session keeps. This one, of a session without a path, forgets: a crash loses it.
+    """The record a session keeps. This one, of a session without a path, is lost with the process.
 
-    Every call returns when what it says is as durable as it gets; one that cannot be kept raises
-    `JournalError`.
+    It forgets what has settled and what has no ref. Every call returns when what it says is as durable
+    as it gets; one that cannot be kept raises `JournalError`.
     """
 
     is_durable = False
     """Whether a restart would find what was noted."""
+
+    def __init__(self) -> None:
+        self._by_ref: dict[str, Intent] = {}
+        self._refs: dict[str, str] = {}
 
     async def open(self) -> list[Intent]:
         """Return the intents a former process left unknown, or rejected in words that leave doubt."""
@@ -63,13 +78,15 @@ class Journal:
 
     async def find(self, ref: str) -> Intent | None:
         """Return the intent that has a ref, unless the ref may be used again."""
+        intent = self._by_ref.get(ref)
+        return None if intent is None or intent.is_not_a_task else intent
 
     async def unsettled(self) -> list[Intent]:
         """Return the intents with a task that was not seen to end."""
-        return []
+        return [intent for intent in self._by_ref.values() if intent.state is IntentState.CREATED]
 
     async def totals(self) -> tuple[int, float]:
-        """Return how many tasks were created or may have been, and the credits they took."""
+        """Return how many tasks former processes created or may have, and the credits they took."""
         return 0, 0.0
 
     async def occurrence(self, key: bytes) -> int:
@@ -78,23 +95,42 @@ class Journal:
 
     async def plan(self, intent: Intent) -> None:
         """Note an intent; nothing was sent. It takes over the ref of one that never became a task."""
+        if intent.ref is not None:
+            self._by_ref[intent.ref] = attrs.evolve(intent, body=None)
+            self._refs[intent.intent_id] = intent.ref
 
     async def sending(self, intent_id: str) -> None:
         """Note that the body is about to leave; called inside the hook before the first byte."""
+        self._change(intent_id, state=IntentState.SENDING)
 
     async def unsent(self, intent_id: str) -> None:
         """Take `sending` back: it is proven that no task was created."""
+        self._change(intent_id, state=IntentState.PLANNED)
 
     async def created(self, intent_id: str, task_id: str, *, adopted_by: str = "") -> None:
         """Note the id of the task an intent became."""
+        self._change(intent_id, state=IntentState.CREATED, task_id=task_id)
 
     async def ended(
         self, intent_id: str, state: IntentState, *, reason: str = "", code: int | None = None
     ) -> None:
         """Note that an intent was rejected, not created, is unknown or written off."""
+        self._change(intent_id, state=state, reason=reason, code=code)
 
     async def settled(self, intent_id: str, record: TaskRecord) -> None:
         """Note the terminal record of the intent's task."""
+        self.forget(intent_id)
+
+    def forget(self, intent_id: str) -> None:
+        """Forget an intent whose task has ended, in a journal that forgets."""
+        ref = self._refs.pop(intent_id, None)
+        if ref is not None and self._by_ref[ref].intent_id == intent_id:
+            del self._by_ref[ref]
+
+    def _change(self, intent_id: str, **changes: Any) -> None:
+        ref = self._refs.get(intent_id)
+        if ref is not None and self._by_ref[ref].intent_id == intent_id:  # else another took the ref over
+            self._by_ref[ref] = attrs.evolve(self._by_ref[ref], **changes)
 
     async def aclose(self) -> None:
         """Finish what was begun and let go."""

@@ -25,6 +25,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "uploads",
         "downloads",
         "files",
+        "part_file",
+        "sqlite_file",
         "sqlite_thread",
         "sqlite_journal",
     ),
@@ -38,7 +40,7 @@ SERVER_HOMES = {"callbacks", "mounts", "sandbox"}
 LIBRARY_HOMES = {
     "cattrs": {"records"},
     "backoff": {"transport", "creates"},
-    "sqlite3": {"sqlite_journal", "sqlite_thread"},
+    "sqlite3": {"sqlite_file", "sqlite_thread", "sqlite_journal"},
 }
 
 SERVICE_ANY = (r"Mapping\[str, Any\]", r"Attribute\[Any\]", r"Generator\[Any, ")

@@ -1,0 +1,144 @@
+"""One connection to SQLite in one thread: jobs run in the order they came, many in one commit."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import attrs
+
+from .errors import JournalError
+from .sqlite_file import JournalFile
+
+_GROUP = 256
+_T = TypeVar("_T")
+_OF_THE_JOB = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.ProgrammingError, sqlite3.InterfaceError)
+"""Errors that take back one job; any other is the file's, and takes back all that were to be committed."""
+
+_Answer = tuple[asyncio.Future[Any], Any, JournalError | None]
+
+
+@attrs.frozen
+class _Asked:
+    """A job, who waits for it, and what to do if it cannot be committed."""
+
+    job: Callable[[sqlite3.Connection], Any]
+    done: asyncio.Future[Any]
+    rescue: Callable[[], None] | None
+
+
+class SqliteThread:
+    """Runs jobs on a journal's file. The connection never leaves the thread, so a fork cannot close it."""
+
+    def __init__(self, file: JournalFile) -> None:
+        self._file = file
+        self._loop = asyncio.get_running_loop()
+        self._pid = os.getpid()
+        self._jobs: queue.SimpleQueue[_Asked | None] = queue.SimpleQueue()
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+        self._is_over = False
+
+    async def start(self) -> None:
+        """Open the file.
+
+        Raises:
+            JournalError: It cannot be opened or trusted.
+        """
+        started: asyncio.Future[None] = self._loop.create_future()
+        threading.Thread(target=self._serve, args=(started,), name="kie_async journal", daemon=True).start()
+        await started
+
+    async def run(
+        self, job: Callable[[sqlite3.Connection], _T], *, rescue: Callable[[], None] | None = None
+    ) -> _T:
+        """Run *job* and return when what it did is durable; *rescue* runs in the thread if it cannot be.
+
+        Raises:
+            JournalError: It was not committed.
+        """
+        if os.getpid() != self._pid:
+            raise JournalError(f"journal {self._file.path} belongs to the process before the fork")
+        if self._is_over:
+            raise JournalError(f"journal {self._file.path} is closed")
+        done: asyncio.Future[_T] = self._loop.create_future()
+        self._jobs.put(_Asked(job, done, rescue))
+        return await done
+
+    async def aclose(self) -> None:
+        """Finish what was asked and let go of the file."""
+        if os.getpid() == self._pid:
+            self._is_over = True
+            self._jobs.put(None)
+            await asyncio.shield(self._ended)
+
+    # --- in the thread -------------------------------------------------------------------------
+
+    def _serve(self, started: asyncio.Future[None]) -> None:
+        try:
+            db = self._file.connect()
+        except Exception as exc:
+            self._is_over = True
+            self._tell([(started, None, self._file.error_from(exc)), (self._ended, None, None)])
+            return
+        self._tell([(started, None, None)])
+        while group := self._next_group():
+            self._tell(self._commit(db, group))
+        self._file.disconnect(db)
+        self._tell([(self._ended, None, None)])
+
+    def _next_group(self) -> list[_Asked]:
+        """Return what waits to be done, at least one job; nothing when it is over."""
+        group: list[_Asked] = []
+        while not group or (len(group) < _GROUP and not self._jobs.empty()):
+            if (asked := self._jobs.get()) is None:
+                self._jobs.put(None)  # to be met again after this group
+                break
+            group.append(asked)
+        return group
+
+    def _commit(self, db: sqlite3.Connection, group: list[_Asked]) -> list[_Answer]:
+        """Run a group of jobs in one transaction; one that fails by itself takes only itself back."""
+        try:
+            if self._file.distrust:
+                raise JournalError(self._file.distrust)
+            db.execute("BEGIN IMMEDIATE")
+            answers = [(asked.done, *self._run_one(db, asked)) for asked in group]
+            db.execute("COMMIT")
+            self._file.check()
+        except Exception as exc:
+            with contextlib.suppress(sqlite3.Error):
+                db.execute("ROLLBACK")
+            error = self._file.error_from(exc)
+            for asked in group:
+                if asked.rescue is not None:
+                    with contextlib.suppress(OSError):  # the error that goes up tells what is lost
+                        asked.rescue()
+            return [(asked.done, None, type(error)(*error.args)) for asked in group]
+        return answers
+
+    def _run_one(self, db: sqlite3.Connection, asked: _Asked) -> tuple[Any, JournalError | None]:
+        db.execute("SAVEPOINT job")
+        try:
+            value, error = asked.job(db), None
+        except Exception as exc:
+            if isinstance(exc, sqlite3.Error) and not isinstance(exc, _OF_THE_JOB):
+                raise
+            db.execute("ROLLBACK TO job")
+            value, error = None, self._file.error_from(exc)
+        db.execute("RELEASE job")
+        return value, error
+
+    def _tell(self, answers: list[_Answer]) -> None:
+        def tell() -> None:
+            for done, value, error in answers:
+                if not done.done():
+                    done.set_exception(error) if error else done.set_result(value)
+
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            self._loop.call_soon_threadsafe(tell)
