@@ -52,6 +52,7 @@ from .mounts import ServedReceiver
 from .poll_schedule import PollSchedule
 from .sandbox import Sandbox
 from .session import KieSession
+from .sqlite_journal import SqliteJournal
 from .states import TaskState
 
 __version__ = "0.1.0"
@@ -96,6 +97,7 @@ __all__ = [
     "SessionEvent",
     "SessionMisuse",
     "SessionStats",
+    "SqliteJournal",
     "TaskAbandoned",
     "TaskDetached",
     "TaskError",

@@ -43,7 +43,7 @@ class Settings:
     callback_url: str | None
     callback_secrets: tuple[bytes, ...] = attrs.field(repr=False)
     receiver: CallbackReceiver | None
-    journal: str | Path | None
+    journal: str | Path | Journal | None
     max_in_flight: int
     limits: Limits
     poll: PollSchedule
@@ -69,7 +69,7 @@ class Engine:
         self._settings = settings
         self._watchers: set[asyncio.Task[Any]] = set()
         self._is_attached = False
-        self.journal = Journal() if settings.journal is None else SqliteJournal(settings.journal)
+        self.journal = _journal(settings.journal)
         self._creates = CreateTransport(
             settings.base_url, settings.key, connections=limits.create_connections
         )
@@ -174,3 +174,9 @@ class Engine:
         self._watchers.add(watcher)
         watcher.add_done_callback(self._watchers.discard)
         return watcher
+
+
+def _journal(given: str | Path | Journal | None) -> Journal:
+    if isinstance(given, Journal):
+        return given
+    return Journal() if given is None else SqliteJournal(given)

@@ -107,9 +107,8 @@ class Intake:
         Raises:
             RefConflict: It stands for another request.
         """
-        if (orphan := self._orphans.get(ref)) is not None:
-            return await asyncio.shield(orphan)
-        if (handle := self._table.with_ref(ref)) is not None:
+        handle = await self._end_of_orphan(ref) or self._table.with_ref(ref)
+        if handle is not None:
             _check_same(ref, handle._fingerprint, asked)
             return handle
         intent = await self._journal.find(ref)
@@ -117,6 +116,13 @@ class Intake:
             return None
         _check_same(ref, intent.fingerprint, asked)
         return self._intents.revive(intent, asyncio.get_running_loop().time() + timeout_s)
+
+    async def _end_of_orphan(self, ref: str) -> TaskHandle | None:
+        """Wait for a create of this ref whose caller was cancelled; return its handle if it has one."""
+        if (orphan := self._orphans.get(ref)) is None:
+            return None
+        await asyncio.wait({orphan})
+        return None if orphan.cancelled() or orphan.exception() else orphan.result()
 
     async def _create(
         self, wish: TaskRequest, asked: bytes, timeout_s: float, is_patient: bool = False
@@ -173,13 +179,14 @@ class Intake:
             try:
                 return await asyncio.shield(sending)
             except asyncio.CancelledError:
-                if creation.stop():
+                is_kept_back = creation.stop()
+                if is_kept_back:
                     sending.cancel()
-                    raise
-                if not is_patient or sending.done():
-                    self._adopt_orphan(sending, creation, handle)
-                    raise
-                is_patient = False
+                elif is_patient and not sending.done():
+                    is_patient = False
+                    continue
+                self._leave(sending, creation, handle, is_orphan=not is_kept_back)
+                raise
 
     def _note_sent(self, sending: asyncio.Task[TaskHandle]) -> None:
         """Let go of a create that is over. Of a cancelled caller's, nobody else retrieves the error."""
@@ -187,11 +194,11 @@ class Intake:
         if not sending.cancelled():
             sending.exception()
 
-    def _adopt_orphan(
-        self, sending: asyncio.Task[TaskHandle], creation: Creation, handle: TaskHandle
+    def _leave(
+        self, sending: asyncio.Task[TaskHandle], creation: Creation, handle: TaskHandle, *, is_orphan: bool
     ) -> None:
-        """Let a create whose caller is gone go on; its ref finds it."""
-        creation.is_orphan = True
+        """Let a create whose caller is gone come to its end; its ref finds it."""
+        creation.is_orphan = is_orphan
         if (ref := handle.ref) is not None and not sending.done():
             self._orphans[ref] = sending
             sending.add_done_callback(lambda _: self._orphans.pop(ref, None))

@@ -109,8 +109,13 @@ def _without_address(data: Mapping[str, object]) -> dict[str, object]:
 
 def _mask(value: object) -> object:
     if isinstance(value, str) and "callBackUrl" in value:
-        return _MAC_IN_JSON.sub(r"\1***", value)
+        return without_mac(value)
     return _mask_url(value) if isinstance(value, dict) else value
+
+
+def without_mac(text: str) -> str:
+    """Return JSON text without the secret last parts of the callback addresses in it."""
+    return _MAC_IN_JSON.sub(r"\1***", text)
 
 
 def _mask_url(found: dict[str, object]) -> dict[str, object]:

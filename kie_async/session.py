@@ -24,7 +24,7 @@ from .engine import Engine, Settings
 from .errors import InvalidRequest, SessionMisuse
 from .handle import TaskHandle
 from .inputs import TaskRequest, TypedInput, as_request
-from .journal import Intent
+from .journal import Intent, Journal
 from .models import (
     Budget,
     Counters,
@@ -49,8 +49,8 @@ class KieSession:
 
     Without *api_key* the environment's ``KIE_API_KEY`` is used, without *base_url* its ``KIE_BASE_URL``,
     else the service. *callback_url* is where the service can reach *receiver*. *max_in_flight* tasks
-    exist unsettled at most. *journal* is the path of the durable record; without it a crash forgets
-    paid tasks. *task_timeout_s* is how long a created task is waited for.
+    exist unsettled at most. *journal* is the path of the durable record, or a `SqliteJournal`; without
+    it a crash forgets paid tasks. *task_timeout_s* is how long a created task is waited for.
     *confirm_callbacks* None confirms deliveries by a query when the receiver has no keys, True always,
     False never. *callback_secrets* sign callback addresses, the first one new ones; by default they
     derive from the key. *on_event* is called with each `SessionEvent`, on the loop.
@@ -67,7 +67,7 @@ class KieSession:
         upload_url: str | None = None,
         callback_url: str | None = None,
         receiver: CallbackReceiver | None = None,
-        journal: str | Path | None = None,
+        journal: str | Path | Journal | None = None,
         max_in_flight: int = 100,
         limits: Limits = Limits(),  # noqa: B008  (frozen)
         poll: PollSchedule = PollSchedule(),  # noqa: B008  (frozen)

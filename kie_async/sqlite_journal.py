@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from .errors import JournalError
 from .journal import Intent, IntentState, Journal
 from .models import TaskRecord
+from .records import without_mac
 from .sqlite_file import JournalFile
 from .sqlite_thread import SqliteThread
 from .states import TaskState
@@ -144,7 +145,7 @@ class SqliteJournal(Journal):
             "ref": intent.ref,
             "model": intent.model,
             "fingerprint": intent.fingerprint,
-            "body": intent.body if self._keep_bodies else None,
+            "body": without_mac(intent.body) if self._keep_bodies and intent.body else None,
             "expects_callback": intent.expects_callback,
             "state": IntentState.PLANNED.value,
             "planned_ms": _now_ms(),
