@@ -12,7 +12,7 @@ from typing import Annotated, Any, cast
 import attrs
 import typer
 
-from ..errors import FileError, KieError, TaskError
+from ..errors import FileError, KieError, ResultExpired, TaskError
 from ..handle import TaskHandle
 from ..inputs import AvatarModel, KlingAvatar, TaskRequest
 from ..models import SessionEvent, TaskRecord
@@ -254,7 +254,8 @@ async def _finish(kie: KieSession, record: TaskRecord, wanted: Wanted) -> int:
             error = exc
     wanted.show(record, files)
     if error is not None:
-        say(f"error: {error}; the task is done and paid, again: kie-async status {record.task_id} --out DIR")
+        again = "" if isinstance(error, ResultExpired) else f"; again: {how_to_get(record.task_id)} --out DIR"
+        say(f"error: {error}{again}")
     return FAILED if error is not None or record.state is TaskState.FAIL else DONE
 
 

@@ -114,7 +114,7 @@ def _syllable(low_hz: float, high_hz: float, pitch_hz: float, *, count: int) -> 
         for harmonic in range(1, 17)
     ]
     turn = 2 * math.pi * pitch_hz / _RATE
-    scale = 11_000 / sum(loudness)
+    scale = 22_000 / sum(loudness)
     samples = array("h")
     for at in range(count):
         swell = math.sin(math.pi * at / count) ** 1.5

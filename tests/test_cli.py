@@ -1,0 +1,436 @@
+"""The command line against a sandbox: real processes where signals and streams matter, else in here."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kie_async import cli
+from kie_async.cli import voice_and_face
+from kie_async.sandbox import Fixed, Never, Sandbox
+
+KEY = "kie-key-0123456789"
+AS_PROCESS = [sys.executable, "-W", "error", "-m", "kie_async"]
+
+
+class Process:
+    """``kie-async`` as a process of its own."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    async def line(self) -> str:
+        """Return the next line of standard output."""
+        assert self._process.stdout is not None
+        return (await asyncio.wait_for(self._process.stdout.readline(), 10)).decode()
+
+    def interrupt(self) -> None:
+        self._process.send_signal(signal.SIGINT)
+
+    async def end(self) -> tuple[int, str, str]:
+        out, err = await asyncio.wait_for(self._process.communicate(), 15)
+        assert self._process.returncode is not None
+        return self._process.returncode, out.decode(), err.decode()
+
+
+async def start(*arguments: str, **environment: str) -> Process:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("KIE_")}
+    process = await asyncio.create_subprocess_exec(
+        *AS_PROCESS,
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=clean | environment,
+    )
+    return Process(process)
+
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def log_level() -> Iterator[None]:
+    log = logging.getLogger("kie_async")
+    level = log.level
+    yield
+    log.setLevel(level)
+
+
+@pytest.fixture
+def call(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Iterator[Call]:
+    """Run the command line in here, where it starts faster; in a folder of its own, without a key."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("KIE_API_KEY", "KIE_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*arguments: str, **environment: str) -> tuple[int, str, str]:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(SystemExit) as left:
+            cli.main(arguments)
+        shown = capsys.readouterr()
+        return left.value.code or 0, shown.out, shown.err  # type: ignore[return-value]
+
+    return run
+
+
+@pytest.fixture
+def media(tmp_path: Path) -> list[str]:
+    (tmp_path / "face.png").write_bytes(voice_and_face.portrait())
+    (tmp_path / "voice.wav").write_bytes(voice_and_face.voice())
+    return ["--image", str(tmp_path / "face.png"), "--audio", str(tmp_path / "voice.wav")]
+
+
+@pytest.fixture
+async def kie() -> AsyncIterator[Sandbox]:
+    async with Sandbox(api_key=KEY, durations=Fixed(0.05)) as kie:
+        yield kie
+
+
+def service(kie: Sandbox) -> dict[str, str]:
+    return {"KIE_API_KEY": KEY, "KIE_BASE_URL": kie.url}
+
+
+def call_in_thread(call: Call, *arguments: str, **environment: str) -> Any:
+    """Run a command while this loop goes on serving the sandbox."""
+    return asyncio.to_thread(call, *arguments, **environment)
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not holds():  # noqa: ASYNC110  what is waited for happens in another process
+            await asyncio.sleep(0.01)
+
+
+def is_one_line(text: str) -> bool:
+    return text.count("\n") == 1 and text.endswith("\n")
+
+
+# --- asking ----------------------------------------------------------------------------------------
+
+
+def test_help_and_version(call: Call) -> None:
+    code, out, _ = call("--help")
+    assert code == 0
+    for command in ("demo", "run", "status", "credits", "sandbox"):
+        assert re.search(rf"^  {command} ", out, re.MULTILINE)
+    assert call("--version")[1].startswith("kie_async ")
+    assert call("run", "--help")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("credits",), ("status", "abc"), ("status", "abc", "--wait"), ("run", "m", "--input", "{}")],
+    ids=" ".join,
+)
+def test_without_a_key_one_line_says_what_to_do(call: Call, arguments: tuple[str, ...]) -> None:
+    code, out, err = call(*arguments, KIE_API_KEY="  ")
+    assert (code, out) == (2, "")
+    assert is_one_line(err)
+    assert "set KIE_API_KEY" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "--image is missing"),
+        (("--image", "face.png"), "--audio is missing"),
+        (("--image", "nowhere.png", "--audio", "https://x.example/v.mp3"), "image_url: cannot read"),
+        (("--image", "ftp://x.example/a", "--audio", "v.wav"), "image_url must be an absolute http"),
+        (("--model", "kling/nine", "--image", "a.png", "--audio", "v.wav"), "model must be one of"),
+        (("one/model", "--model", "two/model", "--input", "{}"), "two models"),
+        (("--input", "{}"), "a model is missing"),
+        (("a/b", "--input", "{"), "not JSON"),
+        (("a/b", "--input", "[1]"), "JSON object"),
+        (("a/b", "--input", "@nowhere.json"), "cannot read nowhere.json: No such file"),
+        (("a/b", "--input", "{}", "--prompt", "x"), "either --input"),
+        (("not a model", "--input", "{}"), "model must look like"),
+        (("a/b", "--input", "{}", "--timeout", "0"), "timeout_s must be"),
+        (("a/b", "--input", "{}", "--out", "taken"), "cannot make the folder taken"),
+    ],
+    ids=lambda value: " ".join(value) or "nothing" if isinstance(value, tuple) else "",
+)
+async def test_a_wrong_request_is_one_line_and_sends_nothing(
+    call: Call, kie: Sandbox, tmp_path: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    (tmp_path / "taken").write_text("a file")
+    code, out, err = await call_in_thread(call, "run", *arguments, **service(kie))
+    assert (code, out) == (2, "")
+    assert is_one_line(err)
+    assert words in err
+    assert not kie.counts
+
+
+@pytest.mark.parametrize(
+    "bad", [{"KIE_API_KEY": "a key with blanks"}, {"KIE_BASE_URL": "http://far.example"}]
+)
+def test_a_wrong_environment_is_one_line(call: Call, bad: dict[str, str]) -> None:
+    code, out, err = call("credits", **{"KIE_API_KEY": KEY, **bad})
+    assert (code, out) == (2, "")
+    assert is_one_line(err)
+    assert KEY not in err
+    assert "a key with blanks" not in err
+
+
+@pytest.mark.parametrize(
+    ("missing", "arguments", "words"),
+    [
+        ("typer", ("--help",), "pip install 'kie_async[cli]'"),
+        ("rich", ("demo",), "pip install 'kie_async[cli]'"),
+        ("av", ("demo",), "pip install 'kie_async[sandbox]'"),
+        ("av", ("sandbox", "--render"), "pip install 'kie_async[sandbox]'"),
+    ],
+)
+def test_without_an_extra_one_line_says_what_to_install(
+    tmp_path: Path, missing: str, arguments: tuple[str, ...], words: str
+) -> None:
+    block = f"import sys; sys.modules[{missing!r}] = None; from kie_async.cli import main; main()"
+    ended = subprocess.run(
+        [sys.executable, "-W", "error", "-c", block, *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert is_one_line(ended.stderr)
+    assert words in ended.stderr
+    assert not list(tmp_path.iterdir())
+
+
+# --- run -------------------------------------------------------------------------------------------
+
+
+async def test_run_shows_the_id_at_once_and_then_what_became_of_it(tmp_path: Path, media: list[str]) -> None:
+    """Side by side, since each waits two seconds for its first look."""
+    (tmp_path / "input.json").write_text('{"result_object": {"words": "späße 你好"}}', encoding="utf-8")
+    out = tmp_path / "new" / "deep"
+    async with Sandbox(api_key=KEY, durations=Never()) as kie:
+        runs = [
+            await start("run", *arguments, "--out", str(out), **service(kie))
+            for arguments in (
+                media,
+                ("--model", "sandbox/echo", "--input", f"@{tmp_path / 'input.json'}"),
+                (*media, "--prompt", "a smile", "--json"),
+                ("z-image", "--input", '{"prompt": "x", "aspect_ratio": "1:1"}', "--json"),
+            )
+        ]
+        for run in runs[:2]:
+            name, task_id = (await run.line()).split()
+            assert (name, kie.tasks[task_id].state) == ("task", "waiting")
+        await until(lambda: len(kie.tasks) == 4)
+        for task in kie.tasks.values():
+            kie.finish(task.task_id, "fail" if task.model == "z-image" else "success", fail_msg="too dark")
+        film, words, smile, failed = await asyncio.gather(*(run.end() for run in runs))
+
+    assert (film[0], film[2]) == (0, "")
+    rows = dict(line.split(maxsplit=1) for line in film[1].splitlines())
+    assert rows.keys() == {"model", "state", "credits", "seconds", "url", "file"}
+    assert (rows["state"], rows["credits"]) == ("success", "16")
+    assert rows["file"] in {str(file) for file in out.iterdir()}
+
+    assert (words[0], words[2]) == (0, "")
+    assert 'result   {"words": "späße 你好"}\n' in words[1]
+
+    facts = json.loads(smile[1])
+    assert is_one_line(smile[1])
+    assert (smile[0], smile[2]) == (0, f"task {facts['task_id']}\n")
+    assert (facts["state"], facts["credits"], len(facts["files"])) == ("success", 16, 1)
+    assert kie.tasks[facts["task_id"]].input["prompt"] == "a smile"
+    assert kie.tasks[facts["task_id"]].callback_url is None
+
+    facts = json.loads(failed[1])
+    assert (failed[0], facts["state"], facts["fail_message"]) == (1, "fail", "too dark")
+    assert failed[2].endswith(f"error: task {facts['task_id']} failed: too dark (500)\n")
+
+
+async def test_a_lost_answer_says_that_money_may_be_gone_and_sends_nothing_again(
+    call: Call, kie: Sandbox
+) -> None:
+    kie.faults.lose_answers_next = 1
+    code, out, err = await call_in_thread(call, "run", "sandbox/echo", "--input", "{}", **service(kie))
+    assert (code, out) == (1, "")
+    assert is_one_line(err)
+    assert "money may have been spent" in err
+    assert kie.counts["create.bodies"] == 1
+
+
+async def test_too_long_a_wait_says_how_to_get_the_result_later(call: Call) -> None:
+    async with Sandbox(api_key=KEY, durations=Never()) as kie:
+        code, out, err = await call_in_thread(
+            call, "run", "sandbox/echo", "--input", "{}", "--timeout", "0.3", **service(kie)
+        )
+    (task_id,) = kie.tasks
+    assert code == 1
+    assert out.split() == ["task", task_id]
+    assert is_one_line(err)
+    assert err.endswith(f"later: kie-async status {task_id} --wait\n")
+
+
+async def test_the_key_is_never_shown_even_if_the_service_says_it(call: Call, kie: Sandbox) -> None:
+    told = json.dumps({"code": 422, "msg": f"no such\nmodel for {KEY}"})
+    kie.faults.create_answers_next = [(200, told.encode())]
+    code, out, err = await call_in_thread(call, "--verbose", "run", "a/b", "--input", "{}", **service(kie))
+    assert code == 1
+    assert KEY not in out + err
+    assert "error: code 422: no such model for ***\n" in err
+
+
+# --- interrupts ------------------------------------------------------------------------------------
+
+
+async def test_an_interrupted_wait_says_how_to_get_the_result_later() -> None:
+    async with Sandbox(api_key=KEY, durations=Never()) as kie:
+        running = await start("run", "sandbox/echo", "--input", "{}", **service(kie))
+        task_id = (await running.line()).split()[1]
+        running.interrupt()
+        code, out, err = await running.end()
+        assert (code, out) == (130, "")
+        assert is_one_line(err)
+        assert f"task {task_id} goes on" in err
+        assert f"kie-async status {task_id} --wait" in err
+
+        waiting = await start("status", task_id, "--wait", **service(kie))
+        queries = kie.counts["query"]
+        await until(lambda: kie.counts["query"] > queries)
+        waiting.interrupt()
+        code, _, err = await waiting.end()
+        assert code == 130
+        assert is_one_line(err)
+        assert f"kie-async status {task_id} --wait" in err
+
+
+async def test_an_interrupt_during_the_create_still_learns_the_id(kie: Sandbox) -> None:
+    kie.faults.create_answer_gate = asyncio.Event()
+    running = await start("run", "sandbox/echo", "--input", "{}", **service(kie))
+    await until(lambda: bool(kie.tasks))
+    running.interrupt()
+    await asyncio.sleep(0.2)
+    kie.faults.create_answer_gate.set()
+    code, out, err = await running.end()
+    (task_id,) = kie.tasks
+    assert code == 130
+    assert out.split() == ["task", task_id]
+    assert f"kie-async status {task_id} --wait" in err
+    assert "Traceback" not in err
+
+
+async def test_a_second_interrupt_says_that_money_may_be_gone(kie: Sandbox) -> None:
+    kie.faults.create_answer_gate = asyncio.Event()
+    running = await start("run", "sandbox/echo", "--input", "{}", **service(kie))
+    await until(lambda: bool(kie.tasks))
+    running.interrupt()
+    await asyncio.sleep(0.2)
+    running.interrupt()
+    code, _, err = await running.end()
+    kie.faults.create_answer_gate.set()
+    assert code == 130
+    assert "money may have been spent" in err
+    assert "Traceback" not in err
+
+
+async def test_an_interrupt_before_the_create_says_that_nothing_was_created(kie: Sandbox) -> None:
+    kie.faults.create_429_next = 1000
+    running = await start("run", "sandbox/echo", "--input", "{}", **service(kie))
+    await until(lambda: kie.counts["create.429"] > 0)
+    running.interrupt()
+    code, _, err = await running.end()
+    assert code == 130
+    assert err.endswith("interrupted: no task was created\n")
+
+
+# --- status, credits, sandbox ----------------------------------------------------------------------
+
+
+async def created(kie: Sandbox, call: Call, input: str = "{}") -> str:
+    """Return the id of a task that somebody else created."""
+    await call_in_thread(
+        call, "run", "sandbox/echo", "--input", input, "--timeout", "0.01", "--json", **service(kie)
+    )
+    return list(kie.tasks)[-1]
+
+
+async def test_status_looks_once_or_waits_and_downloads(call: Call, tmp_path: Path) -> None:
+    async with Sandbox(api_key=KEY, durations=Never()) as kie:
+        task_id = await created(kie, call)
+        code, out, err = await call_in_thread(call, "status", task_id, **service(kie))
+        assert (code, err) == (0, "")
+        assert out.split()[:2] == ["task", task_id]
+        assert "state    waiting" in out
+
+        waiting = asyncio.ensure_future(
+            call_in_thread(call, "status", task_id, "--wait", "--out", "got", "--json", **service(kie))
+        )
+        await asyncio.sleep(0.1)
+        kie.finish(task_id)
+        code, out, err = await waiting
+        assert (code, err) == (0, "")
+        assert [Path(file).parent.name for file in json.loads(out)["files"]] == ["got"]
+
+        failed = await created(kie, call)
+        kie.finish(failed, "fail", fail_msg="too dark")
+        code, out, _ = await call_in_thread(call, "status", failed, **service(kie))
+        assert code == 1
+        assert "reason   500 too dark\n" in out
+
+        gone = json.dumps({"result_urls": [f"{kie.url}/files/results/none.png"]})
+        expired = await created(kie, call, gone)
+        kie.finish(expired)
+        code, out, err = await call_in_thread(call, "status", expired, "--out", "got", **service(kie))
+        assert code == 1
+        assert "state    success" in out
+        assert is_one_line(err)
+        assert "no longer has the file" in err
+
+
+async def test_status_of_an_unknown_id_is_one_line(call: Call, kie: Sandbox) -> None:
+    code, out, err = await call_in_thread(call, "status", "nobody", **service(kie))
+    assert (code, out) == (1, "")
+    assert is_one_line(err)
+    code, _, err = await call_in_thread(call, "status", "no/id", **service(kie))
+    assert code == 2
+    assert is_one_line(err)
+
+
+async def test_credits(call: Call, kie: Sandbox) -> None:
+    kie.balance = 1234567.5
+    assert await call_in_thread(call, "credits", **service(kie)) == (0, "1234567.5\n", "")
+    kie.faults.revoke_key = True
+    code, out, err = await call_in_thread(call, "credits", **service(kie))
+    assert (code, out) == (1, "")
+    assert is_one_line(err)
+    assert err.endswith("check KIE_API_KEY\n")
+
+
+async def test_the_sandbox_serves_until_it_is_interrupted(call: Call) -> None:
+    serving = await start("sandbox", "--port", "0", "--credits", "77", "--durations", "fixed:0.1")
+    line = await serving.line()
+    given = dict(word.split("=", 1) for word in line.split() if "=" in word)
+    assert await call_in_thread(call, "credits", **given) == (0, "77\n", "")
+    port = given["KIE_BASE_URL"].rpartition(":")[2]
+    code, _, err = await (await start("sandbox", "--port", port)).end()
+    assert code == 2
+    assert err == f"error: cannot listen on 127.0.0.1:{port}: Address already in use\n"
+    serving.interrupt()
+    assert await serving.end() == (0, "", "")
+
+
+@pytest.mark.parametrize("arguments", [("--durations", "soon"), ("--fail-rate", "2"), ("--port", "70000")])
+def test_a_wrong_option_of_the_sandbox_is_refused(call: Call, arguments: tuple[str, ...]) -> None:
+    code, _, err = call("sandbox", *arguments)
+    assert code == 2
+    assert arguments[0] in err
