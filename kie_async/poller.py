@@ -178,9 +178,10 @@ class Poller:
 
     def _arm(self) -> None:
         """Set the one timer to the tick in which the next entry is due."""
-        if self._is_closed or not self._heap or self._heap[0][0] == math.inf:
+        due = self._heap[0][0] if self._heap else math.inf
+        if self._is_closed or due == math.inf:
             return
-        when = math.ceil(self._heap[0][0] / TICK_S) * TICK_S
+        when = max(due, math.ceil(due / TICK_S) * TICK_S)  # a float's rounding must not wake us before
         if self._timer is not None:
             if self._timer.when() <= when and not self._timer.cancelled():
                 return
@@ -209,7 +210,9 @@ class Poller:
         heapq.heappush(self._ready, (rank, watch.due, next(self._serial), watch))
 
     def _dispatch(self) -> None:
-        while self._idle < len(self._ready) and len(self._lookers) < self._connections:
+        while (
+            not self._is_closed and self._idle < len(self._ready) and len(self._lookers) < self._connections
+        ):
             self._idle += 1
             looker = self._loop.create_task(self._look_while_ready(), name="kie_async poller")
             self._lookers.add(looker)
