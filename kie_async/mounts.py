@@ -7,6 +7,8 @@ A mount extracts the end of a path, the headers and a way to read the body; what
 from __future__ import annotations
 
 import asyncio
+import logging
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
@@ -17,12 +19,25 @@ from aiohttp.web_protocol import RequestHandler
 
 from .errors import CallbackRejected
 
-HEADER_TIMEOUT_S = 10.0
+HEADER_TIMEOUT_S = 5.0
 BODY_TIMEOUT_S = 10.0
 IDLE_TIMEOUT_S = 30.0
 MAX_CONNECTIONS = 2048
+_GRACE_S = 2.0
 _WATCH_EVERY_S = 1.0
+_LINE_LIMITS: Mapping[str, Any] = {
+    "keepalive_timeout": IDLE_TIMEOUT_S,
+    "lingering_time": 1.0,  # for the body of a knock that was refused before it was read
+    "read_bufsize": 16_384,
+    "max_line_size": 2048,
+    "max_field_size": 2048,
+    "max_headers": 64,
+    "auto_decompress": False,  # not for strangers: a body is unpacked once its address is known
+    "access_log": None,
+}
 _BUSY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+_GO_ON = b"HTTP/1.1 100 Continue\r\n\r\n"
+_log = logging.getLogger("kie_async")
 
 Headers = Mapping[str, str] | Iterable[tuple[str, str]]
 Read = Callable[[int], Awaitable[bytes]]
@@ -48,45 +63,88 @@ Knock = Callable[[str, Headers, Read], Awaitable[Answer]]
 """Judges a delivery and takes it in: the end of its path, its headers, a way to read its body."""
 
 
-async def read_bounded(chunks: AsyncIterator[bytes], limit: int) -> bytes:
-    """Return a body of at most *limit* bytes that came in time.
+async def _judge(knock: Knock, tail: str, headers: Headers, read: Read) -> tuple[int, bytes]:
+    """Return status and body of the answer to a knock: the service tries again after a mistake of ours."""
+    try:
+        answer = await knock(tail, headers, read)
+    except Exception:
+        _log.exception("a callback was answered with 500")
+        return 500, b""
+    return answer.status, answer.body
+
+
+# --- bodies --------------------------------------------------------------------------------------
+
+
+async def read_bounded(next_chunk: Callable[[], Awaitable[bytes]], limit: int, *, packing: str = "") -> bytes:
+    """Return a body of at most *limit* bytes, packed and unpacked, that came in time.
+
+    *next_chunk* returns nothing at the end of the body. *packing* is its content encoding.
 
     Raises:
-        CallbackRejected: It is too large, too slow, or broke off.
+        CallbackRejected: It is too large, too slow, broke off, or is packed in a way not known here.
     """
-    body = bytearray()
+    unpack = _unpacker(packing)
+    packed_size, body = 0, bytearray()
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
-            async for chunk in chunks:
-                body += chunk
-                if len(body) > limit:
+            while chunk := await next_chunk():
+                packed_size += len(chunk)
+                body += unpack(chunk, limit + 1 - len(body))
+                if max(packed_size, len(body)) > limit:
                     raise CallbackRejected("body too large", 413)
     except TimeoutError:
         raise CallbackRejected("body too slow", 408) from None
+    except (web.RequestPayloadError, ConnectionError, zlib.error):
+        raise CallbackRejected("unreadable body", 400) from None
     return bytes(body)
+
+
+def _unpacker(packing: str) -> Callable[[bytes, int], bytes]:
+    """Return what turns a chunk into at most so many bytes."""
+    if packing in ("", "identity"):
+        return lambda chunk, _: chunk
+    if packing not in ("gzip", "deflate"):
+        raise CallbackRejected("unknown content encoding", 415)
+    return zlib.decompressobj(32 + zlib.MAX_WBITS).decompress  # 32: zlib or gzip, as its header says
 
 
 # --- aiohttp -------------------------------------------------------------------------------------
 
 
 def aiohttp_routes(path: str, knock: Knock) -> list[web.RouteDef]:
-    """Return the route below *path* for an aiohttp application; other methods get a 405."""
+    """Return the routes at and below *path* for an aiohttp application; other methods get a 405."""
+    path = path.strip("/")
+    prefix = f"/{path}" if path else ""
 
     async def on_post(request: web.Request) -> web.Response:
-        return await _answer(request, f"{request.match_info['intent']}/{request.match_info['mac']}", knock)
+        tail = f"{request.match_info['intent']}/{request.match_info['mac']}"
+        read = _reader(request)  # the application unpacks what is packed
+        return _response(*await _judge(knock, tail, request.headers, read))
 
-    return [web.post(f"{path.rstrip('/')}/{{intent}}/{{mac}}", on_post)]
+    async def on_get(_: web.Request) -> web.Response:
+        return _response(405)
+
+    async def on_expect(_: web.Request) -> None:
+        """Say "100 Continue" not here but when the body is wanted."""
+
+    routes = [web.post(f"{prefix}/{{intent}}/{{mac}}", on_post, expect_handler=on_expect)]
+    return [*routes, web.get(prefix, on_get)] if prefix else routes
 
 
-async def _answer(request: web.BaseRequest, tail: str, knock: Knock) -> web.Response:
+def _reader(request: web.BaseRequest, *, packing: str = "") -> Read:
     async def read(limit: int) -> bytes:
-        try:
-            return await read_bounded(aiter(request.content.iter_any()), limit)
-        except web.RequestPayloadError:
-            raise CallbackRejected("unreadable body", 400) from None
+        if request.headers.get("Expect", "").lower() == "100-continue":
+            await request.writer.write(_GO_ON)
+            request.writer.output_size = 0  # the answer is yet to begin
+        return await read_bounded(request.content.readany, limit, packing=packing)
 
-    answer = await knock(tail, request.headers, read)
-    return web.Response(status=answer.status, body=answer.body, content_type="application/json")
+    return read
+
+
+def _response(status: int, body: bytes = b"") -> web.Response:
+    headers = {"Server": ""} | ({"Allow": "POST"} if status == 405 else {})
+    return web.Response(status=status, body=body, headers=headers, content_type="application/json")
 
 
 # --- ASGI ----------------------------------------------------------------------------------------
@@ -99,38 +157,46 @@ class AsgiMount:
         self._knock = knock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; lifespan events are nodded through, anything else is refused."""
+        """Answer one request; lifespan events are nodded through, websockets refused."""
         if scope["type"] == "lifespan":
             await _nod(receive, send)
-        elif scope["type"] == "http":
-            status, body = await self._judge(scope, receive)
-            headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-            await send({"type": "http.response.start", "status": status, "headers": headers})
-            await send({"type": "http.response.body", "body": body})
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1000})
+        elif scope["method"] != "POST":
+            await _send(send, 405, b"", (b"allow", b"POST"))
+        else:
+            # The last two parts, since servers differ in whether the mount's own path is in there.
+            tail = "/".join(str(scope["path"]).rstrip("/").rsplit("/", 2)[-2:])
+            headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
+            packing = next((value for name, value in headers if name.lower() == "content-encoding"), "")
 
-    async def _judge(self, scope: Scope, receive: Receive) -> tuple[int, bytes]:
-        if scope["method"] != "POST":
-            return 405, b""
+            async def read(limit: int) -> bytes:
+                return await read_bounded(_chunks(receive), limit, packing=packing.lower())
 
-        async def read(limit: int) -> bytes:
-            return await read_bounded(_chunks(receive), limit)
-
-        tail = "/".join(str(scope["path"]).rstrip("/").rsplit("/", 2)[-2:])
-        headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
-        answer = await self._knock(tail, headers, read)
-        return answer.status, answer.body
+            await _send(send, *await _judge(self._knock, tail, headers, read))
 
 
-async def _chunks(receive: Receive) -> AsyncIterator[bytes]:
-    while True:
-        message = await receive()
-        if message["type"] != "http.request":
-            raise CallbackRejected("unreadable body", 400)
-        yield message.get("body", b"")
-        if not message.get("more_body", False):
-            return
+async def _send(send: Send, status: int, body: bytes, *more: tuple[bytes, bytes]) -> None:
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *more]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _chunks(receive: Receive) -> Callable[[], Awaitable[bytes]]:
+    """Return what returns the next chunk of a request's body, and nothing at its end."""
+    is_over = False
+
+    async def next_chunk() -> bytes:
+        nonlocal is_over
+        chunk = b""
+        while not chunk and not is_over:
+            message = await receive()
+            if message["type"] != "http.request":
+                raise CallbackRejected("unreadable body", 400)
+            chunk, is_over = message.get("body", b""), not message.get("more_body", False)
+        return chunk
+
+    return next_chunk
 
 
 async def _nod(receive: Receive, send: Send) -> None:
@@ -168,6 +234,26 @@ class _Busy(asyncio.Protocol):
             transport.close()
 
 
+class _Line(RequestHandler):
+    """One connection. What aiohttp says of broken HTTP quotes the stranger who sent it: here it is silent."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        response = _response(status)
+        response.force_close()
+        return response
+
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        pass
+
+
 class _Door(web.Server):
     """Counts connections and closes those that sit there without a finished request.
 
@@ -175,54 +261,66 @@ class _Door(web.Server):
     """
 
     def __init__(self, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]) -> None:
-        super().__init__(self._handle, access_log=None, keepalive_timeout=IDLE_TIMEOUT_S)
-        self._clock = asyncio.get_running_loop().time
-        self._judge = handler
-        self._deadlines: dict[object, float] = {}
+        super().__init__(self._handle)
+        self._event_loop = asyncio.get_running_loop()
+        self._answer = handler
+        self._deadlines: dict[RequestHandler, float] = {}
+        self._wires: dict[RequestHandler, asyncio.Transport] = {}
 
     def open(self) -> asyncio.Protocol:
-        """Return the protocol for a new connection."""
-        return _Busy() if len(self._deadlines) >= MAX_CONNECTIONS else self()
+        """Return the protocol for a new connection, which now has to send its headers."""
+        if len(self._deadlines) >= MAX_CONNECTIONS:
+            return _Busy()
+        line = _Line(self, loop=self._event_loop, **_LINE_LIMITS)
+        self._put_off(line, HEADER_TIMEOUT_S)
+        return line
+
+    def _put_off(self, line: RequestHandler, wait_s: float) -> None:
+        self._deadlines[line] = self._event_loop.time() + wait_s
 
     def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
-        """Begin to wait for headers."""
+        """Remember how to close a connection."""
         super().connection_made(handler, transport)
-        self._deadlines[handler] = self._clock() + HEADER_TIMEOUT_S
+        self._wires[handler] = transport
 
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
         """Forget a connection."""
         super().connection_lost(handler, exc)
         self._deadlines.pop(handler, None)
+        self._wires.pop(handler, None)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        self._deadlines[request.protocol] = self._clock() + HEADER_TIMEOUT_S + BODY_TIMEOUT_S
+        self._put_off(request.protocol, BODY_TIMEOUT_S + _WATCH_EVERY_S)
         try:
-            return await self._judge(request)
+            return await self._answer(request)
         finally:
             if request.protocol in self._deadlines:
-                self._deadlines[request.protocol] = self._clock() + IDLE_TIMEOUT_S
+                self._put_off(request.protocol, IDLE_TIMEOUT_S)
 
     async def watch(self) -> None:
         """Close what sits there too long, for ever."""
         while True:
             await asyncio.sleep(_WATCH_EVERY_S)
-            now = self._clock()
-            for handler in [handler for handler, deadline in self._deadlines.items() if deadline < now]:
-                if isinstance(handler, RequestHandler) and handler.transport is not None:
-                    handler.transport.abort()
+            now = self._event_loop.time()
+            for line in [line for line, deadline in self._deadlines.items() if deadline < now]:
+                if line in self._wires:
+                    self._wires[line].abort()
+                else:
+                    del self._deadlines[line]  # it ended before it began
 
 
 @asynccontextmanager
 async def serve(host: str, port: int, path: str, knock: Knock) -> AsyncIterator[ServedReceiver]:
     """Listen while the block runs, with limits on connections, headers, bodies and idleness."""
+    path = "/" + path.strip("/")
     prefix = path.rstrip("/") + "/"
 
     async def handler(request: web.BaseRequest) -> web.StreamResponse:
-        if not request.path.startswith(prefix):
-            return web.Response(status=404)
         if request.method != "POST":
-            return web.Response(status=405, headers={"Allow": "POST"})
-        return await _answer(request, request.path.removeprefix(prefix), knock)
+            return _response(405)
+        tail = request.path.removeprefix(prefix) if request.path.startswith(prefix) else ""
+        read = _reader(request, packing=request.headers.get("Content-Encoding", "").lower())
+        return _response(*await _judge(knock, tail, request.headers, read))
 
     loop = asyncio.get_running_loop()
     door = _Door(handler)
@@ -234,7 +332,9 @@ async def serve(host: str, port: int, path: str, knock: Knock) -> AsyncIterator[
     finally:
         listening.close()
         door.pre_shutdown()
-        await door.shutdown(5.0)  # requests under way may end
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
-        await listening.wait_closed()
+        try:
+            await door.shutdown(_GRACE_S)  # requests under way may end
+            await listening.wait_closed()
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
