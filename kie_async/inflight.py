@@ -144,9 +144,9 @@ class InFlight:
             self._settled[handle._intent_id] = handle.task_id
             if len(self._settled) > REMEMBERED:
                 self._settled.popitem(last=False)
+        self.emit("settled", handle, source)  # first in the loop's line: awaiters find the hook told
         handle._settle(outcome)
         self.release(handle)
-        self.emit("settled", handle, source)
 
     def release(self, handle: TaskHandle) -> None:
         """Give the handle's slot back, if it has one."""
@@ -160,7 +160,7 @@ class InFlight:
             await asyncio.wait(set(self._settling))
 
     def emit(self, kind: EventKind, handle: TaskHandle, source: Source | None = None) -> None:
-        """Tell the user's hook, whose errors are its own."""
+        """Tell the user's hook at the loop's next turn: a callback is answered before any of their code."""
         if self._on_event is None:
             return
         event = SessionEvent(
@@ -170,8 +170,11 @@ class InFlight:
             source=source.value if source else "",
             record=handle.record,
         )
+        asyncio.get_running_loop().call_soon(self._tell, self._on_event, event)
+
+    def _tell(self, hook: Callable[[SessionEvent], None], event: SessionEvent) -> None:
         try:
-            self._on_event(event)
+            hook(event)
         except Exception:
             _log.exception("the on_event hook raised; the session goes on")
 
