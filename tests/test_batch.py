@@ -42,6 +42,7 @@ from kie_async import (
     TaskFailed,
     TaskRequest,
 )
+from kie_async.session import ADOPTION_GRACE_S
 
 
 def echo(number: int = 0, *, ref: str | None = None) -> TaskRequest:
@@ -204,10 +205,13 @@ async def test_one_failure_never_cancels_the_others(kie: KieSession, sandbox: Sa
         by_index[0].unwrap()
 
 
-async def test_an_unknown_create_is_an_outcome_at_once(kie: KieSession, sandbox: Sandbox) -> None:
+async def test_an_unknown_create_is_an_outcome_at_once(
+    open_session: OpenSession, sandbox: Sandbox, served: ServedReceiver, receiver: CallbackReceiver
+) -> None:
+    kie = await open_session(receiver=receiver, callback_url=served.url)
     sandbox.faults.lose_answers_next = 1
     async with kie.batch([echo(0)]) as batch:
-        outcome = await anext(batch)
+        outcome = await asyncio.wait_for(anext(batch), ADOPTION_GRACE_S * 0.8)
     assert isinstance(outcome.error, CreateOutcomeUnknown)
     assert outcome.error.handle is not None
     assert not outcome.task_id
@@ -570,6 +574,7 @@ async def test_the_source_itself_may_stop_its_batch(kie: KieSession, sandbox: Sa
         yield echo(0)
         batch.stop()
         yield echo(1)
+        yield echo(2)
 
     batch = kie.batch(requests())
     finishing = asyncio.create_task(finish_all(sandbox))
@@ -623,16 +628,16 @@ async def test_leaving_waits_for_the_ids_of_creates_on_the_wire(
 async def test_a_loop_that_is_broken_out_of_stops_creating(
     open_session: OpenSession, sandbox: Sandbox
 ) -> None:
-    kie = await open_session(max_in_flight=4)
-    finishing = asyncio.create_task(finish_all(sandbox))
-    async for outcome in kie.batch(jobs(10_000)):
-        if outcome.index >= 10:
-            break
-    await asyncio.sleep(0.1)
+    limits = Limits(create=Rate(3, per_s=0.2), query=NO_LIMITS.query)
+    kie = await open_session(max_in_flight=50, limits=limits)
+    ending = asyncio.create_task(finish(sandbox, 0))
+    async for _ in kie.batch(jobs(10_000)):
+        break
+    await ending
+    await asyncio.sleep(0.05)
     created = len(sandbox.tasks)
-    await asyncio.sleep(0.2)
-    finishing.cancel()
-    assert len(sandbox.tasks) == created < 40
+    await asyncio.sleep(0.5)
+    assert len(sandbox.tasks) == created < 30
 
 
 async def test_a_batch_nobody_reads_creates_nothing(kie: KieSession, sandbox: Sandbox) -> None:
