@@ -25,6 +25,7 @@ AVATAR_MODELS: tuple[AvatarModel, ...] = (
 )
 MAX_PROMPT = 5000
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9._-]+)?")
+_HALF_CHARACTER = re.compile(r"[\ud800-\udfff]")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
 
@@ -41,6 +42,8 @@ def _check_input(_: object, __: attrs.Attribute[Any], value: Mapping[str, Any]) 
 def _check_ref(_: object, __: attrs.Attribute[Any], ref: str | None) -> None:
     if ref is not None and (not isinstance(ref, str) or not ref.strip() or len(ref) > 512):
         raise InvalidRequest(f"ref must be a text of 1 to 512 characters that is not blank, got {ref!r}")
+    if ref is not None and _HALF_CHARACTER.search(ref):
+        raise InvalidRequest(f"ref must be valid unicode, got {ref!r}")
 
 
 def _check_callback_url(_: object, __: attrs.Attribute[Any], url: str | None) -> None:

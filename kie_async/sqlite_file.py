@@ -10,6 +10,7 @@ import contextlib
 import os
 import secrets
 import sqlite3
+import stat
 import sys
 import threading
 from pathlib import Path
@@ -22,6 +23,8 @@ if sys.platform != "win32":
 
 APPLICATION_ID = 0x6B696541
 VERSION = 1
+_SMALLEST = 512
+"""Bytes of the smallest page; SQLite takes a shorter file for an empty database."""
 
 _STATES = ", ".join(f"'{state}'" for state in IntentState)
 _SCHEMA = f"""
@@ -96,10 +99,9 @@ class JournalFile:
     def disconnect(self, db: sqlite3.Connection) -> None:
         """Close the connection and let go of the file."""
         with contextlib.suppress(sqlite3.Error):
-            if not self.distrust:
-                db.execute("UPDATE run SET is_open = 0")
+            db.execute("UPDATE run SET is_open = 0")
         with contextlib.suppress(sqlite3.Error):
-            db.close()
+            db.close()  # puts the log into the file, unless that was moved away
         self._release()
 
     def check(self) -> None:
@@ -196,9 +198,9 @@ class JournalFile:
             key = (status.st_dev, status.st_ino)
             if key in _held:
                 raise self._locked()
-            if not status.st_size:
+            if status.st_size < _SMALLEST and stat.S_ISREG(status.st_mode):
                 raise JournalError(
-                    f"journal {self.path} is empty: it was cut off; restore a copy or delete it to begin anew"
+                    f"journal {self.path} was cut off, or is none; restore a copy or delete it to begin anew"
                 )
             descriptor = os.open(self.path, os.O_RDWR)
             try:

@@ -255,8 +255,8 @@ def _take_rescued(db: sqlite3.Connection, line: str) -> bool:
     """Put a rescued id where it belongs; tell whether that was possible."""
     try:
         found = json.loads(line)
-        _take_id(db, found["task_id"], _now_ms(), "rescue", found["intent_id"])
-    except (ValueError, TypeError, KeyError, sqlite3.InterfaceError, JournalError):
+        _take_id(db, str(found["task_id"]), _now_ms(), "rescue", str(found["intent_id"]))
+    except (ValueError, TypeError, KeyError, JournalError):
         return False  # cut off while it was written, or not ours
     return True
 
