@@ -191,7 +191,6 @@ def test_a_wrong_environment_is_one_line(call: Call, bad: dict[str, str]) -> Non
         ("typer", ("--help",), "pip install 'kie_async[cli]'"),
         ("rich", ("demo",), "pip install 'kie_async[cli]'"),
         ("av", ("demo",), "pip install 'kie_async[sandbox]'"),
-        ("av", ("sandbox", "--render"), "pip install 'kie_async[sandbox]'"),
     ],
 )
 def test_without_an_extra_one_line_says_what_to_install(
@@ -210,6 +209,22 @@ def test_without_an_extra_one_line_says_what_to_install(
     assert is_one_line(ended.stderr)
     assert words in ended.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_a_sandbox_that_renders_needs_the_extra_too(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    code, out, err = call("sandbox", "--render")
+    assert (code, out) == (2, "")
+    assert is_one_line(err)
+    assert "pip install 'kie_async[sandbox]'" in err
+
+
+def test_a_demo_with_a_portrait_that_is_not_there_is_one_line(call: Call) -> None:
+    pytest.importorskip("av")
+    code, _, err = call("demo", "--image", "missing.png")
+    assert code == 2
+    assert is_one_line(err)
+    assert "missing.png" in err
 
 
 # --- run -------------------------------------------------------------------------------------------

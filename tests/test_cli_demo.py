@@ -11,7 +11,7 @@ from pathlib import Path
 import attrs
 import pytest
 from rich.console import Console
-from test_cli import is_one_line, start
+from test_cli import start
 
 from kie_async.cli import voice_and_face
 from kie_async.cli.demo import DemoOptions, run_demo
@@ -114,14 +114,6 @@ async def test_an_interrupted_demo_ends_at_once_and_cleanly(tmp_path: Path) -> N
     assert err == f"interrupted: 0 videos are in {tmp_path}\n"
     assert "Traceback" not in out
     assert names_in(tmp_path) == ["portrait.png", "voice.wav"]
-
-
-async def test_a_file_that_is_no_good_is_one_line(tmp_path: Path) -> None:
-    running = await start("demo", "--image", str(tmp_path / "missing.png"), "--out", str(tmp_path / "out"))
-    code, _, err = await running.end()
-    assert code == 2
-    assert is_one_line(err)
-    assert "missing.png" in err
 
 
 # --- in here, where tasks can be made short ---------------------------------------------------------
