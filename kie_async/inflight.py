@@ -87,7 +87,7 @@ class InFlight:
             raise InvalidRequest(f"task {task_id} belongs to another handle already")
         handle.task_id = task_id
         self._by_task[task_id] = handle
-        if handle._intent_id:
+        if handle._intent_id and expects_callback:  # else nobody will ask for it
             self._by_intent[handle._intent_id] = handle
         if handle.ref is not None:
             self._by_ref.setdefault(handle.ref, handle)  # a ghost of a refused create finds it taken

@@ -56,6 +56,7 @@ CREATE INDEX intent_by_state ON intent(state);
 CREATE TABLE run(is_open INTEGER NOT NULL) STRICT;
 INSERT INTO run VALUES (0);
 """  # noqa: S608  (made of constants)
+_CACHE_KIB = 256
 _OF_THIS_RUN = "CREATE TEMP TABLE asked(key BLOB PRIMARY KEY, times INTEGER NOT NULL) WITHOUT ROWID"
 
 _held: dict[tuple[int, int], int] = {}
@@ -153,6 +154,8 @@ class JournalFile:
             db.execute("PRAGMA synchronous = FULL")
             db.execute("PRAGMA fullfsync = ON")
             db.execute(_OF_THIS_RUN)
+            for schema in ("main", "temp"):  # the operating system caches as well; memory must not grow
+                db.execute(f"PRAGMA {schema}.cache_size = -{_CACHE_KIB}")
             db.execute("UPDATE run SET is_open = 1")
             db.execute("PRAGMA wal_checkpoint(FULL)")  # the file itself must say so, not only the log
         except BaseException:
