@@ -635,6 +635,7 @@ class TestDuplicates:
         headers, body = sandbox.callback_headers(handle.task_id), sandbox.callback_body(handle.task_id)
 
         verdicts = [await receiver.feed(url, headers, body) for _ in range(1000)]
+        await settle()
 
         assert {verdict.status for verdict in verdicts} == {200}
         assert events.kinds().count("settled") == 1
