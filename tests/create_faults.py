@@ -81,6 +81,7 @@ class Notes(Journal):
     """A journal that remembers what it was told; *commit* runs where a durable one would wait."""
 
     def __init__(self, commit: Callable[[], object] | None = None) -> None:
+        super().__init__()
         self.notes: list[str] = []
         self._commit = commit
 

@@ -1,0 +1,285 @@
+"""Give up a create at every turn of the loop and at random times: no id is lost, nothing leaves after.
+
+The server counts whole bodies and makes a task of each. When all is quiet, each of its tasks must be in
+somebody's hands: returned, in flight in the session, or reported as unknown. And a create of which the
+session holds nothing must have sent nothing, then and later.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import platform
+import random
+import secrets
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import attrs
+from misbehaving import Misbehaving, Peer, answer, certified, created, refused, trusting
+
+from kie_async import CreateOutcomeUnknown, KieError, KieSession, Limits, Rate, TaskHandle
+from kie_async.creates import CreateTransport
+from kie_async.journal import IntentState, Journal
+from kie_async.sqlite_journal import SqliteJournal
+from kie_async.transport import Secret
+
+KEY = "sweep-key"
+_LIMITS = Limits(create=Rate(1000, per_s=0.01))
+_HOWS = ("cancel", "cancel twice", "close", "cancel and close", "tear down")
+_JOURNALS = ("none", "slow", "thread", "file")
+_SERVERS = ("answers", "loses the answer", "refuses first")
+
+
+@attrs.frozen(kw_only=True)
+class Point:
+    """One way and one moment to give a create up."""
+
+    how: str = "cancel"
+    turns: int | None = None
+    """So many turns of the loop after the call; None: after `seconds`."""
+    seconds: float = 0.0
+    journal: str = "none"
+    commit_s: float = 0.0
+    """How long the note before the first byte takes."""
+    server: str = "answers"
+    answer_s: float = 0.0
+    tls: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class Seen:
+    """What a point led to."""
+
+    word: str
+    objection: str = ""
+
+
+def points(count: int, rng: random.Random) -> Iterator[Point]:
+    """Yield every turn of the loop first, then random moments."""
+    for number in range(count):
+        if number < count // 2:
+            yield Point(
+                turns=number % 80,
+                how=_HOWS[number // 80 % 2],
+                tls=number // 80 % 2 == 1,
+                journal=("none", "file")[number // 160 % 2],
+            )
+        else:
+            yield Point(
+                how=rng.choice(_HOWS),
+                seconds=rng.uniform(0, 0.012),
+                journal=rng.choice(_JOURNALS),
+                commit_s=rng.uniform(0, 0.004),
+                server=rng.choice(_SERVERS),
+                answer_s=rng.uniform(0, 0.004),
+                tls=rng.random() < 0.3,
+            )
+
+
+class _Tasks:
+    """A server that makes a task of every body it accepts."""
+
+    def __init__(self, point: Point) -> None:
+        self.ids: list[str] = []
+        self._point = point
+
+    async def behave(self, peer: Peer) -> None:
+        await peer.request()
+        if self._point.server == "refuses first" and peer.number == 1:
+            await peer.send(answer(refused(429), 429, "Retry-After: 0.003\r\n"))
+            return
+        self.ids.append(f"task_{len(self.ids)}")
+        await asyncio.sleep(self._point.answer_s)
+        if self._point.server != "loses the answer":
+            await peer.send(answer(created(self.ids[-1])))
+
+
+class _SlowJournal(Journal):
+    def __init__(self, wait: Callable[[], Awaitable[object]]) -> None:
+        super().__init__()
+        self._wait = wait
+
+    async def sending(self, intent_id: str) -> None:
+        await self._wait()
+
+
+class _SlowFile(SqliteJournal):
+    """The real one, a little later."""
+
+    def __init__(self, path: Path, commit_s: float) -> None:
+        super().__init__(path)
+        self._commit_s = commit_s
+
+    async def sending(self, intent_id: str) -> None:
+        await super().sending(intent_id)
+        await asyncio.sleep(self._commit_s)
+
+
+async def probe(point: Point, folder: Path) -> Seen:
+    """Give one create up and see what became of everything."""
+    tasks = _Tasks(point)
+    path = folder / f"{secrets.token_hex(8)}.db"
+    tls = certified() if point.tls else None
+    async with Misbehaving(tasks.behave, tls=tls) as server:
+        async with KieSession(KEY, base_url=server.url, limits=_LIMITS) as kie:
+            journal = await _prepare(kie, point, path, server.url)
+            outcome = await _give_up(kie, point)
+            is_torn_down = point.how == "tear down"
+            word, objection = await _judge(kie, outcome, server, tasks, is_torn_down=is_torn_down)
+            if word.startswith("unknown") and point.server == "answers" and not is_torn_down:
+                objection = "unknown, although the answer came"
+            await kie.aclose()
+            await journal.aclose()
+            await asyncio.sleep(0.005)
+        if word == "not sent" and server.bodies:
+            objection = "a body was read after it was called not sent"
+        if isinstance(journal, SqliteJournal) and not objection:
+            objection = await _check_journal(path, tasks, server)
+    return Seen(word=word, objection=objection)
+
+
+async def _prepare(kie: KieSession, point: Point, path: Path, url: str) -> Journal:
+    """Give the session the journal of the point, and TLS that trusts our authority."""
+    engine: Any = kie._parts
+    intake = engine.intake
+    if point.tls:
+        await intake._transport.aclose()
+        intake._transport = engine._creates = CreateTransport(
+            url, Secret(KEY), connections=4, ssl_context=trusting()
+        )
+    journal: Journal = Journal()
+    if point.journal == "slow":
+        journal = _SlowJournal(lambda: asyncio.sleep(point.commit_s))
+    elif point.journal == "thread":
+        journal = _SlowJournal(lambda: asyncio.to_thread(time.sleep, point.commit_s))
+    elif point.journal == "file":
+        journal = _SlowFile(path, point.commit_s)
+        await journal.open()
+    for part in (intake, engine.intents, engine.table):
+        part._journal = journal
+    return journal
+
+
+async def _give_up(kie: KieSession, point: Point) -> TaskHandle | BaseException:
+    creating = asyncio.create_task(kie.create("test/echo", {"prompt": "a lighthouse"}))
+    if point.turns is None:
+        await asyncio.sleep(point.seconds)
+    else:
+        for _ in range(point.turns):
+            await asyncio.sleep(0)
+    if point.how == "tear down":  # as `asyncio.run` does at its end
+        for task in asyncio.all_tasks():
+            if task is not asyncio.current_task() and "kie_async" in task.get_name() + repr(task.get_coro()):
+                task.cancel()
+    elif point.how != "close":
+        creating.cancel()
+    if point.how == "cancel twice":
+        await asyncio.sleep(0)
+        creating.cancel()
+    if point.how.endswith("close"):
+        await asyncio.gather(_close_early(kie), creating, return_exceptions=True)
+    return (await asyncio.gather(creating, return_exceptions=True))[0]
+
+
+async def _close_early(kie: KieSession) -> None:
+    """Drain as `aclose` does, and leave the table to be looked at."""
+    engine: Any = kie._parts
+    await engine.intake.drain()
+
+
+async def _judge(
+    kie: KieSession,
+    outcome: TaskHandle | BaseException,
+    server: Misbehaving,
+    tasks: _Tasks,
+    *,
+    is_torn_down: bool,
+) -> tuple[str, str]:
+    engine: Any = kie._parts
+    async with asyncio.timeout(5):
+        while engine.intake._sending:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    await asyncio.sleep(0.005)  # what is on its way arrives
+    known = {handle.task_id for handle in engine.table.handles}
+    unknown = len(engine.intents.unknown_handles)
+    if isinstance(outcome, TaskHandle):
+        known.add(outcome.task_id)
+    lost = set(tasks.ids) - known
+    if len(tasks.ids) > 1:
+        return "", f"{len(tasks.ids)} tasks were made of one create"
+    if lost and not unknown and not (is_torn_down and isinstance(engine.intake._journal, SqliteJournal)):
+        return "", f"lost {lost}; the caller got {outcome!r}"
+    if known - set(tasks.ids):
+        return "", f"invented {known - set(tasks.ids)}"
+    if not isinstance(outcome, TaskHandle | asyncio.CancelledError | KieError):
+        return "", f"the caller got {outcome!r}"
+    if isinstance(outcome, CreateOutcomeUnknown) != bool(unknown) and not isinstance(
+        outcome, asyncio.CancelledError
+    ):
+        return "", f"{unknown} unknown, and the caller got {outcome!r}"
+    if engine.intents.creating_count and not is_torn_down:
+        return "", "the intent is still pending"
+    if isinstance(outcome, TaskHandle):
+        return "returned", ""
+    if known:
+        return "in flight", ""
+    if unknown:
+        return ("unknown" if tasks.ids else "unknown, never arrived"), ""
+    return ("refused" if server.bodies else "not sent"), ""
+
+
+async def _check_journal(path: Path, tasks: _Tasks, server: Misbehaving) -> str:
+    """The file must tell the same story to the next process."""
+    journal = SqliteJournal(path)
+    try:
+        await journal.open()
+        intents = await journal.everything()
+    finally:
+        await journal.aclose()
+    if len(intents) > 1:
+        return f"{len(intents)} intents for one create"
+    if not intents:
+        return "the server made a task of no intent" if tasks.ids else ""
+    [intent] = intents
+    if tasks.ids and intent.task_id != tasks.ids[0] and intent.state is not IntentState.UNKNOWN:
+        return f"the journal holds {intent.state} for {tasks.ids}"
+    if not server.bodies and intent.state is IntentState.UNKNOWN:
+        return "the journal calls unknown what never left"
+    return ""
+
+
+async def sweep(count: int, seed: int) -> tuple[Counter[str], list[str]]:
+    """Run so many points; return how they ended and what was wrong."""
+    words: Counter[str] = Counter()
+    wrong: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for point in points(count, random.Random(seed)):
+            seen = await probe(point, Path(folder))
+            words[seen.word] += 1
+            if seen.objection:
+                wrong.append(f"{point}: {seen.objection}")
+    return words, wrong
+
+
+def main(argv: list[str]) -> int:
+    """Run the sweep; the exit status tells whether anything was lost."""
+    parser = argparse.ArgumentParser(prog="python -m tests.campaign cancel", description=__doc__)
+    parser.add_argument("--points", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=1)
+    asked = parser.parse_args(argv)
+    logging.getLogger("kie_async").setLevel(logging.CRITICAL)
+    print(f"Python {platform.python_version()}, aiohttp {aiohttp.__version__}, {asked.points} points")
+    words, wrong = asyncio.run(sweep(asked.points, asked.seed))
+    for word, count in words.most_common():
+        print(f"{count:6} {word or 'WRONG'}")
+    for complaint in wrong:
+        print(f"WRONG {complaint}")
+    print(f"{len(wrong)} wrong")
+    return 1 if wrong else 0
