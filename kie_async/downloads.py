@@ -137,7 +137,7 @@ class Downloads:
         except (TransportError, DownloadFailed) as exc:
             raise type(exc)(f"{name}: {exc}") from None
         except FAILURES as exc:
-            kind = DownloadFailed if _is_hopeless(exc) else TransportError
+            kind = DownloadFailed if self._http.closed or _is_hopeless(exc) else TransportError
             failure = kind(f"{name}: {describe(exc)}")
         # Raised outside the except block: aiohttp's error would carry the URL along in its context.
         raise failure
@@ -209,9 +209,8 @@ def may_connect(address: str, *, allow_loopback: bool) -> bool:
 
 
 def _is_hopeless(exc: Exception) -> bool:
-    """Tell a bad URL, a bad certificate, a closed session or a private address from what may pass."""
-    is_refused = isinstance(getattr(exc, "os_error", None), _NotPublicError)
-    return is_refused or isinstance(exc, ValueError | RuntimeError)
+    """Tell a bad URL, a bad certificate and a private address from what may pass."""
+    return isinstance(exc, ValueError) or isinstance(getattr(exc, "os_error", None), _NotPublicError)
 
 
 def _read_url(text: str) -> URL:

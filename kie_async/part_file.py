@@ -29,10 +29,9 @@ class PartFile:
         self._change_mode(0o600)
 
     def write(self, block: bytes) -> None:
-        """Append *block*."""
+        """Append *block*; the first one holds all of the head."""
         self.size += len(block)
-        if len(self.head) < HEAD_BYTES:
-            self.head += block[:HEAD_BYTES]
+        self.head = self.head or block[:HEAD_BYTES]
         self._file.write(block)
 
     def seal(self, name: str) -> Path:
