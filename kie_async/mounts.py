@@ -10,7 +10,7 @@ import asyncio
 import logging
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Protocol
 
 import attrs
@@ -23,11 +23,12 @@ HEADER_TIMEOUT_S = 5.0
 BODY_TIMEOUT_S = 10.0
 IDLE_TIMEOUT_S = 30.0
 MAX_CONNECTIONS = 2048
-_GRACE_S = 2.0
+_LINGER_S = 1.0
+_GRACE_S = 1.0
 _WATCH_EVERY_S = 1.0
 _LINE_LIMITS: Mapping[str, Any] = {
     "keepalive_timeout": IDLE_TIMEOUT_S,
-    "lingering_time": 1.0,  # for the body of a knock that was refused before it was read
+    "lingering_time": 0.0,  # the door has a way of its own
     "read_bufsize": 16_384,
     "max_line_size": 2048,
     "max_field_size": 2048,
@@ -266,6 +267,10 @@ class _Door(web.Server):
         self._answer = handler
         self._deadlines: dict[RequestHandler, float] = {}
         self._wires: dict[RequestHandler, asyncio.Transport] = {}
+        self._busy: set[RequestHandler] = set()
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+        self._is_stopping = False
 
     def open(self) -> asyncio.Protocol:
         """Return the protocol for a new connection, which now has to send its headers."""
@@ -290,12 +295,23 @@ class _Door(web.Server):
         self._wires.pop(handler, None)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        self._put_off(request.protocol, BODY_TIMEOUT_S + _WATCH_EVERY_S)
+        line = request.protocol
+        self._busy.add(line)
+        self._quiet.clear()
+        self._put_off(line, BODY_TIMEOUT_S + _WATCH_EVERY_S)
         try:
-            return await self._answer(request)
+            response = await self._answer(request)
+            if not request.content.is_eof():
+                await _answer_and_linger(request, response)
         finally:
-            if request.protocol in self._deadlines:
-                self._put_off(request.protocol, IDLE_TIMEOUT_S)
+            self._busy.discard(line)
+            if not self._busy:
+                self._quiet.set()
+            if line in self._deadlines:
+                self._put_off(line, IDLE_TIMEOUT_S)
+        if self._is_stopping:
+            response.force_close()
+        return response
 
     async def watch(self) -> None:
         """Close what sits there too long, for ever."""
@@ -307,6 +323,26 @@ class _Door(web.Server):
                     self._wires[line].abort()
                 else:
                     del self._deadlines[line]  # it ended before it began
+
+    async def stop(self) -> None:
+        """Close idle connections at once, the others when their requests are answered or time is up."""
+        self._is_stopping = True
+        for line in self._wires.keys() - self._busy:
+            line.force_close()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_GRACE_S):
+                await self._quiet.wait()
+        await self.shutdown(_GRACE_S)
+
+
+async def _answer_and_linger(request: web.BaseRequest, response: web.StreamResponse) -> None:
+    """Answer before the body has come, and let it come for a moment: a close at once may lose the answer."""
+    with suppress(TimeoutError, ConnectionError, web.RequestPayloadError):
+        await response.prepare(request)
+        await response.write_eof()
+        async with asyncio.timeout(_LINGER_S):
+            while await request.content.readany():
+                pass
 
 
 @asynccontextmanager
@@ -331,9 +367,8 @@ async def serve(host: str, port: int, path: str, knock: Knock) -> AsyncIterator[
         yield ServedReceiver(host=host, port=bound, path=path)
     finally:
         listening.close()
-        door.pre_shutdown()
         try:
-            await door.shutdown(_GRACE_S)  # requests under way may end
+            await door.stop()
             await listening.wait_closed()
         finally:
             watching.cancel()
