@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
@@ -174,8 +175,9 @@ def fingerprint(request: TaskRequest) -> bytes:
     def digest(value: object) -> object:
         if not isinstance(value, Path):
             raise TypeError(f"{type(value).__name__} has no JSON form")
-        with value.open("rb") as file:
-            return {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        status = value.stat()
+        version = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        return {"sha256": _digest_of(value, version)}
 
     asked = {"model": request.model, "input": dict(request.input), "callback_url": request.callback_url}
     try:
@@ -185,3 +187,10 @@ def fingerprint(request: TaskRequest) -> bytes:
     except (TypeError, ValueError, RecursionError) as exc:
         raise InvalidRequest(f"input has no JSON form: {exc}") from None
     return hashlib.sha256(text.encode()).digest()
+
+
+@lru_cache(maxsize=256)
+def _digest_of(path: Path, version: tuple[int, ...]) -> str:
+    """Return the digest of a file; thousands of requests may share one, which is read once per version."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
