@@ -9,8 +9,10 @@ from typing import Annotated
 import typer
 
 from .. import __version__
+from .batch import batch
 from .demo import demo
 from .exits import keep_log
+from .journal import journal
 from .sandbox import sandbox
 from .tasks import balance, run, status
 
@@ -48,6 +50,7 @@ def begin(
 _COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "run": run,
+    "batch": batch,
     "status": status,
     "credits": balance,
     "sandbox": sandbox,
@@ -55,3 +58,4 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 
 for name, command in _COMMANDS.items():
     app.command(name)(command)
+app.add_typer(journal, name="journal")

@@ -1,0 +1,285 @@
+"""``kie-async batch``: a file of jobs in, results out; interrupted anywhere, it goes on when run again."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import attrs
+import typer
+
+from ..batch import Batch
+from ..callbacks import CallbackReceiver
+from ..errors import BatchStopped, FileError, JournalError, KieError
+from ..inputs import TaskRequest
+from ..models import Budget, SessionEvent
+from ..session import KieSession
+from .batch_board import Board, open_board
+from .books import Books
+from .exits import DONE, FAILED, INTERRUPTED, CannotRun, conduct, explain, require_folder, require_key, say
+from .jobs_file import read_jobs
+from .showing import put
+
+_PORT = 8080
+_WRITE_AGAIN_S = 60.0
+
+
+@attrs.frozen(kw_only=True)
+class BatchOptions:
+    """What can be chosen."""
+
+    jobs: Path
+    journal: Path
+    out: Path
+    results: Path
+    max_in_flight: int
+    budget: Budget | None
+    grace_s: float
+    callback_url: str | None
+    port: int
+
+
+def batch(
+    *,
+    jobs: Annotated[Path, typer.Argument(metavar="JOBS", help="The jobs: a .csv or .jsonl file.")],
+    journal: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Remembers what was sent and paid; JOBS.db if not given."),
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Download the results into this folder.")] = Path(
+        "kie-batch"
+    ),
+    results: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="What became of each job; DIR/results.jsonl if not given."),
+    ] = None,
+    max_in_flight: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Most tasks unsettled at once.")
+    ] = 100,
+    budget_credits: Annotated[
+        float | None,
+        typer.Option(metavar="C", help="Begin no task once C credits are spent, all runs counted."),
+    ] = None,
+    grace: Annotated[
+        float, typer.Option(min=0.0, metavar="S", help="After Ctrl-C, wait S seconds for what is paid.")
+    ] = 60.0,
+    callback_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Get callbacks: the public URL that leads to --port.")
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, metavar="N", help="Where callbacks come in; 8080 if not given."),
+    ] = None,
+) -> None:
+    """Make a task of every line of a file, download the results. This costs credits.
+
+    For example: kie-async batch jobs.csv --out videos, where jobs.csv holds
+
+    \b
+      ref,model,image_url,audio_url,prompt
+      anna,kling/v1-avatar-standard,anna.png,hello.mp3,a warm smile
+      otto,kling/v1-avatar-standard,https://example.org/otto.jpg,hello.mp3,
+
+    The ref is your own name for a job, used once. The other columns are the fields of the model's input.
+    A .jsonl file has an object with the same names in each line instead.
+
+    For the Kling avatar models image_url and audio_url may be local files: they are looked for beside the
+    jobs file and uploaded once each. Other models get their fields as they stand; out of a CSV as text, an
+    empty cell as no field, and a column named FIELD:json as the JSON that is in it.
+
+    The whole file is checked first. If anything is wrong, all of it is listed and nothing is sent.
+
+    Run the same command again after a crash, a Ctrl-C or an error: it goes on, and nothing is paid twice.
+    Ctrl-C once sends nothing more and waits for what is paid, twice leaves at once.
+
+    Exit status: 0 all done; 1 some failed, are unknown or still open; 2 asked wrongly, nothing was sent;
+    130 interrupted before all was done.
+    """
+    if port is not None and callback_url is None:
+        raise typer.BadParameter("goes with --callback-url only", param_hint="--port")
+    if budget_credits is not None and not budget_credits > 0:
+        raise typer.BadParameter("must be above zero", param_hint="--budget-credits")
+    options = BatchOptions(
+        jobs=jobs,
+        journal=journal or jobs.with_name(f"{jobs.name}.db"),
+        out=out,
+        results=results or out / "results.jsonl",
+        max_in_flight=max_in_flight,
+        budget=None if budget_credits is None else Budget(credits=budget_credits),
+        grace_s=grace,
+        callback_url=callback_url,
+        port=port or _PORT,
+    )
+    conduct(run_batch(options))
+
+
+async def run_batch(options: BatchOptions) -> int:
+    """Run the batch and return the exit status.
+
+    Raises:
+        CannotRun: Something is wrong with the file, a folder, the journal or the port; nothing was sent.
+        InvalidRequest: The key or an address is wrong; nothing was sent.
+    """
+    with read_jobs(options.jobs, report=lambda problem: say(str(problem))) as jobs:
+        require_key()
+        for folder in (options.out, options.results.parent, options.journal.parent):
+            require_folder(folder)
+        books = Books(jobs, options.results)
+        with open_board() as board:
+            run = _Run(options, books, board)
+            await run.run(jobs.requests())
+    put(f"{len(jobs)} jobs: {books.words()}; see {options.results}")
+    return run.status()
+
+
+class _Run:
+    """One run of the command, from the opening of the session to its close."""
+
+    def __init__(self, options: BatchOptions, books: Books, board: Board) -> None:
+        self._options = options
+        self._books = books
+        self._board = board
+        self._interrupts = 0
+        self._ended = 0
+        """Tasks that ended in this run."""
+        self._trouble = ""
+        """What else went wrong."""
+
+    def status(self) -> int:
+        """Say what is left to do, and return the exit status."""
+        if self._trouble:
+            say(f"error: {self._trouble}")
+        if self._books["pending"] or self._books["running"]:
+            say("run the same command again to go on; nothing is paid twice")
+        elif not self._trouble and not self._books["failed"] and not self._books["unknown"]:
+            return DONE
+        return INTERRUPTED if self._interrupts else FAILED
+
+    async def run(self, requests: Iterator[TaskRequest]) -> None:
+        """Create, wait and download until all is told, or it is time to leave."""
+        try:
+            async with self._opened() as kie:
+                for handle in await kie.resume():
+                    self._books.note_task(handle.ref, handle.task_id)
+                await self._see_through(kie.batch(requests, download_to=self._options.out))
+        finally:
+            try:
+                await self._books.results.write()
+            except OSError as exc:
+                self._trouble = f"cannot write {self._options.results}: {exc.strerror}"
+
+    @asynccontextmanager
+    async def _opened(self) -> AsyncIterator[KieSession]:
+        """Open the session, and where callbacks come in if they are wanted.
+
+        Raises:
+            CannotRun: The journal or the port cannot be had.
+        """
+        options = self._options
+        receiver = None if options.callback_url is None else CallbackReceiver()
+        session = KieSession(
+            callback_url=options.callback_url,
+            receiver=receiver,
+            journal=options.journal,
+            max_in_flight=options.max_in_flight,
+            budget=options.budget,
+            on_event=self._note_event,
+        )
+        async with AsyncExitStack() as opened:
+            try:
+                if receiver is not None:
+                    path = urlsplit(options.callback_url or "").path
+                    await opened.enter_async_context(receiver.serve(port=options.port, path=path))
+                kie = await opened.enter_async_context(session)
+            except OSError as exc:
+                raise CannotRun(f"cannot listen on port {options.port}: {exc.strerror or exc}") from None
+            except JournalError as exc:
+                raise CannotRun(str(exc)) from None
+            yield kie
+
+    async def _see_through(self, batch: Batch) -> None:
+        """Read the outcomes to the end, or until it is time to leave."""
+        reading = asyncio.create_task(self._read(batch))
+        beside = [asyncio.create_task(self._keep_shown()), asyncio.create_task(self._keep_written())]
+        self._take_interrupts(batch, reading)
+        try:
+            await asyncio.wait({reading})
+        finally:
+            for task in (reading, *beside):
+                task.cancel()
+            await asyncio.gather(reading, *beside, return_exceptions=True)
+        if not reading.cancelled():
+            reading.result()
+
+    def _take_interrupts(self, batch: Batch, reading: asyncio.Task[None]) -> None:
+        """Take Ctrl-C, and the system's polite request to end, as wishes about the batch from now on."""
+        loop, main = asyncio.get_running_loop(), asyncio.current_task()
+
+        def interrupt() -> None:
+            self._interrupts += 1
+            if self._interrupts == 1:
+                batch.stop()
+                loop.call_later(self._options.grace_s, reading.cancel)
+                self._board.tell(
+                    "interrupted: nothing more is sent; waiting for what is paid, "
+                    f"{self._options.grace_s:g} s at most; Ctrl-C again to leave now"
+                )
+            elif self._interrupts == 2:
+                reading.cancel()  # the session's close still waits for ids on their way, ten seconds at most
+            elif main is not None:
+                main.cancel()
+
+        with suppress(NotImplementedError, RuntimeError):  # Windows, or a thread
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, interrupt)
+
+    async def _read(self, batch: Batch) -> None:
+        try:
+            async for outcome in batch:
+                line, kind = self._books.note(outcome)
+                if outcome.error is not None and not isinstance(outcome.error, BatchStopped):
+                    again = "; run again to fetch it" if isinstance(outcome.error, FileError) else ""
+                    self._board.tell(
+                        f"line {line}, ref {outcome.ref}: {kind}: {explain(outcome.error)}{again}"
+                    )
+        except BatchStopped as exc:
+            self._trouble = explain(exc.__cause__ if isinstance(exc.__cause__, KieError) else exc)
+
+    # --- beside it ---------------------------------------------------------------------------------
+
+    def _note_event(self, event: SessionEvent) -> None:
+        """Be the session's hook."""
+        if event.kind in {"created", "adopted"}:
+            self._books.note_task(event.ref, event.task_id)
+        elif event.kind == "settled":
+            self._ended += 1
+
+    async def _keep_shown(self) -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        while True:
+            await asyncio.sleep(self._board.every_s)
+            books, eta = self._books, ""
+            if self._ended:
+                still = books.total - books.over
+                eta = f", ETA {_duration((loop.time() - began) / self._ended * still)}"
+            self._board.show(books.over, books.total, books.words() + eta)
+
+    async def _keep_written(self) -> None:
+        while True:
+            try:
+                await self._books.results.keep_written()
+            except OSError as exc:  # what is paid must not suffer from a full disk
+                self._board.tell(f"cannot write {self._options.results} now: {exc.strerror}")
+                await asyncio.sleep(_WRITE_AGAIN_S)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

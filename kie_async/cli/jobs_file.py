@@ -1,0 +1,370 @@
+"""The file of a batch: read once, checked to the last line, and kept aside in the form that is sent.
+
+Each line is a job: ``ref``, ``model``, then the fields of that model's input. A CSV has them as columns;
+a line of JSONL is one object with the same names. In a CSV every value is text, but under a column named
+``FIELD:json`` it is JSON; an empty cell is no field at all, only an empty ``prompt`` is an empty text.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import stat
+import tempfile
+from array import array
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache, partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, Self, TextIO, TypeVar
+
+import attrs
+
+from .. import jsontext
+from ..errors import InvalidRequest
+from ..inputs import AVATAR_MODELS, KlingAvatar, TaskRequest
+from ..media import HEAD_BYTES, check_media
+from .exits import CannotRun
+
+_KEYS = ("ref", "model")
+_JSON = ":json"
+_GOOD: Mapping[str, Any] = {
+    "image_url": "https://example.org/i.png",
+    "audio_url": "https://example.org/a.mp3",
+    "prompt": "",
+}
+"""The fields of an avatar, each with a value nothing is wrong with: so another can be judged alone."""
+_FAMILY = {"image_url": "image", "audio_url": "audio"}
+_MAX_TRIES = 200
+_T = TypeVar("_T")
+_NOT_UTF8 = re.compile("[\ud800-\udfff]")
+_WHERE = re.compile(r"(.*): line \d+ column (\d+) \(char \d+\)", re.DOTALL)
+
+
+@attrs.frozen
+class Problem:
+    """What is wrong, and where: the header is line 1, a job's line is the one it begins in."""
+
+    line: int
+    column: str
+    """Its name, or its number where there is no name: of the cell in a CSV, of the character in JSONL."""
+    why: str
+
+    def __str__(self) -> str:
+        column = self.column if self.column.isprintable() else repr(self.column)
+        return f"line {self.line}, column {column}: {self.why}"
+
+
+@attrs.define
+class _Row:
+    """One job as it stands in the file, or what is wrong with its line."""
+
+    line: int
+    fields: dict[str, Any] = attrs.field(factory=dict)
+    problems: list[Problem] = attrs.field(factory=list)
+    is_readable: bool = True
+    absent: frozenset[str] = frozenset()
+    """Columns the file does not have at all, which was said already."""
+
+    def wrong(self, column: str, why: str) -> None:
+        """Note that something is wrong with it."""
+        self.problems.append(Problem(self.line, column, why))
+
+
+class Jobs:
+    """The jobs of a file that was found good. They are kept on disk, an index of them in memory."""
+
+    def __init__(self) -> None:
+        self._kept = tempfile.TemporaryFile()  # noqa: SIM115  (closed in close)
+        self._ends = array("q", [0])
+        self._lines = array("q")
+        self._line_of: dict[str, int] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def __iter__(self) -> Iterator[tuple[int, TaskRequest]]:
+        """Yield each job's line and request, in the order of the file."""
+        return (self[index] for index in range(len(self)))
+
+    def close(self) -> None:
+        """Let go of what was kept."""
+        self._kept.close()
+
+    def requests(self) -> Iterator[TaskRequest]:
+        """Yield the requests in the order of the file."""
+        return (request for _, request in self)
+
+    def __getitem__(self, index: int) -> tuple[int, TaskRequest]:
+        """Return the line and the request of a job."""
+        begin, end = self._ends[index], self._ends[index + 1]
+        self._kept.seek(begin)
+        ref, model, fields, media = json.loads(self._kept.read(end - begin))
+        fields.update({name: Path(fields[name]) for name in media})
+        return self._lines[index], TaskRequest(model=model, input=fields, ref=ref)
+
+    def index_of(self, ref: str) -> int | None:
+        """Return the place of the job with this ref."""
+        line = self._line_of.get(ref)
+        return None if line is None else bisect_left(self._lines, line)
+
+    def claim(self, ref: str, line: int) -> int:
+        """Return the line of the first job with this ref: *line*, if there was none yet."""
+        return self._line_of.setdefault(ref, line)
+
+    def add(self, line: int, request: TaskRequest) -> None:
+        """Keep one more job."""
+        media = [name for name, value in request.input.items() if isinstance(value, Path)]
+        fields = {name: str(value) if name in media else value for name, value in request.input.items()}
+        kept = json.dumps([request.ref, request.model, fields, media]).encode()
+        self._kept.seek(self._ends[-1])
+        self._kept.write(kept)
+        self._ends.append(self._ends[-1] + len(kept))
+        self._lines.append(line)
+
+
+def read_jobs(path: Path, *, report: Callable[[Problem], None]) -> Jobs:
+    """Return the jobs in a file, all of them checked; whatever is wrong is reported first, all of it.
+
+    Local files are looked for relative to the folder of the jobs file.
+
+    Raises:
+        CannotRun: The file cannot be read, something in it is wrong, or it holds no job.
+    """
+    rows_of = {".csv": _csv_rows, ".jsonl": _jsonl_rows}.get(path.suffix.lower())
+    if rows_of is None:
+        raise CannotRun(f"{path}: a jobs file ends in .csv or .jsonl")
+    jobs = Jobs()
+    try:
+        # What is not UTF-8 is let through as half characters, which are found and reported cell by cell.
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            count = _take(rows_of(file), jobs, path.parent, report)
+        if count:
+            raise CannotRun(f"{path}: {count} problem{'s' * (count > 1)}; nothing was sent")
+        if not jobs:
+            raise CannotRun(f"{path} holds no job")
+    except OSError as exc:
+        jobs.close()
+        raise CannotRun(f"cannot read {path}: {exc.strerror}") from None
+    except BaseException:
+        jobs.close()
+        raise
+    return jobs
+
+
+def _take(rows: Iterable[_Row], jobs: Jobs, folder: Path, report: Callable[[Problem], None]) -> int:
+    """Check and keep all rows; return how many problems were reported."""
+    count = 0
+    for row in rows:
+        request = _checked(row, jobs, folder) if row.is_readable else None
+        for problem in row.problems:
+            report(problem)
+        count += len(row.problems)
+        if request is not None and not count:  # else nothing will be sent
+            jobs.add(row.line, request)
+    return count
+
+
+# --- the two kinds of file -------------------------------------------------------------------------
+
+
+def _jsonl_rows(file: TextIO) -> Iterator[_Row]:
+    for number, text in enumerate(file, 1):
+        if not text.strip():
+            continue
+        row = _Row(number)
+        try:
+            if (half := _NOT_UTF8.search(text)) is not None:
+                row.wrong(str(half.start() + 1), "not UTF-8 text")
+            elif not isinstance(fields := jsontext.parse(text), dict):
+                row.wrong("1", 'a line is one JSON object: {"ref": ..., "model": ..., ...}')
+            else:
+                row.fields = fields
+        except jsontext.NotJson as exc:
+            why, column = _parted(exc)
+            row.wrong(column, f"not JSON: {why}")
+        row.is_readable = not row.problems
+        yield row
+
+
+def _parted(error: jsontext.NotJson) -> tuple[str, str]:
+    """Return what is wrong with a line of JSON, and the number of the character where it is."""
+    where = _WHERE.fullmatch(str(error))
+    return (where[1], where[2]) if where else (str(error), "1")
+
+
+class _Lines:
+    """The lines of a file, as the CSV reader draws them; it keeps those of the row it reads."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self.row: list[str] = []
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        self.row.append(next(self._file))
+        return self.row[-1]
+
+
+def _csv_rows(file: TextIO) -> Iterator[_Row]:
+    lines = _Lines(file)
+    reader = csv.reader(lines, strict=True)
+    header: list[str] | None = None
+    while True:
+        row = _Row(reader.line_num + 1)
+        lines.row.clear()
+        cells: list[str] = []
+        try:
+            cells = next(reader)
+        except StopIteration:
+            break
+        except csv.Error as exc:
+            row.wrong(_broken_column(header, lines.row), f"the quotes are not closed or doubled ({exc})")
+            row.is_readable = False
+        if not row.is_readable:
+            yield row
+        elif header is None and any(cells):
+            header = [name.strip() for name in cells]
+            yield _check_header(header, row)
+        elif header is not None and any(cell.strip() for cell in cells):
+            _fill(row, header, cells)
+            yield row
+    if header is None:
+        yield _check_header([], _Row(1))
+
+
+def _check_header(header: list[str], row: _Row) -> _Row:
+    row.is_readable = False
+    fields = [name.removesuffix(_JSON) for name in header]
+    for number, name in enumerate(header):
+        if _NOT_UTF8.search(name):
+            row.wrong(str(number + 1), "not UTF-8 text")
+        elif name and fields[number] in fields[:number]:
+            row.wrong(name, "stands in the header twice")
+    for name in _KEYS:
+        if name not in header:
+            found = ", ".join(header[:8]) + (", ..." if len(header) > 8 else "")
+            row.wrong(name, f"missing in the header, which has: {found or 'nothing'}")
+    return row
+
+
+def _fill(row: _Row, header: list[str], cells: list[str]) -> None:
+    """Read the cells of a row."""
+    row.absent = frozenset(_KEYS) - set(header)
+    if len(cells) > len(header):
+        row.wrong(str(len(header) + 1), f"one cell too many: the header has {len(header)}, this {len(cells)}")
+    elif len(cells) < len(header):
+        missing = header[len(cells)] or str(len(cells) + 1)
+        row.wrong(missing, f"the line ends too early: the header has {len(header)} cells, this {len(cells)}")
+    row.is_readable = not row.problems
+    if row.is_readable:
+        for number, (name, cell) in enumerate(zip(header, cells, strict=True), 1):
+            _read_cell(row, name, number, cell)
+
+
+def _read_cell(row: _Row, name: str, number: int, cell: str) -> None:
+    if _NOT_UTF8.search(cell):
+        row.wrong(name or str(number), "not UTF-8 text")
+    elif not name:
+        if cell.strip():
+            row.wrong(str(number), "the header has no name for this column")
+    elif name.endswith(_JSON):
+        try:
+            if cell.strip():
+                row.fields[name.removesuffix(_JSON)] = jsontext.parse(cell)
+        except jsontext.NotJson as exc:
+            row.wrong(name, f"not JSON: {_parted(exc)[0]}")
+    elif cell or name == "prompt":
+        row.fields[name] = cell
+
+
+def _broken_column(header: list[str] | None, lines: list[str]) -> str:
+    """Return the column in which the CSV reader gave up: let it read ever more, until it does again."""
+    text, names, cells = "".join(lines), header or [], 1
+    for end in (*islice((at.end() for at in re.finditer('"', text)), _MAX_TRIES), len(text)):
+        cells = len(next(csv.reader(text[:end].splitlines(keepends=True)), [""]))
+        try:
+            next(csv.reader(text[: end + 1].splitlines(keepends=True), strict=True), None)
+        except csv.Error as exc:
+            if "expected after" in str(exc):
+                break
+    return names[cells - 1] if cells <= len(names) and names[cells - 1] else str(cells)
+
+
+# --- one job ---------------------------------------------------------------------------------------
+
+
+def _checked(row: _Row, jobs: Jobs, folder: Path) -> TaskRequest | None:
+    """Return the request a row stands for; what is wrong with it is noted in it."""
+    fields = dict(row.fields)
+    ref, model = fields.pop("ref", None), fields.pop("model", None)
+    if _is_key(row, "ref", ref, partial(TaskRequest, model="any", input={}, ref=ref)):
+        line = jobs.claim(ref, row.line)
+        if line != row.line:
+            row.wrong("ref", f"{ref!r} is the ref of line {line} already")
+    if _is_key(row, "model", model, partial(TaskRequest, model=model, input={})) and model in AVATAR_MODELS:
+        fields = _checked_avatar(row, model, fields, folder)
+    return None if row.problems else TaskRequest(model=model, input=fields, ref=ref)
+
+
+def _is_key(row: _Row, name: str, value: object, make: Callable[[], object]) -> bool:
+    """Tell whether the ref or the model of a row is good."""
+    if name in row.absent:
+        return False
+    if value is None:
+        row.wrong(name, "missing")
+        return False
+    return _made(row, name, make) is not None
+
+
+def _made(row: _Row, name: str, make: Callable[[], _T]) -> _T | None:
+    """Return what *make* makes, or note why that is refused."""
+    try:
+        return make()
+    except InvalidRequest as exc:
+        row.wrong(name, str(exc).removeprefix(f"{name} "))
+        return None
+
+
+def _checked_avatar(row: _Row, model: str, given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the fields of an avatar, local files as paths. Each is judged alone, so that all is found."""
+    for name in given:
+        if name not in _GOOD:
+            row.wrong(name, f"{model} has no such field; it takes {', '.join(_GOOD)}")
+    fields: dict[str, Any] = {}
+    for name in _GOOD:
+        if name not in given and name in _FAMILY:
+            row.wrong(name, "missing")
+            continue
+        avatar = _made(row, name, partial(KlingAvatar, **{**_GOOD, name: given.get(name, "")}))
+        value = getattr(avatar, name, None)
+        fields[name] = folder / value if isinstance(value, Path) else value
+        if isinstance(value, Path) and (why := _wrong_with(fields[name], _FAMILY[name])):
+            row.wrong(name, why)
+    return fields
+
+
+@lru_cache(maxsize=4096)
+def _wrong_with(path: Path, family: str) -> str:
+    """Return why a local file cannot be uploaded as an image, or as audio; nothing if it can."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for its writer
+            return f"{path} is not a file"
+        with path.open("rb") as file:
+            kind = check_media(str(path), file.read(HEAD_BYTES), status.st_size)
+    except InvalidRequest as exc:
+        return str(exc)
+    except (OSError, ValueError) as exc:
+        return f"cannot read {path}: {getattr(exc, 'strerror', None) or exc}"
+    return "" if kind.family == family else f"{path} is {kind.family}, not {family}, by its content"
