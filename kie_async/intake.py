@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from weakref import WeakValueDictionary
 
 import attrs
@@ -245,24 +246,27 @@ class Intake:
 
     async def _note_failure(self, handle: TaskHandle, error: KieError) -> None:
         """Note in table and journal what a create ended with, if not with a task."""
-        intent_id = handle._intent_id
         if isinstance(error, CreateOutcomeUnknown):
-            with _logged("the unknown outcome"):
-                await self._journal.ended(intent_id, IntentState.UNKNOWN, reason=error.reason)
-            self._intents.unknown(handle, error)
+            state, code, reason = IntentState.UNKNOWN, None, error.reason
+            settle = partial(self._intents.unknown, handle, error)
         elif isinstance(error, ApiError) and not isinstance(error, RateLimited):
-            with _logged("the refusal"):
-                await self._journal.ended(
-                    intent_id, IntentState.REJECTED, reason=error.message, code=error.code
-                )
-            self._intents.rejected(handle)
+            state, code, reason = IntentState.REJECTED, error.code, error.message
+            settle = partial(self._intents.rejected, handle)
         else:
-            await self._forget(handle)
+            return await self._forget(handle)
+        try:
+            with _logged(f"the end of a create ({state})"):
+                await self._journal.ended(handle._intent_id, state, reason=reason, code=code)
+        finally:  # also when this is cancelled: the slot must not stay behind
+            settle()
 
     async def _forget(self, handle: TaskHandle) -> None:
-        with _logged("that nothing was created"):
-            await self._journal.ended(handle._intent_id, IntentState.NOT_CREATED)
-        self._intents.cancel(handle)
+        """Note that nothing was created."""
+        try:
+            with _logged("that nothing was created"):
+                await self._journal.ended(handle._intent_id, IntentState.NOT_CREATED)
+        finally:
+            self._intents.cancel(handle)
 
     async def drain(self) -> None:
         """Keep back what has not left, and give what has left some time to learn its id."""

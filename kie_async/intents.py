@@ -37,6 +37,7 @@ from .records import decode_record
 from .signing import is_address
 from .states import TaskState
 
+_ADOPTION_GAP_S = 1.0
 _ADOPTION_WAITS_S = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 _log = logging.getLogger("kie_async")
 
@@ -276,10 +277,17 @@ class Intents:
             self._believe(handle, record, is_signed=is_signed)
 
     def _believe(self, handle: TaskHandle, record: TaskRecord, *, is_signed: bool) -> None:
-        """Let a delivery speak if it is trusted and complete; otherwise look for ourselves."""
+        """Let a delivery speak if it is trusted; otherwise look for ourselves."""
         is_trusted = is_signed if self._confirm_callbacks is None else not self._confirm_callbacks
+        if is_trusted:
+            self._hear(handle, record)
+        else:
+            self.poller.ring(handle)
+
+    def _hear(self, handle: TaskHandle, record: TaskRecord) -> None:
+        """Take a record as true if it is complete; ask for the rest if it is not."""
         is_empty = record.state is TaskState.SUCCESS and not record.has_result
-        if is_trusted and record.state is not TaskState.UNKNOWN and not is_empty:
+        if record.state is not TaskState.UNKNOWN and not is_empty:
             self._table.deliver(record, Source.CALLBACK)
         else:
             self.poller.ring(handle)
@@ -297,6 +305,10 @@ class Intents:
             while pending.held is not None and pending.handle._intent_id in self._pending:
                 record, pending.held = pending.held, None
                 await self._try_to_adopt(pending, record.task_id)
+                if pending.handle._intent_id in self._pending:
+                    await asyncio.sleep(
+                        _ADOPTION_GAP_S
+                    )  # a flood of deliveries must not become one of queries
         finally:
             pending.is_adopting = False
 
@@ -350,7 +362,7 @@ class Intents:
             handle.deadline = math.inf
         self._table.bind(handle, record.task_id, expects_callback=True)
         self._table.emit("adopted", handle)
-        self._table.deliver(record, Source.CALLBACK)
+        self._hear(handle, record)
 
     def _is_address_of(self, handle: TaskHandle, url: str) -> bool:
         front, _, mac = url.rpartition("/")

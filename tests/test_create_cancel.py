@@ -283,7 +283,6 @@ async def test_a_limiter_gets_back_the_permit_of_a_create_given_up() -> None:
         assert await asyncio.wait_for(creation(transport, limiter=limiter).run(), 1) == TASK_ID
 
 
-@pytest.mark.xfail(strict=False, reason="Intake._forget leaves the slot when it is cancelled while it notes")
 async def test_giving_up_while_the_end_is_noted_leaves_no_slot_behind() -> None:
     class Slow(Journal):
         async def ended(self, *_: object, **__: object) -> None:
