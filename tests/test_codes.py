@@ -151,6 +151,16 @@ ANSWERS: list[tuple[int, bytes, Verdict, type[ApiError] | None]] = [
     (200, body("ok", {"taskId": ID}), UNKNOWN, None),
     (200, body(True, {"taskId": ID}), UNKNOWN, None),
     (200, body(200.0, {"taskId": ID}), UNKNOWN, None),
+    # where a yes ends
+    (299, body(200, {"taskId": ID}), CREATED, None),
+    (300, body(200, {"taskId": ID}), UNKNOWN, None),
+    (200, body(199), REFUSED, RequestRejected),
+    (200, body(299), UNKNOWN, None),
+    (200, body(300), REFUSED, RequestRejected),
+    (429, body(199), HELD_BACK, RateLimited),
+    (429, body(299), UNKNOWN, None),
+    (429, body(300), HELD_BACK, RateLimited),
+    (399, b"", REFUSED, RequestRejected),
     # a code in digits is a code
     (200, body("200", {"taskId": ID}), CREATED, None),
     (200, body("422"), REFUSED, RequestRejected),
@@ -285,13 +295,20 @@ def test_a_gateway_never_refuses_and_never_creates(
         (99_999, ServerError),
         (-1, ServerError),
         (0, ServerError),
+        (99, ServerError),
+        (100, RequestRejected),
         (301, RequestRejected),
+        (499, RequestRejected),
     ],
 )
 def test_a_code_stands_for_an_error(code: int, kind: type[ApiError]) -> None:
     error = error_for(code, "words", 418)
     assert type(error) is kind
     assert (error.code, error.message, error.http_status) == (code, "words", 418)
+
+
+def test_an_error_is_of_http_200_unless_it_is_said() -> None:
+    assert error_for(422, "words").http_status == 200
 
 
 @pytest.mark.parametrize("message", ["Credits insufficient", " credits insufficient, please top up"])
