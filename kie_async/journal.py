@@ -116,6 +116,9 @@ class Journal:
     ) -> None:
         """Note that an intent was rejected, not created, is unknown or written off."""
         self._change(intent_id, state=state, reason=reason, code=code)
+        ref = self._refs.get(intent_id)
+        if ref is not None and self._by_ref[ref].is_not_a_task:
+            self.forget(intent_id)
 
     async def settled(self, intent_id: str, record: TaskRecord) -> None:
         """Note the terminal record of the intent's task."""

@@ -99,10 +99,7 @@ class JournalFile:
 
     def disconnect(self, db: sqlite3.Connection) -> None:
         """Close the connection and let go of the file."""
-        with contextlib.suppress(sqlite3.Error):
-            db.execute("UPDATE run SET is_open = 0")
-        with contextlib.suppress(sqlite3.Error):
-            db.close()  # puts the log into the file, unless that was moved away
+        _end_run(db)
         self._release()
 
     def check(self) -> None:
@@ -151,6 +148,10 @@ class JournalFile:
             db.execute("COMMIT")
             if _ask(db, "PRAGMA journal_mode = WAL") != "wal":
                 raise JournalError(f"journal {self.path}: this file system cannot hold a write-ahead log")
+        except BaseException:
+            db.close()
+            raise
+        try:
             db.execute("PRAGMA synchronous = FULL")
             db.execute("PRAGMA fullfsync = ON")
             db.execute(_OF_THIS_RUN)
@@ -159,7 +160,7 @@ class JournalFile:
             db.execute("UPDATE run SET is_open = 1")
             db.execute("PRAGMA wal_checkpoint(FULL)")  # the file itself must say so, not only the log
         except BaseException:
-            db.close()
+            _end_run(db)
             raise
         return db
 
@@ -242,6 +243,13 @@ def _make(path: Path) -> None:
             os.link(draft, path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _end_run(db: sqlite3.Connection) -> None:
+    with contextlib.suppress(sqlite3.Error):
+        db.execute("UPDATE run SET is_open = 0")
+    with contextlib.suppress(sqlite3.Error):
+        db.close()  # puts the log into the file, unless that was moved away
 
 
 def _ask(db: sqlite3.Connection, question: str) -> object:

@@ -15,6 +15,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from itertools import pairwise
@@ -52,6 +53,15 @@ DONE = TaskRecord(
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "run.db"
+
+
+@pytest.fixture
+def ram(tmp_path: Path) -> Iterator[Path]:
+    """Return a folder in memory if there is one: for what opens many journals."""
+    with tempfile.TemporaryDirectory(
+        dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else tmp_path
+    ) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture
@@ -553,7 +563,8 @@ async def fifty(path: Path) -> bytes:
     return path.read_bytes()
 
 
-async def test_a_flipped_bit_is_found_or_does_no_harm(path: Path, tmp_path: Path) -> None:
+async def test_a_flipped_bit_is_found_or_does_no_harm(ram: Path) -> None:
+    path = ram / "run.db"
     good = await fifty(path)
     true = await facts(path)
     chance, found = random.Random(7), 0
@@ -561,7 +572,7 @@ async def test_a_flipped_bit_is_found_or_does_no_harm(path: Path, tmp_path: Path
     for number, place in enumerate(places):
         damaged = bytearray(good)
         damaged[place] ^= 1 << chance.randrange(8)
-        victim = tmp_path / f"{number}.db"
+        victim = ram / f"{number}.db"
         victim.write_bytes(damaged)
         try:
             assert await facts(victim) == true, f"byte {place}"
@@ -571,29 +582,31 @@ async def test_a_flipped_bit_is_found_or_does_no_harm(path: Path, tmp_path: Path
     assert found > len(places) // 5
 
 
-async def test_a_cut_is_found(path: Path, tmp_path: Path) -> None:
+async def test_a_cut_is_found(ram: Path) -> None:
+    path = ram / "run.db"
     good = await fifty(path)
     true = await facts(path)
     cuts = [0, 1, 99, 100, 511, 4095, *range(4096, len(good), 4096), len(good) - 4095, len(good) - 1]
     for number, size in enumerate(cuts):
-        victim = tmp_path / f"{number}.db"
+        victim = ram / f"{number}.db"
         victim.write_bytes(good[:size])
         with contextlib.suppress(JournalError):
             assert await facts(victim) == true, "the last bytes may be ones that nothing is in"
             assert size > len(good) - 4096
 
 
-async def test_a_log_cut_by_a_crash_tells_a_prefix_of_the_truth(path: Path, tmp_path: Path) -> None:
+async def test_a_log_cut_by_a_crash_tells_a_prefix_of_the_truth(ram: Path) -> None:
+    path = ram / "run.db"
     history: list[Facts] = []
     async with opened(path) as journal:
         for number in range(5):
             await journal.plan(intent(number))
             await journal.sending(f"i{number}")
             await journal.created(f"i{number}", f"t{number}")
-        crashed = as_left_by_a_crash(path, tmp_path / "crash")
+        crashed = as_left_by_a_crash(path, ram / "crash")
     log = Path(f"{crashed}-wal").read_bytes()
     for number, size in enumerate([*range(33, len(log), 4001), len(log) - 1, len(log)]):
-        victim = tmp_path / f"{number}.db"
+        victim = ram / f"{number}.db"
         shutil.copyfile(crashed, victim)
         Path(f"{victim}-wal").write_bytes(log[:size])
         history.append(await facts(victim))
@@ -845,11 +858,17 @@ FAILING_FSYNC = """
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
-#include <unistd.h>
 
-static int synced(const char *how, int fd) {
-  if (access(getenv("FSYNC_FAILS"), F_OK) == 0) { errno = EIO; return -1; }
+static int synced(const char *how, int fd) {  // fails once: at the call whose number stands in the file
+  static int calls;
+  int number = 0;
+  FILE *file = fopen(getenv("FSYNC_FAILS"), "r");
+  if (!file) calls = 0;
+  else if (fscanf(file, "%d", &number) == 1) calls++;
+  if (file) fclose(file);
+  if (number && calls == number) { errno = EIO; return -1; }
   return ((int (*)(int))dlsym(RTLD_NEXT, how))(fd);
 }
 int fsync(int fd) { return synced("fsync", fd); }
@@ -857,12 +876,72 @@ int fdatasync(int fd) { return synced("fdatasync", fd); }
 """
 
 
-async def test_after_a_failed_fsync_nothing_more_is_sent(tmp_path: Path, path: Path) -> None:
+@pytest.fixture
+def failing_fsync(tmp_path: Path) -> dict[str, str]:
+    """Return the environment of a process whose disk fails when the file FSYNC_FAILS says so."""
     if shutil.which("gcc") is None:
         pytest.skip("no gcc to build a failing fsync with")
     source, library = tmp_path / "f.c", tmp_path / "f.so"
     source.write_text(FAILING_FSYNC)
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    return {"LD_PRELOAD": str(library), "FSYNC_FAILS": str(tmp_path / "fails")}
+
+
+async def test_an_fsync_that_fails_once_costs_no_confirmed_note(
+    ram: Path, failing_fsync: dict[str, str]
+) -> None:
+    """EIO at each of the first 24 calls, of those at open as well."""
+    printed = await asyncio.to_thread(
+        python,
+        """
+        import asyncio, os, sys
+        from pathlib import Path
+        from kie_async import JournalError, SqliteJournal
+        from kie_async.journal import Intent
+
+        switch = Path(os.environ["FSYNC_FAILS"])
+
+        async def one(path, number, is_open):
+            journal, confirmed, asked, refusals = SqliteJournal(path), [], [], []
+            if is_open:
+                await journal.open()
+            switch.write_text(str(number))
+            for name in map(str, range(30)):
+                try:
+                    if not is_open:
+                        is_open = await journal.open() is not None
+                    asked.append(name)
+                    await journal.plan(Intent(intent_id=name, model="m", ref=name))
+                    await journal.sending(name)
+                    confirmed.append(name)
+                except JournalError as exc:
+                    refusals.append(str(exc))
+            switch.unlink()
+            await journal.aclose()
+            await journal.open()
+            found = [intent.intent_id for intent in await journal.everything() if intent.state == "UNKNOWN"]
+            await journal.aclose()
+            assert found[: len(confirmed)] == confirmed, (found, confirmed)
+            assert len(found) <= len(confirmed) + 1
+            assert confirmed == asked[: len(confirmed)]  # after the first refusal there are only refusals
+            return len(refusals)
+
+        async def main():
+            refused = 0
+            for number in range(1, 25):
+                for is_open in (True, False):
+                    refused += await one(Path(f"{sys.argv[1]}.{number}.{is_open}"), number, is_open) > 0
+            print(refused)
+
+        asyncio.run(main())
+        """,
+        ram / "run.db",
+        env=failing_fsync,
+    )
+    assert int(printed) >= 40
+
+
+async def test_after_a_failed_fsync_nothing_more_is_sent(path: Path, failing_fsync: dict[str, str]) -> None:
     printed = await asyncio.to_thread(
         python,
         """
@@ -882,7 +961,7 @@ async def test_after_a_failed_fsync_nothing_more_is_sent(tmp_path: Path, path: P
                     paid = asyncio.create_task(kie.create(echo))
                     while len(sandbox.tasks) < 2:
                         await asyncio.sleep(0.01)
-                    switch.touch()
+                    switch.write_text("1")
                     gate.set()
                     try:
                         await paid
@@ -903,7 +982,7 @@ async def test_after_a_failed_fsync_nothing_more_is_sent(tmp_path: Path, path: P
         asyncio.run(main())
         """,
         path,
-        env={"LD_PRELOAD": str(library), "FSYNC_FAILS": str(tmp_path / "fails")},
+        env=failing_fsync,
     )
     paid, *refused = printed.splitlines()
     assert "was created and is paid, but could not be noted" in paid
