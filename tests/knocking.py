@@ -129,13 +129,14 @@ class Mounted:
 
 
 @asynccontextmanager
-async def aiohttp_on(app: web.Application) -> AsyncIterator[int]:
+async def aiohttp_on(app: web.Application, listening: socket.socket | None = None) -> AsyncIterator[int]:
     """Serve an aiohttp application; return its port."""
+    listening = listening or socket.create_server(("127.0.0.1", 0))
+    port: int = listening.getsockname()[1]
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        port: int = runner.addresses[0][1]
+        await web.SockSite(runner, listening).start()
         yield port
     finally:
         with time_passes():
