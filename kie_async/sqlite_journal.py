@@ -31,6 +31,8 @@ _COLUMNS = (
 _ASKED_FOR = ("param", "paramJson")
 """Where a record echoes the request, which is kept only when bodies are."""
 _MAX_REASON = 500
+_GHOST_HORIZON_MS = 14 * 86_400_000
+"""How long a refused create is expected to call back: results are not kept longer."""
 _log = logging.getLogger("kie_async")
 _T = TypeVar("_T")
 
@@ -73,7 +75,8 @@ class SqliteJournal(Journal):
             await self._thread.start()
             lines = await self._do(self._replay)
             await self._do(lambda _: self._put_away_rescued(lines))  # a job of its own: after the commit
-            return await self._select("state = 'UNKNOWN' OR (state = 'REJECTED' AND sends = 1)")
+            may_be_tasks = "state = 'UNKNOWN' OR (state = 'REJECTED' AND sends = 1 AND planned_ms > ?)"
+            return await self._select(may_be_tasks, _now_ms() - _GHOST_HORIZON_MS)
         except BaseException:
             await self.aclose()
             raise

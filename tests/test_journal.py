@@ -513,7 +513,8 @@ INSERT INTO intent(intent_id, ref, model, fingerprint, state, sends, planned_ms,
 INSERT INTO intent(intent_id, ref, model, fingerprint, state, sends, planned_ms, task_id, record, credits, code)
   VALUES ('i3', 'r3', 'm', x'66', 'CREATED', 1, 3, 't3', '', NULL, NULL),
          ('i4', 'r4', 'm', x'66', 'SUCCEEDED', 1, 4, 't4', '{"taskId":"t4","state":"success"}', 8.0, NULL),
-         ('i5', 'r5', 'm', x'66', 'REJECTED', 1, 5, NULL, '', NULL, 500);
+         ('i5', 'r5', 'm', x'66', 'REJECTED', 1, 5, NULL, '', NULL, 500),
+         ('i6', 'r6', 'm', x'66', 'REJECTED', 1, 9000000000000, NULL, '', NULL, 500);
 """  # noqa: E501
 
 
@@ -530,7 +531,7 @@ async def test_a_file_of_version_1_is_read(path: Path, tmp_path: Path) -> None:
     left = await journal.open()
     assert [(intent.intent_id, intent.state.value) for intent in left] == [
         ("i2", "UNKNOWN"),
-        ("i5", "REJECTED"),
+        ("i6", "REJECTED"),
     ]
     assert [intent.task_id for intent in await journal.unsettled()] == ["t3"]
     assert await journal.totals() == (3, 8.0)
