@@ -29,19 +29,39 @@ class Process:
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
+        self._ended: tuple[str, str] | None = None
 
     async def line(self) -> str:
         """Return the next line of standard output."""
         assert self._process.stdout is not None
-        return (await asyncio.wait_for(self._process.stdout.readline(), 10)).decode()
+        return (await asyncio.wait_for(self._process.stdout.readline(), 40)).decode()
 
     def interrupt(self) -> None:
         self._process.send_signal(signal.SIGINT)
 
+    def kill(self) -> None:
+        """End it whatever it does, if it still runs: a test that failed leaves nothing behind."""
+        if self._process.returncode is None:
+            self._process.kill()
+
     async def end(self) -> tuple[int, str, str]:
-        out, err = await asyncio.wait_for(self._process.communicate(), 15)
+        if self._ended is None:
+            out, err = await asyncio.wait_for(self._process.communicate(), 40)
+            self._ended = out.decode(), err.decode()
         assert self._process.returncode is not None
-        return self._process.returncode, out.decode(), err.decode()
+        return self._process.returncode, *self._ended
+
+
+started: list[Process] = []
+
+
+@pytest.fixture(autouse=True)
+async def nothing_left_running() -> AsyncIterator[None]:
+    yield
+    for process in started:
+        process.kill()
+        await process.end()
+    started.clear()
 
 
 async def start(*arguments: str, **environment: str) -> Process:
@@ -53,7 +73,8 @@ async def start(*arguments: str, **environment: str) -> Process:
         stderr=asyncio.subprocess.PIPE,
         env=clean | environment,
     )
-    return Process(process)
+    started.append(Process(process))
+    return started[-1]
 
 
 Call = Callable[..., tuple[int, str, str]]
@@ -110,7 +131,7 @@ def call_in_thread(call: Call, *arguments: str, **environment: str) -> Any:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(40):
         while not holds():  # noqa: ASYNC110  what is waited for happens in another process
             await asyncio.sleep(0.01)
 
@@ -202,7 +223,7 @@ def test_without_an_extra_one_line_says_what_to_install(
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=40,
         check=False,
     )
     assert (ended.returncode, ended.stdout) == (2, "")

@@ -11,7 +11,7 @@ from pathlib import Path
 import attrs
 import pytest
 from rich.console import Console
-from test_cli import start
+from test_cli import nothing_left_running, start  # noqa: F401  (the fixture works here too)
 
 from kie_async.cli import voice_and_face
 from kie_async.cli.demo import DemoOptions, run_demo
