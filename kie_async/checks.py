@@ -84,9 +84,11 @@ def check_origin(field: str, url: str) -> str:
     """Return the URL of an API without its trailing slash; the key is sent there, so https is a must.
 
     Raises:
-        InvalidRequest: It is not https, nor this machine.
+        InvalidRequest: It has a query, or is neither https nor this machine.
     """
     check_url(field, url)
+    if "?" in url or "#" in url:
+        raise InvalidRequest(f"{field} must have no query and no fragment: paths are put behind it")
     if not url.lower().startswith("https://") and not is_loopback(url):
         raise InvalidRequest(f"{field} must be https (the API key is sent there), got {_shown(url)}")
     return url.rstrip("/")
@@ -100,7 +102,7 @@ def check_callback_url(url: str, *, allow_insecure: bool) -> str:
     """
     check_url("callback_url", url)
     parts = urlsplit(url)
-    if parts.query or parts.fragment:
+    if "?" in url or "#" in url:
         raise InvalidRequest("callback_url must have no query and no fragment: an address is put behind it")
     if not allow_insecure and (parts.scheme.lower() != "https" or not _is_public(parts.hostname or "")):
         raise InvalidRequest(
@@ -113,7 +115,8 @@ def check_callback_url(url: str, *, allow_insecure: bool) -> str:
 def _is_public(host: str) -> bool:
     if _is_ip(host):
         return ipaddress.ip_address(host).is_global
-    return "." in host.strip(".") and not host.endswith((".local", ".localhost", ".internal", ".lan"))
+    host = host.strip(".")
+    return "." in host and not host.endswith((".local", ".localhost", ".internal", ".lan"))
 
 
 def _is_ip(host: str) -> bool:

@@ -75,6 +75,11 @@ def test_a_ref_that_is_blank_or_endless_is_refused(ref: object) -> None:
         TaskRequest(model="a/b", input={}, ref=ref)  # type: ignore[arg-type]
 
 
+def test_a_ref_with_half_a_character_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="ref must be valid unicode"):
+        TaskRequest(model="a/b", input={}, ref="row \ud800")
+
+
 @pytest.mark.parametrize("url", ["bot.example.org/kie", "ftp://a.example/", "https://u:p@a.example/", "", 7])
 def test_a_callback_url_of_the_callers_own_must_be_a_url(url: object) -> None:
     with pytest.raises(InvalidRequest, match="callback_url"):
@@ -277,6 +282,15 @@ def test_a_file_counts_by_what_is_in_it(tmp_path: Path) -> None:
     other.write_bytes(b"voice")
     assert fingerprint(request_for(f=[one])) == fingerprint(request_for(f=[same]))
     assert fingerprint(request_for(f=[one])) != fingerprint(request_for(f=[other]))
+
+
+def test_a_file_that_changes_counts_anew(tmp_path: Path) -> None:
+    face = tmp_path / "face"
+    face.write_bytes(b"one")
+    before = fingerprint(request_for(f=face))
+    assert fingerprint(request_for(f=face)) == before
+    face.write_bytes(b"another")
+    assert fingerprint(request_for(f=face)) != before
 
 
 def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:

@@ -103,6 +103,15 @@ def test_json_is_read(text: bytes | str, value: object) -> None:
     assert parse(text) == value
 
 
+def test_an_integer_has_at_most_400_digits() -> None:
+    with pytest.raises(NotJson, match="too long"):
+        parse("9" * 401)
+
+
+def test_the_bound_is_a_mebibyte() -> None:
+    assert MAX_BYTES == 1024 * 1024
+
+
 def test_the_bound_is_on_bytes() -> None:
     assert parse(b'"' + b"x" * (MAX_BYTES - 2) + b'"')
     with pytest.raises(NotJson, match="more than"):

@@ -25,6 +25,7 @@ from kie_async.records import (
     read_result,
     read_text,
     read_time,
+    without_mac,
 )
 from kie_async.states import TaskState
 
@@ -443,6 +444,11 @@ def test_the_mac_is_in_no_record(key: str, value: object) -> None:
     shown = everything_of(decoded(**{key: value}))
     assert MAC not in shown
     assert INTENT in shown
+
+
+@pytest.mark.parametrize("text", [t for t in texts_with_address().values() if isinstance(t, str)])
+def test_the_mac_can_be_cut_from_any_json_text(text: str) -> None:
+    assert without_mac(text) == text.replace(MAC, "***")
 
 
 def test_the_mac_is_cut_from_a_bare_key_too() -> None:

@@ -82,6 +82,14 @@ def test_a_known_word_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     assert not caplog.records
 
 
+def test_the_log_line_says_what_follows(caplog: pytest.LogCaptureFixture) -> None:
+    read_state("dreaming" * 10)
+    shown = ("dreaming" * 10)[:64]
+    assert caplog.record_tuples == [
+        ("kie_async", logging.WARNING, f"unknown task state '{shown}' counts as still running")
+    ]
+
+
 def test_a_word_cannot_forge_a_log_line(caplog: pytest.LogCaptureFixture) -> None:
     read_state("x\n[FATAL] \x1b[31mpaid twice")
     assert "\n" not in caplog.messages[0]
