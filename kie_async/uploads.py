@@ -134,6 +134,8 @@ class Uploads:
         if not fields:
             return wish
         sources = {field: await _naming(field, _check(path)) for field, path in fields.items()}
+        for field, source in sources.items():
+            _check_family(field, source)
         uploads = {field: self._share(source) for field, source in sources.items()}
         urls = {fields[field]: (await _naming(field, _join(upload))).url for field, upload in uploads.items()}
         return attrs.evolve(wish, input={name: _replaced(value, urls) for name, value in wish.input.items()})
@@ -260,6 +262,18 @@ def _paths_in(wish: TaskRequest) -> Iterator[tuple[str, Path]]:
             yield name, value
         elif isinstance(value, list | tuple):
             yield from ((f"{name}[{at}]", item) for at, item in enumerate(value) if isinstance(item, Path))
+
+
+def _check_family(field: str, source: _Source) -> None:
+    """Refuse a voice where a picture is asked for, and the reverse: the task would fail, and may be paid.
+
+    Raises:
+        InvalidRequest: The message names *field*.
+    """
+    for family in ("image", "audio"):
+        if field.startswith(family) and source.kind.family != family:
+            name = repr(str(source.path)[:_MAX_SHOWN])
+            raise InvalidRequest(f"{field}: {name} is {source.kind.mime_type}, not {family}")
 
 
 def _replaced(value: Any, urls: Mapping[Path, str]) -> Any:

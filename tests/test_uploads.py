@@ -207,6 +207,19 @@ async def test_a_file_is_refused_here_before_anything_is_sent(
     assert sandbox.counts["upload"] == 0
 
 
+@pytest.mark.parametrize(("field", "content"), [("audio_url", PNG), ("image_url", voice())])
+async def test_a_picture_for_a_voice_is_refused_before_anything_is_sent(
+    sandbox: Sandbox, uploads: Uploads, tmp_path: Path, field: str, content: bytes
+) -> None:
+    path = tmp_path / "swapped"
+    path.write_bytes(content)
+
+    with pytest.raises(InvalidRequest, match=f"{field}: .*swapped' is .*, not {field[:5]}"):
+        await uploads.replace_paths(TaskRequest(model="sandbox/echo", input={field: path}))
+
+    assert not sandbox.counts
+
+
 async def test_a_file_behind_a_link_goes_up(uploads: Uploads, face: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(face)
     assert (await uploads.send(tmp_path / "link")).name.endswith(".png")
