@@ -208,6 +208,12 @@ def test_the_key_is_never_sent_in_the_clear(url: str) -> None:
         check_origin("base_url", url)
 
 
+@pytest.mark.parametrize("url", ["https://api.kie.ai?x=1", "https://api.kie.ai/#a", "https://api.kie.ai/?"])
+def test_nothing_may_stand_behind_an_origin(url: str) -> None:
+    with pytest.raises(InvalidRequest, match="base_url must have no query"):
+        check_origin("base_url", url)
+
+
 @pytest.mark.parametrize(
     "url", ["https://bot.example.org/kie", "https://8.8.8.8/kie", "https://a.b:8443/kie"]
 )
@@ -221,6 +227,8 @@ PRIVATE = [
     "https://localhost/kie",
     "https://bot/kie",
     "https://bot.local/kie",
+    "https://bot.local./kie",
+    "https://bot./kie",
     "https://bot.internal/kie",
     "https://bot.lan/kie",
     "https://a.localhost/kie",
@@ -245,7 +253,13 @@ def test_it_passes_when_the_user_allows_it(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["https://a.example/kie?x=1", "https://a.example/kie#x", "https://u:p@a.example/"]
+    "url",
+    [
+        "https://a.example/kie?x=1",
+        "https://a.example/kie?",
+        "https://a.example/kie#x",
+        "https://u:p@a.example/",
+    ],
 )
 @pytest.mark.parametrize("allow_insecure", [True, False])
 def test_nothing_may_stand_behind_the_path_of_a_callback_url(url: str, allow_insecure: bool) -> None:
