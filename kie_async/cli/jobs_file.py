@@ -143,6 +143,7 @@ def read_jobs(path: Path, *, report: Callable[[Problem], None]) -> Jobs:
     if rows_of is None:
         raise CannotRun(f"{path}: a jobs file ends in .csv or .jsonl")
     jobs = Jobs()
+    _wrong_with.cache_clear()
     try:
         # What is not UTF-8 is let through as half characters, which are found and reported cell by cell.
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
@@ -177,8 +178,8 @@ def _take(rows: Iterable[_Row], jobs: Jobs, folder: Path, report: Callable[[Prob
 
 
 def _jsonl_rows(file: TextIO) -> Iterator[_Row]:
-    for number, text in enumerate(file, 1):
-        if not text.strip():
+    for number, text in enumerate(map(str.rstrip, file), 1):
+        if not text:
             continue
         row = _Row(number)
         try:
@@ -314,7 +315,7 @@ def _checked(row: _Row, jobs: Jobs, folder: Path) -> TaskRequest | None:
             row.wrong("ref", f"{ref!r} is the ref of line {line} already")
     if _is_key(row, "model", model, partial(TaskRequest, model=model, input={})) and model in AVATAR_MODELS:
         fields = _checked_avatar(row, model, fields, folder)
-    return None if row.problems else TaskRequest(model=model, input=fields, ref=ref)
+    return None if row.problems or row.absent else TaskRequest(model=model, input=fields, ref=ref)
 
 
 def _is_key(row: _Row, name: str, value: object, make: Callable[[], object]) -> bool:

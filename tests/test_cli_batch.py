@@ -1,0 +1,508 @@
+"""``kie-async batch`` and ``journal show`` against a sandbox: processes of their own where signals matter."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kie_async import cli
+from kie_async.cli import voice_and_face
+from kie_async.sandbox import Fixed, Never, Sandbox
+
+KEY = "kie-key-0123456789"
+AVATAR = "kling/v1-avatar-standard"
+AS_PROCESS = [sys.executable, "-W", "error", "-m", "kie_async"]
+PATIENCE_S = 40.0
+"""For a machine that has much else to do."""
+Command = Callable[..., Any]
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture
+async def service() -> AsyncIterator[Sandbox]:
+    async with Sandbox(api_key=KEY, durations=Fixed(0.05)) as service:
+        yield service
+
+
+@pytest.fixture
+async def patient() -> AsyncIterator[Sandbox]:
+    """Return a sandbox whose tasks end when told to; the client keeps the limits by itself."""
+    async with Sandbox(api_key=KEY, durations=Never(), create_limit=None, query_limit=None) as service:
+        yield service
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
+    """Run the command line in a thread of this process, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    async def run(service: Sandbox | None, *arguments: str) -> tuple[int, str, str]:
+        monkeypatch.delenv("KIE_API_KEY", raising=False)
+        if service is not None:
+            monkeypatch.setenv("KIE_API_KEY", KEY)
+            monkeypatch.setenv("KIE_BASE_URL", service.url)
+        return await asyncio.to_thread(call, *arguments)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as left:
+            cli.main(arguments)
+        shown = capfd.readouterr()
+        code = left.value.code
+        assert isinstance(code, int | None)
+        return code or 0, shown.out, shown.err
+
+    return run
+
+
+class Process:
+    """``kie-async`` as a process of its own."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    def signal(self, number: int = signal.SIGINT) -> None:
+        self._process.send_signal(number)
+
+    async def said(self, words: str) -> None:
+        """Wait until it has said *words* on standard error."""
+        assert self._process.stderr is not None
+        async with asyncio.timeout(PATIENCE_S):
+            while words not in (await self._process.stderr.readline()).decode():
+                assert not self._process.stderr.at_eof()
+
+    async def end(self) -> tuple[int, str, str]:
+        out, err = await asyncio.wait_for(self._process.communicate(), PATIENCE_S)
+        assert self._process.returncode is not None
+        return self._process.returncode, out.decode(), err.decode()
+
+
+async def start(service: Sandbox, folder: Path, *arguments: str) -> Process:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("KIE_")}
+    process = await asyncio.create_subprocess_exec(
+        *(*AS_PROCESS, *arguments),
+        cwd=folder,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=clean | {"KIE_API_KEY": KEY, "KIE_BASE_URL": service.url},
+    )
+    return Process(process)
+
+
+async def until(holds: Callable[[], object]) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not holds():  # noqa: ASYNC110  what is waited for happens in another process
+            await asyncio.sleep(0.01)
+
+
+def write_jobs(folder: Path, count: int, *, name: str = "jobs.csv") -> None:
+    lines = [f"r{number},sandbox/echo,{number}\n" for number in range(count)]
+    (folder / name).write_text("".join(["ref,model,prompt\n", *lines]))
+
+
+def write_media(folder: Path) -> None:
+    (folder / "face.png").write_bytes(voice_and_face.portrait())
+    (folder / "voice.wav").write_bytes(voice_and_face.voice())
+
+
+def results_in(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def outcomes_in(path: Path) -> Counter[str]:
+    return Counter(line["outcome"] for line in results_in(path))
+
+
+def prompts_at(service: Sandbox) -> Counter[str]:
+    """Return how many tasks each prompt became: nothing may be paid twice."""
+    return Counter(task.input["prompt"] for task in service.tasks.values())
+
+
+def finish(service: Sandbox, prompts: Iterable[int]) -> None:
+    for task_id, task in service.tasks.items():
+        if task.input["prompt"] in {str(number) for number in prompts}:
+            service.finish(task_id)
+
+
+async def see_through(service: Sandbox, work: Awaitable[Any]) -> Any:
+    """Return what *work* returns, while every task ends at once."""
+
+    async def finish_all() -> None:
+        while True:
+            for task_id in list(service.tasks):
+                service.finish(task_id)
+            await asyncio.sleep(0.02)
+
+    finishing = asyncio.create_task(finish_all())
+    try:
+        return await work
+    finally:
+        finishing.cancel()
+
+
+def files_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def with_callbacks() -> list[str]:
+    """Return options that spare a test the two seconds before the first look."""
+    port = free_port()
+    return ["--port", str(port), "--callback-url", f"http://127.0.0.1:{port}/kie"]
+
+
+# --- all good --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+async def test_a_batch_uploads_once_downloads_all_and_sends_nothing_when_run_again(
+    kind: str, command: Command, service: Sandbox, tmp_path: Path
+) -> None:
+    write_media(tmp_path)
+    row = {"model": AVATAR, "image_url": "face.png", "audio_url": "voice.wav"}
+    rows = [{"ref": f"r{number}", **row, "prompt": f"smile, {number}"} for number in range(5)]
+    if kind == "csv":
+        lines = [",".join(rows[0])] + [",".join(f'"{cell}"' for cell in each.values()) for each in rows]
+    else:
+        lines = [json.dumps(each) for each in rows]
+    (tmp_path / f"jobs.{kind}").write_text("\n".join(lines), encoding="utf-8")
+    arguments = ("batch", f"jobs.{kind}", "--out", "deep/out", "--journal", "run.db", *with_callbacks())
+
+    code, out, err = await command(service, *arguments)
+    assert (code, err) == (0, "")
+    assert out == ("5 jobs: 5 done, 0 failed, 0 unknown, 0 running, 80 credits; see deep/out/results.jsonl\n")
+    assert service.counts["upload"] == 2
+    assert service.counts["create"] == 5
+    assert prompts_at(service) == Counter(f"smile, {number}" for number in range(5))
+    found = results_in(tmp_path / "deep/out/results.jsonl")
+    assert [line["ref"] for line in found] == [f"r{number}" for number in range(5)]
+    for number, line in enumerate(found):
+        task = service.tasks[line["task_id"]]
+        assert task.input["prompt"] == f"smile, {number}"
+        assert line["line"] == number + (2 if kind == "csv" else 1)
+        assert (line["outcome"], line["credits"], line["error"]) == ("done", 16, "")
+        assert (tmp_path / line["files"][0]).stat().st_size
+        assert line["urls"]
+    files = {Path(file).name for line in found for file in line["files"]}
+    assert files_in(tmp_path / "deep/out") == files | {"results.jsonl"}
+
+    before, first = service.counts.copy(), (tmp_path / "deep/out/results.jsonl").read_bytes()
+    code, out, err = await command(service, *arguments)
+    assert (code, err) == (0, "")
+    assert out.startswith("5 jobs: 5 done, ")
+    assert service.counts == before  # not even a query
+    assert (tmp_path / "deep/out/results.jsonl").read_bytes() == first
+
+
+async def test_the_results_file_is_whole_at_every_moment(patient: Sandbox, tmp_path: Path) -> None:
+    write_jobs(tmp_path, 12)
+    running = await start(patient, tmp_path, "batch", "jobs.csv", *with_callbacks())
+    path = tmp_path / "kie-batch" / "results.jsonl"
+    await until(lambda: len(patient.tasks) == 12)
+    await until(path.exists)
+    for number in range(12):
+        finish(patient, [number])
+        await until(lambda number=number: outcomes_in(path)["done"] > number * 0.7 - 2)
+        found = results_in(path)
+        assert [line["ref"] for line in found] == [f"r{each}" for each in range(12)]
+    assert (await running.end())[0] == 0
+    assert outcomes_in(path) == {"done": 12}
+    assert len(files_in(path.parent)) == 13
+
+
+# --- nothing sent ----------------------------------------------------------------------------------
+
+
+async def test_whatever_is_wrong_with_the_file_is_told_before_a_key_is_asked_for(
+    command: Command, service: Sandbox, tmp_path: Path
+) -> None:
+    (tmp_path / "jobs.csv").write_text(
+        f"ref,model,image_url,audio_url,prompt\na,{AVATAR},face.png,ftp://x/y,\na,{AVATAR}\n,,,,x\n"
+    )
+    told = (
+        "line 2, column image_url: cannot read face.png: No such file or directory\n"
+        "line 2, column audio_url: must be an absolute http(s) URL, got 'ftp://x/y'\n"
+        "line 3, column image_url: the line ends too early: the header has 5 cells, this 2\n"
+        "line 4, column ref: missing\n"
+        "line 4, column model: missing\n"
+        "error: jobs.csv: 5 problems; nothing was sent\n"
+    )
+    assert await command(service, "batch", "jobs.csv") == (2, "", told)
+    assert await command(None, "batch", "jobs.csv") == (2, "", told)
+    assert not service.counts
+    assert files_in(tmp_path) == {"jobs.csv"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("batch",), "Missing argument"),
+        (("batch", "nowhere.csv"), "cannot read nowhere.csv: No such file or directory"),
+        (("batch", "jobs.txt"), "ends in .csv or .jsonl"),
+        (("batch", "empty.jsonl"), "empty.jsonl holds no job"),
+        (("batch", "jobs.csv", "--port", "8080"), "goes with --callback-url"),
+        (("batch", "jobs.csv", "--budget-credits", "0"), "must be above zero"),
+        (("batch", "jobs.csv", "--max-in-flight", "0"), "--max-in-flight"),
+        (("batch", "jobs.csv", "--grace", "-1"), "--grace"),
+        (("batch", "jobs.csv", "--callback-url", "nowhere"), "callback_url must be"),
+        (("batch", "jobs.csv", "--out", "taken"), "cannot make the folder taken"),
+        (("batch", "jobs.csv", "--journal", "taken"), "taken"),
+        (("journal", "show"), "Missing argument"),
+        (("journal", "show", "nowhere.db"), "there is no journal nowhere.db"),
+        (("journal", "show", "taken"), "taken"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+async def test_what_is_asked_wrongly_sends_nothing(
+    command: Command, service: Sandbox, tmp_path: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    write_jobs(tmp_path, 1)
+    (tmp_path / "taken").write_text("a file, and no journal")
+    (tmp_path / "empty.jsonl").touch()
+    code, out, err = await command(service, *arguments)
+    assert (code, out) == (2, "")
+    assert words in err
+    assert "Traceback" not in err
+    assert not service.counts
+
+
+async def test_without_a_key_a_good_file_says_what_to_do(command: Command, tmp_path: Path) -> None:
+    write_jobs(tmp_path, 1)
+    code, out, err = await command(None, "batch", "jobs.csv")
+    assert (code, out) == (2, "")
+    assert err == "error: no API key: set KIE_API_KEY to a key from https://kie.ai/api-key\n"
+    assert not (tmp_path / "jobs.csv.db").exists()
+
+
+async def test_a_port_that_is_taken_is_said(command: Command, service: Sandbox, tmp_path: Path) -> None:
+    write_jobs(tmp_path, 1)
+    options = with_callbacks()
+    with socket.socket() as taken:
+        taken.bind(("", int(options[1])))
+        taken.listen()
+        code, _, err = await command(service, "batch", "jobs.csv", *options)
+    assert code == 2
+    assert err.startswith(f"error: cannot listen on port {options[1]}: ")
+    assert not service.counts
+
+
+# --- not all good ----------------------------------------------------------------------------------
+
+
+async def test_one_that_fails_and_one_unknown_are_told_and_the_rest_is_done(
+    command: Command, patient: Sandbox, tmp_path: Path
+) -> None:
+    (tmp_path / "jobs.csv").write_text(
+        "ref,model,prompt\nlost,sandbox/echo,0\nrefused,no/model,1\nfails,sandbox/echo,2\ngood,sandbox/echo,3\n"
+    )
+    patient.faults.lose_answers_next = 1
+    options = ("batch", "jobs.csv", *with_callbacks())
+    running = asyncio.create_task(command(patient, *options))
+    await until(lambda: {"2", "3"} <= prompts_at(patient).keys())
+    by_prompt = {task.input["prompt"]: task.task_id for task in patient.tasks.values()}
+    patient.finish(by_prompt["2"], "fail", fail_msg=f"too dark, said {KEY}")
+    patient.finish(by_prompt["3"])
+    code, out, err = await running
+    assert code == 1
+    assert out.startswith("4 jobs: 1 done, 2 failed, 1 unknown, 0 running, 1 credits")
+    lines = dict(line.split(", ", 1)[1].split(": ", 1) for line in err.splitlines())
+    assert lines["ref lost"].startswith("unknown: money may have been spent: ")
+    assert lines["ref refused"].startswith("failed: code 422: The model name you specified is not supported.")
+    assert lines["ref fails"] == f"failed: task {by_prompt['2']} failed: too dark, said *** (500)"
+    found = {line["ref"]: line for line in results_in(tmp_path / "kie-batch" / "results.jsonl")}
+    assert [found[ref]["outcome"] for ref in ("lost", "refused", "fails", "good")] == [
+        "unknown",
+        "failed",
+        "failed",
+        "done",
+    ]
+    assert found["fails"]["task_id"] == by_prompt["2"]
+    assert KEY not in json.dumps(found)
+
+    finishing = asyncio.create_task(command(patient, *options))
+    code, out, _ = await finishing
+    assert code == 1
+    assert prompts_at(patient) == Counter(
+        ["0", "2", "3"]
+    )  # what was refused is asked again, nothing paid twice
+
+
+@pytest.mark.parametrize(
+    ("options", "balance", "words"),
+    [
+        (("--budget-credits", "2"), 100.0, "error: the budget of 2 credits is spent; nothing was sent"),
+        ((), 2.0, "error: code 402: Insufficient credits"),
+    ],
+    ids=["budget", "402"],
+)
+async def test_when_no_more_can_be_sent_the_rest_waits_for_another_run(
+    options: tuple[str, ...],
+    balance: float,
+    words: str,
+    command: Command,
+    service: Sandbox,
+    tmp_path: Path,
+) -> None:
+    write_jobs(tmp_path, 8)
+    service.balance = balance
+    one_by_one = ("--max-in-flight", "1", *with_callbacks())
+    code, out, err = await command(service, "batch", "jobs.csv", *options, *one_by_one)
+    assert code == 1
+    assert f"{words}\n" in err
+    assert err.endswith("run the same command again to go on; nothing is paid twice\n")
+    assert len(service.tasks) == 2
+    assert out.startswith("8 jobs: 2 done, ")
+    assert outcomes_in(tmp_path / "kie-batch" / "results.jsonl")["pending"] >= 5
+
+    service.balance = 100.0
+    code, out, _ = await command(service, "batch", "jobs.csv", *with_callbacks())
+    assert code == 0
+    assert set(prompts_at(service).values()) == {1}
+    assert len(service.tasks) == 8
+
+
+async def test_a_download_that_failed_is_made_up_for_by_another_run(
+    command: Command, service: Sandbox, tmp_path: Path
+) -> None:
+    write_jobs(tmp_path, 1)
+    gone = "http://127.0.0.1:9/gone.mp4"
+    (tmp_path / "jobs.jsonl").write_text(
+        json.dumps({"ref": "a", "model": "sandbox/echo", "result_urls": [gone]})
+    )
+    code, out, err = await command(service, "batch", "jobs.jsonl", *with_callbacks())
+    assert code == 1
+    assert out.startswith("1 jobs: 0 done, 1 failed")
+    assert "line 1, ref a: failed: " in err
+    assert err.endswith("; run again to fetch it\n")
+    (line,) = results_in(tmp_path / "kie-batch" / "results.jsonl")
+    assert (line["outcome"], line["urls"], line["files"]) == ("failed", [gone], [])
+    assert line["task_id"] in service.tasks
+
+
+# --- interrupts ------------------------------------------------------------------------------------
+
+
+async def test_interrupted_once_it_waits_for_what_is_paid_and_goes_on_when_run_again(
+    patient: Sandbox, tmp_path: Path
+) -> None:
+    write_jobs(tmp_path, 30)  # ten more than the limit lets through at once
+    path = tmp_path / "kie-batch" / "results.jsonl"
+    running = await start(patient, tmp_path, "batch", "jobs.csv", *with_callbacks())
+    await until(lambda: len(patient.tasks) == 20)
+    running.signal()
+    await running.said("interrupted: nothing more is sent; waiting for what is paid, 60 s at most")
+    finish(patient, range(30))
+    code, out, err = await running.end()
+    assert code == 130
+    assert out.startswith("30 jobs: 20 done, 0 failed, 0 unknown, 0 running, 20 credits")
+    assert "run the same command again" in err
+    assert len(patient.tasks) == 20  # nothing was created after the interrupt
+    assert outcomes_in(path) == {"done": 20, "pending": 10}
+
+    again = await start(patient, tmp_path, "batch", "jobs.csv", *with_callbacks())
+    code, out, err = await see_through(patient, again.end())
+    assert (code, err) == (0, "")
+    assert set(prompts_at(patient).values()) == {1}
+    assert outcomes_in(path) == {"done": 30}
+
+
+@pytest.mark.parametrize("how", ["twice", "grace", "killed"])
+async def test_however_it_ends_another_run_completes_it_and_pays_nothing_twice(
+    how: str, patient: Sandbox, tmp_path: Path
+) -> None:
+    write_jobs(tmp_path, 6)
+    path = tmp_path / "kie-batch" / "results.jsonl"
+    grace = "0.2" if how == "grace" else "60"
+    arguments = ("batch", "jobs.csv", "--grace", grace, "--max-in-flight", "4", *with_callbacks())
+    running = await start(patient, tmp_path, *arguments)
+    await until(lambda: len(patient.tasks) == 4)
+    finish(patient, [0])
+    await until(lambda: len(patient.tasks) == 5)
+    if how == "killed":
+        running.signal(signal.SIGKILL)
+        await running.end()
+    else:
+        running.signal(signal.SIGTERM if how == "grace" else signal.SIGINT)
+        await running.said("interrupted: ")
+        if how == "twice":
+            running.signal()
+        code, out, err = await running.end()
+        assert code == 130
+        assert out.startswith("6 jobs: 1 done, 0 failed, 0 unknown, 4 running, 1 credits")
+        assert err == "run the same command again to go on; nothing is paid twice\n"
+        assert outcomes_in(path) == {"done": 1, "running": 4, "pending": 1}
+        assert {line["task_id"] for line in results_in(path)} == {*patient.tasks, ""}
+
+    again = await start(patient, tmp_path, *arguments)
+    code, out, err = await see_through(patient, again.end())
+    assert (code, err) == (0, "")
+    assert prompts_at(patient) == Counter(str(number) for number in range(6))
+    assert outcomes_in(path) == {"done": 6}
+
+
+# --- journal show ----------------------------------------------------------------------------------
+
+
+async def test_the_journal_shows_every_intent(command: Command, patient: Sandbox, tmp_path: Path) -> None:
+    (tmp_path / "jobs.csv").write_text(
+        "ref,model,prompt\ndone,sandbox/echo,0\nrefused,no/model,1\nlost,sandbox/echo,2\n"
+    )
+    running = asyncio.create_task(
+        command(patient, "batch", "jobs.csv", "--max-in-flight", "1", *with_callbacks())
+    )
+    await until(lambda: patient.tasks)
+    (task_id,) = patient.tasks
+    patient.faults.lose_answers_next = 1
+    patient.finish(task_id)
+    await running
+
+    code, out, err = await command(None, "journal", "show", "jobs.csv.db")
+    assert (code, err) == (0, "")
+    done, refused, lost, total = (line.split() for line in out.splitlines())
+    assert done[:4] == ["SUCCEEDED", "done", task_id, "1"]
+    assert refused[:4] == ["REJECTED", "refused", "-", "-"]
+    assert lost[:4] == ["UNKNOWN", "lost", "-", "-"]
+    assert " ".join(total) == "3 intents: 1 REJECTED, 1 SUCCEEDED, 1 UNKNOWN; 1 credits"
+
+    code, out, err = await command(None, "journal", "show", "jobs.csv.db", "--json")
+    facts = [json.loads(line) for line in out.splitlines()]
+    assert [(fact["state"], fact["ref"], fact["task_id"]) for fact in facts] == [
+        ("SUCCEEDED", "done", task_id),
+        ("REJECTED", "refused", ""),
+        ("UNKNOWN", "lost", ""),
+    ]
+    assert facts[0]["credits"] == 1
+    assert facts[1]["code"] == 422
+    assert len({fact["intent"] for fact in facts}) == 3
+
+
+async def test_a_journal_in_use_is_neither_shown_nor_shared(
+    command: Command, patient: Sandbox, tmp_path: Path
+) -> None:
+    write_jobs(tmp_path, 1)
+    running = await start(patient, tmp_path, "batch", "jobs.csv", *with_callbacks())
+    await until(lambda: patient.tasks)
+    for arguments in (("journal", "show", "jobs.csv.db"), ("batch", "jobs.csv")):
+        code, out, err = await command(patient, *arguments)
+        assert (code, out) == (2, "")
+        assert "is open in another session or process" in err
+    finish(patient, [0])
+    assert (await running.end())[0] == 0
+    assert len(patient.tasks) == 1

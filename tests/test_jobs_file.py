@@ -1,0 +1,279 @@
+"""A jobs file is read whole and judged whole: what it means, and what is wrong with it, to the word."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kie_async.cli import voice_and_face
+from kie_async.cli.exits import CannotRun
+from kie_async.cli.jobs_file import Problem, read_jobs
+
+AVATAR = "kling/v1-avatar-standard"
+URL = "https://x.example/a"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "media").mkdir()
+    (tmp_path / "media" / "face.png").write_bytes(voice_and_face.portrait())
+    (tmp_path / "media" / "voice.wav").write_bytes(voice_and_face.voice())
+    (tmp_path / "notes.txt").write_text("no media at all")
+    (tmp_path / "empty.png").touch()
+    return tmp_path
+
+
+def read(path: Path) -> list[tuple[int, str | None, str, dict[str, Any]]]:
+    def refuse(problem: Problem) -> None:
+        raise AssertionError(problem)
+
+    with read_jobs(path, report=refuse) as jobs:
+        assert [request for _, request in jobs] == list(jobs.requests())
+        assert [jobs.index_of(request.ref or "") for _, request in jobs] == list(range(len(jobs)))
+        assert jobs.index_of("nobody") is None
+        return [(line, job.ref, job.model, dict(job.input)) for line, job in jobs]
+
+
+def problems_in(path: Path) -> list[str]:
+    problems: list[Problem] = []
+    with pytest.raises(CannotRun, match=r"problems?; nothing was sent"):
+        read_jobs(path, report=problems.append)
+    return [str(problem) for problem in problems]
+
+
+def jobs_file(folder: Path, text: str | bytes, name: str = "jobs.csv") -> Path:
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+# --- what it means ---------------------------------------------------------------------------------
+
+
+def test_an_avatars_files_are_looked_for_beside_the_jobs_file(folder: Path) -> None:
+    absolute = folder / "media" / "voice.wav"
+    path = jobs_file(
+        folder,
+        "ref,model,image_url,audio_url,prompt\n"
+        f"a,{AVATAR},media/face.png,{absolute},hi\n"
+        f"b,kling/ai-avatar-pro,{URL}.png,media/voice.wav,\n",
+    )
+    assert read(path) == [
+        (2, "a", AVATAR, {"image_url": folder / "media/face.png", "audio_url": absolute, "prompt": "hi"}),
+        (
+            3,
+            "b",
+            "kling/ai-avatar-pro",
+            {"image_url": f"{URL}.png", "audio_url": folder / "media/voice.wav", "prompt": ""},
+        ),
+    ]
+
+
+def test_a_csv_holds_text_and_an_empty_cell_is_no_field_but_an_empty_prompt_is(folder: Path) -> None:
+    path = jobs_file(
+        folder,
+        "ref,model,prompt,count,size:json,on:json,image_url\n"
+        'a,m/x,,007,"{""w"": [1, null]}",true,media/face.png\n'
+        "b,m/x, spaces stay ,,,false,\n",
+    )
+    assert [fields for *_, fields in read(path)] == [
+        {
+            "prompt": "",
+            "count": "007",
+            "size": {"w": [1, None]},
+            "on": True,
+            "image_url": "media/face.png",
+        },
+        {"prompt": " spaces stay ", "on": False},
+    ]
+
+
+def test_jsonl_means_what_it_says(folder: Path) -> None:
+    path = jobs_file(
+        folder,
+        '{"ref": "a", "model": "m/x", "n": 7, "none": null, "text": "", "deep": [{"ü": "\\u00fc"}]}\n'
+        "\n"
+        f'{{"model": "{AVATAR}", "ref": "b", "image_url": "media/face.png", "audio_url": "{URL}"}}\r\n',
+        "jobs.JSONL",
+    )
+    assert read(path) == [
+        (1, "a", "m/x", {"n": 7, "none": None, "text": "", "deep": [{"ü": "ü"}]}),
+        (3, "b", AVATAR, {"image_url": folder / "media/face.png", "audio_url": URL, "prompt": ""}),
+    ]
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "BOM"])
+def test_line_numbers_are_those_of_the_file(folder: Path, newline: str, mark: bytes) -> None:
+    text = 'ref,model,prompt\na,m,"one\ntwo\n\nthree"\n\n,,\nb,m,last'.replace("\n", newline)
+    path = jobs_file(folder, mark + text.encode())
+    assert [(line, ref) for line, ref, *_ in read(path)] == [(2, "a"), (8, "b")]
+    assert read(path)[0][3] == {"prompt": newline.join(["one", "two", "", "three"])}
+
+
+def test_columns_may_stand_in_any_order_with_blanks_around_and_without_a_name(folder: Path) -> None:
+    path = jobs_file(folder, "prompt, model ,ref,,\nhi,m,a,,\n")
+    assert read(path) == [(2, "a", "m", {"prompt": "hi"})]
+
+
+def test_many_jobs_are_held_on_disk(folder: Path) -> None:
+    path = jobs_file(folder, "ref,model,prompt\n" + "".join(f"r{n},m,{n}\n" for n in range(5000)))
+    found = read(path)
+    assert len(found) == 5000
+    assert found[4321] == (4323, "r4321", "m", {"prompt": "4321"})
+
+
+# --- what is wrong ---------------------------------------------------------------------------------
+
+
+def test_all_that_is_wrong_in_a_csv_is_told_at_once(folder: Path) -> None:
+    long = "x" * 5001
+    path = jobs_file(
+        folder,
+        "ref,model,image_url,audio_url,prompt,extra,n:json\n"
+        f"a,{AVATAR},media/face.png,{URL},fine,,\n"
+        f"a,{AVATAR},{URL},{URL},,,\n"  # the ref again
+        f",{AVATAR},{URL},{URL},,,\n"
+        f"b,,{URL},{URL},,,\n"
+        f"c,not a model,{URL},{URL},,,\n"
+        f"d,{AVATAR},,,,,\n"
+        f'e,{AVATAR},ftp://x.example/f,"http://x y","two\nlines",7,1\n'
+        f"f,{AVATAR},nowhere.png,notes.txt,{long},,\n"
+        f"g,{AVATAR},media/voice.wav,media/face.png,,,\n"
+        f"h,{AVATAR},empty.png,media,,,\n"
+        "i,m,,,,,{\n"
+        "j,m,,\n"
+        "k,m,,,,,,8\n"
+        f"{'l' * 513},m,,,,,\n",
+    )
+    media = folder / "media"
+    assert problems_in(path) == [
+        "line 3, column ref: 'a' is the ref of line 2 already",
+        "line 4, column ref: missing",
+        "line 5, column model: missing",
+        "line 6, column model: must look like 'family/name', got 'not a model'",
+        "line 7, column image_url: missing",
+        "line 7, column audio_url: missing",
+        f"line 8, column extra: {AVATAR} has no such field; it takes image_url, audio_url, prompt",
+        f"line 8, column n: {AVATAR} has no such field; it takes image_url, audio_url, prompt",
+        "line 8, column image_url: must be an absolute http(s) URL, got 'ftp://x.example/f'",
+        "line 8, column audio_url: must be an http(s) URL without blanks, got 'http://x y'",
+        f"line 10, column image_url: cannot read {folder / 'nowhere.png'}: No such file or directory",
+        f"line 10, column audio_url: {folder / 'notes.txt'} is neither JPEG, PNG, WebP"
+        " nor MP3, WAV, AAC, M4A, OGG by its content",
+        "line 10, column prompt: must have at most 5000 characters, got 5001",
+        f"line 11, column image_url: {media / 'voice.wav'} is audio, not image, by its content",
+        f"line 11, column audio_url: {media / 'face.png'} is image, not audio, by its content",
+        f"line 12, column image_url: {folder / 'empty.png'} is empty",
+        f"line 12, column audio_url: {media} is not a file",
+        "line 13, column n:json: not JSON: Expecting property name enclosed in double quotes",
+        "line 14, column prompt: the line ends too early: the header has 7 cells, this 4",
+        "line 15, column 8: one cell too many: the header has 7, this 8",
+        f"line 16, column ref: must be a text of 1 to 512 characters that is not blank, got '{'l' * 513}'",
+    ]
+
+
+def test_all_that_is_wrong_in_jsonl_is_told_at_once(folder: Path) -> None:
+    path = jobs_file(
+        folder,
+        b'{"ref": "a", "model": "m"}\n'
+        b'{"ref": "a", "model": "m"}\n'
+        b'{"ref": "b", "model" "m"}\n'
+        b"[1]\n"
+        b'{"ref": 7, "model": ["m"]}\n'
+        b'{"ref": "c"\n'
+        b'{"ref": "d", "ref": "e", "model": "m"}\n'
+        b'{"ref": "f", "model": "m", "t": "\xff"}\n'
+        b'{"ref": "g", "model": "m", "n": NaN}\n'
+        b'{"ref": "h", "model": "kling/v1-avatar-standard", "image_url": 1, "audio_url": null,'
+        b' "prompt": 2}\n',
+        "jobs.jsonl",
+    )
+    found = problems_in(path)
+    assert found[:3] == [
+        "line 2, column ref: 'a' is the ref of line 1 already",
+        "line 3, column 22: not JSON: Expecting ':' delimiter",
+        'line 4, column 1: a line is one JSON object: {"ref": ..., "model": ..., ...}',
+    ]
+    assert found[3:6] == [
+        "line 5, column ref: must be a text of 1 to 512 characters that is not blank, got 7",
+        "line 5, column model: must look like 'family/name', got ['m']",
+        "line 6, column 12: not JSON: Expecting ',' delimiter",
+    ]
+    assert found[6:] == [
+        "line 7, column 1: not JSON: a key stands twice in one object",
+        "line 8, column 34: not UTF-8 text",
+        "line 9, column 1: not JSON: NaN is not JSON",
+        "line 10, column image_url: must be an http(s) URL without blanks, got int",
+        "line 10, column audio_url: must be an http(s) URL without blanks, got NoneType",
+        "line 10, column prompt: must be text, got int; use '' for none",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "problems"),
+    [
+        (
+            b"name;model\na;m\n",
+            [
+                "line 1, column ref: missing in the header, which has: name;model",
+                "line 1, column model: missing in the header, which has: name;model",
+            ],
+        ),
+        (b"", ["line 1, column ref: missing in the header, which has: nothing"] * 2),
+        (b"ref,prompt\n,\na,hi\n", ["line 1, column model: missing in the header, which has: ref, prompt"]),
+        (b"ref,model,ref\n", ["line 1, column ref: stands in the header twice"]),
+        (b"ref,model,n,n:json\n", ["line 1, column n:json: stands in the header twice"]),
+        (b"ref,model,\nq,m,x\n", ["line 2, column 3: the header has no name for this column"]),
+        (b"ref,model,t\na,m,\xe4\n", ["line 2, column t: not UTF-8 text"]),
+        (b"ref,model,t\xe4\n", ["line 1, column 3: not UTF-8 text"]),
+        (b"ref,model,\x1b[1m\na,m\n", ["line 2, column '\\x1b[1m': the line ends too early: the header has"]),
+        (
+            b'ref,model,prompt\na,m,"he said "hi" to me"\nb,m,fine\n',
+            ["line 2, column prompt: the quotes are not closed or doubled (',' expected after '\"')"],
+        ),
+        (
+            b'ref,model,prompt\na,m,fine\nb,"m,never closed\nc,m,swallowed\n',
+            ["line 3, column model: the quotes are not closed or doubled (unexpected end of data)"],
+        ),
+        (
+            b"\n\nref,model\n\n,m\n",
+            ["line 5, column ref: missing"],
+        ),
+    ],
+)
+def test_a_csv_is_wrong(folder: Path, text: bytes, problems: list[str]) -> None:
+    found = problems_in(jobs_file(folder, text))
+    assert len(found) == len(problems)
+    for is_told, told in zip(found, problems, strict=True):
+        assert is_told.startswith(told) or told.replace("column ref", "column model") == is_told
+
+
+def test_a_quote_that_is_never_closed_does_not_take_minutes(folder: Path) -> None:
+    text = 'ref,model,prompt\na,m,"open\n' + 'b,m,"x ""y"" z"\n' * 20_000
+    found = problems_in(jobs_file(folder, text))
+    assert found[0].startswith("line 2, column prompt: the quotes are not closed or doubled")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("jobs.txt", "ref,model\na,m\n", "jobs.txt: a jobs file ends in .csv or .jsonl"),
+        ("jobs.csv", "ref,model\n", "holds no job"),
+        ("jobs.jsonl", "\n \n", "holds no job"),
+        ("jobs.csv", None, "No such file or directory"),
+    ],
+)
+def test_there_is_nothing_to_do(folder: Path, name: str, text: str | None, words: str) -> None:
+    if text is not None:
+        jobs_file(folder, text, name)
+    with pytest.raises(CannotRun, match=words):
+        read_jobs(folder / name, report=print)
+
+
+def test_a_folder_is_no_file(folder: Path) -> None:
+    (folder / "jobs.csv").mkdir()
+    with pytest.raises(CannotRun, match=r"cannot read .*: Is a directory"):
+        read_jobs(folder / "jobs.csv", report=print)
