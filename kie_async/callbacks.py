@@ -156,8 +156,9 @@ class CallbackReceiver:
         )
 
     def _verify(self, task_id: str, headers: Headers, now: float) -> None:
-        signature = _only_header(headers, SIGNATURE_HEADER)
-        timestamp = _only_header(headers, TIMESTAMP_HEADER)
+        pairs = list(headers.items() if isinstance(headers, Mapping) else headers)
+        signature = _only_header(pairs, SIGNATURE_HEADER)
+        timestamp = _only_header(pairs, TIMESTAMP_HEADER)
         verify(task_id, timestamp, signature, keys=self._keys, now=now, tolerance_s=self._tolerance_s)
 
     async def feed(self, path_tail: str, headers: Headers, body: bytes) -> Verdict:
@@ -200,7 +201,7 @@ class CallbackReceiver:
     # --- mounts ------------------------------------------------------------------------------------
 
     def routes(self, path: str) -> list[web.RouteDef]:
-        """Return the route for an aiohttp application: ``app.router.add_routes(receiver.routes("/kie"))``.
+        """Return the routes for an aiohttp application: ``app.router.add_routes(receiver.routes("/kie"))``.
 
         Keep the paths below *path* out of access logs: their last part is a secret.
         """
@@ -242,13 +243,12 @@ def _owner(address: Address) -> Inbox:
     raise CallbackRejected("intent is not known here", 503)
 
 
-def _only_header(headers: Headers, name: str) -> str:
+def _only_header(pairs: Iterable[tuple[str, str]], name: str) -> str:
     """Return the one value of a header, whatever its case.
 
     Raises:
         CallbackRejected: It is missing, or stands there twice.
     """
-    pairs = headers.items() if isinstance(headers, Mapping) else headers
     values = [value for key, value in pairs if key.lower() == name]
     if len(values) != 1:
         raise CallbackRejected("missing signature" if not values else "signature header stands twice")

@@ -222,6 +222,15 @@ async def test_one_flipped_bit_in_id_time_signature_or_address_is_refused(
     assert handle.is_done
 
 
+async def test_headers_may_be_read_only_once() -> None:
+    receiver = CallbackReceiver(["kie_test_hmac_key_0001"], now=lambda: 1_700_000_000.0)
+    receiver.attach(inbox := Inbox())
+    vector = next(vector for vector in VECTORS if vector["kind"] == "delivery" and vector["status"] == 200)
+    headers = ((name, value) for name, value in vector["headers"])
+    verdict = await receiver.feed(f"{INTENT}/{MAC}", headers, vector["body"].encode())
+    assert (verdict.status, len(inbox.taken)) == (200, 1)
+
+
 # --- what a stranger learns ----------------------------------------------------------------------
 
 
