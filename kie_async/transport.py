@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import ssl
 from collections.abc import Callable, Iterator, Mapping
@@ -48,7 +49,10 @@ def delays(rng: random.Random, *, first_s: float = 0.5, ceiling_s: float = 30.0)
 def describe(exc: BaseException) -> str:
     """Return what went wrong in words that hold no header, no key and no query of a URL."""
     if isinstance(exc, aiohttp.ClientConnectorError):
-        return f"cannot connect to {exc.host}:{exc.port} ({exc.strerror or type(exc.os_error).__name__})"
+        why = exc.strerror or type(exc.os_error).__name__
+        if exc.errno and why.startswith("Connect call failed"):  # asyncio's words leave out the reason
+            why = os.strerror(exc.errno)
+        return f"cannot connect to {exc.host}:{exc.port} ({why})"
     if isinstance(exc, TimeoutError):
         return "timed out"
     if isinstance(exc, aiohttp.ServerDisconnectedError):
