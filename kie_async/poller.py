@@ -203,8 +203,6 @@ class Poller:
         self._dispatch()
 
     def _enqueue(self, watch: _Watch) -> None:
-        if watch.is_queued and not watch.is_rung:
-            return
         watch.is_queued = True
         rank = _Rank.RUNG if watch.is_rung else _Rank.AGAIN if watch.looks else _Rank.FIRST
         heapq.heappush(self._ready, (rank, watch.due, next(self._serial), watch))
