@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from campaign import memory
-from clock import eventually
+from campaign import makespan, memory
+from clock import SteeredLoop, eventually
 from conftest import NO_LIMITS, Events, OpenSession
 
 from kie_async import (
@@ -717,7 +717,14 @@ async def test_a_download_that_fails_is_an_outcome_with_result_and_error(
         outcome.unwrap()
 
 
-# --- memory --------------------------------------------------------------------------------------------
+# --- time and memory ----------------------------------------------------------------------------------
+
+
+def test_the_limits_are_used_up_and_kept() -> None:
+    with asyncio.Runner(loop_factory=SteeredLoop) as runner:
+        found = runner.run(makespan.run_virtual(120, rtt_s=0.05, with_callbacks=True))
+    assert found.refusals == 0
+    assert found.ratio <= makespan.MAX_RATIO
 
 
 @pytest.mark.timeout(120)
