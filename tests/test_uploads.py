@@ -346,7 +346,7 @@ async def test_an_upload_whose_callers_all_left_fails_in_silence(
         gate.set()
         ((_, upload),) = uploads._shared.values()
         await asyncio.wait([upload])
-        del upload
+        del only, upload
         await uploads.aclose()
         del uploads
     gc.collect()
