@@ -183,7 +183,7 @@ class Intake:
                 is_kept_back = creation.stop()
                 if is_kept_back:
                     sending.cancel()
-                elif is_patient and not sending.done():
+                elif is_patient:
                     is_patient = False
                     continue
                 self._leave(sending, creation, handle, is_orphan=not is_kept_back)

@@ -553,6 +553,22 @@ async def test_stop_waits_for_a_create_whose_body_has_left(kie: KieSession, sand
     assert outcome.task_id in sandbox.tasks
 
 
+@pytest.mark.parametrize("has_journal", [False, True])
+async def test_stopped_at_any_moment_every_task_is_told_of(
+    has_journal: bool, open_session: OpenSession, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    kie = await open_session(journal=tmp_path / "run.db" if has_journal else None, max_in_flight=8)
+    for turn in range(25):
+        before = set(sandbox.tasks)
+        batch = kie.batch(jobs(100))
+        reading = asyncio.create_task(read_all(sandbox, batch))
+        await asyncio.sleep(0.0015 * turn)
+        batch.stop()
+        outcomes = await reading
+        assert {o.task_id for o in outcomes if o.ok} >= set(sandbox.tasks) - before
+        assert all(o.ok or type(o.error) is BatchStopped for o in outcomes)
+
+
 async def test_a_batch_stopped_before_it_began_sends_nothing(kie: KieSession, sandbox: Sandbox) -> None:
     source = Jobs(5)
     batch = kie.batch(iter(source))
