@@ -262,6 +262,8 @@ async def test_whatever_is_wrong_with_the_file_is_told_before_a_key_is_asked_for
         (("batch", "jobs.csv", "--max-in-flight", "0"), "--max-in-flight"),
         (("batch", "jobs.csv", "--grace", "-1"), "--grace"),
         (("batch", "jobs.csv", "--callback-url", "nowhere"), "callback_url must be"),
+        (("batch", "jobs.csv", "--results", "../{}/jobs.csv"), "three files"),
+        (("batch", "jobs.csv", "--results", "jobs.csv.db"), "three files"),
         (("batch", "jobs.csv", "--out", "taken"), "cannot make the folder taken"),
         (("batch", "jobs.csv", "--journal", "taken"), "taken"),
         (("journal", "show"), "Missing argument"),
@@ -276,7 +278,7 @@ async def test_what_is_asked_wrongly_sends_nothing(
     write_jobs(tmp_path, 1)
     (tmp_path / "taken").write_text("a file, and no journal")
     (tmp_path / "empty.jsonl").touch()
-    code, out, err = await command(service, *arguments)
+    code, out, err = await command(service, *(each.format(tmp_path.name) for each in arguments))
     assert (code, out) == (2, "")
     assert words in err
     assert "Traceback" not in err

@@ -115,6 +115,9 @@ def batch(
         callback_url=callback_url,
         port=port or _PORT,
     )
+    files = {path.resolve() for path in (options.jobs, options.journal, options.results)}
+    if len(files) < 3:
+        raise typer.BadParameter("the jobs, the journal and the results are three files")
     conduct(run_batch(options))
 
 
