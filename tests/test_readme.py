@@ -1,18 +1,27 @@
-"""Every snippet of the README runs as it stands, against the sandbox."""
+"""Every snippet of the README runs as it stands, against the sandbox.
+
+Those that serve are visited by a user and then interrupted; the others end by themselves.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import struct
 import sys
 import wave
 import zlib
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import aiohttp
 import pytest
+from crowd import Crowd, until
+from knocking import aiohttp_on
 from readme import ROOT, command, fences
+from test_bots_aiogram import telegram, update
 
 from kie_async import Sandbox
 from kie_async.sandbox import Fixed
@@ -46,26 +55,74 @@ def _free_port() -> int:
         return port
 
 
+async def _open(port: int) -> aiohttp.ClientSession:
+    """Return a way to the snippet's server, once it listens."""
+    while True:
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+        except OSError:
+            await asyncio.sleep(0.05)
+        else:
+            writer.close()
+            return aiohttp.ClientSession(f"http://127.0.0.1:{port}")
+
+
+async def _write_to_the_bot(port: int, crowd: Crowd) -> None:
+    async with await _open(port) as http, http.post("/telegram", json=update(7)) as taken:
+        assert taken.status == 200
+    await until(lambda: crowd.answers)
+    assert [(user, url[:7]) for user, url in crowd.answers] == [(7, "http://")]
+
+
+async def _ask_the_app(port: int, _: Crowd) -> None:
+    async with await _open(port) as http, http.post("/talk", params={"text": "hello"}) as answer:
+        assert len(await answer.json()) == 1
+
+
+VISITS: dict[str, Callable[[int, Crowd], Awaitable[None]]] = {
+    "web.run_app(": _write_to_the_bot,
+    "uvicorn.run(": _ask_the_app,
+}
+BOT_API = """from aiogram.client import telegram
+object.__setattr__(telegram.PRODUCTION, "base", "http://127.0.0.1:{port}/bot{{token}}/{{method}}")
+"""
+"""What makes an aiogram bot talk to the stand-in."""
+
+
 @pytest.mark.parametrize("number", range(len(SNIPPETS)))
 async def test_snippet_runs(number: int, tmp_path: Path) -> None:
     _write_face(tmp_path / "face.png")
     _write_voice(tmp_path / "voice.wav")
-    port = _free_port()
+    port, crowd = _free_port(), Crowd()
     snippet = SNIPPETS[number].replace("https://bot.example.org", f"http://127.0.0.1:{port}")
+    visit = next((visit for word, visit in VISITS.items() if word in snippet), None)
     script = tmp_path / "snippet.py"
-    script.write_text(snippet.replace("8080", str(port)))
     key = "the key from kie.ai/settings"
-    async with Sandbox(durations=Fixed(0.2), hmac_key=key) as sandbox:
+    env = {"KIE_API_KEY": "sandbox-key", "BOT_TOKEN": "42:TOKEN"}
+    async with (
+        aiohttp_on(telegram(crowd)) as api_port,
+        Sandbox(durations=Fixed(0.2), hmac_key=key) as sandbox,
+    ):
+        prelude = BOT_API.format(port=api_port) if "aiogram" in snippet else ""
+        script.write_text(prelude + snippet.replace("8080", str(port)))
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-W", "error", str(script)),
             cwd=tmp_path,
-            env={**os.environ, "KIE_API_KEY": "sandbox-key", "KIE_BASE_URL": sandbox.url},
+            env={**os.environ, **env, "KIE_BASE_URL": sandbox.url},
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
-        out, err = await process.communicate()
+        ending = asyncio.create_task(process.communicate())
+        if visit is not None:
+            visiting = asyncio.create_task(visit(port, crowd))
+            await asyncio.wait([visiting, ending], return_when=asyncio.FIRST_COMPLETED)
+            if not visiting.done():
+                visiting.cancel()
+            elif process.returncode is None:
+                process.send_signal(signal.SIGINT)
+        out, err = await ending
     assert (process.returncode, err.decode()) == (0, "")
-    assert out
+    assert visiting.result() is None if visit else out
 
 
 def test_the_first_two_commands_are_one_line_each_and_install_what_they_need() -> None:
