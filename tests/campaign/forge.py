@@ -143,26 +143,26 @@ async def _end_some(side: Side) -> None:
 
 
 def _count_reads(side: Side) -> None:
-    """Note when a record is read, and for whom: a task, or the create that might become one."""
+    """Note when a record is read, and for whom: a task, or a create that might become one."""
     reader, intents = side.kie._engine.reader, side.kie._engine.intents
-    confirm, adopt = reader._confirm, intents._confirm
+    confirm, adopt = reader._confirm, intents._try_to_adopt
 
     async def noted(task_id: str) -> Any:
         side.reads.append((time.monotonic(), _reads_for.get() or task_id))
         return await confirm(task_id)
 
-    async def adopting(task_id: str) -> Any:
-        _reads_for.set("the unknown create")
-        return await adopt(task_id)
+    async def adopting(pending: Any, task_id: str) -> None:
+        _reads_for.set(pending.handle._intent_id)
+        await adopt(pending, task_id)
 
-    reader._confirm, intents._confirm = noted, adopting  # type: ignore[method-assign]
+    reader._confirm, intents._try_to_adopt = noted, adopting  # type: ignore[method-assign]
 
 
 async def _let_the_truth_in(side: Side) -> None:
     """Let every task end and its true callback come; what was forged must not stand in its way."""
-    created = await asyncio.gather(*side.creating)
+    created = [await _handle_of(creating) for creating in side.creating]
     for handle in [*side.live, *created, *side.unknown]:
-        task_id = handle.task_id or _lost(side)
+        task_id = handle.task_id or _lost(side, handle)
         side.sandbox.tasks[task_id].end_state = "success"
         body = side.sandbox.callback_body(task_id)
         verdict = await side.receiver.feed(side.tail(task_id), signed(task_id), body)
@@ -175,10 +175,18 @@ async def _let_the_truth_in(side: Side) -> None:
     assert not [result for result in results if EVIL_URL in repr(result).encode()]
 
 
-def _lost(side: Side) -> str:
-    """Return the task whose create answer was lost."""
-    known = {handle.task_id for handle in side.live + side.ended}
-    return next(task_id for task_id in side.sandbox.tasks if task_id not in known)
+async def _handle_of(creating: asyncio.Task[TaskHandle]) -> TaskHandle:
+    """Return the handle of a create; in a long campaign its answer comes too late."""
+    try:
+        return await creating
+    except CreateOutcomeUnknown as unknown:
+        return unknown.handle
+
+
+def _lost(side: Side, handle: TaskHandle) -> str:
+    """Return the task of a create whose answer was lost."""
+    tasks = side.sandbox.tasks.values()
+    return next(task.task_id for task in tasks if f"/{handle._intent_id}/" in str(task.callback_url))
 
 
 def signed(task_id: str, *, skew_s: float = 0, key: str = HMAC_KEY) -> dict[str, str]:
@@ -588,12 +596,13 @@ def _judge_reads(side: Side, before: tuple[int, float], report: Report) -> None:
 
 def _check(side: Side, report: Report) -> None:
     """Look for a handle that changed."""
-    for handle in [*side.live, *side.unknown]:
+    late = [task.exception() for task in side.creating if task.done()]
+    if not all(isinstance(error, CreateOutcomeUnknown) for error in late):
+        report.complaints.append(f"{side.name}: a create ended before its answer: {late}")
+    unknown = [error.handle for error in late if isinstance(error, CreateOutcomeUnknown)]
+    for handle in [*side.live, *side.unknown, *unknown]:
         if handle.is_done or handle.state.is_terminal:
             report.complaints.append(f"{side.name}: {handle!r} changed")
-    for creating in side.creating:
-        if creating.done():
-            report.complaints.append(f"{side.name}: a create ended before its answer")
     for number, handle in enumerate(side.ended):
         if handle.record is None or handle.record.urls != (f"https://example.org/e{number}.mp4",):
             report.complaints.append(f"{side.name}: the result of {handle!r} changed")

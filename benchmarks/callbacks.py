@@ -1,0 +1,327 @@
+"""What a callback costs, and whether strangers can keep genuine ones from being heard.
+
+Beside our mounts stand two handlers of plain aiohttp.web: one that only reads the body, and one that
+also parses it and verifies its signature. Ratios are of CPU seconds of this process; the requests come
+from others. The last part holds 500 slow connections open and sends 1,000 junk requests a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import attrs
+from aiohttp import web
+
+from kie_async import CallbackReceiver, KieSession, Limits, PollSchedule, Rate, Sandbox, TaskRecord
+from kie_async.sandbox import Never
+from kie_async.signing import address_mac
+
+from .load import Load
+from .measuring import Figure, alternating, cpu_s, parser, quantile, tell
+
+KEY = "a-key-from-the-settings"
+SECRET = b"a callback secret"
+INTENT = "0123456789abcdef" * 2
+TASK = "e989621f54392584b05867f87b160672"
+PATH = f"/kie/{INTENT}/{address_mac(INTENT, secret=SECRET)}"
+CHUNK, ROUNDS, LINES = 400, 25, 16
+SLOW, JUNK_PER_S, GENUINE_PER_S, SECONDS = 500, 1000, 50, 12
+MANY = Rate(1_000_000, per_s=0.001)
+
+
+@attrs.define
+class Inbox:
+    """A session that takes everything and keeps nothing."""
+
+    callback_secrets: tuple[bytes, ...] = (SECRET,)
+    taken: int = 0
+
+    def task_of(self, intent_id: str) -> str | None:
+        return TASK
+
+    def take(self, intent_id: str, record: TaskRecord, *, is_signed: bool) -> None:
+        self.taken += 1
+
+    def note_rejection(self, reason: str) -> None:
+        raise AssertionError(reason)
+
+
+def signed(task_id: str) -> dict[str, str]:
+    stamp = str(int(time.time()))
+    digest = hmac.digest(KEY.encode(), f"{task_id}.{stamp}".encode(), hashlib.sha256)
+    return {"X-Webhook-Timestamp": stamp, "X-Webhook-Signature": base64.b64encode(digest).decode()}
+
+
+def request(path: str, headers: dict[str, str], body: bytes) -> bytes:
+    lines = [f"POST {path} HTTP/1.1", "Host: bot.example.org", "Content-Type: application/json"]
+    lines += [f"Content-Length: {len(body)}", *(f"{name}: {value}" for name, value in headers.items())]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+async def only_read(asked: web.Request) -> web.Response:
+    await asked.read()
+    return web.Response()
+
+
+async def parse_and_verify(asked: web.Request) -> web.Response:
+    data = json.loads(await asked.read())["data"]
+    message = f"{data['taskId']}.{asked.headers['X-Webhook-Timestamp']}"
+    digest = base64.b64encode(hmac.digest(KEY.encode(), message.encode(), "sha256")).decode()
+    if not hmac.compare_digest(digest, asked.headers["X-Webhook-Signature"]):
+        return web.Response(status=401)
+    assert data["state"] in ("success", "fail")
+    assert not data.get("resultJson") or json.loads(data["resultJson"])
+    return web.Response()
+
+
+@asynccontextmanager
+async def listening(app: web.Application) -> AsyncIterator[int]:
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        port: int = runner.addresses[0][1]
+        yield port
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def session(
+    receiver: CallbackReceiver, url: str, tasks: int
+) -> AsyncIterator[tuple[KieSession, Sandbox]]:
+    """Open a session with so many tasks that only a callback can end."""
+    async with (
+        Sandbox(durations=Never(), create_limit=None, query_limit=None, hmac_key=KEY) as sandbox,
+        KieSession(
+            "sandbox-key",
+            base_url=sandbox.url,
+            callback_url=url,
+            receiver=receiver,
+            max_in_flight=tasks + 1,
+            limits=Limits(create=MANY, query=MANY, create_connections=16),
+            poll=PollSchedule.fixed(3600),
+        ) as kie,
+    ):
+        await asyncio.gather(*[kie.create("sandbox/echo", {"prompt": str(n)}) for n in range(tasks)])
+        for task in sandbox.tasks.values():
+            task.end_state = "success"
+        yield kie, sandbox
+
+
+# --- cost ----------------------------------------------------------------------------------------
+
+
+async def cost(load: Load, rounds: int) -> list[Figure]:
+    receiver = CallbackReceiver([KEY])
+    receiver.attach(Inbox())
+    app = web.Application()
+    app.router.add_post("/read/{intent}/{mac}", only_read)
+    app.router.add_post("/verify/{intent}/{mac}", parse_and_verify)
+    app.router.add_routes(receiver.routes("/kie"))
+    async with listening(app) as port, receiver.serve("127.0.0.1", 0) as served:
+        body, headers = _a_body(), signed(TASK)
+        walls: dict[str, list[float]] = {}
+
+        def over_http(name: str, port: int, path: str) -> Callable[[], Any]:
+            async def work() -> float:
+                wanted = request(path, signed(TASK), body)
+                seconds = 0.0
+
+                async def send() -> None:
+                    nonlocal seconds
+                    told = await load.ask("burst", port=port, requests=[wanted], count=CHUNK, lines=LINES)
+                    assert told["statuses"] == {"200": CHUNK}, told
+                    seconds = told["seconds"]
+
+                spent = await cpu_s(send)
+                walls.setdefault(name, []).append(CHUNK / seconds)
+                return CHUNK / spent
+
+            return work
+
+        async def in_process() -> float:
+            tail = PATH.removeprefix("/kie/")
+
+            async def feed() -> None:
+                for _ in range(CHUNK):
+                    assert (await receiver.feed(tail, headers, body)).status == 200
+
+            return CHUNK / await cpu_s(feed)
+
+        tail = PATH.removeprefix("/kie")
+        found = await alternating(
+            {
+                "a handler that only reads": over_http("read", port, "/read" + tail),
+                "a handler that parses and verifies": over_http("verify", port, "/verify" + tail),
+                "routes": over_http("routes", port, PATH),
+                "serve": over_http("serve", served.port, PATH),
+                "in process": in_process,
+            },
+            rounds=rounds,
+        )
+    plain, verifying = found["a handler that only reads"], found["a handler that parses and verifies"]
+    names = {"read": "a handler that only reads", "verify": "a handler that parses and verifies"}
+    figures = [
+        Figure(name=f"HTTP, {names.get(name, name)}", values=values[1:], unit="a second, wall clock")
+        for name, values in walls.items()
+    ]
+    figures += [Figure(name=f"{name}", values=values, unit="a CPU second") for name, values in found.items()]
+    for name in ("routes", "serve", "in process"):
+        ratios = [ours / theirs for ours, theirs in zip(found[name], plain, strict=True)]
+        figures.append(Figure(name=f"{name} / only reads", values=ratios, unit="of its rate"))
+    for name in ("routes", "serve"):
+        ratios = [ours / theirs for ours, theirs in zip(found[name], verifying, strict=True)]
+        bar = Figure(name=f"{name} / parses and verifies", values=ratios, unit="of its rate", at_least=0.7)
+        figures.append(bar)
+    return figures
+
+
+def _a_body() -> bytes:
+    """Return a callback as the service documents it, 700 bytes long."""
+    param = json.dumps({"model": "kling/ai-avatar-pro", "callBackUrl": f"https://bot.example.org{PATH}"})
+    data = {
+        "taskId": TASK,
+        "model": "kling/ai-avatar-pro",
+        "state": "success",
+        "param": param + " " * 150,
+        "resultJson": json.dumps({"resultUrls": ["https://files.example.org/results/a.mp4"]}),
+        "failCode": None,
+        "failMsg": None,
+        "costTime": 8,
+        "completeTime": 1755599644000,
+        "createTime": 1755599634000,
+        "updateTime": 1755599644000,
+        "creditsConsumed": 80,
+    }
+    return json.dumps({"code": 200, "data": data, "msg": "Playground task completed successfully."}).encode()
+
+
+async def settling(rounds: int) -> list[Figure]:
+    """Feed callbacks to a real session: each settles a handle that somebody awaits."""
+    rates = []
+    for _ in range(rounds):
+        receiver = CallbackReceiver([KEY])
+        async with session(receiver, "http://127.0.0.1:9/kie", 1000) as (kie, sandbox):
+            waiting = [asyncio.ensure_future(_result(handle)) for handle in kie._engine.table.handles]
+            await asyncio.sleep(0)
+            given = [
+                (
+                    "/".join(str(task.callback_url).rsplit("/", 2)[-2:]),
+                    signed(name),
+                    sandbox.callback_body(name),
+                )
+                for name, task in sandbox.tasks.items()
+            ]
+
+            async def feed(
+                receiver: CallbackReceiver = receiver, given: Any = given, waiting: Any = waiting
+            ) -> None:
+                for tail, headers, body in given:
+                    await receiver.feed(tail, headers, body)
+                await asyncio.gather(*waiting)
+
+            rates.append(len(given) / await cpu_s(feed))
+            assert kie.stats().settled_by_callback == len(given)
+    return [Figure(name="in process, handle settled and awaited", values=rates, unit="a CPU second")]
+
+
+async def _result(handle: Any) -> Any:
+    return await handle
+
+
+# --- abuse ---------------------------------------------------------------------------------------
+
+
+async def abused(load: Load, stranger: Load, seconds: int) -> list[Figure]:
+    receiver = CallbackReceiver([KEY])
+    async with receiver.serve("127.0.0.1", 0) as served:
+        count = GENUINE_PER_S * seconds
+        async with session(receiver, served.url, count) as (kie, sandbox):
+            front = f"http://127.0.0.1:{served.port}"
+            genuine = [
+                request(str(task.callback_url).removeprefix(front), signed(name), sandbox.callback_body(name))
+                for name, task in sandbox.tasks.items()
+            ]
+            junk = [
+                request(f"/kie/{INTENT}/{'a' * 26}", signed(TASK), _a_body()),
+                request("/wp-login.php", {}, b"log=admin"),
+                request(f"/kie/{INTENT}/{'b' * 26}", {}, b"x" * 4000),
+                request("/kie/" + "c" * 200, {}, b"{}").replace(b"POST", b"GET", 1),
+            ]
+            broken = [
+                b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+                b"GET / HTTP/1.1\r\n\x00\r\n\r\n",
+            ]
+            calm, _ = await _lag_while(asyncio.sleep(2))
+            abuse = asyncio.create_task(
+                stranger.ask(
+                    "abuse",
+                    port=served.port,
+                    slow=SLOW,
+                    junk=junk,
+                    broken=broken,
+                    per_s=JUNK_PER_S,
+                    for_s=seconds + 1,
+                )
+            )
+            await asyncio.sleep(1.5)
+            lags, told = await _lag_while(
+                load.ask("genuine", port=served.port, requests=genuine, per_s=GENUINE_PER_S)
+            )
+            strangers = await abuse
+            assert told["statuses"] == {"200": count}, told
+            assert kie.stats().settled_by_callback == count, kie.stats()
+    ms = [value * 1000 for value in told["seconds"]]
+    return [
+        Figure(
+            name="slow connections held open", values=[strangers["slow_open"]], unit="", at_least=SLOW * 0.9
+        ),
+        Figure(
+            name="junk requests", values=[strangers["junk_per_s"]], unit="a second", at_least=JUNK_PER_S * 0.9
+        ),
+        Figure(name="genuine callbacks answered, p50", values=[quantile(ms, 0.5)], unit="ms"),
+        Figure(name="genuine callbacks answered, p99", values=[quantile(ms, 0.99)], unit="ms", at_most=500),
+        Figure(name="genuine callbacks answered, slowest", values=[max(ms)], unit="ms"),
+        Figure(name="loop lag before, p99", values=[quantile(calm, 0.99)], unit="ms"),
+        Figure(name="loop lag meanwhile, p50", values=[quantile(lags, 0.5)], unit="ms"),
+        Figure(name="loop lag meanwhile, p99", values=[quantile(lags, 0.99)], unit="ms", at_most=50),
+        Figure(name="loop lag meanwhile, worst", values=[max(lags)], unit="ms"),
+    ]
+
+
+async def _lag_while(work: Any) -> tuple[list[float], Any]:
+    """Return by how many milliseconds a sleeper was woken late while *work* was done, and its result."""
+    lags: list[float] = []
+    doing = asyncio.ensure_future(work)
+    while not doing.done():
+        began = time.perf_counter()
+        await asyncio.sleep(0.005)
+        lags.append((time.perf_counter() - began - 0.005) * 1000)
+    return lags, doing.result()
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the benchmark; with ``--check`` the exit status tells whether the bars were met."""
+    options = parser("callbacks", __doc__)
+    options.add_argument("--rounds", type=int, default=ROUNDS)
+    options.add_argument("--seconds", type=int, default=SECONDS, help="of abuse")
+    asked = options.parse_args(argv)
+
+    async def run() -> list[Figure]:
+        async with Load() as load, Load() as stranger:
+            return [
+                *await cost(load, asked.rounds),
+                *await settling(max(1, asked.rounds // 8)),
+                *await abused(load, stranger, asked.seconds),
+            ]
+
+    return tell(asyncio.run(run()), check=asked.check, to=asked.json)
