@@ -74,6 +74,16 @@ def check_above_zero(field: str, value: object) -> None:
         raise InvalidRequest(f"{field} must be a number above zero, got {value!r}")
 
 
+def check_count(field: str, value: int) -> None:
+    """Refuse anything but a whole number of at least one.
+
+    Raises:
+        InvalidRequest: The message names *field*.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InvalidRequest(f"{field} must be a whole number of at least 1, got {value!r}")
+
+
 def is_loopback(url: str) -> bool:
     """Tell whether a URL names this machine."""
     host = urlsplit(url).hostname or ""

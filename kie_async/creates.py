@@ -39,6 +39,7 @@ from .transport import (
     delays,
     describe,
     headers_for,
+    let_go,
     read_bounded,
     read_retry_after,
 )
@@ -216,6 +217,10 @@ class CreateTransport:
     async def aclose(self) -> None:
         """Close all connections."""
         await self._http.close()
+
+    def let_go(self) -> None:
+        """Close without an event loop."""
+        let_go(self._http)
 
 
 async def _end(exchange: asyncio.Task[Attempt], gate: Gate) -> Attempt:

@@ -20,7 +20,7 @@ from .checks import check_task_id, is_loopback
 from .errors import DownloadFailed, ResultExpired, TransportError
 from .media import UNKNOWN_ENDING, sniff
 from .part_file import PartFile, find_complete
-from .transport import CONNECT_TIMEOUT_S, FAILURES, client_session, delays, describe
+from .transport import CONNECT_TIMEOUT_S, FAILURES, client_session, delays, describe, let_go
 
 MAX_DOWNLOAD_BYTES = 4 * 1024**3
 STALL_TIMEOUT_S = 60.0
@@ -80,6 +80,10 @@ class Downloads:
             fetching.cancel()  # closing alone would leave them waiting for their bodies
         await asyncio.gather(*self._running, return_exceptions=True)
         await self._http.close()
+
+    def let_go(self) -> None:
+        """Close without an event loop."""
+        let_go(self._http)
 
     async def fetch(self, urls: Sequence[str], folder: str | Path, *, task_id: str) -> list[Path]:
         """Fetch all *urls* into *folder*; see `KieSession.download`.

@@ -64,7 +64,8 @@ class Engine:
     """The parts of one open session, made on the loop they run on."""
 
     def __init__(self, settings: Settings, counters: Counters) -> None:
-        loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
+        self._is_open = False
         limits, rng = settings.limits, settings.rng
         self._settings = settings
         self._watchers: set[asyncio.Task[Any]] = set()
@@ -76,6 +77,7 @@ class Engine:
         self._queries = Transport(settings.base_url, settings.key, connections=limits.query_connections)
         query_limiter = Limiter(limits.query, now=loop.time)
         slots = asyncio.Semaphore(settings.max_in_flight)
+        expects_callbacks = settings.callback_url is not None and settings.receiver is not None
         self.reader = Reader(self._queries, query_limiter, counters=counters, rng=rng)
         self.files = Files(
             settings.upload_url, settings.key, allow_private=is_loopback(settings.base_url), rng=rng
@@ -89,6 +91,7 @@ class Engine:
             counters=counters,
             callback_secrets=settings.callback_secrets,
             confirm_callbacks=settings.confirm_callbacks,
+            expects_callbacks=expects_callbacks,
             confirm=self.reader.confirm,
             spawn=self.spawn,
         )
@@ -118,7 +121,7 @@ class Engine:
             budget=settings.budget,
             task_timeout_s=settings.task_timeout_s,
             address=settings.address,
-            expects_callbacks=settings.callback_url is not None and settings.receiver is not None,
+            expects_callbacks=expects_callbacks,
             spawn=self.spawn,
             rng=rng,
         )
@@ -134,6 +137,7 @@ class Engine:
         except BaseException:
             await self.aclose()
             raise
+        self._is_open = True
         if self._settings.receiver is not None:
             self._settings.receiver.attach(self.intents)
             self._is_attached = True
@@ -146,6 +150,7 @@ class Engine:
             await self._stop()
 
     async def _stop(self) -> None:
+        self._is_open = False
         if self._settings.receiver is not None and self._is_attached:
             self._settings.receiver.detach(self.intents)
         await self._poller.aclose()
@@ -156,6 +161,17 @@ class Engine:
         self._detach_all()
         for part in (self._creates, self._queries, self.files, self.journal):
             await part.aclose()
+
+    def __del__(self) -> None:
+        """Say what goes on, and close what can be closed, when the event loop ended without `aclose`.
+
+        While the loop runs, its timers hold this; a handle outlives the session object it came from.
+        """
+        if self._is_open and self._loop.is_closed():
+            names = [handle.task_id for handle in self.table.handles]
+            _log.warning("a session was never closed; tasks in flight go on: %s", ", ".join(names) or "none")
+            for part in (self._creates, self._queries, self.files):
+                part.let_go()
 
     def _detach_all(self) -> None:
         known, unknown = self.table.handles, self.intents.unknown_handles

@@ -25,6 +25,11 @@ class Files:
         await self._uploads.aclose()
         await self._downloads.aclose()
 
+    def let_go(self) -> None:
+        """Close without an event loop."""
+        self._uploads.let_go()
+        self._downloads.let_go()
+
     async def with_uploads(self, wish: TaskRequest) -> TaskRequest:
         """Return *wish* with URLs in place of paths; see `Uploads.replace_paths`."""
         return await self._uploads.replace_paths(wish)

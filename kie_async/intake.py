@@ -135,8 +135,9 @@ class Intake:
             fingerprint=asked,
             expects_callback=wish.callback_url is None and self._expects_callbacks,
         )
-        own_url = None if wish.callback_url else self._address(intent.intent_id)
-        request = wire.encode_create(await self._files.with_uploads(wish), own_url)
+        wish = await self._files.with_uploads(wish)
+        wire.encode_create(wish, None)  # says what is wrong with it while no address is in sight
+        request = wire.encode_create(wish, None if wish.callback_url else self._address(intent.intent_id))
         handle = self._intents.new_handle(intent, wish)
         await self._slots.acquire()
         handle._has_slot = True
@@ -175,11 +176,13 @@ class Intake:
         work = self._run(handle, creation, timeout_s, intent)
         sending = asyncio.get_running_loop().create_task(work, name="kie_async create")
         self._sending[sending] = creation
-        sending.add_done_callback(self._note_sent)
+        sending.add_done_callback(partial(self._note_sent, handle))
         while True:
             try:
                 return await asyncio.shield(sending)
             except asyncio.CancelledError:
+                if sending.cancelled():  # before it began; its caller is not the one who gave up
+                    raise SessionMisuse(_CLOSED) from None
                 is_kept_back = creation.stop()
                 if is_kept_back:
                     sending.cancel()
@@ -189,10 +192,12 @@ class Intake:
                 self._leave(sending, creation, handle, is_orphan=not is_kept_back)
                 raise
 
-    def _note_sent(self, sending: asyncio.Task[TaskHandle]) -> None:
+    def _note_sent(self, handle: TaskHandle, sending: asyncio.Task[TaskHandle]) -> None:
         """Let go of a create that is over. Of a cancelled caller's, nobody else retrieves the error."""
         del self._sending[sending]
-        if not sending.cancelled():
+        if sending.cancelled():
+            self._intents.cancel(handle)  # it may not even have begun
+        else:
             sending.exception()
 
     def _leave(
@@ -288,7 +293,7 @@ class Intake:
 
     def abandon(self, handle: TaskHandle) -> None:
         """Settle a handle as abandoned; see `TaskHandle.abandon`."""
-        if not handle.is_done:
+        if not handle.is_done and not handle._is_ending:
             self._table.close(handle, TaskAbandoned(handle.task_id, handle.record))
 
     async def resolve(self, handle: TaskHandle, task_id: str) -> None:
@@ -310,7 +315,8 @@ class Intake:
         """Send the request of an unknown create as a new task; see `TaskHandle.resubmit`."""
         if handle.request is None:
             raise InvalidRequest("this handle does not hold its request; create a new task")
-        await self._intents.write_off(handle)
+        if not await self._intents.write_off(handle):
+            raise InvalidRequest(f"the create became task {handle.task_id} meanwhile; await its handle")
         return await self._create(handle.request, handle._fingerprint, self._task_timeout_s)
 
     # --- checks --------------------------------------------------------------------------------

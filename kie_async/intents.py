@@ -10,7 +10,8 @@ import asyncio
 import logging
 import math
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from enum import Enum
 
@@ -80,6 +81,7 @@ class Intents:
         counters: Counters,
         callback_secrets: Sequence[bytes],
         confirm_callbacks: bool | None,
+        expects_callbacks: bool,
         confirm: Callable[[str], Awaitable[tuple[TaskRecord, str | None]]],
         spawn: Callable[[Coroutine[object, object, None]], object],
     ) -> None:
@@ -92,6 +94,7 @@ class Intents:
         self._journal = journal
         self._counters = counters
         self._confirm_callbacks = confirm_callbacks
+        self._expects_callbacks = expects_callbacks
         self._confirm = confirm
         self._spawn = spawn
         self._pending: dict[str, _Pending] = {}
@@ -171,15 +174,29 @@ class Intents:
         unknown = pending.error if pending is not None else None
         self._table.close(handle, unknown or TaskTimedOut(handle.task_id, handle.record))
 
-    async def write_off(self, handle: TaskHandle) -> None:
-        """Give up an unknown create.
+    async def write_off(self, handle: TaskHandle) -> bool:
+        """Give up an unknown create; tell whether it was not adopted meanwhile.
 
         Raises:
             JournalError: That could not be noted.
         """
-        await self._journal.ended(handle._intent_id, IntentState.WRITTEN_OFF, reason="written off")
-        self.expire(handle)
-        self._pending.pop(handle._intent_id, None)
+        async with self._taken(handle) as pending:
+            if pending is None:
+                return False
+            await self._journal.ended(handle._intent_id, IntentState.WRITTEN_OFF, reason="written off")
+        self._table.close(handle, pending.error or TaskTimedOut(handle.task_id, handle.record))
+        return True
+
+    @asynccontextmanager
+    async def _taken(self, handle: TaskHandle) -> AsyncIterator[_Pending | None]:
+        """Take an intent out, so that nobody else decides on it meanwhile; back it goes if that fails."""
+        pending = self._pending.pop(handle._intent_id, None)
+        try:
+            yield pending
+        except BaseException:
+            if pending is not None:
+                self._pending[handle._intent_id] = pending
+            raise
 
     def _keep_rejected(self, pending: _Pending) -> None:
         pending.phase = _Phase.REJECTED
@@ -349,18 +366,20 @@ class Intents:
         """
         if self._table.get(record.task_id) is not None:
             raise InvalidRequest(f"task {record.task_id} belongs to another handle already")
-        await self._journal.created(handle._intent_id, record.task_id, adopted_by=adopted_by)
-        pending = self._pending.pop(handle._intent_id, None)
-        is_ghost = pending is not None and pending.phase is _Phase.REJECTED
+        async with self._taken(handle) as pending:
+            if pending is None:
+                raise InvalidRequest("the outcome of this create is not unknown any more")
+            await self._journal.created(handle._intent_id, record.task_id, adopted_by=adopted_by)
+        is_ghost = pending.phase is _Phase.REJECTED
         if is_ghost:
             self._counters.ghost_creates += 1
             _log.error("task %s exists although its create was refused; it is billed", record.task_id)
         if handle.is_done:  # too late for its awaiters; journal and counts still hear the end
             handle = self.new_handle(Intent(intent_id=handle._intent_id, model=handle._model, ref=handle.ref))
             handle._seen = True
-        if is_ghost or handle._seen or (pending is not None and not pending.is_awaited):
+        if is_ghost or handle._seen or not pending.is_awaited:
             handle.deadline = math.inf
-        self._table.bind(handle, record.task_id, expects_callback=True)
+        self._table.bind(handle, record.task_id, expects_callback=self._expects_callbacks)
         self._table.emit("adopted", handle)
         self._hear(handle, record)
 

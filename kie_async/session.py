@@ -15,6 +15,7 @@ from .callbacks import CallbackReceiver
 from .checks import (
     check_above_zero,
     check_callback_url,
+    check_count,
     check_origin,
     check_task_id,
     is_loopback,
@@ -79,7 +80,7 @@ class KieSession:
         on_event: Callable[[SessionEvent], None] | None = None,
         rng: random.Random | None = None,
     ) -> None:
-        check_above_zero("max_in_flight", max_in_flight)
+        check_count("max_in_flight", max_in_flight)
         check_above_zero("task_timeout_s", task_timeout_s)
         if receiver is not None and callback_url is None:
             raise InvalidRequest("callback_url is missing: a receiver hears nothing without it")
@@ -150,9 +151,10 @@ class KieSession:
         Raises:
             SessionMisuse: Called on another event loop.
         """
+        if self._parts is not None and not self._is_closed:
+            self._check_loop()
         was_closed, self._is_closed = self._is_closed, True
         if self._parts is not None and not was_closed:
-            self._check_loop()
             await self._parts.aclose()
 
     @property
@@ -170,7 +172,11 @@ class KieSession:
         return self._parts
 
     def _check_loop(self) -> None:
-        if asyncio.get_running_loop() is not self._loop:
+        try:
+            is_here = asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            is_here = False
+        if not is_here:
             raise SessionMisuse("this session belongs to another event loop; open one per loop")
 
     # --- tasks ---------------------------------------------------------------------------------

@@ -17,6 +17,15 @@ _MAC = re.compile(r"[a-z2-7]{26}")
 _TIMESTAMP = re.compile(r"0|[1-9][0-9]{0,10}")
 
 
+class Key(bytes):
+    """A secret in bytes that no repr, format or vars shows."""
+
+    def __repr__(self) -> str:
+        return "Key(***)"
+
+    __str__ = __repr__
+
+
 def new_intent_id() -> str:
     """Return a fresh intent id: 128 random bits in hexadecimal."""
     return secrets.token_hex(16)
@@ -24,7 +33,7 @@ def new_intent_id() -> str:
 
 def derive_callback_secret(api_key: str) -> bytes:
     """Return the secret that every process of one account agrees on without talking."""
-    return hmac.digest(api_key.encode(), b"kie_async callback v1", "sha256")
+    return Key(hmac.digest(api_key.encode(), b"kie_async callback v1", "sha256"))
 
 
 def address_mac(intent_id: str, *, secret: bytes) -> str:
@@ -52,7 +61,7 @@ def as_keys(keys: Iterable[str | bytes], *, field: str = "hmac_keys") -> tuple[b
     keys = tuple(keys)
     if not all(isinstance(key, str | bytes) for key in keys):
         raise InvalidRequest(f"{field} must hold text or bytes")
-    encoded = tuple(key.encode() if isinstance(key, str) else key for key in keys)
+    encoded = tuple(Key(key.encode() if isinstance(key, str) else key) for key in keys)
     if not all(encoded):
         raise InvalidRequest(f"{field} holds an empty key; an empty key would accept what anyone signs")
     return encoded

@@ -89,6 +89,13 @@ async def read_bounded(answer: aiohttp.ClientResponse, into: bytearray) -> None:
             return
 
 
+def let_go(http: aiohttp.ClientSession) -> None:
+    """Close an HTTP session whose event loop has ended: nothing can be awaited, nothing is to be said."""
+    if http.connector is not None:
+        for _ in http.connector.close().__await__():  # has nothing to wait for: all transports are gone
+            break
+
+
 class Transport:
     """Sends one request that costs nothing and reads its answer."""
 
@@ -141,6 +148,10 @@ class Transport:
     async def aclose(self) -> None:
         """Close all connections."""
         await self._http.close()
+
+    def let_go(self) -> None:
+        """Close without an event loop."""
+        let_go(self._http)
 
 
 def headers_for(key: Secret, *, json: bool) -> dict[str, str]:

@@ -119,6 +119,10 @@ class Uploads:
         await asyncio.gather(*self._running, return_exceptions=True)
         await self._transport.aclose()
 
+    def let_go(self) -> None:
+        """Close without an event loop."""
+        self._transport.let_go()
+
     async def replace_paths(self, wish: TaskRequest) -> TaskRequest:
         """Return *wish* with the URL of an upload in place of every `Path` in its input, or in a list there.
 

@@ -458,7 +458,6 @@ class TestAbandoning:
         assert sandbox.counts["query"] == before
         assert sandbox.tasks[handle.task_id].end_state is None
 
-    @pytest.mark.xfail(reason="inflight: close does not know that the end is being noted", strict=False)
     async def test_while_the_end_of_the_task_is_being_noted_it_settles_once(
         self, sandbox: Sandbox, open_session: OpenSession, events: Events, tmp_path: Path
     ) -> None:

@@ -235,7 +235,6 @@ async def test_no_fault_of_a_create_shows_a_key(
     assert not secrets_in(shown_by_logs(caplog.records), journal.macs)
 
 
-@pytest.mark.xfail(strict=False, reason="Intake._create holds the callback address in a local, own_url")
 @pytest.mark.parametrize(
     "what", ["closes after the body", "body code 402", "connection refused", "body code 429"]
 )
@@ -262,9 +261,6 @@ async def test_a_create_that_is_given_up_shows_no_secret(caplog: pytest.LogCaptu
     assert not secrets_in(shown_by_logs(caplog.records), journal.macs)
 
 
-@pytest.mark.xfail(
-    strict=False, reason="wire.encode_create holds the callback address in locals, url and body"
-)
 async def test_a_create_that_has_no_json_form_shows_no_callback_address() -> None:
     fault = Fault(id="-", what="never sent", ends=frozenset(), server=never_reads)
     async with failing_session(fault, "plain", Plans()) as kie:
@@ -340,7 +336,6 @@ async def test_a_session_shows_no_secret_before_it_is_open_and_after_it_is_close
     assert not secrets_in(shown + shown_by(kie), [])
 
 
-@pytest.mark.xfail(strict=False, reason="CallbackReceiver and Intents hold their keys as plain bytes")
 async def test_no_look_into_the_parts_that_sign_and_verify_shows_their_keys() -> None:
     kie, receiver = signing_session()
     async with kie:

@@ -125,7 +125,6 @@ class TestArguments:
         with pytest.raises(InvalidRequest, match=field):
             KieSession("key", **{field: value})
 
-    @pytest.mark.xfail(reason="session: 2.5 makes a semaphore that never blocks", strict=False)
     def test_max_in_flight_is_a_whole_number(self) -> None:
         with pytest.raises(InvalidRequest, match="max_in_flight"):
             KieSession("key", max_in_flight=2.5)  # type: ignore[arg-type]
@@ -268,7 +267,6 @@ class TestMisuse:
         assert isinstance(error, SessionMisuse)
         assert str(error) == "this session belongs to another event loop; open one per loop"
 
-    @pytest.mark.xfail(reason="session: RuntimeError of asyncio instead", strict=False)
     async def test_outside_of_any_event_loop_it_says_so(self, kie: KieSession) -> None:
         with pytest.raises(SessionMisuse, match="event loop"):
             await asyncio.to_thread(kie.attach, "task_1")
@@ -294,7 +292,6 @@ class TestMisuse:
         await kie.aclose()
         await kie.aclose()
 
-    @pytest.mark.xfail(reason="session: it counts as closed although nothing was", strict=False)
     async def test_closing_in_another_event_loop_is_refused_and_closes_nothing(
         self, sandbox: Sandbox, kie: KieSession
     ) -> None:
@@ -941,7 +938,6 @@ class TestClosing:
         with pytest.raises(SessionMisuse, match="closed"):
             await kie.credits()
 
-    @pytest.mark.xfail(reason="intake: drain cancels watchers that have not begun", strict=False)
     @pytest.mark.parametrize("rounds", [*range(12), 15, 20, 30, 50, 80])
     async def test_whenever_it_comes_a_create_ends_and_its_task_is_known_or_was_never_made(
         self, sandbox: Sandbox, kie: KieSession, rounds: int
@@ -980,7 +976,6 @@ class TestUnknownCreates:
 
         assert (await handle).task_id == task_id
 
-    @pytest.mark.xfail(reason="intents: adopt expects a callback where none can come", strict=False)
     async def test_a_task_told_by_hand_is_polled_as_any_other(
         self, clock: Clock, sandbox: Sandbox, open_session: OpenSession
     ) -> None:
@@ -1016,7 +1011,6 @@ class TestUnknownCreates:
 
         assert isinstance(await outcome_of(handle), CreateOutcomeUnknown)
 
-    @pytest.mark.xfail(reason="intents: write_off does not look again whether it was adopted", strict=False)
     @pytest.mark.parametrize("rounds", range(12))
     async def test_written_off_while_it_is_being_adopted_it_settles_once(
         self,
@@ -1164,7 +1158,6 @@ class TestNoise:
 
         assert (run.returncode, run.stderr) == (0, "")
 
-    @pytest.mark.xfail(reason="session: aiohttp complains of unclosed sessions instead", strict=False)
     def test_a_loop_closed_without_the_session_is_one_clear_warning(self) -> None:
         run = run_python(FORGETFUL, "-W", "error::ResourceWarning")
 
