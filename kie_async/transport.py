@@ -82,9 +82,9 @@ def client_session(connector: aiohttp.TCPConnector, **options: Any) -> aiohttp.C
 
 
 async def read_bounded(answer: aiohttp.ClientResponse, into: bytearray) -> None:
-    """Read a body into *into*, up to just over the limit that `jsontext.parse` refuses."""
+    """Read a body into *into*, up to one byte more than `jsontext.parse` takes."""
     async for chunk in answer.content.iter_any():
-        into += chunk
+        into += chunk[: jsontext.MAX_BYTES + 1 - len(into)]
         if len(into) > jsontext.MAX_BYTES:
             return
 
