@@ -264,6 +264,7 @@ async def test_whatever_is_wrong_with_the_file_is_told_before_a_key_is_asked_for
         (("batch", "jobs.csv", "--callback-url", "nowhere"), "callback_url must be"),
         (("batch", "jobs.csv", "--results", "../{}/jobs.csv"), "three files"),
         (("batch", "jobs.csv", "--results", "jobs.csv.db"), "three files"),
+        (("batch", "jobs.csv", "--results", "."), "is a folder"),
         (("batch", "jobs.csv", "--out", "taken"), "cannot make the folder taken"),
         (("batch", "jobs.csv", "--journal", "taken"), "taken"),
         (("journal", "show"), "Missing argument"),
@@ -500,11 +501,13 @@ async def test_a_journal_in_use_is_neither_shown_nor_shared(
 ) -> None:
     write_jobs(tmp_path, 1)
     running = await start(patient, tmp_path, "batch", "jobs.csv", *with_callbacks())
-    await until(lambda: patient.tasks)
+    path = tmp_path / "kie-batch" / "results.jsonl"
+    await until(lambda: path.exists() and outcomes_in(path) == {"running": 1})
     for arguments in (("journal", "show", "jobs.csv.db"), ("batch", "jobs.csv")):
         code, out, err = await command(patient, *arguments)
         assert (code, out) == (2, "")
         assert "is open in another session or process" in err
+    assert outcomes_in(path) == {"running": 1}  # still the first one's
     finish(patient, [0])
     assert (await running.end())[0] == 0
     assert len(patient.tasks) == 1

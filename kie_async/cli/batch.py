@@ -118,6 +118,8 @@ def batch(
     files = {path.resolve() for path in (options.jobs, options.journal, options.results)}
     if len(files) < 3:
         raise typer.BadParameter("the jobs, the journal and the results are three files")
+    if options.results.is_dir():
+        raise typer.BadParameter("is a folder", param_hint="--results")
     conduct(run_batch(options))
 
 
@@ -165,16 +167,22 @@ class _Run:
 
     async def run(self, requests: Iterator[TaskRequest]) -> None:
         """Create, wait and download until all is told, or it is time to leave."""
+        is_open = False
         try:
             async with self._opened() as kie:
+                is_open = True
                 for handle in await kie.resume():
                     self._books.note_task(handle.ref, handle.task_id)
                 await self._see_through(kie.batch(requests, download_to=self._options.out))
         finally:
-            try:
-                await self._books.results.write()
-            except OSError as exc:
-                self._trouble = f"cannot write {self._options.results}: {exc.strerror}"
+            if is_open:  # else the file is another's: of a former run, or of one that has the journal now
+                await self._write_results()
+
+    async def _write_results(self) -> None:
+        try:
+            await self._books.results.write()
+        except OSError as exc:
+            self._trouble = f"cannot write {self._options.results}: {exc.strerror}"
 
     @asynccontextmanager
     async def _opened(self) -> AsyncIterator[KieSession]:
