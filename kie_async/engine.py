@@ -14,7 +14,7 @@ import attrs
 from .callbacks import CallbackReceiver
 from .checks import is_loopback
 from .creates import Breaker, CreateTransport
-from .errors import TaskDetached
+from .errors import SessionMisuse, TaskDetached
 from .files import Files
 from .inflight import InFlight
 from .intake import Intake
@@ -183,6 +183,21 @@ class Engine:
             self.table.close(handle, TaskDetached(handle.task_id, handle.record))
         for handle in unknown:
             self.intents.expire(handle)
+
+    async def until_closed(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Return what *work* returns, and do not let it outlive the session.
+
+        Raises:
+            SessionMisuse: The session closed meanwhile.
+        """
+        watcher = self.spawn(work)
+        try:
+            return await asyncio.shield(watcher)
+        except asyncio.CancelledError:
+            if watcher.cancelled():
+                raise SessionMisuse("the session closed before an answer came") from None
+            watcher.cancel()
+            raise
 
     def spawn(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
         """Run *work* beside everything else, until it ends or the session closes."""

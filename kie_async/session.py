@@ -285,7 +285,8 @@ class KieSession:
             TransportError: No readable answer came.
             SessionMisuse: The session is not open here.
         """
-        return await self._engine.reader.query(task_id)
+        engine = self._engine
+        return await engine.until_closed(engine.reader.query(task_id))
 
     async def credits(self) -> float:
         """Return the account's balance; one credit is 0.005 USD.
@@ -295,7 +296,8 @@ class KieSession:
             TransportError: No readable answer came.
             SessionMisuse: The session is not open here.
         """
-        return await self._engine.reader.credits()
+        engine = self._engine
+        return await engine.until_closed(engine.reader.credits())
 
     async def upload(self, file: str | Path | bytes) -> UploadedFile:
         """Give the service a local file, its bytes, or a file it shall fetch from a URL; kept three days.
@@ -306,6 +308,8 @@ class KieSession:
             InvalidRequest: The file is missing, too large or of another kind; nothing was sent.
             UploadRefused: The upload service said no.
             TransportError: It could not be reached.
+            AuthenticationError: The key is not good.
+            SessionMisuse: The session is not open here, or closed meanwhile.
         """
         return await self._engine.files.upload(file)
 
@@ -318,6 +322,8 @@ class KieSession:
         Raises:
             ResultExpired: The service no longer has a file.
             DownloadFailed: A file could not be fetched; the task is done and paid, ask again.
+            InvalidRequest: The record's task id is not fit for a file name.
+            SessionMisuse: The session is not open here, or closed meanwhile.
         """
         return await self._engine.files.download(result.urls, folder, task_id=result.task_id)
 

@@ -957,6 +957,29 @@ class TestClosing:
             assert not sandbox.tasks
 
 
+class TestClosingWhileReading:
+    async def test_a_query_under_way_ends_at_once(self, sandbox: Sandbox, kie: KieSession) -> None:
+        sandbox.faults.query_answer_gate = asyncio.Event()
+        asking = asyncio.create_task(outcome_of(kie.query("task_1")))
+        await eventually(lambda: sandbox.counts["query"])
+
+        await asyncio.wait_for(kie.aclose(), 5)
+
+        assert isinstance(await asking, SessionMisuse)
+
+    async def test_a_caller_who_gives_up_takes_the_query_along(
+        self, sandbox: Sandbox, kie: KieSession
+    ) -> None:
+        sandbox.faults.query_answer_gate = asyncio.Event()
+        asking = asyncio.create_task(kie.query("task_1"))
+        await eventually(lambda: sandbox.counts["query"])
+
+        asking.cancel()
+
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+
+
 class TestUnknownCreates:
     async def lose(self, sandbox: Sandbox, kie: KieSession) -> TaskHandle:
         sandbox.faults.lose_answers_next = 1
