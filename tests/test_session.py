@@ -959,18 +959,19 @@ class TestClosing:
 
 class TestClosingWhileReading:
     async def test_a_query_under_way_ends_at_once(self, sandbox: Sandbox, kie: KieSession) -> None:
-        sandbox.faults.query_answer_gate = asyncio.Event()
+        gate = sandbox.faults.query_answer_gate = asyncio.Event()
         asking = asyncio.create_task(outcome_of(kie.query("task_1")))
         await eventually(lambda: sandbox.counts["query"])
 
         await asyncio.wait_for(kie.aclose(), 5)
 
         assert isinstance(await asking, SessionMisuse)
+        gate.set()
 
     async def test_a_caller_who_gives_up_takes_the_query_along(
         self, sandbox: Sandbox, kie: KieSession
     ) -> None:
-        sandbox.faults.query_answer_gate = asyncio.Event()
+        gate = sandbox.faults.query_answer_gate = asyncio.Event()
         asking = asyncio.create_task(kie.query("task_1"))
         await eventually(lambda: sandbox.counts["query"])
 
@@ -978,6 +979,7 @@ class TestClosingWhileReading:
 
         with pytest.raises(asyncio.CancelledError):
             await asking
+        gate.set()
 
 
 class TestUnknownCreates:
