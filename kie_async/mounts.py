@@ -11,7 +11,7 @@ import logging
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import attrs
 from aiohttp import web
@@ -230,9 +230,9 @@ class _Busy(asyncio.Protocol):
     """Sends a stranger away at once when there are too many."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        if isinstance(transport, asyncio.Transport):
-            transport.write(_BUSY)
-            transport.close()
+        wire = cast(asyncio.Transport, transport)  # uvloop's is no instance of it
+        wire.write(_BUSY)
+        wire.close()
 
 
 class _Line(RequestHandler):

@@ -517,6 +517,27 @@ async def test_one_connection_too_many_is_sent_away_at_once(
         assert (await first.hear()).status == 200
 
 
+def test_the_limits_hold_on_uvloop_too(
+    doorbell: CallbackReceiver, inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uvloop = pytest.importorskip("uvloop")
+    monkeypatch.setattr(mounts, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(mounts, "HEADER_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(mounts, "_WATCH_EVERY_S", 0.05)
+
+    async def play() -> None:
+        async with doorbell.serve("127.0.0.1", 0) as served:
+            assert (await knock(served.port, RIGHT, body=BODY)).status == 200
+            async with line_to(served.port) as first, line_to(served.port) as second:
+                assert (await knock(served.port, RIGHT, body=BODY)).status == 503
+                assert await first.is_closed()
+                assert await second.is_closed()
+            assert (await knock(served.port, RIGHT, body=BODY)).status == 200
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(play())
+
+
 @served
 async def test_requests_in_one_packet_are_answered_in_order(mount: Mounted, inbox: Inbox) -> None:
     async with line_to(mount.port) as line:
