@@ -429,6 +429,47 @@ async def test_an_unknown_create_that_nothing_adopts_is_an_outcome_and_never_sen
     assert sandbox.counts["create.bodies"] == 1
 
 
+async def test_an_unknown_create_told_by_hand_is_waited_for_beyond_the_grace(
+    open_session: OpenSession, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    sandbox.faults.lose_answers_next = 1
+    former = await open_session(journal=tmp_path / "run.db")
+    await read(former.batch([echo(0, ref="a")]))
+    await former.aclose()
+    kie = await open_session(journal=tmp_path / "run.db")
+    (unknown,) = await kie.resume()
+    (task_id,) = sandbox.tasks
+    await unknown.resolve(task_id)
+    reading = asyncio.create_task(read(kie.batch([echo(0, ref="a")])))
+    await asyncio.sleep(0.1)
+    assert not reading.done()
+    await finish(sandbox, 0, "fail")
+    ((outcome,), _) = await reading
+    assert isinstance(outcome.error, TaskFailed)
+    assert outcome.task_id == task_id
+    assert sandbox.counts["create"] == 1
+
+
+async def test_an_unknown_create_written_off_in_the_grace_stays_unknown(
+    open_session: OpenSession, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    sandbox.faults.lose_answers_next = 1
+    receiver = CallbackReceiver()
+    options = {"journal": tmp_path / "run.db", "receiver": receiver, "callback_url": "http://127.0.0.1:9/k"}
+    former = await open_session(**options)
+    await read(former.batch([echo(0, ref="a")]))
+    await former.aclose()
+    kie = await open_session(**options)
+    (unknown,) = await kie.resume()
+    reading = asyncio.create_task(read(kie.batch([echo(0, ref="a")])))
+    await asyncio.sleep(0.1)
+    assert not reading.done()
+    unknown.write_off()
+    ((outcome,), _) = await asyncio.wait_for(reading, ADOPTION_GRACE_S * 0.8)
+    assert isinstance(outcome.error, CreateOutcomeUnknown)
+    assert sandbox.counts["create"] == 1
+
+
 # --- stopping ------------------------------------------------------------------------------------------
 
 
@@ -731,6 +772,21 @@ async def test_a_download_that_fails_is_an_outcome_with_result_and_error(
     assert not outcome.ok
     with pytest.raises(DownloadFailed):
         outcome.unwrap()
+
+
+async def test_an_error_nobody_foresaw_stops_the_batch_and_is_raised(
+    open_session: OpenSession, sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> list[Path]:
+        raise RuntimeError("a bug")
+
+    kie = await open_session(max_in_flight=2)
+    monkeypatch.setattr(kie, "download", fail)
+    finishing = asyncio.create_task(finish_all(sandbox))
+    _, end = await read(kie.batch(jobs(1000), download_to=tmp_path))
+    finishing.cancel()
+    assert isinstance(end, RuntimeError)
+    assert len(sandbox.tasks) < 20
 
 
 # --- time and memory ----------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from kie_async import cli
-from kie_async.cli import voice_and_face
+from kie_async.cli import results_file, voice_and_face
 from kie_async.sandbox import Fixed, Never, Sandbox
 
 KEY = "kie-key-0123456789"
@@ -397,6 +397,23 @@ async def test_a_download_that_failed_is_made_up_for_by_another_run(
     (line,) = results_in(tmp_path / "kie-batch" / "results.jsonl")
     assert (line["outcome"], line["urls"], line["files"]) == ("failed", [gone], [])
     assert line["task_id"] in service.tasks
+
+
+async def test_results_that_cannot_be_written_end_nothing_that_is_paid(
+    command: Command, service: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(results_file, "_replace", refuse)
+    write_jobs(tmp_path, 2)
+    code, out, err = await command(service, "batch", "jobs.csv", *with_callbacks())
+    assert code == 1
+    assert out.startswith("2 jobs: 2 done, ")
+    assert err.splitlines() == [
+        "cannot write kie-batch/results.jsonl now: No space left on device",
+        "error: cannot write kie-batch/results.jsonl: No space left on device",
+    ]
 
 
 # --- interrupts ------------------------------------------------------------------------------------
