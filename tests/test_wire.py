@@ -323,6 +323,8 @@ def test_a_byte_order_mark_is_no_harm() -> None:
         (answer(455, msg="maintained"), Maintenance, 455),
         (answer(500, msg="Server Error"), ServerError, 500),
         (answer(500, msg="Credits insufficient"), InsufficientCredits, 500),
+        (answer(199), RequestRejected, 199),
+        (answer(300), RequestRejected, 300),
         # a real status with an envelope: the envelope knows more
         (answer(422, msg="recordInfo is null", status=404), RequestRejected, 422),
         (answer(429, status=429), RateLimited, 429),
