@@ -279,8 +279,12 @@ class _Flow:
             await self._shelf.acquire()  # with room still taken: a reader who is slow slows the pulling
         finally:
             self._room.release()
-        if outcome.result is not None and self._download_to is not None:
-            outcome = await self._downloaded(outcome, outcome.result, self._download_to)
+        try:
+            if outcome.result is not None and self._download_to is not None:
+                outcome = await self._downloaded(outcome, outcome.result, self._download_to)
+        except BaseException:
+            self._shelf.release()  # no reader of the outcome will
+            raise
         self._finished.put_nowait(outcome)
 
     async def _settled(self, outcome: Outcome) -> Outcome:
