@@ -6,6 +6,7 @@ The first part asks a poller alone, in virtual time; the second asks the sandbox
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import math
@@ -255,6 +256,7 @@ class TestCadence:
         assert len(bench.looks) == 2
 
         await bench.poller.aclose()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
         await clock.advance(5.0)
         bench.poller.ring(handles[0])
         bench.watch("t2")
@@ -717,6 +719,18 @@ class TestRings:
         await clock.advance(60.0)
         assert len(bench.looks) == 5
 
+    async def test_each_ring_has_its_own_row_of_further_looks(self, clock: Clock, bench: NewBench) -> None:
+        bench = bench(WITH_CALLBACKS)
+        handle = bench.watch(expects_callback=True)
+        bench.poller.ring(handle)
+        await clock.advance(20.0)
+        assert len(bench.looks) == 4
+
+        bench.poller.ring(handle)
+        await clock.advance(20.0)
+
+        assert len(bench.looks) == 8
+
     @pytest.mark.parametrize(
         "error",
         [*TRANSIENT, error_for(422, "recordInfo is null"), error_for(401, "no")],
@@ -812,6 +826,32 @@ class TestMemory:
         assert len(bench.poller._heap) < 500
         await clock.advance(3.0)
         assert {task_id for _, task_id in bench.looks} == {handle.task_id for handle in keep}
+
+    async def test_those_that_stay_are_looked_at_and_expire_in_time(
+        self, clock: Clock, bench: NewBench
+    ) -> None:
+        bench = bench(EVERY_SECOND)
+        rng = random.Random(7)
+        handles = [bench.watch(f"t{n}", timeout_s=rng.uniform(0.1, 0.9)) for n in range(1_000)]
+
+        for handle in handles[::2]:
+            bench.poller.forget(handle)
+        await clock.advance(0.5)
+
+        late = {handle for handle in handles[1::2] if handle.deadline <= clock.now - TICK_S}
+        assert late <= set(bench.expired)
+        assert len(bench.expired) < 300
+
+    async def test_a_closed_poller_keeps_no_handle_alive(self, clock: Clock, bench: NewBench) -> None:
+        bench = bench(rate=Rate(1, per_s=60.0))
+        alive = [weakref.ref(bench.watch(f"t{number}")) for number in range(10)]
+        await clock.advance(3.0)
+
+        await bench.poller.aclose()
+        bench.handles.clear()
+        gc.collect()
+
+        assert not any(handle() for handle in alive)
 
     async def test_a_handle_in_the_heap_is_not_kept_alive(self, clock: Clock, bench: NewBench) -> None:
         bench = bench()
