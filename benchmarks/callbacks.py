@@ -278,7 +278,7 @@ async def abused(load: Load, stranger: Load, seconds: int) -> list[Figure]:
                 load.ask("genuine", port=served.port, requests=genuine, per_s=GENUINE_PER_S)
             )
             strangers = await abuse
-            assert told["statuses"] == {"200": count}, told
+            assert told["statuses"] == {"200": count}, told["statuses"]
             assert kie.stats().settled_by_callback == count, kie.stats()
     ms = [value * 1000 for value in told["seconds"]]
     return [
