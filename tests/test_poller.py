@@ -420,13 +420,16 @@ class TestRefusedForTheRate:
         for gap_s, pause_s in zip(bench.gaps(), (1, 2, 4, 8, 16, 32, 60), strict=False):
             assert pause_s / 2 <= gap_s <= pause_s + 0.2
 
-    async def test_an_answer_ends_the_growth(self, clock: Clock, bench: NewBench) -> None:
+    @pytest.mark.parametrize("answer", [running("t"), ServerError(500, "oops")], ids=["record", "error"])
+    async def test_any_other_answer_ends_the_growth(
+        self, clock: Clock, bench: NewBench, answer: Answer
+    ) -> None:
         bench = bench(PollSchedule.fixed(0.1, jitter=0.0))
         bench.watch()
         bench.answer = lambda _: error_for(429, "too often")
         await clock.advance(30.0)
 
-        bench.answer = running
+        bench.answer = lambda _: answer
         await clock.advance(60.0)
         bench.answer = lambda _: error_for(429, "too often")
         before = len(bench.looks)
