@@ -31,7 +31,7 @@ from kie_async import (
 )
 from kie_async.sandbox import Never
 
-LOOK_S, TIMEOUT_S = 1.0, 20.0  # together shorter than any HTTP timeout
+LOOK_S, TIMEOUT_S = 0.2, 1.0  # no other timeout is as short
 SCHEDULE = PollSchedule.fixed(LOOK_S, jitter=0.0)
 
 
@@ -113,7 +113,7 @@ class Race:
         if self.closing is not None:
             await self.closing
         elif not self.settled:
-            await self.clock.advance(LOOK_S + 0.1)
+            await self.clock.advance(LOOK_S + 0.06)
             await eventually(lambda: self.sandbox.counts["query"])
 
     async def callback(self) -> None:
@@ -123,10 +123,10 @@ class Race:
     async def poll(self) -> None:
         """Let the answer come of a look that left long ago."""
         self.query_gate.set()
-        await self.clock.advance(0.1)
+        await self.clock.advance(0.06)
 
     async def timeout(self) -> None:
-        await self.clock.advance(TIMEOUT_S)
+        await self.clock.advance(TIMEOUT_S + 0.1)
 
     async def abandon(self) -> None:
         self.handle.abandon()
