@@ -278,8 +278,8 @@ async def abused(load: Load, stranger: Load, seconds: int) -> list[Figure]:
                 load.ask("genuine", port=served.port, requests=genuine, per_s=GENUINE_PER_S)
             )
             strangers = await abuse
-            assert told["statuses"] == {"200": count}, told["statuses"]
-            assert kie.stats().settled_by_callback == count, kie.stats()
+            accepted = [told["statuses"].get("200", 0) / count]
+            assert kie.stats().settled_by_callback == accepted[0] * count, kie.stats()
     ms = [value * 1000 for value in told["seconds"]]
     return [
         Figure(
@@ -288,6 +288,7 @@ async def abused(load: Load, stranger: Load, seconds: int) -> list[Figure]:
         Figure(
             name="junk requests", values=[strangers["junk_per_s"]], unit="a second", at_least=JUNK_PER_S * 0.9
         ),
+        Figure(name="genuine callbacks taken in", values=accepted, unit="of them", at_least=1),
         Figure(name="genuine callbacks answered, p50", values=[quantile(ms, 0.5)], unit="ms"),
         Figure(name="genuine callbacks answered, p99", values=[quantile(ms, 0.99)], unit="ms", at_most=500),
         Figure(name="genuine callbacks answered, slowest", values=[max(ms)], unit="ms"),

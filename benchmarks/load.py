@@ -106,6 +106,7 @@ async def abuse(
     """Hold slow connections open and send junk: four of five over kept connections, one over a new one."""
     counts = {"junk": 0, "slow reopened": -slow, "slow open": 0}
     kept: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+    few = asyncio.Semaphore(100)
 
     async def crawl(number: int) -> None:
         while True:
@@ -127,10 +128,11 @@ async def abuse(
         counts["junk"] += 1
         with suppress(ConnectionError, asyncio.IncompleteReadError, ValueError):
             if turn % 5:
-                reader, writer = kept.pop() if kept else await asyncio.open_connection("127.0.0.1", port)
-                writer.write(junk[turn % len(junk)])
-                await _answer(reader)
-                kept.append((reader, writer))
+                async with few:
+                    reader, writer = kept.pop() if kept else await asyncio.open_connection("127.0.0.1", port)
+                    writer.write(junk[turn % len(junk)])
+                    await _answer(reader)
+                    kept.append((reader, writer))
             else:
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
                 writer.write(broken[turn % len(broken)])
