@@ -203,7 +203,8 @@ class CallbackReceiver:
     def routes(self, path: str) -> list[web.RouteDef]:
         """Return the routes for an aiohttp application: ``app.router.add_routes(receiver.routes("/kie"))``.
 
-        Keep the paths below *path* out of access logs: their last part is a secret.
+        Bodies are bounded in size and time; slow headers and idle connections are the application's to
+        bound. Keep the paths below *path* out of access logs: their last part is a secret.
         """
         return aiohttp_routes(path, self._knock)
 

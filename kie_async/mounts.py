@@ -30,8 +30,8 @@ _LINE_LIMITS: Mapping[str, Any] = {
     "keepalive_timeout": IDLE_TIMEOUT_S,
     "lingering_time": 0.0,  # the door has a way of its own
     "read_bufsize": 16_384,
-    "max_line_size": 2048,
-    "max_field_size": 2048,
+    "max_line_size": 4096,
+    "max_field_size": 4096,
     "max_headers": 64,
     "auto_decompress": False,  # not for strangers: a body is unpacked once its address is known
     "access_log": None,
@@ -247,6 +247,8 @@ class _Line(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
+        if status >= 500:
+            _log.error("a callback was answered with %d: %s", status, type(exc).__name__)
         response = _response(status)
         response.force_close()
         return response
