@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import attrs
 import pytest
 from hypothesis import given
@@ -11,6 +13,7 @@ from kie_async.checks import (
     above_zero,
     check_above_zero,
     check_callback_url,
+    check_count,
     check_origin,
     check_task_id,
     check_url,
@@ -67,6 +70,17 @@ def test_none_is_refused_where_a_number_is_needed(name: str) -> None:
 def test_a_count_is_a_whole_number(name: str, value: float) -> None:
     with pytest.raises(InvalidRequest, match=f"{name} must be a whole number"):
         Settings(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [1, 2, 10**9])
+def test_a_count_of_at_least_one_passes(value: int) -> None:
+    check_count("max_in_flight", value)
+
+
+@pytest.mark.parametrize("value", [*NOT_ABOVE_ZERO, None, 0.5, 1.0, float("inf")])
+def test_a_count_below_one_or_in_parts_is_refused_by_name(value: Any) -> None:
+    with pytest.raises(InvalidRequest, match="max_in_flight must be a whole number of at least 1"):
+        check_count("max_in_flight", value)
 
 
 @pytest.mark.parametrize(

@@ -232,6 +232,17 @@ def test_a_refusal_names_the_field_and_no_key() -> None:
     assert "s3cret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("key", [*as_keys(["s3cret", b"s3cret"]), derive_callback_secret("s3cret")])
+def test_a_key_shows_in_no_repr_and_no_format(key: bytes) -> None:
+    assert f"{key!r} {key!s} {key} {[key]} {(key,)}" == "Key(***) Key(***) Key(***) [Key(***)] (Key(***),)"
+
+
+def test_a_key_is_used_as_the_bytes_it_is() -> None:
+    (key,) = as_keys([KEY])
+    assert key == KEY
+    assert sign(TASK, TIMESTAMP, key=key) == SIGNATURE
+
+
 def test_keys_may_come_from_a_generator() -> None:
     assert as_keys(key for key in ("a", "b")) == (b"a", b"b")
 
