@@ -744,8 +744,31 @@ async def test_a_mistake_of_ours_is_500_so_that_the_service_tries_again(
     assert (await knock(mount.port, RIGHT, body=BODY)).status == 200
 
 
-class _Fault(BaseException):
-    """What no library expects a hook to raise."""
+async def test_a_mistake_in_the_server_itself_is_told_by_its_type_alone(
+    leaks: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def answer(_: web.BaseRequest) -> web.StreamResponse:
+        raise RuntimeError(MAC)
+
+    door = mounts._Door(answer)
+    async with await asyncio.get_running_loop().create_server(door.open, "127.0.0.1", 0) as server:
+        heard = await knock(server.sockets[0].getsockname()[1], RIGHT, body=BODY)
+        await door.stop()
+    assert (heard.status, heard.body) == (500, b"")
+    assert caplog.messages == ["a callback was answered with 500: RuntimeError"]
+
+
+async def test_a_connection_that_ends_before_it_begins_gives_its_place_back(clock: Clock) -> None:
+    async def answer(_: web.BaseRequest) -> web.StreamResponse:
+        raise AssertionError
+
+    door = mounts._Door(answer)
+    watching = asyncio.create_task(door.watch())
+    door.open()
+    assert len(door._deadlines) == 1
+    await clock.advance(mounts.HEADER_TIMEOUT_S + 2)
+    assert not door._deadlines
+    watching.cancel()
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError("the hook's own"), asyncio.CancelledError()])
