@@ -9,7 +9,7 @@ pytestmark = pytest.mark.campaign
 
 
 async def test_thousands_of_forged_deliveries_change_no_handle(leaks: None) -> None:
-    report = await forge.run(3000)
+    report = await forge.run(2000)
     assert not report.complaints
     assert report.growth_mib < forge.MAX_GROWTH_MIB
     assert len(report.statuses) > len(forge.KINDS)

@@ -41,7 +41,7 @@ from kie_async import (
 from kie_async.sandbox import Never, bodies
 
 HMAC_KEY = "hmac-key-of-the-campaign"
-SIDES = {"signed": (20, 0.5), "doorbell": (12, 0.25), "doorbell of few": (5, 0.25)}
+SIDES = {"signed": (20, 0.5), "doorbell": (10, 0.25), "doorbell of few": (5, 0.25)}
 """Live tasks and share of the deliveries; few reach the bound of one handle, many the one of all."""
 ENDED, CREATING = 10, 3
 MAX_GROWTH_MIB = 32
