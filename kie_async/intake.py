@@ -146,6 +146,7 @@ class Intake:
             self._check_open()
             self._check_budget()
             await self._journal.plan(attrs.evolve(intent, body=(request.body or b"").decode()))
+            self._check_open()
         except BaseException:
             self._intents.cancel(handle)
             raise
@@ -181,7 +182,8 @@ class Intake:
             try:
                 return await asyncio.shield(sending)
             except asyncio.CancelledError:
-                if sending.cancelled():  # before it began; its caller is not the one who gave up
+                caller = asyncio.current_task()
+                if sending.cancelled() and not (caller and caller.cancelling()):  # by the close, unbegun
                     raise SessionMisuse(_CLOSED) from None
                 is_kept_back = creation.stop()
                 if is_kept_back:
@@ -222,6 +224,9 @@ class Intake:
             await self._note_failure(handle, exc)
             raise
         await self._note_created(handle, task_id)
+        if (known := self._table.get(task_id)) is not None:  # attached meanwhile: one task, one handle
+            self._intents.cancel(handle)
+            return known
         handle.deadline = asyncio.get_running_loop().time() + timeout_s
         self._intents.created(handle, task_id, expects_callback=intent.expects_callback)
         if creation.is_orphan:

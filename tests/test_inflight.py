@@ -138,9 +138,6 @@ class TestWhoDecides:
         assert await handle
 
 
-@pytest.mark.xfail(
-    reason="intake: bind refuses after the check, and nothing gives the slot back", strict=False
-)
 async def test_a_task_attached_while_its_create_is_being_noted_leaves_the_slot_free(
     sandbox: Sandbox, open_session: OpenSession
 ) -> None:

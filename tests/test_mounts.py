@@ -32,7 +32,7 @@ from knocking import MOUNTS, PATH, Mounted, aiohttp_on, knock, line_to, request,
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from kie_async import CallbackReceiver, PollSchedule, Sandbox, SessionEvent, TaskRecord, mounts
+from kie_async import CallbackReceiver, PollSchedule, Sandbox, SessionEvent, TaskRecord, mounts, states
 from kie_async.signing import address_mac
 
 VECTORS: list[dict[str, Any]] = json.loads(Path(__file__).with_name("signature_vectors.json").read_text())[
@@ -812,9 +812,14 @@ async def test_a_hook_that_blocks_or_raises_comes_after_the_answer(
 EVIL = "\x1b[31m\n[FATAL] paid twice\r\x00\u2028"
 
 
-async def test_logs_hold_no_secret_and_no_word_of_a_stranger_and_do_not_grow(
-    sandbox: Sandbox, receiver: CallbackReceiver, open_session: OpenSession, caplog: pytest.LogCaptureFixture
+async def test_logs_hold_no_secret_and_no_line_of_a_stranger_and_do_not_grow(
+    sandbox: Sandbox,
+    receiver: CallbackReceiver,
+    open_session: OpenSession,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(states, "_logged", set())
     caplog.set_level(logging.DEBUG)
     asyncio.get_running_loop().set_debug(True)
     async with receiver.serve("127.0.0.1", 0) as served:
