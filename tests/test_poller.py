@@ -257,6 +257,7 @@ class TestCadence:
 
         await bench.poller.aclose()
         assert asyncio.all_tasks() == {asyncio.current_task()}
+        assert all(timer.cancelled() for timer in asyncio.get_running_loop()._scheduled)
         await clock.advance(5.0)
         bench.poller.ring(handles[0])
         bench.watch("t2")
