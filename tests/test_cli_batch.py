@@ -426,6 +426,7 @@ async def test_interrupted_once_it_waits_for_what_is_paid_and_goes_on_when_run_a
     path = tmp_path / "kie-batch" / "results.jsonl"
     running = await start(patient, tmp_path, "batch", "jobs.csv", *with_callbacks())
     await until(lambda: len(patient.tasks) == 20)
+    await asyncio.sleep(0.5)  # the last answer has left the service: let it be noted
     running.signal()
     await running.said("interrupted: nothing more is sent; waiting for what is paid, 60 s at most")
     finish(patient, range(30))
@@ -454,7 +455,8 @@ async def test_however_it_ends_another_run_completes_it_and_pays_nothing_twice(
     running = await start(patient, tmp_path, *arguments)
     await until(lambda: len(patient.tasks) == 4)
     finish(patient, [0])
-    await until(lambda: len(patient.tasks) == 5)
+    await until(lambda: len(patient.tasks) == 5 and patient.counts["file"])
+    await asyncio.sleep(0.5)  # the answer and the file have left the service: let them be noted
     if how == "killed":
         running.signal(signal.SIGKILL)
         await running.end()
