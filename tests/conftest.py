@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from clock import Clock, SteeredLoop, eventually
+from hypothesis import settings
 
 from kie_async import (
     CallbackReceiver,
@@ -27,6 +28,9 @@ from kie_async import (
     SessionEvent,
 )
 from kie_async.sandbox import Never
+
+settings.register_profile("suite", max_examples=40, deadline=None)
+settings.load_profile("suite")
 
 HMAC_KEY = "hmac-key-of-the-tests"
 FAST = PollSchedule(
