@@ -473,6 +473,14 @@ class TestAbandoning:
         assert events.kinds().count("settled") == 1
         handle._seen = True
 
+    async def test_of_two_ends_the_first_counts(self, handle: TaskHandle) -> None:
+        handle.abandon()
+
+        handle._settle(TaskTimedOut(handle.task_id))
+
+        with pytest.raises(TaskAbandoned):
+            await handle
+
     async def test_a_settled_handle_cannot_be_abandoned(
         self, clock: Clock, sandbox: Sandbox, handle: TaskHandle
     ) -> None:

@@ -13,7 +13,10 @@ from kie_async import (
     CallbackReceiver,
     CreateOutcomeUnknown,
     InvalidRequest,
+    JournalError,
+    KieError,
     KieSession,
+    RequestRejected,
     Sandbox,
     ServedReceiver,
     TaskAbandoned,
@@ -21,7 +24,7 @@ from kie_async import (
     TaskRequest,
 )
 from kie_async.inflight import REMEMBERED
-from kie_async.journal import Journal
+from kie_async.journal import IntentState, Journal
 
 ECHO = ("sandbox/echo", {})
 
@@ -82,6 +85,46 @@ class TestMemory:
 
         assert intents.task_of("intent-0") is None
         assert intents.task_of("intent-1") == ""
+
+
+async def test_a_task_is_bound_to_one_handle(kie: KieSession) -> None:
+    handle = await kie.create(*ECHO)
+    other = kie.attach("task_1")
+
+    with pytest.raises(InvalidRequest, match="belongs to another handle already"):
+        kie._parts.table.bind(other, handle.task_id, expects_callback=False)
+
+    assert kie.attach(handle.task_id) is handle
+
+
+class FullJournal(Journal):
+    """Cannot note how a create ended."""
+
+    async def ended(
+        self, intent_id: str, state: IntentState, *, reason: str = "", code: int | None = None
+    ) -> None:
+        raise JournalError("disk full")
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [("lose_answers_next", CreateOutcomeUnknown), ("refuse_but_create_next", RequestRejected)],
+)
+async def test_an_end_that_cannot_be_noted_is_told_all_the_same_and_gives_the_slot_back(
+    sandbox: Sandbox,
+    open_session: OpenSession,
+    caplog: pytest.LogCaptureFixture,
+    fault: str,
+    error: type[KieError],
+) -> None:
+    kie = await open_session(journal=FullJournal(), max_in_flight=1)
+    setattr(sandbox.faults, fault, 1)
+
+    with pytest.raises(error):
+        await kie.create(*ECHO)
+
+    assert "could not be noted" in caplog.text
+    assert await asyncio.wait_for(kie.create(*ECHO), 5.0)
 
 
 class TestWhoDecides:
