@@ -13,6 +13,10 @@ from pathlib import Path
 
 import attrs
 
+CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
+OUR_CORE, THEIR_CORE = CORES[0], CORES[-1]
+"""Where the measured process runs, and where what it talks to."""
+
 
 @attrs.frozen(kw_only=True)
 class Figure:
@@ -74,6 +78,12 @@ def tell(figures: Sequence[Figure], *, check: bool, to: Path | None) -> int:
     if missed:
         print(f"missed: {', '.join(missed)}")
     return 1 if check and missed else 0
+
+
+def pin(core: int) -> None:
+    """Keep this process on one core, where the system lets it."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {core})
 
 
 async def alternating(
