@@ -8,7 +8,8 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import attrs
@@ -16,6 +17,8 @@ import attrs
 CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
 OUR_CORE, THEIR_CORE = CORES[0], CORES[-1]
 """Where the measured process runs, and where what it talks to."""
+DISTURBED = 0.1
+"""The share of the wanted time on a core that strangers may take from a round that counts."""
 
 
 @attrs.frozen(kw_only=True)
@@ -27,6 +30,8 @@ class Figure:
     unit: str
     at_least: float | None = None
     at_most: float | None = None
+    goal: str = ""
+    """The goal its bar belongs to: P1 and so on."""
 
     @property
     def median(self) -> float:
@@ -44,9 +49,16 @@ class Figure:
         bar = ""
         if self.at_least is not None or self.at_most is not None:
             word, value = (">=", self.at_least) if self.at_least is not None else ("<=", self.at_most)
-            bar = f"{word} {value:g} {'met' if self.is_met else 'MISSED'}"
-        spread = f"{shown(min(self.values))} to {shown(max(self.values))}" if len(self.values) > 1 else ""
-        return self.name, shown(self.median), self.unit, spread, bar
+            bar = f"{self.goal} {word} {value:g} {'met' if self.is_met else 'MISSED'}".strip()
+        return self.name, shown(self.median), self.unit, self._spread(), bar
+
+    def _spread(self) -> str:
+        """Return the quartiles, or the ends of a few values."""
+        if len(self.values) < 2:
+            return ""
+        few = len(self.values) < 4
+        ends = (min(self.values), max(self.values)) if few else statistics.quantiles(self.values, n=4)
+        return f"{shown(ends[0])} to {shown(ends[-1])}"
 
 
 def shown(value: float) -> str:
@@ -86,18 +98,45 @@ def pin(core: int) -> None:
         os.sched_setaffinity(0, {core})
 
 
+def _scheduled_s(pids: Sequence[int | str]) -> tuple[float, float]:
+    """Return for how long processes had a core, and for how long they were ready and had none."""
+    ran = waited = 0
+    for pid in pids:
+        with suppress(OSError):
+            on_core_ns, ready_ns, _ = Path(f"/proc/{pid}/schedstat").read_text("ascii").split()
+            ran, waited = ran + int(on_core_ns), waited + int(ready_ns)
+    return ran / 1e9, waited / 1e9
+
+
 async def alternating(
-    things: dict[str, Callable[[], Awaitable[float]]], *, rounds: int
+    things: Mapping[str, Callable[[], Awaitable[float]]], *, rounds: int, beside: Sequence[int] = ()
 ) -> dict[str, list[float]]:
-    """Measure things in turn, round by round, so that what else the machine does meets them alike."""
-    found: dict[str, list[float]] = {name: [] for name in things}
-    names = list(things)
-    for number in range(rounds + 1):
-        for name in names if number % 2 else reversed(names):
-            value = await things[name]()
-            if number:  # the first round warms up
-                found[name].append(value)
-    return found
+    """Measure things in turn, round by round, so that what else the machine does meets them alike.
+
+    A round in which strangers took the core from this process, or from those *beside* it, is measured
+    again; after half as many rounds more the quietest count.
+    """
+    names, pids = list(things), ["self", *beside]
+    taken: list[tuple[float, dict[str, float]]] = []
+    quiet = 0
+    for number in range(rounds + rounds // 2 + 1):
+        ran, waited = _scheduled_s(pids)
+        values = {name: await things[name]() for name in (names if number % 2 else reversed(names))}
+        ran_then, waited_then = _scheduled_s(pids)
+        if not number:
+            continue  # the first round warms up
+        share = (waited_then - waited) / max(ran_then - ran + waited_then - waited, 1e-9)
+        taken.append((share, values))
+        quiet += share <= DISTURBED
+        if quiet >= rounds:
+            break
+    taken.sort(key=lambda found: found[0])
+    return {name: [values[name] for _, values in taken[:rounds]] for name in names}
+
+
+def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    """Return the ratio of each round."""
+    return [mine / other for mine, other in zip(ours, theirs, strict=True)]
 
 
 async def cpu_s(work: Callable[[], Awaitable[object]]) -> float:
