@@ -1,0 +1,94 @@
+"""What a create costs beside aiohttp alone: without a journal on disk, and with the durable one.
+
+All of them use a new connection for each create, as many at once, against one emulated service. Rates
+are per CPU second of this process, the thread of the journal included; chunks alternate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+
+from kie_async import KieSession, PollSchedule
+
+from .emulator import AVATAR, AVATAR_INPUT, Emulator
+from .floor import CREATES, Bare, at_most, free_session
+from .measuring import OUR_CORE, Figure, alternating, parser, pin, ratios, tell
+
+CHUNK, ROUNDS = 200, 40
+BARS = {"no journal": 0.85, "durable journal": 0.6}
+
+
+async def measured(rounds: int, chunk: int) -> list[Figure]:
+    """Return rates and their ratios to the rate of aiohttp alone."""
+    walls: dict[str, list[float]] = {}
+
+    def timed(name: str, work: Callable[[], Awaitable[object]]) -> Callable[[], Awaitable[float]]:
+        async def run() -> float:
+            wall, cpu = time.perf_counter(), time.process_time()
+            await work()
+            cpu = time.process_time() - cpu
+            walls.setdefault(name, []).append(chunk / (time.perf_counter() - wall))
+            return chunk / cpu
+
+        return run
+
+    async with AsyncExitStack() as opened:
+        service = await opened.enter_async_context(Emulator(durations=("never",)))
+        bare = await opened.enter_async_context(Bare(service.url))
+        path = f"{opened.enter_context(tempfile.TemporaryDirectory())}/journal.db"
+        asleep = PollSchedule.fixed(86_400)
+        things = {
+            "aiohttp alone": timed("aiohttp alone", lambda: at_most(CREATES, bare.create, range(chunk)))
+        }
+        for name, journal in (("no journal", None), ("durable journal", path)):
+            kie = await opened.enter_async_context(free_session(service.url, journal=journal, poll=asleep))
+            things[name] = _letting_go(kie, timed(name, lambda kie=kie: _creates(kie, chunk)))
+        found = await alternating(things, rounds=rounds, beside=[service.pid])
+    figures = [
+        Figure(name=name, values=values, unit="creates a CPU second") for name, values in found.items()
+    ]
+    figures += [
+        Figure(name=name, values=values[1:], unit="creates a second") for name, values in walls.items()
+    ]
+    alone = found["aiohttp alone"]
+    return figures + [
+        Figure(
+            name=f"{name} / aiohttp alone",
+            values=ratios(found[name], alone),
+            unit="of its rate",
+            at_least=bar,
+            goal="P2",
+        )
+        for name, bar in BARS.items()
+    ]
+
+
+async def _creates(kie: KieSession, chunk: int) -> None:
+    await at_most(CREATES, lambda _: kie.create(AVATAR, AVATAR_INPUT), range(chunk))
+
+
+def _letting_go(kie: KieSession, run: Callable[[], Awaitable[float]]) -> Callable[[], Awaitable[float]]:
+    """Forget the tasks after each chunk: what is in flight must not grow from chunk to chunk."""
+
+    async def work() -> float:
+        rate = await run()
+        for handle in list(kie._engine.table.handles):
+            handle.abandon()
+        await asyncio.sleep(0)
+        return rate
+
+    return work
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the benchmark; with ``--check`` the exit status tells whether the bars were met."""
+    options = parser("create", __doc__)
+    options.add_argument("--rounds", type=int, default=ROUNDS)
+    options.add_argument("--chunk", type=int, default=CHUNK)
+    asked = options.parse_args(argv)
+    pin(OUR_CORE)
+    return tell(asyncio.run(measured(asked.rounds, asked.chunk)), check=asked.check, to=asked.json)

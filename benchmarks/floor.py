@@ -1,0 +1,80 @@
+"""The least that does the same work: aiohttp by itself, with as many connections, kept or not as ours are.
+
+Bodies are encoded beforehand and answers are read, not decoded. Beside it stands how a session of ours is
+opened for a benchmark: its own limits out of the way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from typing import Any, Self, TypeVar
+
+import aiohttp
+from yarl import URL
+
+from kie_async import KieSession, Limits, Rate
+
+from .emulated import dumps
+from .emulator import AVATAR, AVATAR_INPUT
+
+CREATES, QUERIES = 16, 64
+"""Connections: more creates at once buy nothing."""
+MANY = Rate(100_000, per_s=1)
+FREE = Limits(create=MANY, query=MANY, create_connections=CREATES, query_connections=QUERIES)
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+def free_session(url: str, **options: Any) -> KieSession:
+    """Return a session that is held back by nothing but its connections."""
+    given: dict[str, Any] = {"base_url": url, "max_in_flight": 100_000, "limits": FREE}
+    return KieSession("a-key", **given | options)
+
+
+class Bare:
+    """Sends creates and queries with aiohttp alone."""
+
+    body = dumps({"model": AVATAR, "input": AVATAR_INPUT})
+
+    def __init__(self, url: str) -> None:
+        self._create_url = URL(f"{url}/api/v1/jobs/createTask", encoded=True)
+        self._query_url = f"{url}/api/v1/jobs/recordInfo?taskId="
+
+    async def __aenter__(self) -> Self:
+        headers = {"Authorization": "Bearer a-key", "Content-Type": "application/json"}
+        self._creates = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=CREATES, force_close=True), headers=headers
+        )
+        self._queries = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=QUERIES, keepalive_timeout=75), headers=headers
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._creates.close()
+        await self._queries.close()
+
+    async def create(self, _: object = None) -> bytes:
+        """Return the answer to a create."""
+        async with self._creates.post(self._create_url, data=self.body) as answer:
+            return await answer.read()
+
+    async def query(self, task_id: str) -> bytes:
+        """Return the answer to a query."""
+        async with self._queries.get(URL(self._query_url + task_id, encoded=True)) as answer:
+            return await answer.read()
+
+
+async def at_most(lines: int, work: Callable[[_T], Awaitable[_R]], given: Iterable[_T]) -> list[_R]:
+    """Do *work* for everything given, so many at once; return the results in no order."""
+    found: list[_R] = []
+    turns: Iterator[_T] = iter(given)
+
+    async def go() -> None:
+        for turn in turns:
+            found.append(await work(turn))  # noqa: PERF401  # many share the list
+
+    await asyncio.gather(*[go() for _ in range(lines)])
+    return found
