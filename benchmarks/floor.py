@@ -1,12 +1,12 @@
-"""The least that does the same work: aiohttp by itself, with as many connections, kept or not as ours are.
+"""What a session is measured against: aiohttp alone, and the client that everybody writes.
 
-Bodies are encoded beforehand and answers are read, not decoded. Beside it stands how a session of ours is
-opened for a benchmark: its own limits out of the way.
+Beside them stands how a session is opened for a benchmark: its own limits out of the way.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, Self, TypeVar
 
@@ -34,7 +34,10 @@ def free_session(url: str, **options: Any) -> KieSession:
 
 
 class Bare:
-    """Sends creates and queries with aiohttp alone."""
+    """Sends creates and queries with aiohttp alone, over as many connections, kept or not as ours are.
+
+    Bodies are encoded beforehand, answers are read and not decoded.
+    """
 
     body = dumps({"model": AVATAR, "input": AVATAR_INPUT})
 
@@ -65,6 +68,34 @@ class Bare:
         """Return the answer to a query."""
         async with self._queries.get(URL(self._query_url + task_id, encoded=True)) as answer:
             return await answer.read()
+
+
+class Everyday:
+    """A coroutine per task that creates, sleeps and asks, over one pool of kept connections."""
+
+    def __init__(self, url: str, *, every_s: float) -> None:
+        self._url = f"{url}/api/v1/jobs/"
+        self._every_s = every_s
+
+    async def __aenter__(self) -> Self:
+        self._http = aiohttp.ClientSession(headers={"Authorization": "Bearer a-key"})
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._http.close()
+
+    async def run(self) -> list[str]:
+        """Return the URLs of a new task's result."""
+        wish = {"model": AVATAR, "input": AVATAR_INPUT}
+        async with self._http.post(self._url + "createTask", json=wish) as answer:
+            asked = {"taskId": (await answer.json())["data"]["taskId"]}
+        while True:
+            await asyncio.sleep(self._every_s)
+            async with self._http.get(self._url + "recordInfo", params=asked) as answer:
+                record = (await answer.json())["data"]
+            if record["state"] in ("success", "fail"):
+                urls: list[str] = json.loads(record["resultJson"])["resultUrls"]
+                return urls
 
 
 async def at_most(lines: int, work: Callable[[_T], Awaitable[_R]], given: Iterable[_T]) -> list[_R]:

@@ -96,7 +96,7 @@ async def genuine(*, port: int, requests: list[bytes], per_s: float) -> dict[str
         found.append(time.perf_counter() - began)
         statuses[status] = statuses.get(status, 0) + 1
 
-    await _paced(len(requests), per_s, lambda turn: send(requests[turn]))
+    await paced(len(requests), per_s, lambda turn: send(requests[turn]))
     return {"seconds": found, "statuses": statuses}
 
 
@@ -145,7 +145,7 @@ async def abuse(
     await asyncio.sleep(1)
     opened = counts["slow open"]
     began = time.perf_counter()
-    await _paced(int(per_s * for_s), per_s, send)
+    await paced(int(per_s * for_s), per_s, send)
     seconds = time.perf_counter() - began
     for task in crawling:
         task.cancel()
@@ -153,7 +153,7 @@ async def abuse(
     return {"junk_per_s": counts["junk"] / seconds, "slow_open": opened, **counts}
 
 
-async def _paced(count: int, per_s: float, start: Callable[[int], Any]) -> None:
+async def paced(count: int, per_s: float, start: Callable[[int], Any]) -> None:
     """Start so many coroutines at a rate, and wait for them."""
     began, running = time.perf_counter(), set()
     for turn in range(count):

@@ -109,7 +109,11 @@ def _scheduled_s(pids: Sequence[int | str]) -> tuple[float, float]:
 
 
 async def alternating(
-    things: Mapping[str, Callable[[], Awaitable[float]]], *, rounds: int, beside: Sequence[int] = ()
+    things: Mapping[str, Callable[[], Awaitable[float]]],
+    *,
+    rounds: int,
+    beside: Sequence[int] = (),
+    warms_up: bool = True,
 ) -> dict[str, list[float]]:
     """Measure things in turn, round by round, so that what else the machine does meets them alike.
 
@@ -119,7 +123,7 @@ async def alternating(
     names, pids = list(things), ["self", *beside]
     taken: list[tuple[float, dict[str, float]]] = []
     quiet = 0
-    for number in range(rounds + rounds // 2 + 1):
+    for number in range(0 if warms_up else 1, rounds + rounds // 2 + 1):
         ran, waited = _scheduled_s(pids)
         values = {name: await things[name]() for name in (names if number % 2 else reversed(names))}
         ran_then, waited_then = _scheduled_s(pids)

@@ -1,0 +1,152 @@
+"""What tasks cost that are polled: a thousand at once beside aiohttp alone, and a hundred a second beside
+the client that everybody writes.
+
+At once, aiohttp alone makes as many requests over as many connections and does nothing with the answers.
+Paced, most of the cost is waking up: there the everyday client sleeps and asks in a coroutine per task.
+Figures are CPU seconds of this process; the turns alternate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from kie_async import KieSession, PollSchedule
+
+from .emulator import AVATAR, AVATAR_INPUT, Emulator
+from .floor import CREATES, QUERIES, Bare, Everyday, at_most, free_session
+from .load import paced
+from .measuring import OUR_CORE, Figure, alternating, cpu_s, parser, pin, ratios, tell
+
+TASKS, ROUNDS = 1000, 20
+PACED_ROUNDS, PER_S = 3, 100.0
+EVERY_S, SHORTEST_S, LONGEST_S = 3.0, 2.0, 8.0
+"""Of a paced task; one of those at once takes a tenth."""
+
+
+class AtOnce:
+    """A thousand tasks, all begun and awaited together."""
+
+    def __init__(
+        self, service: Emulator, kie: KieSession, everyday: Everyday, bare: Bare, tasks: int
+    ) -> None:
+        self._service = service
+        self._kie = kie
+        self._everyday = everyday
+        self._bare = bare
+        self._tasks = tasks
+        self._queries = 0
+
+    async def ours(self) -> float:
+        """Return the CPU seconds of our session."""
+
+        async def work() -> None:
+            done = await asyncio.gather(
+                *[self._kie.run(AVATAR, AVATAR_INPUT) for _ in range(self._tasks)], return_exceptions=True
+            )
+            assert not [failed for failed in done if isinstance(failed, BaseException)]
+
+        before = self._kie.stats().queries
+        spent = await cpu_s(work)
+        self._queries = self._kie.stats().queries - before
+        return spent
+
+    async def alone(self) -> float:
+        """Return the CPU seconds of aiohttp alone for as many requests as ours made last."""
+
+        async def work() -> None:
+            answers = await at_most(CREATES, self._bare.create, range(self._tasks))
+            ids = [answer.split(b'"', 12)[9].decode() for answer in answers]
+            await at_most(QUERIES, self._bare.query, (ids[n % len(ids)] for n in range(self._queries)))
+
+        return await cpu_s(work)
+
+    async def written(self) -> float:
+        """Return the CPU seconds of the everyday client."""
+        return await cpu_s(lambda: asyncio.gather(*[self._everyday.run() for _ in range(self._tasks)]))
+
+
+async def at_once(rounds: int, tasks: int) -> list[Figure]:
+    """Return what a thousand tasks cost that begin together."""
+    every_s = EVERY_S / 10
+    async with (
+        Emulator(durations=("uniform", SHORTEST_S / 10, LONGEST_S / 10)) as service,
+        free_session(service.url, poll=PollSchedule.fixed(every_s)) as kie,
+        Everyday(service.url, every_s=every_s) as everyday,
+        Bare(service.url) as bare,
+    ):
+        turn = AtOnce(service, kie, everyday, bare, tasks)
+        found = await alternating(
+            {"aiohttp alone": turn.alone, "the everyday client": turn.written, "ours": turn.ours},
+            rounds=rounds,
+            beside=[service.pid],
+        )
+        asked = kie.stats().queries / kie.stats().creates
+    alone = found["aiohttp alone"]
+    return [
+        Figure(name="at once, polls a task", values=[asked], unit=""),
+        *[Figure(name=f"at once, {name}", values=values, unit="CPU s") for name, values in found.items()],
+        Figure(
+            name="at once, the everyday client / aiohttp alone",
+            values=ratios(found["the everyday client"], alone),
+            unit="of its CPU time",
+        ),
+        Figure(
+            name="at once, ours / aiohttp alone",
+            values=ratios(found["ours"], alone),
+            unit="of its CPU time",
+            at_most=1.25,
+            goal="P1",
+        ),
+    ]
+
+
+async def at_a_pace(rounds: int, tasks: int) -> list[Figure]:
+    """Return what tasks cost that come a hundred a second."""
+    async with (
+        Emulator(durations=("uniform", SHORTEST_S, LONGEST_S)) as service,
+        free_session(service.url, poll=PollSchedule.fixed(EVERY_S)) as kie,
+        Everyday(service.url, every_s=EVERY_S) as everyday,
+    ):
+
+        async def ours() -> float:
+            return await cpu_s(lambda: paced(tasks, PER_S, lambda _: kie.run(AVATAR, AVATAR_INPUT)))
+
+        async def written() -> float:
+            return await cpu_s(lambda: paced(tasks, PER_S, lambda _: everyday.run()))
+
+        found = await alternating(
+            {"the everyday client": written, "ours": ours},
+            rounds=rounds,
+            beside=[service.pid],
+            warms_up=False,
+        )
+        assert kie.stats().settled_by_poll == kie.stats().creates
+    return [
+        *[Figure(name=f"paced, {name}", values=values, unit="CPU s") for name, values in found.items()],
+        Figure(
+            name="paced, ours / the everyday client",
+            values=ratios(found["ours"], found["the everyday client"]),
+            unit="of its CPU time",
+            at_most=0.9,
+            goal="P1",
+        ),
+    ]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the benchmark; with ``--check`` the exit status tells whether the bars were met."""
+    options = parser("poll", __doc__)
+    options.add_argument("--tasks", type=int, default=TASKS)
+    options.add_argument("--rounds", type=int, default=ROUNDS)
+    options.add_argument("--paced-rounds", type=int, default=PACED_ROUNDS)
+    asked = options.parse_args(argv)
+    pin(OUR_CORE)
+
+    async def run() -> list[Figure]:
+        return [
+            *await at_once(asked.rounds, asked.tasks),
+            *await at_a_pace(asked.paced_rounds, asked.tasks),
+        ]
+
+    return tell(asyncio.run(run()), check=asked.check, to=asked.json)
