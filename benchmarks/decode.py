@@ -11,15 +11,18 @@ import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import attrs
 
+from kie_async import jsontext
 from kie_async.wire import WireResponse, decode_callback, decode_query
 
 from .measuring import Figure, alternating, parser, tell
 
 CHUNK, ROUNDS = 400, 60
+_INSTALLED = jsontext._orjson
 TASK = "e989621f54392584b05867f87b160672"
 ADDRESS = f"https://bot.example.org/kie/{'0123456789abcdef' * 2}/{'a' * 26}"
 _INPUT = {"prompt": "a warm smile", "image_url": "https://files.example.org/face.png"}
@@ -107,8 +110,9 @@ def readers() -> dict[str, Callable[[Any], Any]]:
     return found
 
 
-def ours(name: str, body: bytes) -> object:
-    """Read one of the bodies as a session does."""
+def ours(library: str, name: str, body: bytes) -> object:
+    """Read one of the bodies as a session does, with or without orjson."""
+    jsontext._orjson = _INSTALLED if library == "orjson" else None
     if name == "callback":
         return decode_callback(body)
     return decode_query(WireResponse(status=200, body=body), TASK)
@@ -126,18 +130,18 @@ def _timed(read: Callable[[], object]) -> Callable[[], Awaitable[float]]:
 
 async def measured(rounds: int) -> list[Figure]:
     """Return microseconds per body, and the ratios to the floors."""
+    libraries = readers()
     things: dict[str, Callable[[], object]] = {}
     for name, body in BODIES.items():
-        things[name] = lambda name=name, body=body: ours(name, body)
-        for library, loads in readers().items():
-            things[f"{name}, {library}, floor"] = lambda loads=loads, body=body: plain(loads, body)
+        for library, loads in libraries.items():
+            things[f"{name}, {library}"] = partial(ours, library, name, body)
+            things[f"{name}, {library}, floor"] = partial(plain, loads, body)
     found = await alternating({name: _timed(read) for name, read in things.items()}, rounds=rounds)
     figures = [Figure(name=name, values=values, unit="us") for name, values in found.items()]
-    for name in BODIES:
-        for library in readers():
-            pairs = zip(found[name], found[f"{name}, {library}, floor"], strict=True)
-            ratios = [ours / floor for ours, floor in pairs]
-            figures.append(Figure(name=f"{name} / {library} floor", values=ratios, unit="of its cost"))
+    for name in [name for name in things if not name.endswith("floor")]:
+        pairs = zip(found[name], found[f"{name}, floor"], strict=True)
+        ratios = [ours / floor for ours, floor in pairs]
+        figures.append(Figure(name=f"{name} / its floor", values=ratios, unit="of its cost"))
     return figures
 
 

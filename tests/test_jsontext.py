@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kie_async import jsontext
 from kie_async.jsontext import MAX_BYTES, NotJson, parse, write
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)))
@@ -17,6 +18,14 @@ JSON = st.recursive(
     lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner),
     max_leaves=20,
 )
+
+
+@pytest.fixture(params=["stdlib", "orjson"])
+def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read with the standard library alone, and with orjson before it."""
+    orjson = pytest.importorskip("orjson") if request.param == "orjson" else None
+    monkeypatch.setattr(jsontext, "_orjson", orjson)
+
 
 HOSTILE = {
     "empty": b"",
@@ -55,12 +64,14 @@ HOSTILE = {
 }
 
 
+@pytest.mark.usefixtures("reader")
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
 def test_what_readers_could_read_differently_is_refused(text: bytes) -> None:
     with pytest.raises(NotJson):
         parse(text)
 
 
+@pytest.mark.usefixtures("reader")
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
 def test_a_refusal_is_quick_and_short(text: bytes) -> None:
     started = time.perf_counter()
@@ -73,17 +84,20 @@ def test_a_refusal_is_quick_and_short(text: bytes) -> None:
 READABLE = {name: text for name, text in HOSTILE.items() if b"\xff" not in text and b"\xc0" not in text}
 
 
+@pytest.mark.usefixtures("reader")
 @pytest.mark.parametrize("text", READABLE.values(), ids=READABLE.keys())
 def test_text_is_refused_where_its_bytes_are(text: bytes) -> None:
     with pytest.raises(NotJson):
         parse(text.decode("utf-8", "surrogatepass"))
 
 
+@pytest.mark.usefixtures("reader")
 def test_half_a_surrogate_pair_in_text_is_refused() -> None:
     with pytest.raises(NotJson, match="unicode"):
         parse('"\ud800"')
 
 
+@pytest.mark.usefixtures("reader")
 @pytest.mark.parametrize(
     ("text", "value"),
     [
@@ -97,12 +111,19 @@ def test_half_a_surrogate_pair_in_text_is_refused() -> None:
         ("9" * 400, int("9" * 400)),
         (b"1e308", 1e308),
         (b"-0.0", -0.0),
+        (b"-0", 0),
+        (b"18446744073709551615", 2**64 - 1),
+        (b"18446744073709551616", 2**64),
+        (b"-9223372036854775809", -(2**63) - 1),
+        (b"9007199254740993.0", 9007199254740992.0),
+        (b"1e-999", 0.0),
     ],
 )
 def test_json_is_read(text: bytes | str, value: object) -> None:
-    assert parse(text) == value
+    assert repr(parse(text)) == repr(value)
 
 
+@pytest.mark.usefixtures("reader")
 def test_an_integer_has_at_most_400_digits() -> None:
     with pytest.raises(NotJson, match="too long"):
         parse("9" * 401)
@@ -112,6 +133,7 @@ def test_the_bound_is_a_mebibyte() -> None:
     assert MAX_BYTES == 1024 * 1024
 
 
+@pytest.mark.usefixtures("reader")
 def test_the_bound_is_on_bytes() -> None:
     assert parse(b'"' + b"x" * (MAX_BYTES - 2) + b'"')
     with pytest.raises(NotJson, match="more than"):
@@ -130,6 +152,54 @@ def test_reading_anything_ends_in_a_value_or_in_not_json(text: bytes | str) -> N
         parse(text)
     except NotJson:
         return
+
+
+SCRAPS = [
+    *'{}[]:,"\\/ \t\n0123456789-+.eE',
+    "\ufeff",
+    "\x00",
+    "9" * 19,
+    "9" * 20,
+    "9" * 401,
+    "[" * 300,
+    "]" * 300,
+]
+SCRAPS += ['"a":', '"a" :', "null", "true", "NaN", "-Infinity", "1e400", "ü"]
+SCRAPS += ["\\ud83d", "\\ude00", "\\u0061", "\\n"]
+SPELLINGS = st.builds(
+    lambda value, escaped, gap: json.dumps(value, ensure_ascii=escaped, separators=("," + gap, ":" + gap)),
+    JSON,
+    st.booleans(),
+    st.sampled_from(["", " ", "\n"]),
+)
+SPOILT = st.builds(
+    lambda text, at, scrap, cut: text[: at % (len(text) + 1)] + scrap + text[at % (len(text) + 1) + cut :],
+    SPELLINGS,
+    st.integers(0, 10_000),
+    st.sampled_from(SCRAPS),
+    st.integers(0, 3),
+)
+
+
+def outcome(text: bytes | str, orjson: object) -> str:
+    """Return the value to the last sign of a zero, or the words of the refusal."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jsontext, "_orjson", orjson)
+        try:
+            return repr(parse(text))
+        except NotJson as exc:
+            return f"refused: {exc}"
+
+
+@given(
+    text=st.binary(max_size=100)
+    | st.lists(st.sampled_from(SCRAPS), max_size=12).map("".join)
+    | SPELLINGS
+    | SPOILT
+    | SPOILT.map(lambda text: text.encode()),
+)
+def test_with_orjson_everything_reads_as_without(text: bytes | str) -> None:
+    assert outcome(text, pytest.importorskip("orjson")) == outcome(text, None)
 
 
 @given(value=JSON)
