@@ -1,0 +1,219 @@
+"""What a pending handle weighs, beside a sleeping task for each: every kind in fresh processes.
+
+Counted is all that one more handle leaves in the process, but for what stood before: its request and
+the id of its task. Resident memory is judged; what tracemalloc finds in fewer handles stands beside it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+from kie_async import CallbackReceiver, KieSession, Limits, PollSchedule, Rate, TaskHandle, TaskRequest
+from kie_async.codes import Verdict
+from kie_async.creates import Attempt, Gate
+from kie_async.wire import CreateAnswer, WireRequest
+
+from .measuring import Figure, parser, tell
+
+HANDLES = 100_000
+UNAWAITED_B, AWAITED_B, OF_A_TASK = 640, 1536, 0.45
+TRACED_SHARE = 10
+"""Tracing is slow: so many times fewer handles."""
+FAR_S = 1e9
+"""No look is due while we count."""
+MANY = Rate(10**6, per_s=0.001)
+ROOT = Path(__file__).parent.parent
+
+
+class Stub:
+    """Stands where creates leave for the wire: every one is created, under the ids given."""
+
+    def __init__(self, ids: Sequence[str]) -> None:
+        self._ids = iter(ids)
+        self.place = asyncio.Semaphore(1)
+
+    async def post(self, request: WireRequest, gate: Gate) -> Attempt:
+        await gate.passing()
+        return Attempt(answer=CreateAnswer(verdict=Verdict.CREATED, task_id=next(self._ids)))
+
+
+def session(count: int, *, receiver: CallbackReceiver | None = None) -> KieSession:
+    return KieSession(
+        "key",
+        base_url="http://127.0.0.1:9",
+        callback_url="http://127.0.0.1:9/kie" if receiver else None,
+        receiver=receiver,
+        max_in_flight=count + 1,
+        limits=Limits(create=MANY, query=MANY),
+        poll=PollSchedule.fixed(FAR_S),
+        task_timeout_s=FAR_S,
+    )
+
+
+# --- the kinds -----------------------------------------------------------------------------------
+
+Fill = Callable[[], Awaitable[object]]
+
+
+async def attached(count: int, weigh: Callable[[Fill], Awaitable[None]]) -> None:
+    """Handles of tasks that were created elsewhere: only polled."""
+    ids = _ids(count)
+    async with session(count) as kie:
+
+        async def fill() -> object:
+            return [kie.attach(name) for name in ids]
+
+        await weigh(fill)
+        await _end(kie)
+
+
+async def created(count: int, weigh: Callable[[Fill], Awaitable[None]], *, is_awaited: bool = False) -> None:
+    """Handles of tasks created here, each with a callback address of its own."""
+    ids = _ids(count)
+    requests = [TaskRequest(model="kling/ai-avatar-pro", input={"prompt": name}) for name in ids]
+    async with session(count, receiver=CallbackReceiver()) as kie:
+        kie._engine.intake._transport = Stub(ids)  # type: ignore[assignment]
+
+        async def fill() -> object:
+            handles = [await kie.create(request) for request in requests]
+            waiting = [asyncio.create_task(_result(handle)) for handle in handles] if is_awaited else []
+            await asyncio.sleep(0)
+            return handles, waiting
+
+        await weigh(fill)
+        await _end(kie)
+
+
+async def awaited(count: int, weigh: Callable[[Fill], Awaitable[None]]) -> None:
+    """The same, and one task waits for each."""
+    await created(count, weigh, is_awaited=True)
+
+
+async def sleeping(count: int, weigh: Callable[[Fill], Awaitable[None]]) -> None:
+    """A task per handle, as most clients have it: three coroutines deep it sleeps between its polls."""
+    ids = _ids(count)
+
+    async def fill() -> object:
+        tasks = [asyncio.create_task(_wait_for(name)) for name in ids]
+        await asyncio.sleep(0)
+        return tasks
+
+    await weigh(fill)
+
+
+KINDS = {"attached": attached, "created": created, "awaited": awaited, "sleeping": sleeping}
+NAMES = {
+    "attached": "attached handle",
+    "created": "created handle, callbacks on",
+    "awaited": "the same, a task awaits it",
+    "sleeping": "a task that sleeps and polls",
+}
+
+
+def _ids(count: int) -> list[str]:
+    return [f"{number:032x}" for number in range(count)]
+
+
+async def _end(kie: KieSession) -> None:
+    """Leave nothing that the close would tell of one by one."""
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+    await asyncio.sleep(0)
+    for handle in kie._engine.table.handles:
+        handle.abandon()
+
+
+async def _result(handle: TaskHandle) -> object:
+    return await handle
+
+
+async def _wait_for(task_id: str) -> object:
+    return await _poll_until_done(task_id)
+
+
+async def _poll_until_done(task_id: str) -> object:
+    while not await _looked(task_id):
+        pass
+    return None
+
+
+async def _looked(task_id: str) -> bool:
+    await asyncio.sleep(FAR_S)
+    return False
+
+
+# --- the scales ----------------------------------------------------------------------------------
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+def traced() -> int:
+    return tracemalloc.get_traced_memory()[0]
+
+
+def weigh_here(kind: str, count: int, *, is_traced: bool) -> float:
+    """Return the bytes a handle of this kind takes in this process."""
+    found = 0.0
+    scale = traced if is_traced else resident
+
+    async def weigh(fill: Fill) -> None:
+        nonlocal found
+        gc.collect()
+        if is_traced:
+            tracemalloc.start()
+        before = scale()
+        kept = await fill()
+        gc.collect()
+        found = (scale() - before) / count
+        tracemalloc.stop()
+        del kept
+
+    asyncio.run(KINDS[kind](count, weigh))
+    return found
+
+
+def weigh_apart(kind: str, count: int, *, is_traced: bool) -> float:
+    """Return what `weigh_here` returns in a fresh process."""
+    command = [sys.executable, "-m", "benchmarks.memory", kind, str(count), *["traced"][:is_traced]]
+    printed = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
+    return float(json.loads(printed))
+
+
+def weigh_all(count: int) -> list[Figure]:
+    """Return what each kind takes, and how that compares."""
+    found = {kind: weigh_apart(kind, count, is_traced=False) for kind in KINDS}
+    bars = {"attached": UNAWAITED_B, "created": UNAWAITED_B, "awaited": AWAITED_B, "sleeping": None}
+    figures = [
+        Figure(name=f"{NAMES[kind]}, resident", values=[size], unit="bytes", at_most=bars[kind])
+        for kind, size in found.items()
+    ]
+    for kind in KINDS:
+        size = weigh_apart(kind, max(1, count // TRACED_SHARE), is_traced=True)
+        figures.append(Figure(name=f"{NAMES[kind]}, traced", values=[size], unit="bytes"))
+    for kind in ("attached", "created"):
+        ratio = found[kind] / found["sleeping"]
+        name = f"{NAMES[kind]} / {NAMES['sleeping']}"
+        figures.append(Figure(name=name, values=[ratio], unit="of it", at_most=OF_A_TASK))
+    return figures
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the benchmark; with ``--check`` the exit status tells whether the goals were met."""
+    options = parser("memory", __doc__)
+    options.add_argument("--handles", type=int, default=HANDLES)
+    asked = options.parse_args(argv)
+    return tell(weigh_all(asked.handles), check=asked.check, to=asked.json)
+
+
+if __name__ == "__main__":
+    print(json.dumps(weigh_here(sys.argv[1], int(sys.argv[2]), is_traced="traced" in sys.argv)))

@@ -1,0 +1,240 @@
+"""What it costs to look at many tasks every few seconds: our one scheduler, and a sleeping task for each.
+
+No request is sent: a look is answered at once, so that only the waiting and the waking is paid for.
+Told is the CPU of this process for one look; and how often the loop is woken, which must not grow
+with the number of tasks. uvloop's figures come from a fresh process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from kie_async import Limits, PollSchedule, Rate, TaskHandle, TaskRecord, TaskState
+from kie_async.limiter import Limiter
+from kie_async.poller import Poller
+
+from .measuring import Figure, alternating, parser, tell
+
+FEW, MANY_HANDLES = 10_000, 100_000
+PERIOD_S = 3.0
+OF_TASKS_FEW, OF_TASKS_MANY, WAKES_PER_S, IDLE_MS = 0.25, 0.3, 25, 2
+ROUNDS = 3
+ROOT = Path(__file__).parent.parent
+
+
+class CountingLoop:
+    """The running loop, counting how often its timers woke the one who set them."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.wakes = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
+
+    def call_at(self, when: float, callback: Callable[..., object], *args: Any) -> asyncio.TimerHandle:
+        def woken() -> None:
+            self.wakes += 1
+            callback(*args)
+
+        return self._loop.call_at(when, woken)
+
+    def call_later(self, delay: float, callback: Callable[..., object], *args: Any) -> asyncio.TimerHandle:
+        return self.call_at(self._loop.time() + delay, callback, *args)
+
+
+class Looks:
+    """Answers every look at once, and counts them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._record = TaskRecord(task_id="task", state=TaskState.GENERATING)
+
+    async def ask(self, task_id: str) -> TaskRecord:
+        self.count += 1
+        return self._record
+
+
+def _nothing(*_: object) -> None:
+    """Be told news that changes nothing."""
+
+
+@asynccontextmanager
+async def scheduler(count: int, looks: Looks, loop: Any, period_s: float) -> AsyncIterator[None]:
+    """Let the session's scheduler look at so many handles."""
+    poller = Poller(
+        ask=looks.ask,
+        deliver=_nothing,
+        give_up=_nothing,
+        expire=_nothing,
+        limiter=Limiter(Rate(10**6, per_s=0.001), now=loop.time),
+        schedule=PollSchedule.fixed(period_s),
+        connections=Limits().query_connections,
+        loop=loop,
+        rng=random.Random(0),
+    )
+    deadline = loop.time() + 10**6
+    handles = []
+    for number in range(count):
+        made: Any = TaskHandle(owner=_NOBODY, loop=loop, deadline=deadline, task_id=f"{number:032x}")
+        poller.watch(made, expects_callback=False, at_once=True)  # spread over a period
+        handles.append(made)
+    try:
+        yield
+    finally:
+        await poller.aclose()
+
+
+_NOBODY: Any = None
+"""What a handle asks of its session is not asked here."""
+
+
+@asynccontextmanager
+async def sleepers(count: int, looks: Looks, _: Any, period_s: float) -> AsyncIterator[None]:
+    """Let a task per handle sleep and look, jittered like ours."""
+    rng = random.Random(0)
+
+    async def sleep_and_look(task_id: str) -> None:
+        await asyncio.sleep(period_s * rng.random())
+        while True:
+            await looks.ask(task_id)
+            await asyncio.sleep(period_s * rng.uniform(0.9, 1.1))
+
+    tasks = [asyncio.create_task(sleep_and_look(f"{number:032x}")) for number in range(count)]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def cost_us(running: Callable[..., Any], count: int, *, period_s: float = PERIOD_S) -> float:
+    """Return the CPU microseconds a look takes, over one period in which each is looked at once."""
+    looks = Looks()
+    async with running(count, looks, asyncio.get_running_loop(), period_s):
+        await asyncio.sleep(period_s / 10)
+        before, began = looks.count, time.process_time()
+        await asyncio.sleep(period_s)
+        return (time.process_time() - began) * 1e6 / (looks.count - before)
+
+
+async def wakes_per_s(count: int, *, period_s: float = PERIOD_S) -> float:
+    """Return how often a second the scheduler of so many handles is woken: by its timer, or from sleep."""
+    loop = CountingLoop()
+    async with scheduler(count, Looks(), loop, period_s):
+        await asyncio.sleep(period_s / 10)
+        timers, switches, began = loop.wakes, _switches(), time.perf_counter()
+        await asyncio.sleep(period_s)
+        seconds = time.perf_counter() - began
+        return max(loop.wakes - timers, _switches() - switches) / seconds
+
+
+def _switches() -> int:
+    """Return how often this process went to sleep so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
+
+
+async def idle_ms(count: int, *, seconds: int) -> list[float]:
+    """Return the CPU milliseconds of each second in which so many handles wait and none is due."""
+    found = []
+    async with scheduler(count, Looks(), asyncio.get_running_loop(), 10**6):
+        await asyncio.sleep(0.2)
+        for _ in range(seconds):
+            began = time.process_time()
+            await asyncio.sleep(1)
+            found.append((time.process_time() - began) * 1000)
+    return found
+
+
+async def compared(count: int, rounds: int, *, at_most: float) -> list[Figure]:
+    """Return what a look costs us, what it costs a sleeping task, and the ratio."""
+    found = await alternating(
+        {
+            "scheduler": lambda: cost_us(scheduler, count),
+            "task each": lambda: cost_us(sleepers, count),
+        },
+        rounds=rounds,
+    )
+    ratios = [ours / theirs for ours, theirs in zip(*found.values(), strict=True)]
+    return [
+        *[
+            Figure(name=f"{name}, {count:,} handles", values=values, unit="CPU us a look")
+            for name, values in found.items()
+        ],
+        Figure(name=f"scheduler / task each, {count:,}", values=ratios, unit="of it", at_most=at_most),
+    ]
+
+
+async def woken(loop_name: str, counts: Sequence[int]) -> list[Figure]:
+    """Return the wake-ups for each number of handles."""
+    return [
+        Figure(
+            name=f"wake-ups, {count:,} handles, {loop_name}",
+            values=[await wakes_per_s(count)],
+            unit="a second",
+            at_most=WAKES_PER_S,
+        )
+        for count in counts
+    ]
+
+
+def woken_on_uvloop(counts: Sequence[int]) -> list[Figure]:
+    """Return the same from a process that runs on uvloop."""
+    command = [sys.executable, "-m", "benchmarks.scheduler", *map(str, counts)]
+    printed = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
+    return [Figure(**found) for found in json.loads(printed)]
+
+
+async def measure(few: int, many: int, rounds: int) -> list[Figure]:
+    """Return all figures but those of uvloop."""
+    return [
+        *await compared(few, rounds, at_most=OF_TASKS_FEW),
+        *await compared(many, max(1, rounds - 1), at_most=OF_TASKS_MANY),
+        *await woken("asyncio", (few // 100, few, many)),
+        Figure(
+            name=f"idle second, {many:,} handles",
+            values=await idle_ms(many, seconds=2 * rounds + 1),
+            unit="CPU ms",
+            at_most=IDLE_MS,
+        ),
+    ]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the benchmark; with ``--check`` the exit status tells whether the goals were met."""
+    options = parser("scheduler", __doc__)
+    options.add_argument("--handles", type=int, nargs=2, default=(FEW, MANY_HANDLES), metavar=("FEW", "MANY"))
+    options.add_argument("--rounds", type=int, default=ROUNDS)
+    asked = options.parse_args(argv)
+    few, many = asked.handles
+    figures = asyncio.run(measure(few, many, asked.rounds))
+    if find_spec("uvloop"):
+        figures += woken_on_uvloop((few // 100, few, many))
+    else:
+        print("uvloop is not installed (pip install 'kie_async[speed]'): its wake-ups are not measured")
+    return tell(figures, check=asked.check, to=asked.json)
+
+
+def _on_uvloop(counts: Sequence[int]) -> list[Figure]:
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(woken("uvloop", counts))
+
+
+if __name__ == "__main__":
+    print(json.dumps([attrs.asdict(figure) for figure in _on_uvloop([int(count) for count in sys.argv[1:]])]))
