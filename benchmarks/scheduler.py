@@ -22,11 +22,12 @@ from typing import Any
 
 import attrs
 
-from kie_async import Limits, PollSchedule, Rate, TaskHandle, TaskRecord, TaskState
+from kie_async import Limits, PollSchedule, TaskHandle, TaskRecord, TaskState
 from kie_async.limiter import Limiter
 from kie_async.poller import Poller
 
-from .measuring import Figure, alternating, parser, tell
+from .floor import MANY
+from .measuring import Figure, alternating, parser, ratios, tell
 
 FEW, MANY_HANDLES = 10_000, 100_000
 PERIOD_S = 3.0
@@ -80,7 +81,7 @@ async def scheduler(count: int, looks: Looks, loop: Any, period_s: float) -> Asy
         deliver=_nothing,
         give_up=_nothing,
         expire=_nothing,
-        limiter=Limiter(Rate(10**6, per_s=0.001), now=loop.time),
+        limiter=Limiter(MANY, now=loop.time),
         schedule=PollSchedule.fixed(period_s),
         connections=Limits().query_connections,
         loop=loop,
@@ -169,13 +170,18 @@ async def compared(count: int, rounds: int, *, at_most: float) -> list[Figure]:
         },
         rounds=rounds,
     )
-    ratios = [ours / theirs for ours, theirs in zip(*found.values(), strict=True)]
     return [
         *[
             Figure(name=f"{name}, {count:,} handles", values=values, unit="CPU us a look")
             for name, values in found.items()
         ],
-        Figure(name=f"scheduler / task each, {count:,}", values=ratios, unit="of it", at_most=at_most),
+        Figure(
+            name=f"scheduler / task each, {count:,}",
+            values=ratios(*found.values()),
+            unit="of it",
+            at_most=at_most,
+            goal="P7",
+        ),
     ]
 
 
@@ -187,6 +193,7 @@ async def woken(loop_name: str, counts: Sequence[int]) -> list[Figure]:
             values=[await wakes_per_s(count)],
             unit="a second",
             at_most=WAKES_PER_S,
+            goal="P7",
         )
         for count in counts
     ]
@@ -210,6 +217,7 @@ async def measure(few: int, many: int, rounds: int) -> list[Figure]:
             values=await idle_ms(many, seconds=2 * rounds + 1),
             unit="CPU ms",
             at_most=IDLE_MS,
+            goal="P7",
         ),
     ]
 
