@@ -155,6 +155,7 @@ class World:
     def _ended(self, task: Task) -> None:
         if (timer := self._timers.pop(task.task_id, None)) is not None:
             timer.cancel()
+        task.ends_at = min(task.ends_at, time.monotonic())  # a timer of uvloop may be early
         if self._rng.random() < self.settings.callback_loss:
             self.counts["callbacks lost"] += 1
         else:
