@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 from collections.abc import AsyncIterator, Generator
 from typing import Any, Protocol
@@ -101,7 +102,7 @@ class TaskHandle:
         self._model = request.model if request else model
         self._state = TaskState.UNKNOWN
         self._outcome: TaskResult | KieError | None = None
-        self._waiters: list[asyncio.Future[None]] | None = None
+        self._waiters: list[asyncio.Future[TaskResult]] | None = None
         self._news: list[asyncio.Future[None]] | None = None
         self._seen = False
         self._has_slot = False
@@ -126,7 +127,7 @@ class TaskHandle:
         return self._outcome is not None
 
     def __await__(self) -> Generator[Any, None, TaskResult]:
-        return self.result().__await__()
+        return self._claim().__await__()  # no frame of ours waits along: a thousand awaiters are cheap
 
     async def result(self, timeout_s: float | None = None) -> TaskResult:
         """Return the result; *timeout_s* bounds this wait alone, the handle lives on.
@@ -138,16 +139,13 @@ class TaskHandle:
             AuthenticationError: The key was refused while polling.
             SessionMisuse: Awaited from another event loop.
         """
-        if self._outcome is None:
-            if self._waiters is None:
-                self._waiters = []
-            try:
-                async with asyncio.timeout(timeout_s):
-                    await self._wait(self._waiters)
-            except TimeoutError:
-                if not self.is_done:
-                    raise TaskTimedOut(self.task_id, self.record) from None
-        return self._unwrap()
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self
+        except TimeoutError:
+            if not self.is_done:
+                raise TaskTimedOut(self.task_id, self.record) from None
+        return await self
 
     async def updates(self) -> AsyncIterator[TaskRecord]:
         """Yield the latest record whenever it changed, the terminal one last.
@@ -166,12 +164,10 @@ class TaskHandle:
             elif self.is_done:
                 break
             else:
-                if self._news is None:
-                    self._news = []
-                await self._wait(self._news)
+                await self._wait_for_news()
         self._seen = True
         if isinstance(self._outcome, KieError) and not isinstance(self._outcome, TaskFailed):
-            self._unwrap()
+            await self
 
     def abandon(self) -> None:
         """Stop waiting here: awaiters get `TaskAbandoned`, the task runs on and is billed."""
@@ -210,27 +206,49 @@ class TaskHandle:
         if self.task_id or self.is_done:
             raise InvalidRequest("only a create whose outcome is unknown can be resolved by hand")
 
-    async def _wait(self, queue: list[asyncio.Future[None]]) -> None:
-        """Wait in *queue* to be woken. A future per awaiter: cancelling one takes nothing from others."""
+    def _claim(self) -> asyncio.Future[TaskResult]:
+        """Return a future for one awaiter alone: cancelling it takes nothing from others.
+
+        Raises:
+            SessionMisuse: It would have to wait, and in another event loop.
+        """
+        future: asyncio.Future[TaskResult] = self._loop.create_future()
+        if self._outcome is not None:
+            self._tell(future, self._outcome)
+            return future
+        self._check_loop()
+        if self._waiters is None:
+            self._waiters = [future]
+        else:
+            self._waiters.append(future)
+            if (count := len(self._waiters)) & (count - 1) == 0:  # now and then, who left is let go of
+                self._waiters = [waiter for waiter in self._waiters if not waiter.done()]
+        return future
+
+    def _tell(self, future: asyncio.Future[TaskResult], outcome: TaskResult | KieError) -> None:
+        """Settle one awaiter's future; an error as a copy, whose traceback and context are his alone."""
+        self._seen = True
+        if isinstance(outcome, KieError):
+            future.set_exception(copy.copy(outcome))
+            future.exception()  # an awaiter cancelled in this very turn is no cause to complain
+        else:
+            future.set_result(outcome)
+
+    def _check_loop(self) -> None:
         if asyncio.get_running_loop() is not self._loop:
             raise SessionMisuse("this handle belongs to another event loop; await it where its session runs")
-        future = self._loop.create_future()
+
+    async def _wait_for_news(self) -> None:
+        """Wait for the next record, or for the end."""
+        self._check_loop()
+        queue = self._news = self._news or []
+        future: asyncio.Future[None] = self._loop.create_future()
         queue.append(future)
         try:
             await future
         finally:
             if future.cancelled() and future in queue:
                 queue.remove(future)
-
-    def _unwrap(self) -> TaskResult:
-        self._seen = True
-        outcome = self._outcome
-        if isinstance(outcome, KieError):
-            # One error serves many awaiters: each starts with a clean traceback and context.
-            outcome.__context__ = None
-            raise outcome.with_traceback(None)
-        assert outcome is not None  # noqa: S101  (only called when done)
-        return outcome
 
     # --- for the session ---------------------------------------------------------------------------
 
@@ -241,20 +259,21 @@ class TaskHandle:
         changed = record != self.record
         self.record = record
         self._state = advance(self._state, record.state)
-        if changed and self._news:
-            woken, self._news = self._news, None
-            _wake(woken)
+        if changed:
+            self._wake_readers()
 
     def _settle(self, outcome: TaskResult | KieError) -> None:
         """Settle once and wake everybody; later calls change nothing."""
         if self._outcome is None:
             self._outcome = outcome
-            for queue in (self._waiters, self._news):
-                _wake(queue or [])
-            self._waiters = self._news = None
+            waiters, self._waiters = self._waiters, None
+            for future in waiters or ():
+                if not future.done():
+                    self._tell(future, outcome)
+            self._wake_readers()
 
-
-def _wake(queue: list[asyncio.Future[None]]) -> None:
-    for future in queue:
-        if not future.done():
-            future.set_result(None)
+    def _wake_readers(self) -> None:
+        readers, self._news = self._news, None
+        for future in readers or ():
+            if not future.done():
+                future.set_result(None)

@@ -131,14 +131,30 @@ class TestAwaiting:
         with pytest.raises(TaskAbandoned):
             await second
 
-    async def test_a_cancelled_awaiter_leaves_nothing_behind(self, handle: TaskHandle) -> None:
-        awaiter = asyncio.create_task(handle.result())
-        await settle()
+    async def test_cancelled_awaiters_do_not_pile_up(self, handle: TaskHandle) -> None:
+        steady = asyncio.create_task(handle.result())
+        for _ in range(100):
+            awaiter = asyncio.create_task(handle.result())
+            await asyncio.sleep(0)
+            awaiter.cancel()
+            await asyncio.sleep(0)
 
-        awaiter.cancel()
-        await settle()
+        assert len(handle._waiters) < 4
+        handle.abandon()
+        with pytest.raises(TaskAbandoned):
+            await steady
 
-        assert handle._waiters == []
+    async def test_an_error_is_each_awaiters_own(self, handle: TaskHandle) -> None:
+        awaiters = [asyncio.create_task(handle.result()) for _ in range(2)]
+        await asyncio.sleep(0)
+        handle.abandon()
+
+        first, second = await asyncio.gather(*awaiters, return_exceptions=True)
+
+        assert first is not second
+        assert isinstance(first, TaskAbandoned)
+        assert isinstance(second, TaskAbandoned)
+        assert first.args == second.args
 
     async def test_awaiting_in_another_event_loop_is_refused_in_words(
         self, sandbox: Sandbox, kie: KieSession
