@@ -31,12 +31,11 @@ class Reader:
 
     async def ask(self, task_id: str) -> TaskRecord:
         """Return a record; the caller holds a permit of the limiter."""
-        record, _ = await self._confirm(task_id)
-        return record
+        return await self._read(task_id, wire.decode_query)
 
     async def confirm(self, task_id: str) -> tuple[TaskRecord, str | None]:
         """Return a record and the callback URL its task was created with."""
-        return await self._limited(lambda: self._confirm(task_id))
+        return await self._limited(lambda: self._read(task_id, wire.decode_confirmation))
 
     async def query(self, task_id: str) -> TaskRecord:
         """Return a record; see `KieSession.query`."""
@@ -47,11 +46,11 @@ class Reader:
         """Return the balance; see `KieSession.credits`."""
         return await self._retrying(self._read_credits)
 
-    async def _confirm(self, task_id: str) -> tuple[TaskRecord, str | None]:
+    async def _read(self, task_id: str, decode: Callable[[wire.WireResponse, str], _T]) -> _T:
         self._counters.queries += 1
         response = await self._transport.send(wire.encode_query(task_id))
         try:
-            return wire.decode_confirmation(response, task_id)
+            return decode(response, task_id)
         except RateLimited:
             self._counters.rate_limited += 1
             raise

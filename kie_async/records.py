@@ -12,7 +12,7 @@ from cattrs.gen import make_dict_structure_fn, override
 
 from . import jsontext
 from .models import TaskRecord
-from .states import TaskState, read_state
+from .states import read_state
 
 _MAX_CODE = 1_000_000
 _MAC_IN_JSON = re.compile(r'(callBackUrl\\*"\s*:\s*\\*"[^"]*(?:/|\\u002[fF]))[a-z2-7]{26}(?=\\*")')
@@ -21,34 +21,34 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _MAX_MESSAGE = 500
 _NO_CONTENT = frozenset({"resultUrls", "code", "msg"})
 
-_KEYS: Mapping[str, tuple[str, ...]] = {
-    "task_id": ("taskId", "task_id"),
-    "model": ("model", "operationType"),
-    "state": ("state",),
-    "fail_code": ("failCode",),
-    "fail_message": ("failMsg",),
-    "credits": ("creditsConsumed", "consumeCredits", "credits_consumed", "consume_credits"),
-    "remaining_credits": ("remainedCredits", "remainingCredits"),
-    "created_at": ("createTime",),
-    "updated_at": ("updateTime",),
-    "completed_at": ("completeTime",),
+_OTHER_KEYS: Mapping[str, tuple[str, ...]] = {
+    "taskId": ("task_id",),
+    "model": ("operationType",),
+    "creditsConsumed": ("consumeCredits", "credits_consumed", "consume_credits"),
+    "remainedCredits": ("remainingCredits",),
 }
+"""What older and sibling records call a key, asked in this order while nothing is found."""
+_OLDER = frozenset(key for keys in _OTHER_KEYS.values() for key in keys)
 
 
 def decode_record(data: Mapping[str, object]) -> TaskRecord:
     """Return the record in an envelope's ``data``, whichever of the key sets it has."""
-    found: dict[str, object] = {"task_id": ""}
-    for name, keys in _KEYS.items():
-        for key in keys:
-            if (value := data.get(key)) is not None:
-                found[name] = value
-                break
+    found = dict(data)
+    if not _OLDER.isdisjoint(found) or "taskId" not in found:
+        _name_anew(found)
     found["urls"], found["result_object"] = read_result(data)
-    found["created_at"] = created_at = read_time(found.get("created_at"))
-    found["completed_at"] = completed_at = read_time(found.get("completed_at"))
-    found["duration_s"] = _duration_s(created_at, completed_at, data.get("costTime"))
+    found["created_at"] = created_at = read_time(found.get("createTime"))
+    found["completed_at"] = completed_at = read_time(found.get("completeTime"))
+    found["duration_s"] = _duration_s(created_at, completed_at, found.get("costTime"))
     found["raw"] = _without_address(data)
     return _structure(found, TaskRecord)
+
+
+def _name_anew(found: dict[str, object]) -> None:
+    """Put what stands under an older key under the newest one, where that holds nothing."""
+    for newest, older in _OTHER_KEYS.items():
+        values = (found.get(key) for key in (newest, *older))
+        found[newest] = next((value for value in values if value is not None), None)
 
 
 def _duration_s(
@@ -104,18 +104,19 @@ def _parsed(text: str) -> object:
 
 def _without_address(data: Mapping[str, object]) -> dict[str, object]:
     """Return *data* without the secret last part of a callback address, wherever one may stand."""
-    return _mask_url({key: _mask(value) for key, value in data.items()})
-
-
-def _mask(value: object) -> object:
-    if isinstance(value, str) and "callBackUrl" in value:
-        return without_mac(value)
-    return _mask_url(value) if isinstance(value, dict) else value
+    raw = dict(data)
+    for key, value in data.items():
+        if isinstance(value, str):
+            if "callBackUrl" in value:
+                raw[key] = without_mac(value)
+        elif isinstance(value, dict):
+            raw[key] = _mask_url(value)
+    return _mask_url(raw)
 
 
 def without_mac(text: str) -> str:
     """Return JSON text without the secret last parts of the callback addresses in it."""
-    return _MAC_IN_JSON.sub(r"\1***", text)
+    return _MAC_IN_JSON.sub(lambda found: f"{found[1]}***", text)
 
 
 def _mask_url(found: dict[str, object]) -> dict[str, object]:
@@ -125,12 +126,18 @@ def _mask_url(found: dict[str, object]) -> dict[str, object]:
 
 def is_url(value: object) -> bool:
     """Tell whether *value* is an http(s) URL in one line."""
-    return isinstance(value, str) and value.startswith(("https://", "http://")) and not _CONTROL.search(value)
+    return isinstance(value, str) and value.startswith(("https://", "http://")) and _is_clean(value)
+
+
+def _is_clean(text: str) -> bool:
+    """Tell whether no control character is in *text*; what is printable has none, and is told faster."""
+    return text.isprintable() or not _CONTROL.search(text)
 
 
 def clean_text(value: object) -> str:
     """Return text of the service fit for a message: one line, without control characters, bounded."""
-    return _CONTROL.sub(" ", read_text(value))[:_MAX_MESSAGE]
+    text = read_text(value)
+    return (text if _is_clean(text) else _CONTROL.sub(" ", text))[:_MAX_MESSAGE]
 
 
 def read_code(value: object) -> int | None:
@@ -151,7 +158,7 @@ def read_text(value: object) -> str:
 
 def read_number(value: object) -> float | None:
     """Return a finite number, also from its digits; anything else is None."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
+    if value is None or isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:
         number = float(value)
@@ -171,14 +178,24 @@ def read_time(value: object) -> datetime | None:
         return None
 
 
-_converter = cattrs.Converter(detailed_validation=False)
-_converter.register_structure_hook(TaskState, lambda value, _: read_state(value))
-_converter.register_structure_hook(str, lambda value, _: clean_text(value))
-_converter.register_structure_hook(float | None, lambda value, _: read_number(value))
-_converter.register_structure_hook(
-    datetime | None, lambda value, _: value if isinstance(value, datetime) else read_time(value)
-)
 _as_is = override(struct_hook=lambda value, _: value)
+_text, _number = (lambda value, _: clean_text(value)), (lambda value, _: read_number(value))
 _structure = make_dict_structure_fn(
-    TaskRecord, _converter, urls=_as_is, result_object=_as_is, raw=_as_is, _cattrs_detailed_validation=False
+    TaskRecord,
+    cattrs.Converter(),
+    task_id=override(rename="taskId", struct_hook=_text),
+    model=override(struct_hook=_text),
+    state=override(struct_hook=lambda value, _: read_state(value)),
+    urls=_as_is,
+    result_object=_as_is,
+    fail_code=override(rename="failCode", struct_hook=_text),
+    fail_message=override(rename="failMsg", struct_hook=_text),
+    credits=override(rename="creditsConsumed", struct_hook=_number),
+    remaining_credits=override(rename="remainedCredits", struct_hook=_number),
+    created_at=_as_is,
+    updated_at=override(rename="updateTime", struct_hook=lambda value, _: read_time(value)),
+    completed_at=_as_is,
+    duration_s=_as_is,
+    raw=_as_is,
+    _cattrs_detailed_validation=False,
 )

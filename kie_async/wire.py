@@ -169,8 +169,7 @@ def _read_create_body(body: bytes) -> tuple[int | None, str, str | None]:
     data = envelope.data
     if isinstance(data, dict):
         data = data.get("taskId") or data.get("task_id")
-    is_id = isinstance(data, str) and TASK_ID.fullmatch(data)
-    return envelope.code, envelope.message, str(data) if is_id else None
+    return envelope.code, envelope.message, str(data) if _is_id(data) else None
 
 
 def decode_query(response: WireResponse, task_id: str) -> TaskRecord:
@@ -183,8 +182,7 @@ def decode_query(response: WireResponse, task_id: str) -> TaskRecord:
         ApiError: The service said no.
         AnswerUnreadable: There is no record, or one of another task.
     """
-    record, _ = decode_confirmation(response, task_id)
-    return record
+    return _decode_query(response, task_id)[0]
 
 
 def decode_confirmation(response: WireResponse, task_id: str) -> tuple[TaskRecord, str | None]:
@@ -194,6 +192,14 @@ def decode_confirmation(response: WireResponse, task_id: str) -> tuple[TaskRecor
         ApiError: The service said no.
         AnswerUnreadable: There is no record, or one of another task.
     """
+    record, data = _decode_query(response, task_id)
+    param = decode_object(data.get("param") or data.get("paramJson"))
+    url = param.get("callBackUrl") if param else None
+    return record, url if isinstance(url, str) else None
+
+
+def _decode_query(response: WireResponse, task_id: str) -> tuple[TaskRecord, Mapping[str, object]]:
+    """Return the record in an answer of recordInfo, and what it was read from, address and all."""
     try:
         envelope = decode_answer(response)
     except ApiError as exc:
@@ -202,15 +208,13 @@ def decode_confirmation(response: WireResponse, task_id: str) -> tuple[TaskRecor
         failed = TaskRecord(
             task_id=task_id, state=TaskState.FAIL, fail_code=str(exc.code), fail_message=exc.message
         )
-        return failed, None
+        return failed, {}
     if not isinstance(envelope.data, dict):
         raise AnswerUnreadable("the answer holds no record")
     record = decode_record(envelope.data)
     if record.task_id != task_id:
         raise AnswerUnreadable("the answer holds the record of another task")
-    param = decode_object(envelope.data.get("param") or envelope.data.get("paramJson"))
-    url = param.get("callBackUrl") if param else None
-    return record, url if isinstance(url, str) else None
+    return record, envelope.data
 
 
 def decode_credits(response: WireResponse) -> float:
@@ -267,12 +271,16 @@ def decode_callback(body: bytes) -> TaskRecord:
         envelope.top.get("task_id"),
     )
     ids = [place for place in places if place is not None]
-    if not ids or not all(isinstance(place, str) and TASK_ID.fullmatch(place) for place in ids):
+    if not ids or not all(map(_is_id, ids)):
         raise CallbackRejected("malformed task id", 400)
-    if len(set(ids)) > 1:
+    if ids.count(ids[0]) != len(ids):
         raise CallbackRejected("ids disagree", 400)
-    record = decode_record({**data, "taskId": ids[0]})
+    record = decode_record(data if data.get("taskId") else {**data, "taskId": ids[0]})
     says_yes = envelope.code == 200
     if record.state is not TaskState.UNKNOWN and says_yes == (record.state is TaskState.FAIL):
         return attrs.evolve(record, state=TaskState.UNKNOWN)
     return record
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, str) and TASK_ID.fullmatch(value) is not None
