@@ -177,7 +177,8 @@ class CreateTransport:
             # Not aiohttp's own timeout: after a blocked loop it would throw away an answer
             # that already lies in the socket.
             await asyncio.wait({exchange}, timeout=self._timeout_s)
-            await asyncio.wait({exchange}, timeout=_LATE_ANSWER_S)
+            if not exchange.done():
+                await asyncio.wait({exchange}, timeout=_LATE_ANSWER_S)
         except asyncio.CancelledError:
             attempt = await _end(exchange, gate)
             if attempt.answer.verdict is Verdict.NOT_SENT:
@@ -226,8 +227,8 @@ class CreateTransport:
 async def _end(exchange: asyncio.Task[Attempt], gate: Gate) -> Attempt:
     """Close the gate first, so that the judgement holds, and return what came until now."""
     gate.close()
-    exchange.cancel()
-    await asyncio.wait({exchange})
+    if exchange.cancel():  # it was not over yet
+        await asyncio.wait({exchange})
     return exchange.result()
 
 

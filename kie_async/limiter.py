@@ -26,18 +26,27 @@ class Limiter:
         self._unused = rate.count
         self._back_at: deque[float] = deque()
         self._paused_until = -math.inf
+        self._in_line = 0
         self._turn = asyncio.Lock()
         self._news = asyncio.Event()
 
     async def acquire(self) -> None:
         """Wait for a permit, in the order of the calls; a cancelled wait takes none."""
+        if self._in_line or self._wait_s() > 0:
+            self._in_line += 1
+            try:
+                await self._wait_for_turn()
+            finally:
+                self._in_line -= 1
+        self._unused -= 1
+
+    async def _wait_for_turn(self) -> None:
         async with self._turn:
             while (wait_s := self._wait_s()) > 0:
                 self._news.clear()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(None if wait_s == math.inf else max(wait_s, _SOONEST_S)):
                         await self._news.wait()
-            self._unused -= 1
 
     def answered(self) -> None:
         """Give a permit back, to be used again ``per_s`` from now: its answer is here."""

@@ -122,9 +122,9 @@ class Transport:
             TransportError: No complete answer came; the message holds no secret.
         """
         failure = ""
-        url = URL(
-            self._base_url + request.path + ("?" + request.query if request.query else ""), encoded=True
-        )
+        url = URL(self._base_url + request.path, encoded=True)  # yarl remembers it
+        if request.query:
+            url = url.with_query(request.query)
         body = bytearray()
         try:
             async with self._http.request(
