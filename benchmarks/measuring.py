@@ -63,7 +63,7 @@ class Figure:
 
 def shown(value: float) -> str:
     """Return a number with as many digits as mean something."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.4g}"
 
 
 def parser(name: str, about: str | None) -> argparse.ArgumentParser:

@@ -10,11 +10,12 @@ import asyncio
 import selectors
 from collections.abc import Callable
 
-_SOCKET_PATIENCE_S = 0.001
-
 
 class SteeredLoop(asyncio.SelectorEventLoop):
     """A loop that starts at second 1000 and stays there, but while `Clock.advance` is awaited."""
+
+    patience_s = 0.001
+    """How long sockets may speak up before time jumps; 0 where all of them belong to this loop."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -36,7 +37,7 @@ class _Selector(selectors.DefaultSelector):
         if not self._loop.advancing or timeout is None or timeout <= 0:
             return super().select(timeout)
         has_sockets = len(self.get_map()) > 1  # the loop's own pipe is always there
-        if events := super().select(_SOCKET_PATIENCE_S if has_sockets else 0):
+        if events := super().select(self._loop.patience_s if has_sockets else 0):
             return events
         self._loop.now += timeout
         return []

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import heapq
 import itertools
 import json
 import math
@@ -17,7 +18,7 @@ import random
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
 
@@ -33,6 +34,7 @@ from kie_async.sandbox.window import Window
 MAX_RATIO = 1.02
 CREATES, CREATES_PER_S = 20, 10.0
 QUERIES, QUERIES_PER_S = 10, 1.0
+MANY = 100_000
 MEDIAN_S, SIGMA = 120.0, 0.42
 HMAC_KEY = "hmac-key-of-the-campaign"
 
@@ -65,9 +67,19 @@ class Found:
         )
 
 
-def optimum(durations: Sequence[float]) -> float:
-    """Return when the last job ends if each create arrives the moment the window lets it in."""
-    return max(number // CREATES * CREATES_PER_S + duration for number, duration in enumerate(durations))
+def optimum(durations: Sequence[float], *, slots: int = MANY) -> float:
+    """Return when the last job ends if each create arrives the moment window and slots let it in."""
+    at = 0.0
+    arrivals: deque[float] = deque(maxlen=CREATES)
+    running: list[float] = []
+    for duration in durations:
+        if len(arrivals) == CREATES:
+            at = max(at, arrivals[0] + CREATES_PER_S)
+        if len(running) == slots:
+            at = max(at, heapq.heappop(running))
+        arrivals.append(at)
+        heapq.heappush(running, at + duration)
+    return max(running)
 
 
 def requests(count: int) -> Iterator[TaskRequest]:
@@ -80,14 +92,14 @@ def requests(count: int) -> Iterator[TaskRequest]:
 class Service:
     """The three things a batch needs of the service, on the loop's clock."""
 
-    def __init__(self, durations: Sequence[float], *, rtt_s: float) -> None:
+    def __init__(self, durations: Sequence[float], *, rtt_s: float, queries: int) -> None:
         self.counts: Counter[str] = Counter()
         self._durations = iter(durations)
         self._rtt_s = rtt_s
         self._loop = asyncio.get_running_loop()
         self._windows = {
             "create": Window(CREATES, CREATES_PER_S),
-            "query": Window(QUERIES, QUERIES_PER_S),
+            "query": Window(queries, QUERIES_PER_S),
         }
         self._ids = itertools.count(1)
         self._ends_at: dict[str, float] = {}
@@ -155,8 +167,16 @@ class Service:
             pass
 
 
-async def run_virtual(count: int, *, rtt_s: float, with_callbacks: bool, seed: int = 0) -> Found:
-    """Run a batch on a loop whose clock jumps."""
+async def run_virtual(
+    count: int,
+    *,
+    rtt_s: float,
+    with_callbacks: bool,
+    slots: int = 2000,
+    queries: int = QUERIES,
+    seed: int = 0,
+) -> Found:
+    """Run a batch on a loop whose clock jumps, so many jobs in flight, so many queries a second."""
     began = time.perf_counter()
     rng = random.Random(seed)
     durations = [rng.lognormvariate(math.log(MEDIAN_S), SIGMA) for _ in range(count)]
@@ -164,7 +184,7 @@ async def run_virtual(count: int, *, rtt_s: float, with_callbacks: bool, seed: i
     assert isinstance(loop, SteeredLoop)
     loop.advancing += 1
     async with AsyncExitStack() as opened:
-        service = Service(durations, rtt_s=rtt_s)
+        service = Service(durations, rtt_s=rtt_s, queries=queries)
         url = await service.open(opened)
         options: dict[str, object] = {}
         if with_callbacks:
@@ -174,7 +194,8 @@ async def run_virtual(count: int, *, rtt_s: float, with_callbacks: bool, seed: i
         session = KieSession(
             "key",
             base_url=url,
-            max_in_flight=2000,
+            max_in_flight=slots,
+            limits=Limits(query=Rate(queries, per_s=QUERIES_PER_S)),
             rng=random.Random(seed),
             **options,  # type: ignore[arg-type]
         )
@@ -186,7 +207,7 @@ async def run_virtual(count: int, *, rtt_s: float, with_callbacks: bool, seed: i
     assert len(done) == count <= service.counts["create"]
     return Found(
         jobs=count,
-        optimum_s=optimum(durations),
+        optimum_s=optimum(durations, slots=slots),
         makespan_s=makespan,
         refusals=service.counts["429"],
         queries=service.counts["query"],

@@ -1,0 +1,97 @@
+"""How long a thousand avatar jobs take beside the least that slots and limits allow, in virtual time.
+
+The real client talks over sockets to a service on its own loop, whose clock jumps to the next timer; the
+campaign of the same name does that. Each way runs in a process of its own: only virtual time counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import attrs
+
+from .measuring import Figure, parser, tell
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from campaign import makespan
+from clock import SteeredLoop
+
+JOBS, SLOTS, SEEDS, ROUND_TRIP_S = 1000, 100, 3, 0.1
+
+
+@attrs.frozen
+class Way:
+    """How news of tasks comes, and how much longer than ideal the whole may take."""
+
+    name: str
+    with_callbacks: bool
+    queries: int
+    at_most: float
+
+
+WAYS = (
+    Way("with callbacks", True, makespan.QUERIES, 1.005),
+    Way("polling freely", False, makespan.MANY, 1.015),
+    Way("polling, 10 queries a second", False, makespan.QUERIES, 1.025),
+)
+
+
+class Hurried(SteeredLoop):
+    """A loop that waits for no stranger: both ends of every socket are its own."""
+
+    patience_s = 0.0
+
+
+def run(way: Way, jobs: int, seed: int) -> makespan.Found:
+    """Run all jobs in one way."""
+    work = makespan.run_virtual(
+        jobs,
+        rtt_s=ROUND_TRIP_S,
+        with_callbacks=way.with_callbacks,
+        slots=SLOTS,
+        queries=way.queries,
+        seed=seed,
+    )
+    with asyncio.Runner(loop_factory=Hurried) as runner:
+        return runner.run(work)
+
+
+def measured(jobs: int, seeds: int) -> list[Figure]:
+    """Return the ratios to the ideal, the refusals and what was asked."""
+    with ProcessPoolExecutor(2) as pool:
+        asked = {way: [pool.submit(run, way, jobs, seed) for seed in range(seeds)] for way in WAYS}
+        found = {way: [one.result() for one in some] for way, some in asked.items()}
+    figures = [Figure(name="ideal", values=[one.optimum_s for one in found[WAYS[0]]], unit="s")]
+    for way, some in found.items():
+        ratio = Figure(
+            name=way.name,
+            values=[one.ratio for one in some],
+            unit="of the ideal",
+            at_most=way.at_most,
+            goal="P9",
+        )
+        figures += [
+            ratio,
+            Figure(name=f"{way.name}, queries", values=[one.queries / jobs for one in some], unit="a task"),
+            Figure(
+                name=f"{way.name}, refused",
+                values=[sum(one.refusals for one in some)],
+                unit="answers",
+                at_most=0,
+                goal="P9",
+            ),
+        ]
+    return figures
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the benchmark; with ``--check`` the exit status tells whether the bars were met."""
+    options = parser("makespan", __doc__)
+    options.add_argument("--jobs", type=int, default=JOBS)
+    options.add_argument("--seeds", type=int, default=SEEDS)
+    asked = options.parse_args(argv)
+    return tell(measured(asked.jobs, asked.seeds), check=asked.check, to=asked.json)
