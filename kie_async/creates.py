@@ -178,6 +178,7 @@ class CreateTransport:
             # that already lies in the socket.
             await asyncio.wait({exchange}, timeout=self._timeout_s)
             if not exchange.done():
+                gate.close()  # what leaves now would have no time to be answered
                 await asyncio.wait({exchange}, timeout=_LATE_ANSWER_S)
         except asyncio.CancelledError:
             attempt = await _end(exchange, gate)

@@ -32,7 +32,7 @@ from .handle import TaskHandle
 from .inflight import InFlight
 from .inputs import TaskRequest, fingerprint
 from .intents import Intents, fits
-from .journal import Intent, IntentState, Journal
+from .journal import Intent, IntentState, Journal, TaskTaken
 from .limiter import Limiter
 from .models import Budget, Counters
 from .reader import Reader
@@ -240,19 +240,26 @@ class Intake:
             CreateOutcomeUnknown: Another intent has this very task: one of the two is lost.
             JournalError: The id could not be committed; it is in the message and in the rescue file.
         """
-        if self._table.get(task_id) is not None:
-            reason = f"the answer names task {task_id}, which belongs to another create"
-            error = CreateOutcomeUnknown(handle._intent_id, reason, datetime.now(UTC), handle.ref)
-            await self._note_failure(handle, error)
-            raise error
+        if self._table.get(task_id) is None and await self._commit_id(handle, task_id):
+            return
+        reason = f"the answer names task {task_id}, which belongs to another create"
+        error = CreateOutcomeUnknown(handle._intent_id, reason, datetime.now(UTC), handle.ref)
+        await self._note_failure(handle, error)
+        raise error
+
+    async def _commit_id(self, handle: TaskHandle, task_id: str) -> bool:
+        """Note the id in the journal; tell whether no other intent has it."""
         try:
             await self._journal.created(handle._intent_id, task_id)
+        except TaskTaken:
+            return False
         except JournalError as exc:
             self._intents.cancel(handle)
             _log.critical("task %s was created and is paid, but could not be noted: %s", task_id, exc)
             raise JournalError(
                 f"task {task_id} was created and is paid, but could not be noted: {exc}"
             ) from exc
+        return True
 
     async def _note_failure(self, handle: TaskHandle, error: KieError) -> None:
         """Note in table and journal what a create ended with, if not with a task."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import attrs
 
+from .errors import JournalError
 from .models import TaskRecord
 
 
@@ -56,6 +57,10 @@ class Intent:
         if self.state is IntentState.REJECTED:
             return self.code is not None and 400 <= self.code < 500 and self.code != 408
         return self.state in {IntentState.PLANNED, IntentState.NOT_CREATED}
+
+
+class TaskTaken(JournalError):
+    """The task of an intent is another intent's."""
 
 
 class Journal:

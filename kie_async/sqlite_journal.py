@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import JournalError
-from .journal import Intent, IntentState, Journal
+from .journal import Intent, IntentState, Journal, TaskTaken
 from .models import TaskRecord
 from .records import without_mac
 from .sqlite_file import JournalFile
@@ -241,11 +241,12 @@ def _take_id(db: sqlite3.Connection, task_id: str, now_ms: int, adopted_by: str,
     """Bind an intent to its task, once.
 
     Raises:
-        JournalError: The intent has another task, or the task another intent.
+        TaskTaken: The task has another intent.
+        JournalError: The intent has another task.
     """
     holder = db.execute("SELECT intent_id FROM intent WHERE task_id = ?", (task_id,)).fetchone()
     if holder is not None and holder[0] != intent_id:
-        raise JournalError(f"task {task_id} belongs to another intent, {holder[0]}")
+        raise TaskTaken(f"task {task_id} belongs to another intent, {holder[0]}")
     change = "UPDATE intent SET state = 'CREATED', task_id = ?, sends = 1, created_ms = ?, adopted_by = ?"
     db.execute(f"{change} WHERE intent_id = ? AND task_id IS NULL", (task_id, now_ms, adopted_by, intent_id))
     if not _intents(db, "intent_id = ? AND task_id = ?", intent_id, task_id):

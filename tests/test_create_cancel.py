@@ -85,11 +85,8 @@ async def test_giving_up_in_the_queue_of_the_limiter_sends_nothing_and_takes_no_
     assert 0.3 <= second - first < 0.5
 
 
-@pytest.mark.parametrize("kind", ["slow", "thread"])
-async def test_giving_up_while_the_journal_notes_sends_nothing_then_or_later(
-    kind: str, tmp_path: Path
-) -> None:
-    point = Point(journal=kind, commit_s=0.06, seconds=0.03)
+async def test_giving_up_while_a_thread_notes_sends_nothing_then_or_later(tmp_path: Path) -> None:
+    point = Point(journal="thread", commit_s=0.06, seconds=0.03)
     seen = await probe(point, tmp_path)
     await asyncio.sleep(0.06)
     assert (seen.word, seen.objection) == ("not sent", "")
@@ -203,19 +200,6 @@ async def test_cutting_off_twice_what_has_left_is_unknown_and_not_unsent() -> No
 
 
 # --- the session closes --------------------------------------------------------------------------
-
-
-async def test_closing_waits_for_the_id_of_what_has_left() -> None:
-    async def dawdles(peer: Peer) -> None:
-        await peer.request()
-        await asyncio.sleep(0.15)
-        await peer.send(OK)
-
-    async with Misbehaving(dawdles) as server:
-        async with KieSession(KEY, base_url=server.url) as kie:
-            creating = asyncio.create_task(kie.create(*ECHO))
-            await eventually(lambda: server.bodies)
-        assert (await creating).task_id == TASK_ID
 
 
 async def test_closing_keeps_back_what_has_not_left() -> None:

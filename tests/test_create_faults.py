@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import subprocess
-import sys
-import textwrap
 import threading
 import time
 import tracemalloc
-from pathlib import Path
 
 import aiohttp
 import pytest
+from campaign.faults import table
 from conftest import NO_LIMITS, eventually
 from create_faults import (
     BODY,
@@ -28,6 +25,7 @@ from create_faults import (
     rows,
     word_for,
 )
+from create_situations import Situation, protest, see, situations
 from misbehaving import (
     TASK_ID,
     Behaviour,
@@ -74,10 +72,15 @@ async def test_the_table(fault: Fault, over: str) -> None:
     assert not objection(fault, found)
 
 
-def test_the_table_has_every_kind_of_row() -> None:
-    numbers = {int(fault.id[1:]) for fault in ROWS}
-    elsewhere = {6, 7, 15, 23, 25, 26, 28, 30}  # below, in test_create_cancel, and in the tests of refs
-    assert numbers | elsewhere == set(range(1, 31))
+@pytest.mark.parametrize("over", ["plain", "TLS"])
+@pytest.mark.parametrize("situation", situations(), ids=str)
+async def test_the_situations(situation: Situation, over: str) -> None:
+    seen = await see(situation, over)
+    assert not protest(situation, seen)
+
+
+def test_the_table_has_every_row_from_a1_to_a30() -> None:
+    assert {row.id for row in table()} == {f"A{number}" for number in range(1, 31)}
 
 
 # --- again, and not again ------------------------------------------------------------------------
@@ -197,12 +200,11 @@ async def test_a_limit_that_lasts_beyond_the_deadline_is_the_callers_to_know() -
 # --- the connection -------------------------------------------------------------------------------
 
 
-async def test_every_create_has_a_connection_and_no_cookies_of_its_own() -> None:
+async def test_no_create_keeps_a_cookie_or_asks_for_a_connection_to_be_kept() -> None:
     baked = answer(created(), headers="Set-Cookie: session=abc; Path=/\r\nConnection: keep-alive\r\n")
     async with Misbehaving(says(baked)) as server, creating(server.url, connections=1) as transport:
         for _ in range(3):
             await creation(transport).run()
-    assert server.connections == 3
     assert all("connection: close" in head.lower() for head in server.heads)
     assert not any("cookie" in head.lower() for head in server.heads)
 
@@ -227,26 +229,6 @@ async def test_a_redirect_is_followed_by_nobody(status: int) -> None:
     assert word_for(caught.value) == Word.REFUSED
     assert len(server.bodies) == 1
     assert not other.connections
-
-
-async def test_who_waits_for_a_place_has_sent_nothing() -> None:
-    async with (
-        Misbehaving(breaks_off(b"", "hang")) as server,
-        creating(server.url, connections=1) as transport,
-    ):
-        first = asyncio.create_task(creation(transport).run())
-        await eventually(lambda: server.bodies)
-        waiting = creation(transport)
-        second = asyncio.create_task(waiting.run())
-        await asyncio.sleep(0.05)
-        assert not waiting.may_have_left
-        assert waiting.stop()
-        for task in (second, first):
-            task.cancel()
-        outcomes = await asyncio.gather(first, second, return_exceptions=True)
-    assert [word_for(outcome) for outcome in outcomes[:1]] == [Word.UNKNOWN]
-    assert isinstance(outcomes[1], asyncio.CancelledError)
-    assert len(server.bodies) == 1
 
 
 async def test_an_answer_that_came_while_the_loop_was_blocked_counts() -> None:
@@ -282,37 +264,6 @@ async def test_a_bomb_is_not_unpacked() -> None:
         finally:
             tracemalloc.stop()
     assert peak < 8 * 2**20 or aiohttp.__version__ == "3.14.0"  # it unpacks half a bomb at a time
-
-
-def test_without_file_descriptors_nothing_is_sent_and_the_loop_stays_cool() -> None:
-    script = """
-        import asyncio, os, resource, sys
-        sys.path[:0] = [{tests!r}, {root!r}]
-        from create_faults import creating, creation
-        from kie_async import TransportError
-        from kie_async.models import Counters
-        from misbehaving import Misbehaving, says, answer, created
-
-        async def main():
-            counters = Counters()
-            async with Misbehaving(says(answer(created()))) as server, creating(server.url) as transport:
-                resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) - 1,) * 2)
-                try:
-                    await creation(transport, counters=counters, patience_s=1.5).run()
-                except TransportError as exc:
-                    print(exc, counters.retries, len(server.bodies))
-
-        asyncio.run(main())
-    """
-    here = Path(__file__).parent
-    script = textwrap.dedent(script).format(tests=str(here), root=str(here.parent))
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True
-    )
-    said, retries, bodies = done.stdout.rsplit(maxsplit=2)
-    assert "Too many open files" in said
-    assert 1 <= int(retries) <= 3
-    assert bodies == "0"
 
 
 # --- the gate, and what must never happen --------------------------------------------------------
@@ -425,16 +376,6 @@ async def test_the_session_raises_the_verdict_and_gives_the_slot_back(
                 assert word_for(caught.value) == word
             assert kie.stats().creates == kie.stats().in_flight == 0
             assert kie.stats().unknown_creates == (2 if word == "unknown" else 0)
-
-
-async def test_one_id_for_two_creates_belongs_to_the_first_and_leaves_the_other_unknown() -> None:
-    async with Misbehaving(says(OK)) as server, KieSession(KEY, base_url=server.url) as kie:
-        first = await kie.create("test/echo", {"prompt": "one"})
-        with pytest.raises(CreateOutcomeUnknown, match="belongs to another create") as caught:
-            await kie.create("test/echo", {"prompt": "two"})
-        assert first.task_id == TASK_ID
-        assert caught.value.handle is not None
-        assert len(server.bodies) == 2
 
 
 async def test_an_error_tells_what_to_know_and_no_more() -> None:

@@ -22,15 +22,13 @@ from typing import Any
 
 import aiohttp
 import attrs
-from misbehaving import Misbehaving, Peer, answer, certified, created, refused, trusting
+from create_faults import KEY, trust_the_authority
+from misbehaving import Misbehaving, Peer, answer, certified, created, refused
 
 from kie_async import CreateOutcomeUnknown, KieError, KieSession, Limits, Rate, TaskHandle
-from kie_async.creates import CreateTransport
 from kie_async.journal import IntentState, Journal
 from kie_async.sqlite_journal import SqliteJournal
-from kie_async.transport import Secret
 
-KEY = "sweep-key"
 _LIMITS = Limits(create=Rate(1000, per_s=0.01))
 _HOWS = ("cancel", "cancel twice", "close", "cancel and close", "tear down")
 _JOURNALS = ("none", "slow", "thread", "file")
@@ -150,10 +148,7 @@ async def _prepare(kie: KieSession, point: Point, path: Path, url: str) -> Journ
     engine: Any = kie._parts
     intake = engine.intake
     if point.tls:
-        await intake._transport.aclose()
-        intake._transport = engine._creates = CreateTransport(
-            url, Secret(KEY), connections=4, ssl_context=trusting()
-        )
+        await trust_the_authority(kie, url)
     journal: Journal = Journal()
     if point.journal == "slow":
         journal = _SlowJournal(lambda: asyncio.sleep(point.commit_s))

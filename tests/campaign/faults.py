@@ -1,4 +1,4 @@
-"""Every row of the create fault table, plain and over TLS: one line each, and how many were misjudged."""
+"""The create fault table A1 to A30, plain and over TLS: a line for each row, and how many were misjudged."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import platform
 
 import aiohttp
 from create_faults import Fault, judge, objection, rows
+from create_situations import Situation, protest, see, situations
+
+_BOTH = ("plain", "TLS")
 
 
 def main(argv: list[str]) -> int:
@@ -16,23 +19,37 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--only", default="", help="rows whose name holds this")
     parser.add_argument("--times", type=int, default=1, help="how often each row is run")
     asked = parser.parse_args(argv)
-    chosen = [fault for fault in rows() if asked.only in str(fault)]
+    chosen = [row for row in table() if asked.only in str(row)]
     print(f"Python {platform.python_version()}, aiohttp {aiohttp.__version__}, {len(chosen)} rows")
     wrong = asyncio.run(_run(chosen, asked.times))
     print(f"{wrong} misclassified")
     return 1 if wrong else 0
 
 
-async def _run(chosen: list[Fault], times: int) -> int:
+def table() -> list[Fault | Situation]:
+    """Return every row, by its number."""
+    return sorted([*rows(), *situations()], key=lambda row: int(row.id[1:]))
+
+
+async def _run(chosen: list[Fault | Situation], times: int) -> int:
     wrong = 0
-    for fault in chosen:
+    for row in chosen:
         columns = []
-        for over in fault.over:
+        for over in row.over if isinstance(row, Fault) else _BOTH:
             for _ in range(times):
-                found = await judge(fault, over)
-                if complaint := objection(fault, found):
+                word, bodies, complaint = await _look(row, over)
+                if complaint:
                     wrong += 1
-                    print(f"MISCLASSIFIED {fault}, {over}: {complaint}")
-            columns.append(f"{over:5} {found.word:18} {found.bodies}")
-        print(f"{fault.id:4} {fault.what:48} {'   '.join(columns)}")
+                    print(f"MISCLASSIFIED {row}, {over}: {complaint}")
+            columns.append(f"{over:5} {word:18} {bodies}")
+        print(f"{row.id:4} {row.what:48} {'   '.join(columns)}")
     return wrong
+
+
+async def _look(row: Fault | Situation, over: str) -> tuple[str, int, str]:
+    """Return a row's verdict, the bodies seen, and what is wrong with them."""
+    if isinstance(row, Situation):
+        seen = await see(row, over)
+        return seen.word, seen.bodies, protest(row, seen)
+    found = await judge(row, over)
+    return found.word, found.bodies, objection(row, found)
