@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
@@ -25,6 +26,8 @@ from .wire import decode_callback
 SIGNATURE_HEADER = "x-webhook-signature"
 TIMESTAMP_HEADER = "x-webhook-timestamp"
 LOG_EVERY_S = 60.0
+_FORMER = 16
+"""Secrets of closed sessions whose addresses are still told from wrong ones."""
 _THANKS = b'{"code":200,"msg":"success"}'
 _log = logging.getLogger("kie_async")
 
@@ -99,6 +102,7 @@ class CallbackReceiver:
         self._max_body = max_body
         self._now = now
         self._inboxes: list[Inbox] = []
+        self._former: deque[bytes] = deque(maxlen=_FORMER)
         self._logged: dict[str, float] = {}
 
     def __repr__(self) -> str:
@@ -111,6 +115,7 @@ class CallbackReceiver:
     def detach(self, inbox: Inbox) -> None:
         """Stop bringing news to a session; sessions do this when they close."""
         self._inboxes.remove(inbox)
+        self._former.extend(secret for secret in inbox.callback_secrets if secret not in self._former)
 
     # --- the pure pair -----------------------------------------------------------------------------
 
@@ -129,6 +134,8 @@ class CallbackReceiver:
             if is_address(intent_id, mac, callback_secrets=inbox.callback_secrets)
         )
         if not inboxes:
+            if is_address(intent_id, mac, callback_secrets=self._former):
+                raise CallbackRejected("no session is open", 503)
             for inbox in self._inboxes:
                 inbox.note_rejection("wrong address")
             raise CallbackRejected("wrong address", 404)

@@ -134,6 +134,8 @@ class Engine:
         """
         try:
             await self.intents.replay()
+            if self._settings.budget is not None:
+                self.table.left_behind = {intent.task_id for intent in await self.journal.unsettled()}
         except BaseException:
             await self.aclose()
             raise

@@ -169,17 +169,19 @@ class CreateOutcomeUnknown(KieError):
 
 
 class TaskError(KieError):
-    """A task yielded no result here; ``task_id`` is always on the error."""
+    """A task yielded no result here; ``task_id`` is on the error, ``intent_id`` if no task is known."""
 
     ends = "ended without a result"
 
-    def __init__(self, task_id: str, record: TaskRecord | None = None) -> None:
-        super().__init__(task_id, record)
+    def __init__(self, task_id: str, record: TaskRecord | None = None, intent_id: str = "") -> None:
+        super().__init__(task_id, record, intent_id)
         self.task_id = task_id
         self.record = record
+        self.intent_id = intent_id
 
     def __str__(self) -> str:
-        return f"task {self.task_id} {self.ends}"
+        name = f"task {self.task_id}" if self.task_id else f"the task of intent {self.intent_id}, if any,"
+        return f"{name} {self.ends}"
 
 
 class TaskFailed(TaskError):

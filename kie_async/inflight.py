@@ -31,6 +31,8 @@ class InFlight:
         on_event: Callable[[SessionEvent], None] | None,
     ) -> None:
         self.poller: Poller
+        self.left_behind: set[str] | None = None
+        """Unsettled tasks of ours that have no handle here; None while nobody counts what they cost."""
         self._journal = journal
         self._counters = counters
         self._free_slot = free_slot
@@ -67,13 +69,11 @@ class InFlight:
         """Return the task id of an intent that settled not too long ago."""
         return self._settled.get(intent_id)
 
-    @property
-    def held_credits(self) -> float:
-        """Return what tasks in flight will cost; those not looked at yet count as the mean so far."""
-        done = self._counters.settled_by_callback + self._counters.settled_by_poll
-        mean = self._counters.credits_consumed / done if done else 0.0
+    def held_credits(self, mean: float) -> float:
+        """Return what unsettled tasks will cost, those that have not told it *mean*."""
         records = [handle.record for handle in self._by_task.values()]
-        return sum(mean if r is None or r.credits is None else r.credits for r in records)
+        told = [record.credits for record in records if record is not None and record.credits is not None]
+        return sum(told) + mean * (len(records) - len(told) + len(self.left_behind or ()))
 
     def bind(
         self, handle: TaskHandle, task_id: str, *, expects_callback: bool, at_once: bool = False
@@ -87,6 +87,8 @@ class InFlight:
             raise InvalidRequest(f"task {task_id} belongs to another handle already")
         handle.task_id = task_id
         self._by_task[task_id] = handle
+        if self.left_behind is not None:
+            self.left_behind.discard(task_id)
         if handle._intent_id and expects_callback:  # else nobody will ask for it
             self._by_intent[handle._intent_id] = handle
         if handle.ref is not None:
@@ -134,7 +136,11 @@ class InFlight:
         self.close(handle, outcome_of(record), source)
 
     def close(self, handle: TaskHandle, outcome: TaskResult | KieError, source: Source | None = None) -> None:
-        """Settle a handle and take it out of the table."""
+        """Settle a handle and take it out of the table; one that has settled is left alone."""
+        if handle.is_done:
+            return
+        if self.left_behind is not None and handle._intent_id and handle.task_id and not handle._is_ending:
+            self.left_behind.add(handle.task_id)
         self.poller.forget(handle)
         if self._by_task.get(handle.task_id) is handle:
             del self._by_task[handle.task_id]

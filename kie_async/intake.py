@@ -306,7 +306,7 @@ class Intake:
     def abandon(self, handle: TaskHandle) -> None:
         """Settle a handle as abandoned; see `TaskHandle.abandon`."""
         if not handle.is_done and not handle._is_ending:
-            self._table.close(handle, TaskAbandoned(handle.task_id, handle.record))
+            self._table.close(handle, TaskAbandoned(handle.task_id, handle.record, handle._intent_id))
 
     async def resolve(self, handle: TaskHandle, task_id: str) -> None:
         """Bind an unknown create to a task; see `TaskHandle.resolve`."""
@@ -341,12 +341,15 @@ class Intake:
         budget = self._budget
         if budget is None:
             return
-        before, spent = self._intents.spent_before
-        counters = self._counters
-        tasks = before + counters.creates + counters.unknown_creates + self._intents.creating_count
-        if budget.tasks is not None and tasks > budget.tasks:
+        before, counters = self._intents.spent_before, self._counters
+        on_the_way = self._intents.creating_count - 1  # without the one that asks
+        tasks = before.tasks + counters.creates + counters.unknown_creates + on_the_way
+        if budget.tasks is not None and tasks >= budget.tasks:
             raise BudgetExceeded(f"the budget of {budget.tasks} tasks is spent; nothing was sent")
-        spent += counters.credits_consumed + self._table.held_credits
+        spent = before.credits + counters.credits_consumed
+        settled = before.settled + counters.settled_by_callback + counters.settled_by_poll
+        mean = spent / settled if settled else 0.0
+        spent += self._table.held_credits(mean) + mean * (on_the_way + self._intents.unknown_count)
         if budget.credits is not None and spent >= budget.credits:
             raise BudgetExceeded(f"the budget of {budget.credits:g} credits is spent; nothing was sent")
 

@@ -31,7 +31,7 @@ from .errors import (
 from .handle import Owner, TaskHandle
 from .inflight import REMEMBERED, InFlight, outcome_of
 from .inputs import TaskRequest
-from .journal import Intent, IntentState, Journal
+from .journal import Intent, IntentState, Journal, Totals
 from .models import Counters, TaskRecord, decode_object
 from .poller import Poller, Source
 from .records import decode_record
@@ -86,8 +86,8 @@ class Intents:
         spawn: Callable[[Coroutine[object, object, None]], object],
     ) -> None:
         self.callback_secrets = tuple(callback_secrets)
-        self.spent_before = (0, 0.0)
-        """Tasks and credits that the journal knew at open."""
+        self.spent_before = Totals()
+        """What the journal knew at open."""
         self.poller: Poller
         self.owner: Owner
         self._table = table
@@ -110,6 +110,11 @@ class Intents:
     def creating_count(self) -> int:
         """Return how many creates are on their way."""
         return sum(pending.phase is _Phase.CREATING for pending in self._pending.values())
+
+    @property
+    def unknown_count(self) -> int:
+        """Return how many creates of unknown outcome may have become a task."""
+        return sum(pending.phase is _Phase.UNKNOWN for pending in self._pending.values())
 
     def new_handle(self, intent: Intent, request: TaskRequest | None = None) -> TaskHandle:
         """Return a handle for an intent; its deadline is now and yet to be moved."""

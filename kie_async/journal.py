@@ -59,6 +59,17 @@ class Intent:
         return self.state in {IntentState.PLANNED, IntentState.NOT_CREATED}
 
 
+@attrs.frozen
+class Totals:
+    """What was spent."""
+
+    tasks: int = 0
+    """Created, or perhaps created."""
+    settled: int = 0
+    credits: float = 0.0
+    """Those that the settled ones took."""
+
+
 class TaskTaken(JournalError):
     """The task of an intent is another intent's."""
 
@@ -90,9 +101,9 @@ class Journal:
         """Return the intents with a task that was not seen to end."""
         return [intent for intent in self._by_ref.values() if intent.state is IntentState.CREATED]
 
-    async def totals(self) -> tuple[int, float]:
-        """Return how many tasks former processes created or may have, and the credits they took."""
-        return 0, 0.0
+    async def totals(self) -> Totals:
+        """Return what former processes spent."""
+        return Totals()
 
     async def occurrence(self, key: bytes) -> int:
         """Return how often *key* was asked for since open, this time included; a forgetful journal says 1."""

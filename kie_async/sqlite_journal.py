@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import JournalError
-from .journal import Intent, IntentState, Journal, TaskTaken
+from .journal import Intent, IntentState, Journal, TaskTaken, Totals
 from .models import TaskRecord
 from .records import without_mac
 from .sqlite_file import JournalFile
@@ -123,11 +123,13 @@ class SqliteJournal(Journal):
         """Return all intents in the order they were planned."""
         return await self._select("true")
 
-    async def totals(self) -> tuple[int, float]:
-        """Return how many tasks were created or may have been, and the credits they took."""
-        query = "SELECT count(*), total(credits) FROM intent WHERE sends = 1 AND state != 'REJECTED'"
-        count, credits_taken = await self._do(lambda db: db.execute(query).fetchone())
-        return count, credits_taken
+    async def totals(self) -> Totals:
+        """Return what was spent."""
+        query = (
+            "SELECT count(*), count(*) FILTER (WHERE state IN ('SUCCEEDED', 'FAILED')), total(credits) FROM intent "
+            "WHERE sends = 1 AND state != 'REJECTED'"
+        )
+        return Totals(*await self._do(lambda db: db.execute(query).fetchone()))
 
     async def occurrence(self, key: bytes) -> int:
         """Return how often *key* was asked for since open, this time included."""

@@ -6,6 +6,7 @@ A test that asks for ``clock`` runs on a loop whose time stands still until the 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -77,6 +78,15 @@ def time_passes() -> Iterator[None]:
 
 def open_files() -> int:
     return len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
+
+
+@pytest.fixture(autouse=True)
+def log_level() -> Iterator[None]:
+    """Take back what a test, or the command line in it, did to the level of our log."""
+    log = logging.getLogger("kie_async")
+    level = log.level
+    yield
+    log.setLevel(level)
 
 
 @pytest.fixture

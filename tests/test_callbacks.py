@@ -141,6 +141,17 @@ class TestAddress:
         with pytest.raises(CallbackRejected, match="no session is open"):
             receiver.address(tail())
 
+    def test_a_closed_session_s_is_503_while_another_is_open_and_a_wrong_one_is_404(self) -> None:
+        closed = Inbox()
+        receiver = receiver_with(inbox=closed)
+        receiver.attach(Inbox(b"of another key"))
+        receiver.detach(closed)
+
+        for path, status in ((tail(), 503), (tail()[:-1] + "_", 404)):
+            with pytest.raises(CallbackRejected) as caught:
+                receiver.address(path)
+            assert caught.value.status == status
+
     def test_one_made_under_an_older_secret_is_right(self) -> None:
         inbox = Inbox(b"new secret", SECRET)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import re
 import signal
@@ -78,14 +77,6 @@ async def start(*arguments: str, **environment: str) -> Process:
 
 
 Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(autouse=True)
-def log_level() -> Iterator[None]:
-    log = logging.getLogger("kie_async")
-    level = log.level
-    yield
-    log.setLevel(level)
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 from clock import eventually
 from conftest import HMAC_KEY, OpenSession
@@ -534,7 +535,7 @@ async def test_a_file_of_version_1_is_read(path: Path, tmp_path: Path) -> None:
         ("i6", "REJECTED"),
     ]
     assert [intent.task_id for intent in await journal.unsettled()] == ["t3"]
-    assert await journal.totals() == (3, 8.0)
+    assert attrs.astuple(await journal.totals()) == (3, 1, 8.0)
     found = await journal.find("r4")
     assert found is not None
     assert found.fingerprint == b"f"
@@ -1251,4 +1252,4 @@ async def test_a_killed_process_leaves_a_journal_that_opens(path: Path) -> None:
     assert run.returncode == -signal.SIGKILL
     async with opened(path) as journal:
         assert list((await states(journal)).values()) == ["UNKNOWN"] * 20
-        assert await journal.totals() == (20, 0.0)
+        assert attrs.astuple(await journal.totals()) == (20, 0, 0.0)

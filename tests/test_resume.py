@@ -773,3 +773,20 @@ async def test_a_budget_of_credits_spans_restarts(sandbox: Sandbox, restart: Res
             await kie.create(attrs.evolve(ECHO, ref="c"))
         kie = await restart(budget=Budget(credits=2))
     assert len(sandbox.tasks) == 2
+
+
+async def test_tasks_of_a_former_run_that_nobody_resumed_count_as_the_mean(
+    sandbox: Sandbox, restart: Restart
+) -> None:
+    kie = await restart()
+    first = await kie.create(attrs.evolve(ECHO, ref="a"))
+    sandbox.finish(first.task_id)
+    await first
+    for ref in ("b", "c"):
+        await kie.create(attrs.evolve(ECHO, ref=ref))
+    kie = await restart(budget=Budget(credits=3))
+    for _ in range(2):
+        with pytest.raises(BudgetExceeded, match="budget of 3 credits"):
+            await kie.create(attrs.evolve(ECHO, ref="d"))
+        await kie.resume()  # they are held once, here or there
+    assert len(sandbox.tasks) == 3

@@ -35,6 +35,7 @@ from kie_async import (
     ServedReceiver,
     ServerError,
     SessionMisuse,
+    TaskAbandoned,
     TaskDetached,
     TaskFailed,
     TaskHandle,
@@ -682,6 +683,38 @@ class TestBudget:
         with pytest.raises(BudgetExceeded, match="the budget of 2 credits is spent"):
             await kie.create(*ECHO)
 
+    async def test_what_is_not_settled_counts_as_the_mean(
+        self, clock: Clock, sandbox: Sandbox, open_session: OpenSession
+    ) -> None:
+        kie = await open_session(budget=Budget(credits=3.5))
+        first = await kie.create(*ECHO)
+        sandbox.finish(first.task_id)
+        await clock.advance(0.1)  # it took 1 credit
+        sandbox.faults.lose_answers_next = 1
+        with pytest.raises(CreateOutcomeUnknown):
+            await kie.create(*ECHO)
+        abandoned = await kie.create(*ECHO)
+        abandoned.abandon()
+        abandoned._seen = True
+
+        await kie.create(*ECHO)
+        with pytest.raises(BudgetExceeded, match=r"the budget of 3.5 credits is spent"):
+            await kie.create(*ECHO)
+
+    async def test_a_task_taken_up_again_is_not_counted_twice(
+        self, clock: Clock, sandbox: Sandbox, open_session: OpenSession
+    ) -> None:
+        kie = await open_session(budget=Budget(credits=2.0))
+        handle = await kie.create(*ECHO)
+        handle.abandon()
+        handle._seen = True
+        again = kie.attach(handle.task_id)
+        sandbox.finish(handle.task_id)
+        await clock.advance(0.1)
+        assert (await again).credits == 1.0
+
+        assert await kie.create(*ECHO)
+
     async def test_credits_of_failed_tasks_come_back(
         self, clock: Clock, sandbox: Sandbox, open_session: OpenSession
     ) -> None:
@@ -1113,6 +1146,27 @@ class TestUnknownCreates:
         await asyncio.sleep(0.02)
 
         assert handle.is_done
+        assert events.kinds().count("settled") == 1
+
+    async def test_abandoned_it_is_named_by_its_intent(self, sandbox: Sandbox, kie: KieSession) -> None:
+        handle = await self.lose(sandbox, kie)
+
+        handle.abandon()
+
+        with pytest.raises(TaskAbandoned, match=rf"^the task of intent {handle._intent_id}, if any, was "):
+            await handle
+
+    async def test_written_off_after_it_was_abandoned_it_does_not_settle_again(
+        self, sandbox: Sandbox, open_session: OpenSession, events: Events
+    ) -> None:
+        kie = await open_session(on_event=events)
+        handle = await self.lose(sandbox, kie)
+        handle.abandon()
+        handle._seen = True
+
+        assert await kie._parts.intents.write_off(handle)  # type: ignore[union-attr]
+        await settle()
+
         assert events.kinds().count("settled") == 1
 
     async def test_it_is_sent_again_only_when_a_double_charge_is_accepted(
