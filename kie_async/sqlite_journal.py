@@ -126,8 +126,8 @@ class SqliteJournal(Journal):
     async def totals(self) -> Totals:
         """Return what was spent."""
         query = (
-            "SELECT count(*), count(*) FILTER (WHERE state IN ('SUCCEEDED', 'FAILED')), total(credits) FROM intent "
-            "WHERE sends = 1 AND state != 'REJECTED'"
+            "SELECT count(*), count(*) FILTER (WHERE state IN ('SUCCEEDED', 'FAILED')), total(credits) "
+            "FROM intent WHERE sends = 1 AND state != 'REJECTED'"
         )
         return Totals(*await self._do(lambda db: db.execute(query).fetchone()))
 
