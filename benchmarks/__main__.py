@@ -7,7 +7,7 @@ import pkgutil
 import sys
 from pathlib import Path
 
-HELPERS = {"deliveries", "emulated", "emulator", "floor", "load", "measuring"}
+HELPERS = {"clients", "deliveries", "dialects", "emulated", "emulator", "floor", "load", "measuring"}
 
 
 def names() -> list[str]:

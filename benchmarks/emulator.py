@@ -17,6 +17,7 @@ from typing import Any, Self
 
 import attrs
 
+from . import dialects as dialects  # its routes are answered too
 from .deliveries import Poster
 from .emulated import Request, Settings, World, dumps, handler_of, loads
 from .measuring import THEIR_CORE, pin

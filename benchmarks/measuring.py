@@ -98,6 +98,13 @@ def pin(core: int) -> None:
         os.sched_setaffinity(0, {core})
 
 
+def resident(*, at_its_peak: bool = False) -> int:
+    """Return the bytes of memory this process has, or the most it ever had."""
+    wanted = "VmHWM:" if at_its_peak else "VmRSS:"
+    lines = Path("/proc/self/status").read_text("ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(wanted))
+
+
 def _scheduled_s(pids: Sequence[int | str]) -> tuple[float, float]:
     """Return for how long processes had a core, and for how long they were ready and had none."""
     ran = waited = 0

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import os
 import subprocess
 import sys
 import tracemalloc
@@ -23,7 +22,7 @@ from kie_async.creates import Attempt, Gate
 from kie_async.wire import CreateAnswer, WireRequest
 
 from .floor import free_session
-from .measuring import Figure, parser, tell
+from .measuring import Figure, parser, resident, tell
 
 HANDLES = 100_000
 UNAWAITED_B, AWAITED_B, OF_A_TASK = 640, 1536, 0.45
@@ -150,10 +149,6 @@ async def _looked(task_id: str) -> bool:
 
 
 # --- the scales ----------------------------------------------------------------------------------
-
-
-def resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
 def traced() -> int:
