@@ -96,7 +96,7 @@ class Engine:
             spawn=self.spawn,
         )
         self._poller = Poller(
-            ask=self.reader.ask,
+            ask=lambda task_id: self.reader.ask(task_id, self.table.get(task_id)),
             deliver=self.table.deliver,
             give_up=self.table.close,
             expire=self.intents.expire,

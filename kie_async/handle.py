@@ -52,6 +52,8 @@ class TaskHandle:
 
     __slots__ = (
         "__weakref__",
+        "_answer",
+        "_answered",
         "_fingerprint",
         "_has_slot",
         "_intent_id",
@@ -108,6 +110,8 @@ class TaskHandle:
         self._has_slot = False
         self._is_ending = False
         self._watch: object = None
+        self._answer: int | None = None
+        self._answered: TaskRecord | None = None
 
     def __repr__(self) -> str:
         return f"<TaskHandle {self.task_id or 'unknown'} {self._state}{' done' if self.is_done else ''}>"
@@ -254,6 +258,8 @@ class TaskHandle:
 
     def _observe(self, record: TaskRecord) -> None:
         """Take in a record, unless it is staler than the last; readers of `updates` hear of a change."""
+        if record is self.record:
+            return
         if record.state is not TaskState.UNKNOWN and advance(self._state, record.state) is not record.state:
             return
         changed = record != self.record

@@ -1,0 +1,83 @@
+"""An answer that says the same again is not read again, and is as good as if it were."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+
+import pytest
+
+from kie_async.errors import AnswerUnreadable, KieError, ServerError
+from kie_async.handle import TaskHandle
+from kie_async.limiter import Limiter
+from kie_async.models import Counters, Rate, TaskRecord
+from kie_async.reader import Reader
+from kie_async.states import TaskState
+from kie_async.wire import WireRequest, WireResponse
+
+ID = "t1"
+
+
+def body(**data: object) -> bytes:
+    return json.dumps({"code": 200, "msg": "", "data": {"taskId": ID, "state": "waiting", **data}}).encode()
+
+
+class Asked:
+    """A reader, a handle, and a service that answers what it is told to."""
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.response = WireResponse(status=200, body=body())
+        limiter = Limiter(Rate(100, per_s=1.0), now=loop.time)
+        self.reader = Reader(self, limiter, counters=Counters(), rng=random.Random(0))  # type: ignore[arg-type]
+        self.handle = TaskHandle(owner=None, loop=loop, deadline=0.0, task_id=ID)  # type: ignore[arg-type]
+
+    async def send(self, _: WireRequest) -> WireResponse:
+        return self.response
+
+    async def look(self) -> TaskRecord:
+        """Do what the poller does."""
+        record = await self.reader.ask(ID, self.handle)
+        self.handle._observe(record)
+        return record
+
+
+async def test_the_same_answer_leaves_the_record_as_it_is() -> None:
+    asked = Asked()
+    first = await asked.look()
+    asked.response = WireResponse(status=200, body=bytes(bytearray(asked.response.body)))
+    assert await asked.look() is first
+    assert asked.handle.record is first
+
+
+async def test_another_answer_is_read() -> None:
+    asked = Asked()
+    await asked.look()
+    asked.response = WireResponse(status=200, body=body(creditsConsumed=7))
+    assert (await asked.look()).credits == 7
+    assert asked.handle.record is not None
+    assert asked.handle.record.credits == 7
+
+
+@pytest.mark.parametrize(("status", "error"), [(500, ServerError), (204, AnswerUnreadable)])
+async def test_the_same_body_under_another_status_is_judged(status: int, error: type[KieError]) -> None:
+    asked = Asked()
+    await asked.look()
+    asked.response = WireResponse(status=status, body=asked.response.body)
+    with pytest.raises(error):
+        await asked.look()
+
+
+async def test_the_same_answer_after_other_news_is_news() -> None:
+    asked = Asked()
+    first = await asked.look()
+    asked.handle._observe(TaskRecord(task_id=ID, state=TaskState.WAITING, credits=9))
+    again = await asked.look()
+    assert again is not first
+    assert asked.handle.record == first
+
+
+async def test_without_a_handle_every_answer_is_read() -> None:
+    asked = Asked()
+    assert await asked.reader.ask(ID) is not await asked.reader.ask(ID)
