@@ -1,28 +1,98 @@
-"""``python -m benchmarks NAME [--check] [--json PATH]``: one module each."""
+"""``python -m benchmarks [NAME] [--check] [--json PATH]``: one module each; without NAME all but the slow.
+
+Each then runs in a process of its own. The summary says of every goal whether all its bars were met.
+"""
 
 from __future__ import annotations
 
+import argparse
 import importlib
+import json
 import pkgutil
+import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+HERE = Path(__file__).parent
 HELPERS = {"clients", "deliveries", "dialects", "emulated", "emulator", "floor", "load", "measuring"}
+SLOW = {"peers", "plot"}
+GOALS = [f"P{number}" for number in range(1, 11)]
 
 
 def names() -> list[str]:
     """Return the benchmarks there are."""
-    found = {module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)])}
+    found = {module.name for module in pkgutil.iter_modules([str(HERE)])}
     return sorted(name for name in found - HELPERS if name[0] != "_")
 
 
+def run_apart(name: str, options: Sequence[str] = ()) -> dict[str, Any] | None:
+    """Run one benchmark in a process of its own; return what it wrote, None if it broke."""
+    print(f"--- {name}", flush=True)
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        wrote = Path(folder) / "figures.json"
+        command = [sys.executable, "-m", "benchmarks", name, *options, "--json", str(wrote)]
+        subprocess.run(command, cwd=HERE.parent, check=False)
+        found: dict[str, Any] | None = json.loads(wrote.read_text()) if wrote.exists() else None
+    print(f"{'' if found else 'it broke; '}{time.monotonic() - began:.0f} s\n", flush=True)
+    return found
+
+
+def judged(found: dict[str, dict[str, Any] | None]) -> dict[str, list[str]]:
+    """Return which bars were missed of each goal; a bar of no goal stands under the name of its benchmark."""
+    missed: dict[str, list[str]] = {}
+    for name, told in found.items():
+        if told is None:
+            missed[name] = ["it broke"]
+            continue
+        for figure in told["figures"]:
+            if figure["at_least"] is not None or figure["at_most"] is not None:
+                of_goal = missed.setdefault(figure["goal"] or name, [])
+                if not figure["is_met"]:
+                    of_goal.append(f"{name}: {figure['name']}, {figure['median']:.4g}")
+    return missed
+
+
+def summary(missed: dict[str, list[str]]) -> str:
+    """Return a line for every goal, and one for each benchmark that has bars of its own."""
+    lines = []
+    for goal in [*GOALS, *sorted(set(missed) - set(GOALS))]:
+        if goal not in missed:
+            lines.append(f"{goal:<10} not measured")
+        else:
+            lines.append(f"{goal:<10} {'MISSED  ' + '; '.join(missed[goal]) if missed[goal] else 'met'}")
+    return "\n".join(lines)
+
+
+def run_all(argv: Sequence[str]) -> int:
+    """Run all but the slow ones."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="fail when a bar is missed")
+    parser.add_argument("--json", type=Path, help="write all figures there")
+    asked = parser.parse_args(argv)
+    found = {name: run_apart(name) for name in names() if name not in SLOW}
+    missed = judged(found)
+    print(summary(missed))
+    if asked.json is not None:
+        whole = {"at": datetime.now(UTC).isoformat(), "benchmarks": found, "missed": missed}
+        asked.json.write_text(json.dumps(whole, indent=1))
+    return 1 if asked.check and any(missed.values()) else 0
+
+
 def main(argv: list[str]) -> int:
-    """Run one benchmark with the rest of the arguments."""
-    if not argv or argv[0] not in names():
-        print(f"usage: python -m benchmarks NAME [--check] [--json PATH], NAME one of: {', '.join(names())}")
+    """Run one benchmark with the rest of the arguments, or all."""
+    if argv and argv[0] in names():
+        status: int = importlib.import_module(f"benchmarks.{argv[0]}").main(argv[1:])
+        return status
+    if argv and not argv[0].startswith("-"):
+        print(f"there is no benchmark {argv[0]}; there are: {', '.join(names())}")
         return 2
-    status: int = importlib.import_module(f"benchmarks.{argv[0]}").main(argv[1:])
-    return status
+    return run_all(argv)
 
 
 if __name__ == "__main__":

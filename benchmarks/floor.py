@@ -70,6 +70,11 @@ class Bare:
             return await answer.read()
 
 
+def task_id_of(answer: bytes) -> str:
+    """Return the id in the emulator's answer to a create, without decoding it."""
+    return answer.split(b'"', 12)[11].decode()
+
+
 class Everyday:
     """A coroutine per task that creates, sleeps and asks, over one pool of kept connections."""
 

@@ -83,7 +83,9 @@ def tell(figures: Sequence[Figure], *, check: bool, to: Path | None) -> int:
         cells += [cell.ljust(width) for cell, width in zip(rest[1:], widths[2:], strict=True)]
         print("  ".join(cells).rstrip())
     if to is not None:
-        found = [attrs.asdict(figure) | {"median": figure.median} for figure in figures]
+        found = [
+            attrs.asdict(figure) | {"median": figure.median, "is_met": figure.is_met} for figure in figures
+        ]
         where = {"python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count()}
         to.write_text(json.dumps({"where": where, "figures": found}, indent=1))
     missed = [figure.name for figure in figures if not figure.is_met]

@@ -14,14 +14,16 @@ from collections.abc import Sequence
 from kie_async import KieSession, PollSchedule
 
 from .emulator import AVATAR, AVATAR_INPUT, Emulator
-from .floor import CREATES, QUERIES, Bare, Everyday, at_most, free_session
+from .floor import CREATES, QUERIES, Bare, Everyday, at_most, free_session, task_id_of
 from .load import paced
 from .measuring import OUR_CORE, Figure, alternating, cpu_s, parser, pin, ratios, tell
 
-TASKS, ROUNDS = 1000, 20
-PACED_ROUNDS, PER_S = 3, 100.0
-EVERY_S, SHORTEST_S, LONGEST_S = 3.0, 2.0, 8.0
-"""Of a paced task; one of those at once takes a tenth."""
+TASKS, ROUNDS = 1000, 12
+PACED_ROUNDS, PER_S = 2, 100.0
+EVERY_S = 3.0
+"""Between two looks at a paced task; at those at once ten times as often."""
+SHORTEST, LONGEST = 2 / 3, 8 / 3
+"""What a task takes, in intervals between looks."""
 
 
 class AtOnce:
@@ -56,7 +58,7 @@ class AtOnce:
 
         async def work() -> None:
             answers = await at_most(CREATES, self._bare.create, range(self._tasks))
-            ids = [answer.split(b'"', 12)[9].decode() for answer in answers]
+            ids = [task_id_of(answer) for answer in answers]
             await at_most(QUERIES, self._bare.query, (ids[n % len(ids)] for n in range(self._queries)))
 
         return await cpu_s(work)
@@ -66,11 +68,10 @@ class AtOnce:
         return await cpu_s(lambda: asyncio.gather(*[self._everyday.run() for _ in range(self._tasks)]))
 
 
-async def at_once(rounds: int, tasks: int) -> list[Figure]:
+async def at_once(rounds: int, tasks: int, *, every_s: float = EVERY_S / 10) -> list[Figure]:
     """Return what a thousand tasks cost that begin together."""
-    every_s = EVERY_S / 10
     async with (
-        Emulator(durations=("uniform", SHORTEST_S / 10, LONGEST_S / 10)) as service,
+        Emulator(durations=("uniform", SHORTEST * every_s, LONGEST * every_s)) as service,
         free_session(service.url, poll=PollSchedule.fixed(every_s)) as kie,
         Everyday(service.url, every_s=every_s) as everyday,
         Bare(service.url) as bare,
@@ -104,7 +105,7 @@ async def at_once(rounds: int, tasks: int) -> list[Figure]:
 async def at_a_pace(rounds: int, tasks: int) -> list[Figure]:
     """Return what tasks cost that come a hundred a second."""
     async with (
-        Emulator(durations=("uniform", SHORTEST_S, LONGEST_S)) as service,
+        Emulator(durations=("uniform", SHORTEST * EVERY_S, LONGEST * EVERY_S)) as service,
         free_session(service.url, poll=PollSchedule.fixed(EVERY_S)) as kie,
         Everyday(service.url, every_s=EVERY_S) as everyday,
     ):
