@@ -78,6 +78,7 @@ def run_all(argv: Sequence[str]) -> int:
     found = {name: run_apart(name) for name in names() if name not in SLOW}
     missed = judged(found)
     print(summary(missed))
+    print(f"{'not run':<10} {', '.join(sorted(SLOW & set(names())))}: python -m benchmarks NAME")
     if asked.json is not None:
         whole = {"at": datetime.now(UTC).isoformat(), "benchmarks": found, "missed": missed}
         asked.json.write_text(json.dumps(whole, indent=1))
