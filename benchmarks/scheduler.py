@@ -25,6 +25,7 @@ import attrs
 from kie_async import Limits, PollSchedule, TaskHandle, TaskRecord, TaskState
 from kie_async.limiter import Limiter
 from kie_async.poller import Poller
+from kie_async.timetable import Timetable
 
 from .floor import MANY
 from .measuring import Figure, alternating, parser, ratios, tell
@@ -82,7 +83,7 @@ async def scheduler(count: int, looks: Looks, loop: Any, period_s: float) -> Asy
         give_up=_nothing,
         expire=_nothing,
         limiter=Limiter(MANY, now=loop.time),
-        schedule=PollSchedule.fixed(period_s),
+        timetable=Timetable(PollSchedule.fixed(period_s)),
         connections=Limits().query_connections,
         loop=loop,
         rng=random.Random(0),

@@ -14,7 +14,7 @@ import attrs
 from .callbacks import CallbackReceiver
 from .checks import is_loopback
 from .creates import Breaker, CreateTransport
-from .errors import SessionMisuse, TaskDetached
+from .errors import JournalError, SessionMisuse, TaskDetached
 from .files import Files
 from .inflight import InFlight
 from .intake import Intake
@@ -27,6 +27,7 @@ from .poller import Poller
 from .reader import Reader
 from .signing import address_mac
 from .sqlite_journal import SqliteJournal
+from .timetable import Learned, Timetable
 from .transport import Secret, Transport
 
 _log = logging.getLogger("kie_async")
@@ -95,16 +96,18 @@ class Engine:
             confirm=self.reader.confirm,
             spawn=self.spawn,
         )
+        self._timetable = Timetable(settings.poll)
         self._poller = Poller(
             ask=lambda task_id: self.reader.ask(task_id, self.table.get(task_id)),
             deliver=self.table.deliver,
             give_up=self.table.close,
             expire=self.intents.expire,
             limiter=query_limiter,
-            schedule=settings.poll,
+            timetable=self._timetable,
             connections=limits.query_connections,
             loop=loop,
             rng=rng,
+            keep=lambda learned: self.spawn(self._keep(learned)),
         )
         self.table.poller = self.intents.poller = self._poller
         self.intake = self.intents.owner = Intake(
@@ -136,6 +139,7 @@ class Engine:
             await self.intents.replay()
             if self._settings.budget is not None:
                 self.table.left_behind = {intent.task_id for intent in await self.journal.unsettled()}
+            self._timetable.restore(await self.journal.learned())
         except BaseException:
             await self.aclose()
             raise
@@ -160,9 +164,17 @@ class Engine:
             watcher.cancel()
         await asyncio.gather(*self._watchers, return_exceptions=True)
         await self.table.drain()
+        if (learned := self._timetable.worth_keeping(1)) is not None:
+            await self._keep(learned)
         self._detach_all()
         for part in (self._creates, self._queries, self.files, self.journal):
             await part.aclose()
+
+    async def _keep(self, learned: Learned) -> None:
+        try:
+            await self.journal.keep_learned(learned)
+        except JournalError as exc:  # the next session begins with less; nothing that was paid is lost
+            _log.info("what was learned could not be noted: %s", exc)
 
     def __del__(self) -> None:
         """Say what goes on, and close what can be closed, when the event loop ended without `aclose`.

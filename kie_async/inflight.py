@@ -109,7 +109,7 @@ class InFlight:
                 self.emit("updated", handle)
             return
         handle._is_ending = True
-        self.poller.forget(handle)
+        self.poller.ended(handle, record, source)
         if self._journal.is_durable and handle._intent_id:
             work = self._settle_durably(handle, record, source)
             settling = asyncio.get_running_loop().create_task(work, name="kie_async settle")

@@ -294,6 +294,7 @@ class Intents:
             self._adopt_held(pending)
         elif handle is None or handle._is_ending:
             self._counters.callbacks_duplicate += 1
+            self.poller.late_callback(intent_id)
         else:
             self._counters.callbacks_accepted += 1
             self._believe(handle, record, is_signed=is_signed)

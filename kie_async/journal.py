@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -104,6 +105,13 @@ class Journal:
     async def totals(self) -> Totals:
         """Return what former processes spent."""
         return Totals()
+
+    async def learned(self) -> Mapping[str, object]:
+        """Return what former processes learned of each model."""
+        return {}
+
+    async def keep_learned(self, learned: Mapping[str, object]) -> None:
+        """Note what was learned of each model, in a form fit for JSON."""
 
     async def occurrence(self, key: bytes) -> int:
         """Return how often *key* was asked for since open, this time included; a forgetful journal says 1."""

@@ -1,4 +1,4 @@
-"""When to look at a task again: a formula of how long it has been running."""
+"""When to look at a task again: what a user may set."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Source: https://docs.kie.ai/market/common/get-task-detail
 
 def _check_tiers(_: object, __: attrs.Attribute[Any], tiers: tuple[tuple[float, float], ...]) -> None:
     ends = [end_s for end_s, _ in tiers]
-    if not tiers or ends != sorted(set(ends)) or ends[-1] != math.inf:
+    if not all(end_s > 0 for end_s in ends) or not tiers or ends != sorted(set(ends)) or ends[-1] != math.inf:
         raise InvalidRequest("tiers must rise and the last must end at math.inf")
     if not all(interval_s > 0 for _, interval_s in tiers):
         raise InvalidRequest("tiers must hold intervals above zero")
@@ -37,15 +37,33 @@ def _check_jitter(_: object, __: attrs.Attribute[Any], jitter: float) -> None:
 
 @attrs.frozen(kw_only=True)
 class PollSchedule:
-    """The rule for the delays between polls of one task."""
+    """The rule for the times at which a task is looked at.
 
+    By itself it learns: from the tasks of a model that ended, and from those that still run, how likely
+    an end is at each age, and looks as often as the square root of that (the optimum: J. B. Keller 1974,
+    https://doi.org/10.1287/mnsc.21.3.256, derived in `kie_async.look_curve`). Until it has seen three
+    tasks of a model end it looks no more often than *tiers* say. `documented` always goes by them,
+    `fixed` by one interval.
+
+    With callbacks, looks are as rare as the share of lost callbacks allows: the mean wait over all
+    tasks stays *wait_s*, whoever brings the news.
+    """
+
+    learns: bool = True
+    """Whether *tiers* give way to what was seen."""
+    wait_s: float = attrs.field(default=1.5, validator=above_zero)
+    """How long an end may go unnoticed, on average; never less than 1 % of what a model's tasks take."""
     first_s: float = attrs.field(default=2.0, validator=above_zero)
-    """The first look at a new task."""
+    """The first look at a new task, by the tiers."""
     tiers: tuple[tuple[float, float], ...] = attrs.field(default=DOCUMENTED, validator=_check_tiers)
     """Pairs (until the task is so old, look every so many seconds)."""
+    longest_gap_s: float = attrs.field(default=300.0, validator=above_zero)
+    """No task goes without a look for longer, whatever was learned and however well callbacks come."""
     safety_net_s: float = attrs.field(default=60.0, validator=above_zero)
-    """The shortest delay for a task whose callback is expected: the poll is then only the net."""
-    jitter: float = attrs.field(default=0.2, validator=_check_jitter)
+    """With callbacks: the delay between looks at a task of unknown length, or one past its expected end."""
+    callback_grace_s: float = attrs.field(default=10.0, validator=above_zero)
+    """How long after the end of its task a callback counts as lost."""
+    jitter: float = attrs.field(default=0.1, validator=_check_jitter)
     """The random part of a delay, as a share of it either way."""
 
     recheck_s: tuple[float, ...] = attrs.field(default=(1.0, 2.0, 4.0), validator=_check_delays)
@@ -63,19 +81,15 @@ class PollSchedule:
             InvalidRequest: The interval is not above zero.
         """
         return cls(
-            first_s=interval_s, tiers=((math.inf, interval_s),), safety_net_s=interval_s, jitter=jitter
+            learns=False,
+            first_s=interval_s,
+            tiers=((math.inf, interval_s),),
+            longest_gap_s=interval_s,
+            safety_net_s=interval_s,
+            jitter=jitter,
         )
 
-    def delay_s(self, elapsed_s: float, *, looks: int, expects_callback: bool, chance: float) -> float:
-        """Return the seconds until the next look at a task.
-
-        *elapsed_s* is the task's age, *looks* counts earlier looks, *chance* is uniform in [0, 1).
-        """
-        if looks == 0:
-            interval_s = self.first_s
-        else:
-            tiers = (interval for end_s, interval in self.tiers if elapsed_s < end_s)
-            interval_s = next(tiers, self.tiers[-1][1])
-        if expects_callback:
-            interval_s = max(interval_s, self.safety_net_s)
-        return interval_s * (1 + self.jitter * (2 * chance - 1))
+    @classmethod
+    def documented(cls) -> PollSchedule:
+        """Return a schedule that goes by the service's own advice."""
+        return cls(learns=False)

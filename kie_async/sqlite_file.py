@@ -56,6 +56,13 @@ CREATE INDEX intent_by_state ON intent(state);
 CREATE TABLE run(is_open INTEGER NOT NULL) STRICT;
 INSERT INTO run VALUES (0);
 """  # noqa: S608  (made of constants)
+_LEARNED = """
+CREATE TABLE IF NOT EXISTS learned(
+  model TEXT PRIMARY KEY,
+  durations TEXT NOT NULL
+) STRICT, WITHOUT ROWID
+"""
+"""Made at open: it is no part of the promise, and journals without it are as good."""
 _CACHE_KIB = 256
 _OF_THIS_RUN = "CREATE TEMP TABLE asked(key BLOB PRIMARY KEY, times INTEGER NOT NULL) WITHOUT ROWID"
 
@@ -154,6 +161,7 @@ class JournalFile:
         try:
             db.execute("PRAGMA synchronous = FULL")
             db.execute("PRAGMA fullfsync = ON")
+            db.execute(_LEARNED)
             db.execute(_OF_THIS_RUN)
             for schema in ("main", "temp"):  # the operating system caches as well; memory must not grow
                 db.execute(f"PRAGMA {schema}.cache_size = -{_CACHE_KIB}")

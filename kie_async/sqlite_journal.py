@@ -12,13 +12,13 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import JournalError
 from .journal import Intent, IntentState, Journal, TaskTaken, Totals
-from .models import TaskRecord
+from .models import TaskRecord, decode_object
 from .records import without_mac
 from .sqlite_file import JournalFile
 from .sqlite_thread import SqliteThread
@@ -130,6 +130,16 @@ class SqliteJournal(Journal):
             "FROM intent WHERE sends = 1 AND state != 'REJECTED'"
         )
         return Totals(*await self._do(lambda db: db.execute(query).fetchone()))
+
+    async def learned(self) -> Mapping[str, object]:
+        """Return what former processes learned of each model; what cannot be read is left out."""
+        rows = await self._do(lambda db: db.execute("SELECT model, durations FROM learned").fetchall())
+        return {model: decode_object(durations) for model, durations in rows}
+
+    async def keep_learned(self, learned: Mapping[str, object]) -> None:
+        """Note what was learned of each model, in the place of what was noted before."""
+        rows = [(model, json.dumps(durations)) for model, durations in learned.items()]
+        await self._do(lambda db: db.executemany("INSERT OR REPLACE INTO learned VALUES (?, ?)", rows))
 
     async def occurrence(self, key: bytes) -> int:
         """Return how often *key* was asked for since open, this time included."""

@@ -35,7 +35,13 @@ settings.load_profile("suite")
 
 HMAC_KEY = "hmac-key-of-the-tests"
 FAST = PollSchedule(
-    first_s=0.01, tiers=((math.inf, 0.02),), safety_net_s=0.02, jitter=0.0, recheck_s=(0.01,), ring_gap_s=0.01
+    learns=False,
+    first_s=0.01,
+    tiers=((math.inf, 0.02),),
+    safety_net_s=0.02,
+    jitter=0.0,
+    recheck_s=(0.01,),
+    ring_gap_s=0.01,
 )
 """Looks at every tick."""
 NO_LIMITS = Limits(

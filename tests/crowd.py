@@ -17,7 +17,12 @@ USERS = range(1, 51)
 BY_CALLBACK, BY_POLL = 35, 10
 """Of the fifty; the rest is answered after a restart."""
 NOW_AND_THEN = PollSchedule(
-    first_s=0.05, tiers=((math.inf, 0.05),), safety_net_s=1.0, recheck_s=(0.05,), ring_gap_s=0.05
+    learns=False,
+    first_s=0.05,
+    tiers=((math.inf, 0.05),),
+    safety_net_s=1.0,
+    recheck_s=(0.05,),
+    ring_gap_s=0.05,
 )
 """Callbacks come first; a second later polls find the rest."""
 

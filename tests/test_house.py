@@ -14,12 +14,26 @@ ROOT = Path(__file__).parent.parent / "kie_async"
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "states", "checks", "jsontext"),
-    ("codes", "media", "models", "inputs", "signing", "poll_schedule"),
+    (
+        "codes",
+        "media",
+        "models",
+        "inputs",
+        "signing",
+        "poll_schedule",
+        "durations",
+        "look_curve",
+        "lost_callbacks",
+        "timetable",
+    ),
     ("records", "wire"),
     ("limiter", "transport", "journal", "handle", "mounts", "sandbox"),
     (
         "creates",
         "reader",
+        "look_queue",
+        "agenda",
+        "setbacks",
         "poller",
         "callbacks",
         "uploads",

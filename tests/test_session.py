@@ -1215,7 +1215,7 @@ class TestManyHandles:
         assert kie.stats().in_flight == 0
         assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("kie_async poller")]
         assert open_files() <= files + 2 * NO_LIMITS.query_connections  # kept alive, both ends of each
-        assert len(kie._parts._poller._heap) < 200
+        assert len(kie._parts._poller._agenda) < 200
 
     async def test_settled_by_polls_they_leave_no_task_no_socket_and_no_memory(
         self, clock: Clock, sandbox: Sandbox, open_session: OpenSession
@@ -1234,7 +1234,7 @@ class TestManyHandles:
         assert kie.stats().in_flight == 0
         assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("kie_async poller")]
         assert open_files() <= files + 2 * NO_LIMITS.query_connections  # kept alive, both ends of each
-        assert len(kie._parts._poller._heap) < 200
+        assert len(kie._parts._poller._agenda) < 200
 
 
 def run_python(code: str, *options: str) -> subprocess.CompletedProcess[str]:

@@ -34,7 +34,7 @@ _NO_LIMIT = Rate(10**6, per_s=0.001)
 CONNECTIONS = 4
 _LIMITS = Limits(create=_NO_LIMIT, query=_NO_LIMIT, create_connections=CONNECTIONS)
 _POLL = PollSchedule(
-    first_s=0.1, tiers=((math.inf, 0.2),), safety_net_s=0.4, recheck_s=(0.05,), ring_gap_s=0.05
+    learns=False, first_s=0.1, tiers=((math.inf, 0.2),), safety_net_s=0.4, recheck_s=(0.05,), ring_gap_s=0.05
 )
 NOTES = ("plan", "sending", "created", "settled", "ended", "adopted")
 POINTS = (

@@ -105,7 +105,9 @@ async def under_fire(name: str) -> AsyncIterator[Side]:
             callback_url="http://127.0.0.1:9/kie",
             receiver=receiver,
             limits=Limits(create=many, create_connections=16),  # and queries as published: 10 a second
-            poll=PollSchedule(first_s=3600, safety_net_s=3600),  # whatever is read was rung for
+            poll=PollSchedule(
+                learns=False, first_s=3600, safety_net_s=3600, longest_gap_s=3600
+            ),  # whatever is read was rung for
             rng=random.Random(1),
         ) as kie,
     ):
@@ -145,17 +147,17 @@ async def _end_some(side: Side) -> None:
 def _count_reads(side: Side) -> None:
     """Note when a record is read, and for whom: a task, or a create that might become one."""
     reader, intents = side.kie._engine.reader, side.kie._engine.intents
-    confirm, adopt = reader._confirm, intents._try_to_adopt
+    read, adopt = reader._read, intents._try_to_adopt
 
-    async def noted(task_id: str) -> Any:
+    async def noted(task_id: str, decode: Any) -> Any:
         side.reads.append((time.monotonic(), _reads_for.get() or task_id))
-        return await confirm(task_id)
+        return await read(task_id, decode)
 
     async def adopting(pending: Any, task_id: str) -> None:
         _reads_for.set(pending.handle._intent_id)
         await adopt(pending, task_id)
 
-    reader._confirm, intents._try_to_adopt = noted, adopting  # type: ignore[method-assign]
+    reader._read, intents._try_to_adopt = noted, adopting  # type: ignore[method-assign]
 
 
 async def _let_the_truth_in(side: Side) -> None:

@@ -228,6 +228,19 @@ class Drawn:
         return next(self._durations)
 
 
+def scaled(factor: float) -> PollSchedule:
+    """Return the default schedule with every time of it divided by *factor*."""
+    plain = PollSchedule()
+    tiers = tuple((end_s / factor, interval_s / factor) for end_s, interval_s in plain.tiers)
+    return PollSchedule(
+        wait_s=plain.wait_s / factor,
+        first_s=plain.first_s / factor,
+        tiers=tiers,
+        longest_gap_s=plain.longest_gap_s / factor,
+        safety_net_s=plain.safety_net_s / factor,
+    )
+
+
 async def run_scaled(count: int, factor: float, *, seed: int = 0) -> Found:
     """Run a batch in real time, every time of it divided by *factor*; callbacks come in."""
     began = time.perf_counter()
@@ -254,7 +267,7 @@ async def run_scaled(count: int, factor: float, *, seed: int = 0) -> Found:
                 journal=f"{folder}/run.db",
                 max_in_flight=2000,
                 limits=Limits(create=Rate(CREATES, per_s=creates[1]), query=Rate(QUERIES, per_s=queries[1])),
-                poll=PollSchedule(first_s=2.0 / factor, safety_net_s=60.0 / factor),
+                poll=scaled(factor),
             )
         )
         start = time.perf_counter()

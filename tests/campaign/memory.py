@@ -33,7 +33,7 @@ async def run(url: str, rows: int, *, with_refs: bool) -> dict[str, float]:
             yield TaskRequest(model="sandbox/echo", input={"prompt": f"{row}: {'x' * 500}"}, ref=ref)
 
     limits = Limits(create=Rate(10**6, per_s=0.001), query=Rate(10**6, per_s=0.001), create_connections=16)
-    poll = PollSchedule(first_s=0.01, tiers=((math.inf, 0.05),), jitter=0.0)
+    poll = PollSchedule(learns=False, first_s=0.01, tiers=((math.inf, 0.05),), jitter=0.0)
     began, good = time.perf_counter(), 0
     with tempfile.TemporaryDirectory() as folder:
         async with KieSession(

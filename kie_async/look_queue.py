@@ -1,0 +1,110 @@
+"""Which task is looked at next, of those that are due."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+
+import attrs
+
+from .handle import TaskHandle
+
+PATIENCE_S = 0.5
+"""While nobody waits longer than this for a look, they are looked at in the order they came due."""
+_ROUND = 8
+
+
+@attrs.define(eq=False)
+class Watch:
+    """What the poller knows of one handle. Instants are on the loop's clock, ages count from *since*."""
+
+    handle: TaskHandle | None
+    """None once it is over: what is left in the heap keeps no handle alive."""
+    since: float
+    expects_callback: bool
+    is_scout: bool = False
+    """Looked at as if no callback were expected, until one came or was missed."""
+    at: float = math.inf
+    """Its one valid entry in the heap: the next look, or the deadline if that comes first."""
+    seen_s: float = 0.0
+    """The age at which it was last seen running; infinite until an older task was seen for the first time."""
+    looked_at: float = -math.inf
+    looks: int = 0
+    failures: int = 0
+    refusals: int = 0
+    rechecks: int = 0
+    empties: int = 0
+    is_rung: bool = False
+    is_queued: bool = False
+    is_looking: bool = False
+
+    def __lt__(self, other: Watch) -> bool:
+        return False  # two that are due at one instant: either may be first
+
+
+class LookQueue:
+    """Those that are due: rung ones first, then first looks, then the likeliest to have ended.
+
+    *chance* tells how likely the task of a watch has ended since its last look. It is asked only while
+    looks are short, and of all that wait at a time; a task that waited *longest_s* goes before those.
+    """
+
+    def __init__(self, chance: Callable[[Watch, float], float], *, longest_s: float) -> None:
+        self._chance = chance
+        self._longest_s = longest_s
+        self._rung: deque[Watch] = deque()
+        self._first: deque[Watch] = deque()
+        self._again: deque[Watch] = deque()
+        self._round: list[Watch] = []
+
+    def __len__(self) -> int:
+        return len(self._rung) + len(self._first) + len(self._again) + len(self._round)
+
+    def put(self, watch: Watch) -> None:
+        """Let a watch wait for its look; one that waits already moves forward if it was rung."""
+        if watch.is_queued:
+            for queue in (self._first, self._again, self._round):
+                with suppress(ValueError):
+                    queue.remove(watch)
+        watch.is_queued = True
+        (self._rung if watch.is_rung else self._again if watch.looks else self._first).append(watch)
+
+    def pop(self, now: float) -> Watch | None:
+        """Return the watch to look at now; None if nobody waits."""
+        while (watch := self._most_urgent(now)) is not None:
+            watch.is_queued = False
+            if watch.handle is not None:
+                return watch
+        return None
+
+    def _most_urgent(self, now: float) -> Watch | None:
+        if self._rung:
+            return self._rung.popleft()
+        if self._first:
+            return self._first.popleft()
+        if not self._round and self._again and self._again[0].at + PATIENCE_S < now:
+            self._begin_round(now)
+        if self._round:
+            return self._round.pop()
+        return self._again.popleft() if self._again else None
+
+    def _begin_round(self, now: float) -> None:
+        """Set the likeliest quarter of those waiting apart: they come before the rest is judged anew."""
+        waiting = [watch for watch in self._again if watch.handle is not None]
+        self._again.clear()
+        ranked = sorted(waiting, key=lambda watch: self._rank(watch, now))
+        self._round = ranked[-max(_ROUND, len(ranked) // 4) :]
+        taken = set(map(id, self._round))
+        self._again.extend(watch for watch in waiting if id(watch) not in taken)
+
+    def _rank(self, watch: Watch, now: float) -> float:
+        if now - watch.at > self._longest_s:
+            return 1 + now - watch.at
+        return self._chance(watch, now)
+
+    def clear(self) -> None:
+        """Forget everybody."""
+        for queue in (self._rung, self._first, self._again, self._round):
+            queue.clear()
