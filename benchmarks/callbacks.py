@@ -24,6 +24,7 @@ from kie_async import CallbackReceiver, KieSession, Limits, PollSchedule, Rate, 
 from kie_async.sandbox import Never
 from kie_async.signing import address_mac
 
+from .decode import readers
 from .load import Load
 from .measuring import Figure, alternating, cpu_s, parser, quantile, ratios, tell
 
@@ -34,6 +35,8 @@ TASK = "e989621f54392584b05867f87b160672"
 PATH = f"/kie/{INTENT}/{address_mac(INTENT, secret=SECRET)}"
 CHUNK, ROUNDS, LINES = 400, 25, 16
 SLOW, JUNK_PER_S, GENUINE_PER_S, SECONDS = 500, 1000, 50, 12
+LOADS = list(readers().values())[-1]
+"""What reads JSON in the handler beside ours: orjson if it is installed, as in ours."""
 MANY = Rate(1_000_000, per_s=0.001)
 
 
@@ -72,13 +75,13 @@ async def only_read(asked: web.Request) -> web.Response:
 
 
 async def parse_and_verify(asked: web.Request) -> web.Response:
-    data = json.loads(await asked.read())["data"]
+    data = LOADS(await asked.read())["data"]
     message = f"{data['taskId']}.{asked.headers['X-Webhook-Timestamp']}"
     digest = base64.b64encode(hmac.digest(KEY.encode(), message.encode(), "sha256")).decode()
     if not hmac.compare_digest(digest, asked.headers["X-Webhook-Signature"]):
         return web.Response(status=401)
     assert data["state"] in ("success", "fail")
-    assert not data.get("resultJson") or json.loads(data["resultJson"])
+    assert not data.get("resultJson") or LOADS(data["resultJson"])
     return web.Response()
 
 
@@ -192,14 +195,15 @@ async def cost(load: Load, rounds: int) -> list[Figure]:
 
 
 def _a_body() -> bytes:
-    """Return a callback as the service documents it, 700 bytes long."""
-    param = json.dumps({"model": "kling/ai-avatar-pro", "callBackUrl": f"https://bot.example.org{PATH}"})
+    """Return a callback as the service documents it, compact as its answers are, 700 bytes long."""
+    told = {"model": "kling/ai-avatar-pro", "callBackUrl": f"https://bot.example.org{PATH}"}
+    param = json.dumps(told, separators=(",", ":"))
     data = {
         "taskId": TASK,
         "model": "kling/ai-avatar-pro",
         "state": "success",
         "param": param + " " * 150,
-        "resultJson": json.dumps({"resultUrls": ["https://files.example.org/results/a.mp4"]}),
+        "resultJson": '{"resultUrls":["https://files.example.org/results/a.mp4"]}',
         "failCode": None,
         "failMsg": None,
         "costTime": 8,
@@ -208,7 +212,8 @@ def _a_body() -> bytes:
         "updateTime": 1755599644000,
         "creditsConsumed": 80,
     }
-    return json.dumps({"code": 200, "data": data, "msg": "Playground task completed successfully."}).encode()
+    answer = {"code": 200, "data": data, "msg": "Playground task completed successfully."}
+    return json.dumps(answer, separators=(",", ":")).encode()
 
 
 async def settling(rounds: int) -> list[Figure]:

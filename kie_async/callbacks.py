@@ -16,6 +16,7 @@ from typing import Protocol
 
 import attrs
 from aiohttp import web
+from multidict import CIMultiDict, CIMultiDictProxy
 
 from .errors import CallbackRejected, InvalidRequest
 from .models import TaskRecord
@@ -129,9 +130,7 @@ class CallbackReceiver:
             raise CallbackRejected("no session is open", 503)
         intent_id, _, mac = path_tail.strip("/").partition("/")
         inboxes = tuple(
-            inbox
-            for inbox in self._inboxes
-            if is_address(intent_id, mac, callback_secrets=inbox.callback_secrets)
+            [i for i in self._inboxes if is_address(intent_id, mac, callback_secrets=i.callback_secrets)]
         )
         if not inboxes:
             if is_address(intent_id, mac, callback_secrets=self._former):
@@ -163,9 +162,11 @@ class CallbackReceiver:
         )
 
     def _verify(self, task_id: str, headers: Headers, now: float) -> None:
-        pairs = list(headers.items() if isinstance(headers, Mapping) else headers)
-        signature = _only_header(pairs, SIGNATURE_HEADER)
-        timestamp = _only_header(pairs, TIMESTAMP_HEADER)
+        if not isinstance(headers, CIMultiDictProxy):  # aiohttp's; others may be read only once
+            items = headers.items() if isinstance(headers, Mapping) else headers
+            headers = CIMultiDictProxy(CIMultiDict(items))
+        signature = _only_header(headers, SIGNATURE_HEADER)
+        timestamp = _only_header(headers, TIMESTAMP_HEADER)
         verify(task_id, timestamp, signature, keys=self._keys, now=now, tolerance_s=self._tolerance_s)
 
     async def feed(self, path_tail: str, headers: Headers, body: bytes) -> Verdict:
@@ -251,13 +252,13 @@ def _owner(address: Address) -> Inbox:
     raise CallbackRejected("intent is not known here", 503)
 
 
-def _only_header(pairs: Iterable[tuple[str, str]], name: str) -> str:
+def _only_header(headers: CIMultiDictProxy[str], name: str) -> str:
     """Return the one value of a header, whatever its case.
 
     Raises:
         CallbackRejected: It is missing, or stands there twice.
     """
-    values = [value for key, value in pairs if key.lower() == name]
+    values = headers.getall(name, ())
     if len(values) != 1:
         raise CallbackRejected("missing signature" if not values else "signature header stands twice")
     return values[0]

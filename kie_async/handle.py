@@ -271,7 +271,7 @@ class TaskHandle:
     def _settle(self, outcome: TaskResult | KieError) -> None:
         """Settle once and wake everybody; later calls change nothing."""
         if self._outcome is None:
-            self._outcome = outcome
+            self._outcome, self._answered = outcome, None
             waiters, self._waiters = self._waiters, None
             for future in waiters or ():
                 if not future.done():

@@ -16,6 +16,7 @@ from typing import Any, Protocol, cast
 import attrs
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
+from multidict import CIMultiDict
 
 from .errors import CallbackRejected
 
@@ -38,6 +39,7 @@ _LINE_LIMITS: Mapping[str, Any] = {
 }
 _BUSY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 _GO_ON = b"HTTP/1.1 100 Continue\r\n\r\n"
+_HEADERS = CIMultiDict({"Server": "", "Content-Type": "application/json"})
 _log = logging.getLogger("kie_async")
 
 Headers = Mapping[str, str] | Iterable[tuple[str, str]]
@@ -138,14 +140,22 @@ def _reader(request: web.BaseRequest, *, packing: str = "") -> Read:
         if request.headers.get("Expect", "").lower() == "100-continue":
             await request.writer.write(_GO_ON)
             request.writer.output_size = 0  # the answer is yet to begin
-        return await read_bounded(request.content.readany, limit, packing=packing)
+        content = request.content
+        if content.is_eof() and not packing and content.exception() is None:  # all of it is here
+            body = content.read_nowait()
+            if len(body) > limit:
+                raise CallbackRejected("body too large", 413)
+            return body
+        return await read_bounded(content.readany, limit, packing=packing)
 
     return read
 
 
 def _response(status: int, body: bytes = b"") -> web.Response:
-    headers = {"Server": ""} | ({"Allow": "POST"} if status == 405 else {})
-    return web.Response(status=status, body=body, headers=headers, content_type="application/json")
+    headers = _HEADERS.copy()
+    if status == 405:
+        headers["Allow"] = "POST"
+    return web.Response(status=status, body=body, headers=headers)
 
 
 # --- ASGI ----------------------------------------------------------------------------------------

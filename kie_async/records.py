@@ -19,6 +19,7 @@ _MAC_IN_JSON = re.compile(r'(callBackUrl\\*"\s*:\s*\\*"[^"]*(?:/|\\u002[fF]))[a-
 _MAC_IN_URL = re.compile(r"(?<=/)[a-z2-7]{26}\Z")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _MAX_MESSAGE = 500
+_NUMERIC = (int, float, str)
 _NO_CONTENT = frozenset({"resultUrls", "code", "msg"})
 
 _OTHER_KEYS: Mapping[str, tuple[str, ...]] = {
@@ -82,17 +83,19 @@ def _split_result(value: object) -> tuple[tuple[str, ...], Mapping[str, object] 
     if not isinstance(value, dict):
         return _urls_in(value), None
     urls = _urls_in(value.get("resultUrls"))
+    if urls and len(value) == 1:
+        return urls, None
     inner = value.get("resultObject")
     if not urls and isinstance(value.get("data"), list):
         urls = _urls_in([item.get("audio_url") for item in value["data"] if isinstance(item, dict)])
     if isinstance(inner, dict) and inner:
         return urls, inner
-    return urls, value if any(content for key, content in value.items() if key not in _NO_CONTENT) else None
+    return urls, value if any(value[key] for key in value.keys() - _NO_CONTENT) else None
 
 
 def _urls_in(value: object) -> tuple[str, ...]:
-    candidates = value if isinstance(value, list | tuple) else (value,)
-    return tuple(url for url in candidates if is_url(url))
+    candidates = value if isinstance(value, (list, tuple)) else (value,)
+    return tuple([url for url in candidates if is_url(url)])
 
 
 def _parsed(text: str) -> object:
@@ -126,18 +129,16 @@ def _mask_url(found: dict[str, object]) -> dict[str, object]:
 
 def is_url(value: object) -> bool:
     """Tell whether *value* is an http(s) URL in one line."""
-    return isinstance(value, str) and value.startswith(("https://", "http://")) and _is_clean(value)
-
-
-def _is_clean(text: str) -> bool:
-    """Tell whether no control character is in *text*; what is printable has none, and is told faster."""
-    return text.isprintable() or not _CONTROL.search(text)
+    if not isinstance(value, str) or not value.startswith(("https://", "http://")):
+        return False
+    return value.isprintable() or not _CONTROL.search(value)  # printable is nearly all, and told faster
 
 
 def clean_text(value: object) -> str:
     """Return text of the service fit for a message: one line, without control characters, bounded."""
-    text = read_text(value)
-    return (text if _is_clean(text) else _CONTROL.sub(" ", text))[:_MAX_MESSAGE]
+    if isinstance(value, str) and len(value) <= _MAX_MESSAGE and value.isprintable():
+        return value
+    return _CONTROL.sub(" ", read_text(value))[:_MAX_MESSAGE] if value is not None else ""
 
 
 def read_code(value: object) -> int | None:
@@ -153,12 +154,12 @@ def read_text(value: object) -> str:
     """Return words and numbers as text, anything else as nothing."""
     if isinstance(value, str):
         return value
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else ""
+    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else ""
 
 
 def read_number(value: object) -> float | None:
     """Return a finite number, also from its digits; anything else is None."""
-    if value is None or isinstance(value, bool) or not isinstance(value, (int, float, str)):
+    if value is None or isinstance(value, bool) or not isinstance(value, _NUMERIC):
         return None
     try:
         number = float(value)
@@ -173,7 +174,7 @@ def read_time(value: object) -> datetime | None:
     if not number or number < 0:
         return None
     try:
-        return datetime.fromtimestamp(number / 1000 if number >= 1e11 else number, tz=UTC)
+        return datetime.fromtimestamp(number / 1000 if number >= 1e11 else number, UTC)
     except (ValueError, OverflowError, OSError):
         return None
 

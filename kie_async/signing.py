@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import hmac
 import re
 import secrets
@@ -14,6 +13,9 @@ from .states import TASK_ID
 
 _INTENT = re.compile(r"[0-9a-f]{32}")
 _MAC = re.compile(r"[a-z2-7]{26}")
+_AS_DIGITS = bytes.maketrans(b"abcdefghijklmnopqrstuvwxyz234567", b"0123456789abcdefghijklmnopqrstuv")
+_MAC_BYTES = 17
+"""What 26 characters of base32 cover: 130 bits, the last byte a quarter."""
 _TIMESTAMP = re.compile(r"0|[1-9][0-9]{0,10}")
 
 
@@ -38,16 +40,30 @@ def derive_callback_secret(api_key: str) -> bytes:
 
 def address_mac(intent_id: str, *, secret: bytes) -> str:
     """Return the last part of an intent's callback address: 130 bits in lower-case base32."""
-    digest = hmac.digest(secret, b"cb1." + intent_id.encode(), "sha256")
-    return base64.b32encode(digest)[:26].decode().lower()
+    return base64.b32encode(_address_digest(intent_id, secret))[:26].decode().lower()
+
+
+def _address_digest(intent_id: str, secret: bytes) -> bytes:
+    return hmac.digest(secret, b"cb1." + intent_id.encode(), "sha256")[:_MAC_BYTES]
 
 
 def is_address(intent_id: str, mac: str, *, callback_secrets: Iterable[bytes]) -> bool:
-    """Tell whether *mac* belongs to *intent_id* under any of the secrets; each is tried."""
+    """Tell whether *mac* belongs to *intent_id* under any of the secrets; each is tried.
+
+    The mac given is turned into bits, which costs a tenth of spelling the right one.
+    """
     if not _INTENT.fullmatch(intent_id) or not _MAC.fullmatch(mac):
         return False
-    matches = [hmac.compare_digest(address_mac(intent_id, secret=key), mac) for key in callback_secrets]
+    given = int(mac.encode().translate(_AS_DIGITS), 32).to_bytes(_MAC_BYTES, "big")
+    matches = [
+        hmac.compare_digest(_bits(_address_digest(intent_id, secret)), given) for secret in callback_secrets
+    ]
     return any(matches)
+
+
+def _bits(digest: bytes) -> bytes:
+    """Return the first 130 bits of a digest, moved to the right end."""
+    return (int.from_bytes(digest, "big") >> 6).to_bytes(_MAC_BYTES, "big")
 
 
 def as_keys(keys: Iterable[str | bytes], *, field: str = "hmac_keys") -> tuple[bytes, ...]:
@@ -72,7 +88,7 @@ def sign(task_id: str, timestamp: str, *, key: bytes) -> str:
 
     Source: https://docs.kie.ai/common-api/webhook-verification
     """
-    digest = hmac.digest(key, f"{task_id}.{timestamp}".encode(), hashlib.sha256)
+    digest = hmac.digest(key, f"{task_id}.{timestamp}".encode(), "sha256")
     return base64.b64encode(digest).decode()
 
 
