@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,21 +60,22 @@ def session(count: int, **options: Any) -> KieSession:
 # --- the kinds -----------------------------------------------------------------------------------
 
 Fill = Callable[[], Awaitable[object]]
+Weigh = Callable[[Fill], Awaitable[None]]
 
 
-async def attached(count: int, weigh: Callable[[Fill], Awaitable[None]]) -> None:
+async def attached(count: int, weigh: Weigh, *, is_awaited: bool = False) -> None:
     """Handles of tasks that were created elsewhere: only polled."""
     ids = _ids(count)
     async with session(count) as kie:
 
         async def fill() -> object:
-            return [kie.attach(name) for name in ids]
+            return await _with_waiters([kie.attach(name) for name in ids], is_awaited=is_awaited)
 
         await weigh(fill)
         await _end(kie)
 
 
-async def created(count: int, weigh: Callable[[Fill], Awaitable[None]], *, is_awaited: bool = False) -> None:
+async def created(count: int, weigh: Weigh, *, is_awaited: bool = False) -> None:
     """Handles of tasks created here, each with a callback address of its own."""
     ids = _ids(count)
     requests = [TaskRequest(model="kling/ai-avatar-pro", input={"prompt": name}) for name in ids]
@@ -81,21 +83,21 @@ async def created(count: int, weigh: Callable[[Fill], Awaitable[None]], *, is_aw
         kie._engine.intake._transport = Stub(ids)  # type: ignore[assignment]
 
         async def fill() -> object:
-            handles = [await kie.create(request) for request in requests]
-            waiting = [asyncio.create_task(_result(handle)) for handle in handles] if is_awaited else []
-            await asyncio.sleep(0)
-            return handles, waiting
+            made = [await kie.create(request) for request in requests]
+            return await _with_waiters(made, is_awaited=is_awaited)
 
         await weigh(fill)
         await _end(kie)
 
 
-async def awaited(count: int, weigh: Callable[[Fill], Awaitable[None]]) -> None:
-    """The same, and one task waits for each."""
-    await created(count, weigh, is_awaited=True)
+async def _with_waiters(handles: list[TaskHandle], *, is_awaited: bool) -> object:
+    """Let a task wait for each handle, if wanted."""
+    waiting = [asyncio.create_task(_result(handle)) for handle in handles] if is_awaited else []
+    await asyncio.sleep(0)
+    return handles, waiting
 
 
-async def sleeping(count: int, weigh: Callable[[Fill], Awaitable[None]]) -> None:
+async def sleeping(count: int, weigh: Weigh) -> None:
     """A task per handle, as most clients have it: three coroutines deep it sleeps between its polls."""
     ids = _ids(count)
 
@@ -107,12 +109,25 @@ async def sleeping(count: int, weigh: Callable[[Fill], Awaitable[None]]) -> None
     await weigh(fill)
 
 
-KINDS = {"attached": attached, "created": created, "awaited": awaited, "sleeping": sleeping}
+KINDS: dict[str, Callable[[int, Weigh], Awaitable[None]]] = {
+    "attached": attached,
+    "attached-awaited": partial(attached, is_awaited=True),
+    "created": created,
+    "created-awaited": partial(created, is_awaited=True),
+    "sleeping": sleeping,
+}
 NAMES = {
     "attached": "attached handle",
+    "attached-awaited": "attached handle, a task awaits it",
     "created": "created handle, callbacks on",
-    "awaited": "the same, a task awaits it",
+    "created-awaited": "created handle, a task awaits it",
     "sleeping": "a task that sleeps and polls",
+}
+BARS = {
+    "attached": UNAWAITED_B,
+    "attached-awaited": AWAITED_B,
+    "created": UNAWAITED_B,
+    "created-awaited": AWAITED_B,
 }
 
 
@@ -186,9 +201,10 @@ def weigh_apart(kind: str, count: int, *, is_traced: bool) -> float:
 def weigh_all(count: int) -> list[Figure]:
     """Return what each kind takes, and how that compares."""
     found = {kind: weigh_apart(kind, count, is_traced=False) for kind in KINDS}
-    bars = {"attached": UNAWAITED_B, "created": UNAWAITED_B, "awaited": AWAITED_B, "sleeping": None}
     figures = [
-        Figure(name=f"{NAMES[kind]}, resident", values=[size], unit="bytes", at_most=bars[kind], goal="P6")
+        Figure(
+            name=f"{NAMES[kind]}, resident", values=[size], unit="bytes", at_most=BARS.get(kind), goal="P6"
+        )
         for kind, size in found.items()
     ]
     for kind in KINDS:

@@ -104,7 +104,7 @@ class TaskHandle:
         self._model = request.model if request else model
         self._state = TaskState.UNKNOWN
         self._outcome: TaskResult | KieError | None = None
-        self._waiters: list[asyncio.Future[TaskResult]] | None = None
+        self._waiters: asyncio.Future[TaskResult] | list[asyncio.Future[TaskResult]] | None = None
         self._news: list[asyncio.Future[None]] | None = None
         self._seen = False
         self._has_slot = False
@@ -222,12 +222,20 @@ class TaskHandle:
             return future
         self._check_loop()
         if self._waiters is None:
-            self._waiters = [future]
+            self._waiters = future  # the one that most have needs no list
         else:
-            self._waiters.append(future)
-            if (count := len(self._waiters)) & (count - 1) == 0:  # now and then, who left is let go of
-                self._waiters = [waiter for waiter in self._waiters if not waiter.done()]
+            others = self._waiting
+            if (count := len(others)) & (count - 1) == 0:  # now and then, who left is let go of
+                others = [waiter for waiter in others if not waiter.done()]
+            others.append(future)
+            self._waiters = others
         return future
+
+    @property
+    def _waiting(self) -> list[asyncio.Future[TaskResult]]:
+        if self._waiters is None:
+            return []
+        return self._waiters if isinstance(self._waiters, list) else [self._waiters]
 
     def _tell(self, future: asyncio.Future[TaskResult], outcome: TaskResult | KieError) -> None:
         """Settle one awaiter's future; an error as a copy, whose traceback and context are his alone."""
@@ -272,8 +280,8 @@ class TaskHandle:
         """Settle once and wake everybody; later calls change nothing."""
         if self._outcome is None:
             self._outcome, self._answered = outcome, None
-            waiters, self._waiters = self._waiters, None
-            for future in waiters or ():
+            waiting, self._waiters = self._waiting, None
+            for future in waiting:
                 if not future.done():
                     self._tell(future, outcome)
             self._wake_readers()

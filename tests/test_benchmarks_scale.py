@@ -8,7 +8,9 @@ from benchmarks import memory, peers, scheduler
 
 
 def test_a_handle_weighs_something_and_less_than_one_that_is_awaited() -> None:
-    created, awaited = (memory.weigh_here(kind, 200, is_traced=True) for kind in ("created", "awaited"))
+    created, awaited = (
+        memory.weigh_here(kind, 200, is_traced=True) for kind in ("created", "created-awaited")
+    )
     assert 100 < created < awaited
 
 
