@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 import tracemalloc
+from typing import Any, TypeVar
 
 import aiohttp
 import pytest
@@ -42,6 +43,7 @@ from misbehaving import (
     refused,
     says,
 )
+from tables import each
 
 from kie_async import (
     CreateOutcomeUnknown,
@@ -59,24 +61,30 @@ from kie_async.models import Counters, Rate
 from kie_async.transport import Secret
 
 OK = answer(created())
-ROWS = rows()
+Row = TypeVar("Row", Fault, Situation)
 pytestmark = pytest.mark.usefixtures("leaks")
 
 
-@pytest.mark.parametrize(
-    ("fault", "over"),
-    [pytest.param(fault, over, id=f"{fault}, {over}") for fault in ROWS for over in fault.over],
-)
-async def test_the_table(fault: Fault, over: str) -> None:
-    found = await judge(fault, over)
-    assert not objection(fault, found)
+def by_number(chosen: list[Row]) -> list[Any]:
+    """Return the rows that can wait side by side, those of one number for each test."""
+    numbers = dict.fromkeys(row.id for row in chosen)
+    return [pytest.param([row for row in chosen if row.id == number], id=number) for number in numbers]
 
 
-@pytest.mark.parametrize("over", ["plain", "TLS"])
-@pytest.mark.parametrize("situation", situations(), ids=str)
-async def test_the_situations(situation: Situation, over: str) -> None:
-    seen = await see(situation, over)
-    assert not protest(situation, seen)
+@pytest.mark.parametrize("chosen", by_number(rows()))
+async def test_the_table(chosen: list[Fault]) -> None:
+    async def check(row: tuple[Fault, str]) -> None:
+        assert not objection(row[0], await judge(*row))
+
+    await each([(fault, over) for fault in chosen for over in fault.over], check, at_once=6)
+
+
+@pytest.mark.parametrize("chosen", by_number(situations()))
+async def test_the_situations(chosen: list[Situation]) -> None:
+    async def check(row: tuple[Situation, str]) -> None:
+        assert not protest(row[0], await see(*row))
+
+    await each([(situation, over) for situation in chosen for over in ("plain", "TLS")], check)
 
 
 def test_the_table_has_every_row_from_a1_to_a30() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from itertools import permutations
 from typing import Any
 
@@ -15,6 +16,7 @@ import attrs
 import pytest
 from clock import Clock, eventually, settle
 from conftest import HMAC_KEY, NO_LIMITS, Events, time_passes
+from tables import each
 
 from kie_async import (
     CallbackReceiver,
@@ -56,12 +58,22 @@ SIGNED = Kind("signed", (HMAC_KEY,), "success")
 DOORBELL = Kind("doorbell", (), "fail")
 
 
+Order = tuple[str, ...]
+
+
 def orders(*steps: str, after: dict[str, tuple[str, ...]]) -> list[Any]:
-    """Return each order of *steps* in which a key of *after* precedes its values, for each kind."""
-    return [
-        pytest.param(order, kind, id=f"{kind.name}: {', '.join(order)}")
+    """Return each order of *steps* in which a key of *after* precedes its values, for each kind.
+
+    Those that begin alike share a test.
+    """
+    chosen = [
+        order
         for order in permutations(steps)
         if all(order.index(first) < order.index(late) for first in after for late in after[first])
+    ]
+    return [
+        pytest.param([order for order in chosen if order[0] == first], kind, id=f"{kind.name}: {first} first")
+        for first in dict.fromkeys(order[0] for order in chosen)
         for kind in (SIGNED, DOORBELL)
     ]
 
@@ -163,45 +175,43 @@ class Race:
         return [type(got) for got in await asyncio.gather(*self.awaiters, return_exceptions=True)]
 
 
-Start = Callable[[Kind], Any]
+Start = Callable[[Kind], AbstractAsyncContextManager[Race]]
 
 
 @pytest.fixture
-async def start(clock: Clock, leaks: None) -> AsyncIterator[Start]:
-    """Return a function that starts a race; the end of the test closes all it needed."""
-    cleanups: list[Callable[[], Any]] = []
+async def start(clock: Clock, leaks: None) -> Start:
+    """Return what starts a race, and closes all it needed at its end."""
 
-    async def start(kind: Kind) -> Race:
+    @asynccontextmanager
+    async def start(kind: Kind) -> AsyncIterator[Race]:
         sandbox = Sandbox(
             durations=Never(), create_limit=None, query_limit=None, hmac_key=HMAC_KEY, callbacks=False
         )
-        await sandbox.start()
-        cleanups.append(sandbox.aclose)
         receiver = CallbackReceiver(kind.keys)
-        serving = receiver.serve("127.0.0.1", 0)
-        served = await serving.__aenter__()
-        cleanups.append(lambda: serving.__aexit__(None, None, None))
-        race = Race(kind, clock, sandbox)
-        race.kie = KieSession(
-            "sandbox-key",
-            base_url=sandbox.url,
-            receiver=receiver,
-            callback_url=served.url,
-            poll=SCHEDULE,
-            limits=NO_LIMITS,
-            on_event=race.events,
-        )
-        cleanups.append(race.kie.aclose)
-        await race.kie.open()
-        return race
+        stack = AsyncExitStack()
+        try:
+            await stack.enter_async_context(sandbox)
+            served = await stack.enter_async_context(receiver.serve("127.0.0.1", 0))
+            race = Race(kind, clock, sandbox)
+            race.kie = KieSession(
+                "sandbox-key",
+                base_url=sandbox.url,
+                receiver=receiver,
+                callback_url=served.url,
+                poll=SCHEDULE,
+                limits=NO_LIMITS,
+                on_event=race.events,
+            )
+            await stack.enter_async_context(race.kie)
+            yield race
+        finally:
+            with time_passes():
+                await stack.aclose()
 
-    yield start
-    with time_passes():
-        for cleanup in reversed(cleanups):
-            await cleanup()
+    return start
 
 
-def truth_of(order: tuple[str, ...], kind: Kind) -> tuple[type, str]:
+def truth_of(order: Order, kind: Kind) -> tuple[type, str]:
     """Return how a handle must end, and which side must have brought the news."""
     is_answered = is_held = is_closing = False
     for step in order:
@@ -229,7 +239,7 @@ def truth_of(order: tuple[str, ...], kind: Kind) -> tuple[type, str]:
 
 
 @pytest.mark.parametrize(
-    ("order", "kind"),
+    ("chosen", "kind"),
     orders(
         "answer",
         "callback",
@@ -240,38 +250,40 @@ def truth_of(order: tuple[str, ...], kind: Kind) -> tuple[type, str]:
         after={"answer": ("poll", "timeout", "abandon")},
     ),
 )
-async def test_what_ends_a_wait_first_ends_it_once(order: tuple[str, ...], kind: Kind, start: Start) -> None:
-    race = await start(kind)
+async def test_what_ends_a_wait_first_ends_it_once(chosen: list[Order], kind: Kind, start: Start) -> None:
+    async def check(order: Order) -> None:
+        async with start(kind) as race:
+            await race.take("send", *order)
+            outcome, source = truth_of(order, kind)
+            assert await race.outcomes() == [outcome, outcome]
+            assert race.settled == [(race.task_id, source)]
 
-    await race.take("send", *order)
-
-    outcome, source = truth_of(order, kind)
-    assert await race.outcomes() == [outcome, outcome]
-    assert race.settled == [(race.task_id, source)]
+    await each(chosen, check)
 
 
 @pytest.mark.parametrize(
-    ("order", "kind"),
+    ("chosen", "kind"),
     orders(
         "answer", "cancel_awaiter", "callback", "poll", "close", after={"answer": ("poll", "cancel_awaiter")}
     ),
 )
 async def test_a_cancelled_awaiter_takes_nothing_from_another(
-    order: tuple[str, ...], kind: Kind, start: Start
+    chosen: list[Order], kind: Kind, start: Start
 ) -> None:
-    race = await start(kind)
+    async def check(order: Order) -> None:
+        async with start(kind) as race:
+            await race.take("send", *order)
+            outcome, source = truth_of(order, kind)
+            kept, cancelled = await race.outcomes()
+            assert kept is outcome
+            assert cancelled in (outcome, asyncio.CancelledError)
+            assert race.settled == [(race.task_id, source)]
 
-    await race.take("send", *order)
-
-    outcome, source = truth_of(order, kind)
-    kept, cancelled = await race.outcomes()
-    assert kept is outcome
-    assert cancelled in (outcome, asyncio.CancelledError)
-    assert race.settled == [(race.task_id, source)]
+    await each(chosen, check)
 
 
 @pytest.mark.parametrize(
-    ("order", "kind"),
+    ("chosen", "kind"),
     orders(
         "cancel_caller",
         "answer",
@@ -283,15 +295,16 @@ async def test_a_cancelled_awaiter_takes_nothing_from_another(
     ),
 )
 async def test_a_task_whose_caller_was_cancelled_is_watched_to_its_end(
-    order: tuple[str, ...], kind: Kind, start: Start
+    chosen: list[Order], kind: Kind, start: Start
 ) -> None:
-    race = await start(kind)
+    async def check(order: Order) -> None:
+        async with start(kind) as race:
+            await race.take("send", *order)
+            _, source = truth_of(order, kind)
+            assert race.settled == [(race.task_id, source)]
+            assert race.sandbox.counts["create"] == 1
 
-    await race.take("send", *order)
-
-    _, source = truth_of(order, kind)
-    assert race.settled == [(race.task_id, source)]
-    assert race.sandbox.counts["create"] == 1
+    await each(chosen, check)
 
 
 AN_ENDED_WAIT = {
@@ -302,7 +315,7 @@ AN_ENDED_WAIT = {
 }
 
 
-def truth_of_unknown(order: tuple[str, ...], kind: Kind) -> tuple[type, list[str]]:
+def truth_of_unknown(order: Order, kind: Kind) -> tuple[type, list[str]]:
     """Return how the handle of an unknown create must end, and the sources of all that settles.
 
     Here "poll" is the answer to the question that the callback raised. A wait that ended before it does
@@ -317,7 +330,7 @@ def truth_of_unknown(order: tuple[str, ...], kind: Kind) -> tuple[type, list[str
 
 
 @pytest.mark.parametrize(
-    ("order", "kind"),
+    ("chosen", "kind"),
     [
         *orders("callback", "poll", "close", "timeout", "abandon", after={"callback": ("poll",)}),
         *orders(
@@ -330,12 +343,13 @@ def truth_of_unknown(order: tuple[str, ...], kind: Kind) -> tuple[type, list[str
     ],
 )
 async def test_a_create_of_unknown_outcome_ends_once_and_is_adopted_when_a_callback_names_its_task(
-    order: tuple[str, ...], kind: Kind, start: Start
+    chosen: list[Order], kind: Kind, start: Start
 ) -> None:
-    race = await start(kind)
+    async def check(order: Order) -> None:
+        async with start(kind) as race:
+            await race.take("lose_answer", *order)
+            outcome, sources = truth_of_unknown(order, kind)
+            assert await race.outcomes() == [outcome, outcome]
+            assert [source for _, source in race.settled] == sources
 
-    await race.take("lose_answer", *order)
-
-    outcome, sources = truth_of_unknown(order, kind)
-    assert await race.outcomes() == [outcome, outcome]
-    assert [source for _, source in race.settled] == sources
+    await each(chosen, check)
