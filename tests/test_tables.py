@@ -15,7 +15,7 @@ async def test_every_row_is_checked_and_each_that_fails_is_named() -> None:
         seen.append(row)
         assert row.startswith("good"), row
 
-    with pytest.raises(ExceptionGroup, match=r"^2 of 4 rows failed:\n  bad one\n  bad two ") as caught:
+    with pytest.raises(ExceptionGroup, match=r"^2 of 4 rows failed:\n  bad one\n  bad two$") as caught:
         await each(["good one", "bad one", "good two", "bad two"], check)
     assert seen == ["good one", "bad one", "good two", "bad two"]
     assert [type(error) for error in caught.value.exceptions] == [AssertionError] * 2
