@@ -11,8 +11,6 @@ from datetime import UTC, datetime
 from functools import partial
 from weakref import WeakValueDictionary
 
-import attrs
-
 from . import wire
 from .creates import Breaker, CreateTransport, Creation
 from .errors import (
@@ -128,29 +126,37 @@ class Intake:
     async def _create(
         self, wish: TaskRequest, asked: bytes, timeout_s: float, is_patient: bool = False
     ) -> TaskHandle:
+        intent_id = new_intent_id()
+        wish = await self._files.with_uploads(wish)
+        request = wire.encode_create(wish, None)  # says what is wrong with it while no address is in sight
+        if wish.callback_url is None:
+            request = self._addressed(request, intent_id)
+        await self._slots.acquire()
         intent = Intent(
-            intent_id=new_intent_id(),
+            intent_id=intent_id,
             model=wish.model,
             ref=wish.ref,
             fingerprint=asked,
+            body=(request.body or b"").decode(),
             expects_callback=wish.callback_url is None and self._expects_callbacks,
         )
-        wish = await self._files.with_uploads(wish)
-        wire.encode_create(wish, None)  # says what is wrong with it while no address is in sight
-        request = wire.encode_create(wish, None if wish.callback_url else self._address(intent.intent_id))
         handle = self._intents.new_handle(intent, wish)
-        await self._slots.acquire()
         handle._has_slot = True
         self._intents.begin(handle)
         try:
             self._check_open()
             self._check_budget()
-            await self._journal.plan(attrs.evolve(intent, body=(request.body or b"").decode()))
+            await self._journal.plan(intent)
             self._check_open()
         except BaseException:
             self._intents.cancel(handle)
             raise
         return await self._send(handle, request, timeout_s, intent, is_patient)
+
+    def _addressed(self, request: wire.WireRequest, intent_id: str) -> wire.WireRequest:
+        """Return *request* with the intent's address in it, which no frame that can raise later holds."""
+        url = self._address(intent_id)
+        return request if url is None else wire.addressed(request, url)
 
     async def _send(
         self,

@@ -59,7 +59,7 @@ def write(value: object) -> bytes:
         NotJson: Something in it has no JSON form, or none that every reader accepts.
     """
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        return _encoder.encode(value).encode()
     except (TypeError, ValueError, RecursionError) as exc:
         raise NotJson(str(exc)[:200]) from None
 
@@ -109,6 +109,7 @@ def _float(digits: str) -> float:
     return value
 
 
+_encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 _decoder = json.JSONDecoder(
     object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_int=_int, parse_float=_float
 )

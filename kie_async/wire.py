@@ -72,14 +72,20 @@ def encode_create(request: TaskRequest, callback_url: str | None) -> WireRequest
         InvalidRequest: The input has no JSON form.
     """
     body: dict[str, object] = {"model": request.model, "input": request.input}
-    url = callback_url or request.callback_url
-    if url is not None:
-        body["callBackUrl"] = url
+    if callback_url is None and request.callback_url is not None:
+        body["callBackUrl"] = request.callback_url
     try:
         encoded = jsontext.write(body)
     except jsontext.NotJson as exc:
         raise InvalidRequest(f"input has no JSON form: {exc}") from None
-    return WireRequest(method="POST", path="/api/v1/jobs/createTask", body=encoded)
+    made = WireRequest(method="POST", path="/api/v1/jobs/createTask", body=encoded)
+    return made if callback_url is None else addressed(made, callback_url)
+
+
+def addressed(request: WireRequest, callback_url: str) -> WireRequest:
+    """Return a createTask request that has no callback URL yet with this one, its input not encoded again."""
+    body = b'%s,"callBackUrl":%s}' % ((request.body or b"")[:-1], jsontext.write(callback_url))
+    return WireRequest(method=request.method, path=request.path, body=body)
 
 
 def encode_query(task_id: str) -> WireRequest:
