@@ -57,7 +57,6 @@ class TaskHandle:
         "_fingerprint",
         "_has_slot",
         "_intent_id",
-        "_is_ending",
         "_loop",
         "_model",
         "_news",
@@ -108,7 +107,6 @@ class TaskHandle:
         self._news: list[asyncio.Future[None]] | None = None
         self._seen = False
         self._has_slot = False
-        self._is_ending = False
         self._watch: object = None
         self._answer: int | None = None
         self._answered: TaskRecord | None = None
@@ -129,6 +127,11 @@ class TaskHandle:
     def is_done(self) -> bool:
         """Tell whether awaiting would return at once."""
         return self._outcome is not None
+
+    @property
+    def _is_ending(self) -> bool:
+        """Tell whether the end is known: the rest is noting and telling it."""
+        return self._state.is_terminal
 
     def __await__(self) -> Generator[Any, None, TaskResult]:
         return self._claim().__await__()  # no frame of ours waits along: a thousand awaiters are cheap

@@ -108,7 +108,6 @@ class InFlight:
             if handle.state is not before:
                 self.emit("updated", handle)
             return
-        handle._is_ending = True
         self.poller.ended(handle, record, source)
         if self._journal.is_durable and handle._intent_id:
             work = self._settle_durably(handle, record, source)
