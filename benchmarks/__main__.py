@@ -19,7 +19,17 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-HELPERS = {"clients", "deliveries", "dialects", "emulated", "emulator", "floor", "load", "measuring"}
+HELPERS = {
+    "clients",
+    "deliveries",
+    "dialects",
+    "emulated",
+    "emulator",
+    "floor",
+    "load",
+    "measuring",
+    "simulated",
+}
 SLOW = {"peers", "plot"}
 GOALS = [f"P{number}" for number in range(1, 11)]
 

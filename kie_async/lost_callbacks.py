@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 
-_PRIOR_LOST = 0.05
+_PRIOR_LOST = 0.01
 _PRIOR_WEIGHT = 1.0
+_CAUTION = 0.4
+"""So many standard deviations are added to what was counted."""
 _MEMORY = 100
 _MOST_AWAITED = 10_000
 
@@ -19,7 +22,7 @@ class LostCallbacks:
 
     def __init__(self, *, grace_s: float) -> None:
         self._grace_s = grace_s
-        self._lost = _PRIOR_LOST * _PRIOR_WEIGHT
+        self._lost = _PRIOR_LOST
         self._all = _PRIOR_WEIGHT
         self._awaited: OrderedDict[str, float] = OrderedDict()
         self.is_proven = False
@@ -27,8 +30,8 @@ class LostCallbacks:
 
     @property
     def share(self) -> float:
-        """Return the share that is lost, above 0 and at most 1."""
-        return self._lost / self._all
+        """Return the share that is lost, by a cautious guess: above 0 and at most 1."""
+        return min((self._lost + _CAUTION * math.sqrt(self._lost)) / self._all, 1.0)
 
     def came(self, key: str, *, is_news: bool) -> None:
         """Take in a callback; one that is no news counts only if it was being waited for."""
@@ -44,19 +47,21 @@ class LostCallbacks:
             if len(self._awaited) > _MOST_AWAITED:
                 self._awaited.popitem(last=False)
 
+    @property
+    def until(self) -> float:
+        """Return the instant at which something will have been waited for long enough."""
+        return next(iter(self._awaited.values()), math.inf)
+
     def give_up(self, now: float) -> None:
         """Count what was waited for long enough."""
-        while self._awaited:
-            key, until = next(iter(self._awaited.items()))
-            if until > now:
-                return
-            del self._awaited[key]
+        while self.until <= now:
+            self._awaited.popitem(last=False)
             self._count(1.0)
 
     def _count(self, lost: float) -> None:
         fading = _MEMORY / (_MEMORY + 1)
         self._lost = self._lost * fading + lost
         self._all = self._all * fading + 1
-        self._lost += _PRIOR_LOST * _PRIOR_WEIGHT * (1 - fading)  # the prior does not fade
+        self._lost += _PRIOR_LOST * (1 - fading)  # the prior does not fade
         self._all += _PRIOR_WEIGHT * (1 - fading)
         self.is_proven = True

@@ -73,6 +73,7 @@ class Poller:
             now=loop.time,
             rng=rng,
         )
+        self._grace: asyncio.TimerHandle | None = None
         self._is_closed = False
 
     def watch(self, handle: TaskHandle, *, expects_callback: bool, at_once: bool = False) -> None:
@@ -118,6 +119,8 @@ class Poller:
         """Stop looking."""
         self._is_closed = True
         self._agenda.close()
+        if self._grace is not None:
+            self._grace.cancel()
         for looker in self._lookers:
             looker.cancel()
         await asyncio.gather(*self._lookers, return_exceptions=True)
@@ -138,6 +141,7 @@ class Poller:
             self._timetable.finished(record.model or handle._model, ran_s, seen_s=watch.seen_s)
             if watch.expects_callback and source is Source.POLL:
                 self._timetable.lost.found_ended(handle._intent_id, now, late_s=age_s - ran_s)
+                self._wait_for_callback()
         if source is Source.CALLBACK:
             self._timetable.lost.came(handle._intent_id, is_news=True)
         self.forget(handle)
@@ -148,6 +152,18 @@ class Poller:
     def late_callback(self, intent_id: str) -> None:
         """Learn that a callback came for a task whose end was known: it was not lost."""
         self._timetable.lost.came(intent_id, is_news=False)
+
+    def _wait_for_callback(self) -> None:
+        """Judge what is missing when its time is over, though nothing else may be due then."""
+        until = self._timetable.lost.until
+        if self._grace is None and until < math.inf and not self._is_closed:
+            self._grace = self._loop.call_at(until + TICK_S, self._miss)
+
+    def _miss(self) -> None:
+        self._grace = None
+        self._timetable.lost.give_up(self._loop.time())
+        self._tighten()
+        self._wait_for_callback()
 
     def _tighten(self) -> None:
         """Bring looks forward if callbacks turn out to be lost; the rest is put off when it comes due."""
@@ -203,8 +219,6 @@ class Poller:
         )
 
     def _tick(self, now: float) -> None:
-        self._timetable.lost.give_up(now)
-        self._tighten()
         while (entry := self._agenda.due(now)) is not None:
             at, watch = entry
             if watch.handle is None:

@@ -17,7 +17,8 @@ ENOUGH = 3
 SHORTEST_GAP_S = 0.4
 """The service asks for three looks a second at one task at most."""
 _SCOUTS = 5
-_REBUILD_S = 1.0
+_REBUILD_S, _NEWS = 1.0, 50
+"""A curve is made anew after that long at the soonest, and when there is something new to say."""
 _MOST_MODELS = 100
 _TIGHTER = 2.0
 
@@ -33,7 +34,8 @@ class _Model:
     durations: Durations
     curve: LookCurve
     curve_at: float = -math.inf
-    is_news: bool = True
+    news: float = math.inf
+    """How much was seen since the curve was made; an end weighs as much as ten looks."""
 
 
 class Timetable:
@@ -96,13 +98,13 @@ class Timetable:
         """Take in that a task ran at both ages."""
         if (known := self._known(model)) is not None:
             known.durations.still_running(from_s, to_s)
-            known.is_news = True
+            known.news += 1
 
     def finished(self, model: str, duration_s: float, *, seen_s: float) -> None:
         """Take in that a task ended, which was known to run at the age *seen_s*."""
         if (known := self._known(model)) is not None:
             known.durations.finished(duration_s, seen_s=seen_s)
-            known.is_news = True
+            known.news += 10
             self._lessons += 1
 
     def worth_keeping(self, lessons: int = 25) -> Learned | None:
@@ -129,10 +131,10 @@ class Timetable:
         known = self._models.get(model)
         if known is None:
             return self._tiers
-        if known.is_news and now >= known.curve_at + _REBUILD_S:
+        if known.news > min(known.durations.seen, _NEWS) and now >= known.curve_at + _REBUILD_S:
             hazards = known.durations.hazards()
             known.curve = LookCurve.of_hazards(EDGES_S, hazards, self.schedule.wait_s)
             if known.durations.seen < ENOUGH:
                 known.curve = known.curve.at_most(self._tiers)
-            known.curve_at, known.is_news = now, False
+            known.curve_at, known.news = now, 0
         return known.curve

@@ -194,7 +194,7 @@ class TestWithCallbacks:
         table = taught()
         alone = table.chance(MODEL, 60.0, 120.0, by_callback=False, now=1e6)
         expected = table.chance(MODEL, 60.0, 120.0, by_callback=True, now=1e6)
-        assert expected == pytest.approx(0.05 * alone)
+        assert expected == pytest.approx(table.lost.share * alone)
 
 
 class TestWhatIsKept:
