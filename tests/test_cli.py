@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from kie_async import cli
-from kie_async.cli import voice_and_face
+from kie_async.cli import exits, voice_and_face
 from kie_async.sandbox import Fixed, Never, Sandbox
 
 KEY = "kie-key-0123456789"
@@ -461,3 +462,20 @@ def test_a_wrong_option_of_the_sandbox_is_refused(call: Call, arguments: tuple[s
     code, _, err = call("sandbox", *arguments)
     assert code == 2
     assert arguments[0] in err
+
+
+@pytest.mark.parametrize("name", ["uvloop", "asyncio"])
+def test_commands_run_on_uvloop_where_it_is_installed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name == "uvloop":
+        pytest.importorskip("uvloop")
+    else:
+        monkeypatch.setitem(sys.modules, "uvloop", None)  # as if it were not
+    loops = []
+
+    async def work() -> int:
+        loops.append(type(asyncio.get_running_loop()).__module__.partition(".")[0])
+        return 0
+
+    with pytest.raises(typer.Exit):
+        exits.conduct(work())
+    assert loops == [name]

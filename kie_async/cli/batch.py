@@ -245,7 +245,7 @@ class _Run:
             elif main is not None:
                 main.cancel()
 
-        with suppress(NotImplementedError, RuntimeError):  # Windows, or a thread
+        with suppress(NotImplementedError, RuntimeError, ValueError):  # Windows, or a thread
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, interrupt)
 

@@ -22,6 +22,7 @@ from ..errors import (
     KieError,
     TaskError,
 )
+from ..sandbox.serving import fast_loop
 
 DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 _SHORTEST_KEY = 8
@@ -43,7 +44,8 @@ def conduct(work: Coroutine[Any, Any, int]) -> None:
 
 def _status_of(work: Coroutine[Any, Any, int]) -> int:
     try:
-        return asyncio.run(_interruptible(work))
+        with asyncio.Runner(loop_factory=fast_loop()) as runner:
+            return runner.run(_interruptible(work))
     except (KeyboardInterrupt, asyncio.CancelledError):
         return INTERRUPTED
     except (CannotRun, InvalidRequest) as exc:
@@ -55,9 +57,9 @@ def _status_of(work: Coroutine[Any, Any, int]) -> int:
 
 
 async def _interruptible(work: Coroutine[Any, Any, int]) -> int:
-    """Await *work*, which every Ctrl-C cancels. asyncio.run would break off the closing at the second."""
+    """Await *work*, which every Ctrl-C cancels; the runner's would break off the closing at the second."""
     running = asyncio.ensure_future(work)
-    with contextlib.suppress(NotImplementedError, RuntimeError):  # Windows, or a thread
+    with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # Windows, or a thread
         asyncio.get_running_loop().add_signal_handler(signal.SIGINT, running.cancel)
     return await running
 
