@@ -135,11 +135,13 @@ class Run:
         lost: float | None = None,
         queries_per_s: float = math.inf,
         known: int = 0,
+        per_s: float = PER_S,
     ) -> None:
         self.rng = random.Random(seed)
         self.durations = durations
         self.lost = lost
         self.gap_s = 1 / queries_per_s
+        self.per_s = per_s
         self.table = Timetable(schedule)
         for _ in range(known):
             self.table.finished(MODEL, durations(self.rng, 0), seen_s=0.0)
@@ -171,8 +173,8 @@ class Run:
 
     def _create(self, _: object) -> None:
         while self.begun < self.count and len(self.running) < SLOTS:
-            if len(self.created) == CREATES and self.created[0] + PER_S > self.now:
-                self._at(self.created[0] + PER_S, self._create)
+            if len(self.created) == CREATES and self.created[0] + self.per_s > self.now:
+                self._at(self.created[0] + self.per_s, self._create)
                 return
             self.created.append(self.now)
             self._begin(self.durations(self.rng, self.begun))

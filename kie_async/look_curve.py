@@ -47,8 +47,10 @@ class LookCurve:
         return cls(edges_s, looks, [edge_s / _USUAL_S for edge_s in edges_s])
 
     @classmethod
-    def of_hazards(cls, edges_s: Sequence[float], hazards: Sequence[float], wait_s: float) -> LookCurve:
-        """Return the curve whose looks find an end *wait_s* late on average."""
+    def of_hazards(
+        cls, edges_s: Sequence[float], hazards: Sequence[float], wait_s: float, wait_share: float = 0.0
+    ) -> LookCurve:
+        """Return the curve whose looks find an end *wait_s* late on average, or that share of the mean age."""
         running, whole, mean_s, ends, roots = 1.0, 0.0, 0.0, [0.0], []
         for (from_s, to_s), hazard in zip(pairwise(edges_s), hazards, strict=False):
             width_s = to_s - from_s
@@ -60,7 +62,7 @@ class LookCurve:
             mean_s += width_s * on_average
             running -= ended
             ends.append(ends[-1] + hazard)
-        wait_s = max(wait_s, mean_s * LEAST_SHARE)
+        wait_s = max(wait_s, mean_s * wait_share)
         looks = [0.0]
         for root in roots:
             looks.append(looks[-1] + root * whole / (2 * wait_s))
@@ -91,10 +93,6 @@ class LookCurve:
         """Return how likely a task that ran at one age has ended at the other."""
         ends = _value(self._edges_s, self._ends, to_s) - _value(self._edges_s, self._ends, from_s)
         return -math.expm1(-ends)
-
-
-LEAST_SHARE = 0.01
-"""Nobody who waits for twenty minutes needs to know within a second: 1 % of the mean is soon enough."""
 
 
 def _value(edges_s: Sequence[float], values: Sequence[float], age_s: float) -> float:

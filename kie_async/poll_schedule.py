@@ -30,9 +30,9 @@ def _check_delays(_: object, attribute: attrs.Attribute[Any], delays_s: tuple[fl
         raise InvalidRequest(f"{attribute.name} must hold delays above zero")
 
 
-def _check_jitter(_: object, __: attrs.Attribute[Any], jitter: float) -> None:
-    if not 0 <= jitter < 1:
-        raise InvalidRequest(f"jitter must be at least 0 and below 1, got {jitter!r}")
+def _check_share(_: object, attribute: attrs.Attribute[Any], share: float) -> None:
+    if not 0 <= share < 1:
+        raise InvalidRequest(f"{attribute.name} must be at least 0 and below 1, got {share!r}")
 
 
 @attrs.frozen(kw_only=True)
@@ -52,7 +52,9 @@ class PollSchedule:
     learns: bool = True
     """Whether *tiers* give way to what was seen."""
     wait_s: float = attrs.field(default=1.5, validator=above_zero)
-    """How long an end may go unnoticed, on average; never less than 1 % of what a model's tasks take."""
+    """How long an end may go unnoticed, on average."""
+    wait_share: float = attrs.field(default=0.01, validator=_check_share)
+    """The same as a share of what a model's tasks take; the longer of the two counts."""
     first_s: float = attrs.field(default=2.0, validator=above_zero)
     """The first look at a new task, by the tiers."""
     tiers: tuple[tuple[float, float], ...] = attrs.field(default=DOCUMENTED, validator=_check_tiers)
@@ -63,7 +65,7 @@ class PollSchedule:
     """With callbacks: the delay between looks at a task of unknown length, or one past its expected end."""
     callback_grace_s: float = attrs.field(default=10.0, validator=above_zero)
     """How long after the end of its task a callback counts as lost."""
-    jitter: float = attrs.field(default=0.1, validator=_check_jitter)
+    jitter: float = attrs.field(default=0.1, validator=_check_share)
     """The random part of a delay, as a share of it either way."""
 
     recheck_s: tuple[float, ...] = attrs.field(default=(1.0, 2.0, 4.0), validator=_check_delays)

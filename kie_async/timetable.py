@@ -132,8 +132,8 @@ class Timetable:
         if known is None:
             return self._tiers
         if known.news > min(known.durations.seen, _NEWS) and now >= known.curve_at + _REBUILD_S:
-            hazards = known.durations.hazards()
-            known.curve = LookCurve.of_hazards(EDGES_S, hazards, self.schedule.wait_s)
+            schedule, hazards = self.schedule, known.durations.hazards()
+            known.curve = LookCurve.of_hazards(EDGES_S, hazards, schedule.wait_s, schedule.wait_share)
             if known.durations.seen < ENOUGH:
                 known.curve = known.curve.at_most(self._tiers)
             known.curve_at, known.news = now, 0

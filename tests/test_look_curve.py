@@ -82,7 +82,7 @@ def test_the_looks_keep_the_wait_and_are_as_few_as_the_theory_says(
 
 
 def test_long_tasks_may_wait_for_a_hundredth_of_their_length() -> None:
-    curve = LookCurve.of_hazards(EDGES_S, [2 / 1000] * 1000, wait_s=1.0)  # a mean of 1,000 s
+    curve = LookCurve.of_hazards(EDGES_S, [2 / 1000] * 1000, wait_s=1.0, wait_share=0.01)  # of 1,000 s
     assert curve.age_of(21) - curve.age_of(20) == pytest.approx(2 * 10.0, rel=0.02)
 
 

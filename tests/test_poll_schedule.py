@@ -42,10 +42,11 @@ def test_a_time_that_is_not_above_zero_is_refused_by_name(field: str, bad: objec
         PollSchedule(**{field: bad})  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("field", ["jitter", "wait_share"])
 @pytest.mark.parametrize("bad", [-0.1, 1.0, 1.5, math.nan])
-def test_a_jitter_that_could_stop_the_clock_is_refused(bad: float) -> None:
-    with pytest.raises(InvalidRequest, match="jitter"):
-        PollSchedule(jitter=bad)
+def test_a_share_that_could_stop_the_clock_is_refused_by_name(field: str, bad: float) -> None:
+    with pytest.raises(InvalidRequest, match=field):
+        PollSchedule(**{field: bad})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
