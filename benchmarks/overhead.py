@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Self
 
 import attrs
+from yarl import URL
 
 from kie_async import KieSession, Limits, PollSchedule, Rate
 
@@ -75,7 +76,7 @@ class Http:
         )
 
     def request(self, method: str, url: object, **_: object) -> Exchange:
-        name = str(url)[-32:]
+        name = url.raw_query_string[7:] if isinstance(url, URL) else str(url)[-32:]
         asked = self._asked[name] = self._asked.get(name, 0) + 1
         body = BODIES["pending record" if asked <= self._pending else "success record"]
         return Exchange(body.replace(TASK.encode(), name.encode()))
