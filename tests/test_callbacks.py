@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from clock import Clock, eventually, settle
 from conftest import FAST, HMAC_KEY, Events, OpenSession
+from tables import together
 
 from kie_async import (
     CallbackReceiver,
@@ -234,7 +235,7 @@ VECTORS = [
 ]
 
 
-@pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["name"])
+@together("vector", VECTORS)
 async def test_deliveries_are_judged_as_the_vectors_say(vector: dict[str, Any]) -> None:
     inbox = Inbox(tasks={INTENT: vector["task_id"]})
     receiver = CallbackReceiver(vector["keys"], vector["tolerance_s"], now=lambda: vector["now"])

@@ -8,6 +8,7 @@ import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tables import together
 
 from kie_async.checks import (
     above_zero,
@@ -41,14 +42,14 @@ def test_a_number_above_zero_passes(value: float) -> None:
     assert Settings(wait_s=value, stop_s=value).wait_s == value
 
 
-@pytest.mark.parametrize("value", [*NOT_ABOVE_ZERO, None])
+@together("value", [*NOT_ABOVE_ZERO, None])
 def test_a_number_that_is_not_above_zero_is_refused_by_name(value: object) -> None:
     with pytest.raises(InvalidRequest, match="wait_s must be a number above zero"):
         check_above_zero("wait_s", value)
 
 
-@pytest.mark.parametrize("value", NOT_ABOVE_ZERO)
-@pytest.mark.parametrize("name", ["wait_s", "stop_s", "count", "most"])
+@together("value", NOT_ABOVE_ZERO)
+@together("name", ["wait_s", "stop_s", "count", "most"])
 def test_a_field_refuses_what_is_not_above_zero(name: str, value: object) -> None:
     with pytest.raises(InvalidRequest, match=name):
         Settings(**{name: value})  # type: ignore[arg-type]
@@ -77,7 +78,7 @@ def test_a_count_of_at_least_one_passes(value: int) -> None:
     check_count("max_in_flight", value)
 
 
-@pytest.mark.parametrize("value", [*NOT_ABOVE_ZERO, None, 0.5, 1.0, float("inf")])
+@together("value", [*NOT_ABOVE_ZERO, None, 0.5, 1.0, float("inf")])
 def test_a_count_below_one_or_in_parts_is_refused_by_name(value: Any) -> None:
     with pytest.raises(InvalidRequest, match="max_in_flight must be a whole number of at least 1"):
         check_count("max_in_flight", value)
@@ -99,7 +100,7 @@ def test_an_absolute_web_address_passes(url: str) -> None:
     check_url("image_url", url)
 
 
-@pytest.mark.parametrize(
+@together(
     "url",
     [
         "",
@@ -255,13 +256,13 @@ PRIVATE = [
 ]
 
 
-@pytest.mark.parametrize("url", PRIVATE)
+@together("url", PRIVATE)
 def test_a_callback_url_the_service_cannot_reach_safely_is_refused(url: str) -> None:
     with pytest.raises(InvalidRequest, match="callback_url must be https on a public host"):
         check_callback_url(url, allow_insecure=False)
 
 
-@pytest.mark.parametrize("url", PRIVATE)
+@together("url", PRIVATE)
 def test_it_passes_when_the_user_allows_it(url: str) -> None:
     assert check_callback_url(url, allow_insecure=True) == url
 

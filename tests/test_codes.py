@@ -11,6 +11,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tables import together
 
 from kie_async.codes import Verdict, create_verdict, error_for, is_invisible
 from kie_async.errors import (
@@ -167,7 +168,7 @@ ANSWERS: list[tuple[int, bytes, Verdict, type[ApiError] | None]] = [
 ]
 
 
-@pytest.mark.parametrize(("http_status", "text", "verdict", "error"), ANSWERS, ids=shown)
+@together(("http_status", "text", "verdict", "error"), ANSWERS)
 def test_an_answer_to_a_create_proves(
     http_status: int, text: bytes, verdict: Verdict, error: type[ApiError] | None
 ) -> None:
@@ -178,7 +179,7 @@ def test_an_answer_to_a_create_proves(
         assert type(answer.error) is error
 
 
-@pytest.mark.parametrize(("http_status", "text", "verdict", "error"), ANSWERS, ids=shown)
+@together(("http_status", "text", "verdict", "error"), ANSWERS)
 def test_a_body_read_in_parts_proves_the_same(
     http_status: int, text: bytes, verdict: Verdict, error: type[ApiError] | None
 ) -> None:
@@ -191,7 +192,7 @@ def test_a_body_read_in_parts_proves_the_same(
     )
 
 
-@pytest.mark.parametrize(("http_status", "text", "verdict", "error"), ANSWERS, ids=shown)
+@together(("http_status", "text", "verdict", "error"), ANSWERS)
 def test_what_was_not_sent_was_not_created_whatever_came(
     http_status: int, text: bytes, verdict: Verdict, error: type[ApiError] | None
 ) -> None:
@@ -268,7 +269,7 @@ def test_a_gateway_never_refuses_and_never_creates(
 # --- codes to errors -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@together(
     ("code", "kind"),
     [
         (400, RequestRejected),

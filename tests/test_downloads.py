@@ -21,6 +21,7 @@ import pytest
 import trustme
 from aiohttp.abc import AbstractResolver, ResolveResult
 from raw_server import NoWait, RawServer, http, silence
+from tables import together
 
 from kie_async import DownloadFailed, InvalidRequest, ResultExpired
 from kie_async import downloads as downloads_module
@@ -272,7 +273,7 @@ def test_a_public_address_may_be_connected_to(address: str) -> None:
     assert may_connect(address, allow_loopback=True)
 
 
-@pytest.mark.parametrize("address", [address for line in PRIVATE for address in line.split()] + [""])
+@together("address", [address for line in PRIVATE for address in line.split()] + [""])
 def test_a_private_address_may_not(address: str) -> None:
     assert not may_connect(address, allow_loopback=False)
 

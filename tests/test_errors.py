@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from tables import together
 
 from kie_async import errors
 from kie_async.errors import (
@@ -104,12 +105,12 @@ def test_every_class_with_fields_has_an_example_here() -> None:
     assert {type(error) for error, _ in WITH_FIELDS} == {kind for kind in classes() if has_fields(kind)}
 
 
-@pytest.mark.parametrize("kind", classes(), ids=lambda kind: kind.__name__)
+@together("kind", classes())
 def test_every_class_is_a_kie_error(kind: type[Any]) -> None:
     assert issubclass(kind, KieError)
 
 
-@pytest.mark.parametrize("kind", classes(), ids=lambda kind: kind.__name__)
+@together("kind", classes())
 def test_every_class_says_what_it_means(kind: type[Any]) -> None:
     assert inspect.getdoc(kind)
 
@@ -118,17 +119,17 @@ def test_the_drawing_names_every_class() -> None:
     assert {"KieError", *drawn_tree()} == {kind.__name__ for kind in classes()}
 
 
-@pytest.mark.parametrize(("name", "parent"), sorted(drawn_tree().items()))
+@together(("name", "parent"), sorted(drawn_tree().items()))
 def test_the_drawing_tells_the_truth(name: str, parent: str) -> None:
     assert issubclass(getattr(errors, name), getattr(errors, parent))
 
 
-@pytest.mark.parametrize(("error", "fields"), EXAMPLES, ids=name_of)
+@together(("error", "fields"), EXAMPLES)
 def test_an_error_carries_its_fields(error: KieError, fields: dict[str, object]) -> None:
     assert {name: getattr(error, name) for name in fields} == fields
 
 
-@pytest.mark.parametrize(("error", "fields"), EXAMPLES, ids=name_of)
+@together(("error", "fields"), EXAMPLES)
 def test_an_error_survives_a_pickle(error: KieError, fields: dict[str, object]) -> None:
     copy = pickle.loads(pickle.dumps(error))  # noqa: S301
     assert type(copy) is type(error)
@@ -137,7 +138,7 @@ def test_an_error_survives_a_pickle(error: KieError, fields: dict[str, object]) 
     assert {name: getattr(copy, name) for name in fields} == fields
 
 
-@pytest.mark.parametrize(("error", "fields"), EXAMPLES, ids=name_of)
+@together(("error", "fields"), EXAMPLES)
 def test_an_error_reads_as_one_line_of_words(error: KieError, fields: dict[str, object]) -> None:
     assert re.fullmatch(r"[^\n<>]{4,}", str(error))
 

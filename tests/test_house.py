@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from tables import together
 
 ROOT = Path(__file__).parent.parent / "kie_async"
 
@@ -131,12 +132,12 @@ def of_package(path: Path) -> str:
     return path.relative_to(ROOT.parent).as_posix()
 
 
-@pytest.mark.parametrize("path", files(), ids=of_package)
+@together("path", files())
 def test_every_module_has_a_floor(path: Path) -> None:
     assert any(module_of(path) in floor for floor in FLOORS), f"put {module_of(path)} on a floor"
 
 
-@pytest.mark.parametrize("path", files(), ids=of_package)
+@together("path", files())
 def test_imports_only_go_down(path: Path) -> None:
     importer = module_of(path)
     for imported in modules_imported(path):
@@ -144,12 +145,12 @@ def test_imports_only_go_down(path: Path) -> None:
             assert height_of(imported) < height_of(importer), f"{importer} must not import {imported}"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "sandbox").glob("*.py")), ids=of_package)
+@together("path", sorted((ROOT / "sandbox").glob("*.py")))
 def test_the_sandbox_imports_nothing_of_the_client(path: Path) -> None:
     assert set(modules_imported(path)) <= {"sandbox"}
 
 
-@pytest.mark.parametrize("path", files(), ids=of_package)
+@together("path", files())
 def test_the_http_client_and_the_http_server_have_their_homes(path: Path) -> None:
     names = {name for name in libraries_imported(path) if name.split(".")[0] == "aiohttp"}
     is_server = {name for name in names if name.startswith("aiohttp.web")}
@@ -195,12 +196,12 @@ def is_private(path: Path) -> bool:
     return path.stem.startswith("_") and not path.stem.startswith("__")
 
 
-@pytest.mark.parametrize("path", files(), ids=of_package)
+@together("path", files())
 def test_every_module_has_a_docstring(path: Path) -> None:
     assert ast.get_docstring(tree_of(path))
 
 
-@pytest.mark.parametrize("path", files(), ids=of_package)
+@together("path", files())
 def test_everything_public_has_a_docstring(path: Path) -> None:
     bare = [
         name
@@ -272,7 +273,7 @@ def test_nothing_below_the_transport_asks_the_clock() -> None:
     ]
 
 
-@pytest.mark.parametrize("path", files(), ids=of_package)
+@together("path", files())
 def test_nothing_is_executed_or_unpickled(path: Path) -> None:
     names = {node.id for node in ast.walk(tree_of(path)) if isinstance(node, ast.Name)}
     libraries = {name.split(".")[0] for name in libraries_imported(path)}

@@ -10,6 +10,7 @@ from typing import Any
 
 import attrs
 import pytest
+from tables import together
 
 from kie_async.errors import InvalidRequest
 from kie_async.inputs import (
@@ -49,7 +50,7 @@ def test_a_model_name_of_the_service_passes(model: str) -> None:
     assert TaskRequest(model=model, input={}).model == model
 
 
-@pytest.mark.parametrize(
+@together(
     "model",
     ["", " ", "a/b/c", "/a", "a/", "a b", "a\n", "-a", "a?b", "a#b", "модель", "https://x/y", None, 7, b"a"],
 )
@@ -177,8 +178,8 @@ def test_a_path_stays_a_path(field: str) -> None:
     assert avatar(**{field: Path("face.png")}).as_request().input[field] == Path("face.png")
 
 
-@pytest.mark.parametrize("field", ["image_url", "audio_url"])
-@pytest.mark.parametrize(
+@together("field", ["image_url", "audio_url"])
+@together(
     "bad",
     ["", "  ", "ftp://a.example/x.png", "file:///etc/passwd", "data:image/png;base64,AA", None, 7, b"x"],
 )

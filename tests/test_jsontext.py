@@ -8,6 +8,7 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tables import together
 
 from kie_async import jsontext
 from kie_async.jsontext import MAX_BYTES, NotJson, parse, write
@@ -65,14 +66,14 @@ HOSTILE = {
 
 
 @pytest.mark.usefixtures("reader")
-@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
+@together("text", HOSTILE.values())
 def test_what_readers_could_read_differently_is_refused(text: bytes) -> None:
     with pytest.raises(NotJson):
         parse(text)
 
 
 @pytest.mark.usefixtures("reader")
-@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
+@together("text", HOSTILE.values())
 def test_a_refusal_is_quick_and_short(text: bytes) -> None:
     started = time.perf_counter()
     with pytest.raises(NotJson) as caught:
@@ -85,7 +86,7 @@ READABLE = {name: text for name, text in HOSTILE.items() if b"\xff" not in text 
 
 
 @pytest.mark.usefixtures("reader")
-@pytest.mark.parametrize("text", READABLE.values(), ids=READABLE.keys())
+@together("text", READABLE.values())
 def test_text_is_refused_where_its_bytes_are(text: bytes) -> None:
     with pytest.raises(NotJson):
         parse(text.decode("utf-8", "surrogatepass"))
@@ -98,7 +99,7 @@ def test_half_a_surrogate_pair_in_text_is_refused() -> None:
 
 
 @pytest.mark.usefixtures("reader")
-@pytest.mark.parametrize(
+@together(
     ("text", "value"),
     [
         (b"null", None),

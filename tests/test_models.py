@@ -8,6 +8,7 @@ from typing import Any
 
 import attrs
 import pytest
+from tables import together
 
 from kie_async import models
 from kie_async.errors import InvalidRequest
@@ -179,8 +180,8 @@ def test_a_rate_refuses_what_is_not_above_zero(bad: Any) -> None:
         Rate(1, per_s=bad)
 
 
-@pytest.mark.parametrize("bad", [*BAD_NUMBERS, 1.5])
-@pytest.mark.parametrize("field", ["create_connections", "query_connections"])
+@together("bad", [*BAD_NUMBERS, 1.5])
+@together("field", ["create_connections", "query_connections"])
 def test_limits_refuse_a_bad_number_of_connections(field: str, bad: Any) -> None:
     with pytest.raises(InvalidRequest, match=field):
         Limits(**{field: bad})

@@ -6,6 +6,7 @@ import math
 
 import attrs
 import pytest
+from tables import together
 
 from kie_async.errors import InvalidRequest
 from kie_async.poll_schedule import DOCUMENTED, PollSchedule
@@ -35,8 +36,8 @@ NUMBERS = (
 )
 
 
-@pytest.mark.parametrize("field", NUMBERS)
-@pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, None, "2"])
+@together("field", NUMBERS)
+@together("bad", [0.0, -1.0, math.nan, None, "2"])
 def test_a_time_that_is_not_above_zero_is_refused_by_name(field: str, bad: object) -> None:
     with pytest.raises(InvalidRequest, match=field):
         PollSchedule(**{field: bad})  # type: ignore[arg-type]

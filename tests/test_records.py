@@ -13,6 +13,7 @@ import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tables import together
 
 from kie_async import states
 from kie_async.models import TaskRecord
@@ -270,8 +271,8 @@ def name_of(value: object) -> str | None:
     return str(value)[:60] if isinstance(value, str | dict | list) else None
 
 
-@pytest.mark.parametrize("key", ["resultJson", "response"])
-@pytest.mark.parametrize(("value", "urls", "rest"), RESULTS, ids=name_of)
+@together("key", ["resultJson", "response"])
+@together(("value", "urls", "rest"), RESULTS)
 def test_a_result_is_read_from_any_shape(
     key: str, value: object, urls: tuple[str, ...], rest: object
 ) -> None:
@@ -306,10 +307,8 @@ def test_a_success_with_nothing_in_it_is_seen_to_have_no_result() -> None:
 # --- credits -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", ["creditsConsumed", "consumeCredits", "credits_consumed", "consume_credits"])
-@pytest.mark.parametrize(
-    ("value", "credits"), [(88, 88.0), (0.02, 0.02), (0, 0.0), ("1.23", 1.23), (None, None)]
-)
+@together("key", ["creditsConsumed", "consumeCredits", "credits_consumed", "consume_credits"])
+@together(("value", "credits"), [(88, 88.0), (0.02, 0.02), (0, 0.0), ("1.23", 1.23), (None, None)])
 def test_credits_have_four_names(key: str, value: object, credits: float | None) -> None:
     assert decoded(**{key: value}).credits == credits
 
@@ -337,7 +336,7 @@ def test_a_price_of_zero_is_not_taken_for_a_missing_one() -> None:
 MOMENT = datetime(2009, 2, 13, 23, 31, 30, tzinfo=UTC)
 
 
-@pytest.mark.parametrize(
+@together(
     ("value", "moment"),
     [
         (1_234_567_890, MOMENT),
@@ -438,8 +437,8 @@ def everything_of(record: TaskRecord) -> str:
     return shown + pickle.dumps(record).decode("latin-1")
 
 
-@pytest.mark.parametrize("key", ["param", "paramJson", "request"])
-@pytest.mark.parametrize("value", texts_with_address().values(), ids=texts_with_address().keys())
+@together("key", ["param", "paramJson", "request"])
+@together("value", texts_with_address().values())
 def test_the_mac_is_in_no_record(key: str, value: object) -> None:
     shown = everything_of(decoded(**{key: value}))
     assert MAC not in shown
@@ -509,7 +508,7 @@ def test_no_text_makes_the_search_for_a_mac_slow(text: str) -> None:
 # --- the small readers ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@together(
     ("value", "code"),
     [
         (200, 200),

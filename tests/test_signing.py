@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tables import together
 
 from kie_async.errors import CallbackRejected, InvalidRequest
 from kie_async.signing import (
@@ -65,7 +66,7 @@ def test_the_names_of_the_vectors_are_unique() -> None:
     assert Counter((vector["kind"], vector["name"]) for vector in VECTORS).most_common(1)[0][1] == 1
 
 
-@pytest.mark.parametrize("vector", [v for v in SIGNATURES if v["expect"] == "accept"], ids=name_of)
+@together("vector", [v for v in SIGNATURES if v["expect"] == "accept"])
 def test_an_accepted_vector_is_signed_by_one_of_its_keys(vector: dict[str, Any]) -> None:
     signatures = [
         expected_signature(key.encode(), vector["task_id"], vector["timestamp"]) for key in vector["keys"]
@@ -73,7 +74,7 @@ def test_an_accepted_vector_is_signed_by_one_of_its_keys(vector: dict[str, Any])
     assert vector["signature"] in signatures
 
 
-@pytest.mark.parametrize("vector", SIGNATURES, ids=name_of)
+@together("vector", SIGNATURES)
 def test_a_vector_is_judged_as_the_file_says(vector: dict[str, Any]) -> None:
     judged = "accept"
     try:
@@ -296,7 +297,7 @@ def test_a_mac_belongs_to_one_intent() -> None:
 RIGHT = address_mac(INTENT, secret=SECRET)
 
 
-@pytest.mark.parametrize(
+@together(
     ("intent_id", "mac"),
     [
         (INTENT, RIGHT.upper()),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from tables import each
+from tables import each, together
 
 
 async def test_every_row_is_checked_and_each_that_fails_is_named() -> None:
@@ -38,3 +38,21 @@ async def test_so_many_rows_wait_side_by_side_and_no_more() -> None:
 async def test_a_table_without_rows_fails() -> None:
     with pytest.raises(AssertionError, match="without rows"):
         await each([], asyncio.sleep)
+    with pytest.raises(AssertionError, match="without rows"):
+        together("row", [])(lambda row: None)()
+
+
+def test_tests_of_one_row_become_a_test_of_all() -> None:
+    @together("one, other", [(1, 1), (1, 2), (2, 3)])
+    def are_the_same(one: int, other: int, distance: int) -> None:
+        assert abs(one - other) <= distance
+
+    are_the_same(distance=1)
+    with pytest.raises(ExceptionGroup, match=r"^2 of 3 rows failed:\n  \(1, 2\)\n  \(2, 3\)$"):
+        are_the_same(distance=0)
+
+
+@pytest.mark.parametrize("fixture", [3])
+@together("row", range(3))
+async def test_what_is_no_row_comes_from_pytest(row: int, fixture: int) -> None:
+    assert row < fixture

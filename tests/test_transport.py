@@ -30,6 +30,7 @@ from misbehaving import (
     trickles,
     trusting,
 )
+from tables import together
 
 from kie_async import TransportError
 from kie_async.jsontext import MAX_BYTES
@@ -105,7 +106,7 @@ async def test_a_connection_that_died_between_two_questions_goes_unnoticed() -> 
 # --- whatever the server does ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fault", rows(), ids=str)
+@together("fault", rows(), at_once=6)
 async def test_a_question_ends_in_an_answer_or_a_transport_error(fault: Fault) -> None:
     tls = certified(fault.certificate) if "plain" not in fault.over and fault.certificate else None
     scheme = "http" if "plain" in fault.over else "https"
@@ -226,7 +227,7 @@ WISHES: dict[str, float | None] = {
 }
 
 
-@pytest.mark.parametrize(("wish", "seconds"), WISHES.items(), ids=[repr(wish) for wish in WISHES])
+@together(("wish", "seconds"), WISHES.items())
 def test_a_wish_to_wait_is_read_as_seconds_up_to_a_minute(wish: str, seconds: float | None) -> None:
     assert read_retry_after({"Retry-After": wish}) == seconds
 

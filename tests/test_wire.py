@@ -12,6 +12,7 @@ import attrs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tables import together
 
 from kie_async import states, wire
 from kie_async.codes import Verdict, is_invisible
@@ -264,25 +265,25 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
+@together("text", HOSTILE.values())
 def test_a_hostile_answer_is_unreadable(text: bytes) -> None:
     with pytest.raises(AnswerUnreadable):
         decode_query(WireResponse(status=200, body=text), ID)
 
 
-@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
+@together("text", HOSTILE.values())
 def test_a_hostile_delivery_is_rejected_with_400(text: bytes) -> None:
     with pytest.raises(CallbackRejected) as caught:
         decode_callback(text)
     assert (caught.value.reason, caught.value.status) == ("unreadable body", 400)
 
 
-@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
+@together("text", HOSTILE.values())
 def test_a_hostile_answer_to_a_create_leaves_it_unknown(text: bytes) -> None:
     assert decode_create(WireResponse(status=200, body=text), sent=True).verdict is Verdict.UNKNOWN
 
 
-@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
+@together("text", HOSTILE.values())
 def test_hostile_bodies_cost_little_time_and_leave_short_words(text: bytes) -> None:
     started = time.perf_counter()
     with pytest.raises(AnswerUnreadable) as caught:
@@ -292,10 +293,8 @@ def test_hostile_bodies_cost_little_time_and_leave_short_words(text: bytes) -> N
     assert len(str(caught.value)) < 300
 
 
-@pytest.mark.parametrize(
-    "inner", ["\\ud800", "[" * 100_000, "NaN", "1e999", "9" * 5000, '{"a":1,"a":2}', "\x00"], ids=name_of
-)
-@pytest.mark.parametrize("key", ["resultJson", "param", "paramJson"])
+@together("inner", ["\\ud800", "[" * 100_000, "NaN", "1e999", "9" * 5000, '{"a":1,"a":2}', "\x00"])
+@together("key", ["resultJson", "param", "paramJson"])
 def test_a_hostile_text_in_a_record_costs_only_itself(key: str, inner: str) -> None:
     text = f'{{"resultUrls":["{URL}"],"x":"{inner}"}}' if inner == "\\ud800" else inner
     record = decode_query(answer(200, {**RECORD, "resultJson": "", "param": "", key: text}), ID)
@@ -311,7 +310,7 @@ def test_a_byte_order_mark_is_no_harm() -> None:
 # --- answers -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@together(
     ("response", "kind", "code"),
     [
         # HTTP 200 is how errors usually come
@@ -376,7 +375,7 @@ def test_neither_a_yes_nor_a_no_is_unreadable(response: WireResponse) -> None:
 # --- createTask: the shapes; the verdicts are in test_codes --------------------------------------
 
 
-@pytest.mark.parametrize(
+@together(
     "text",
     [
         b'{"code":200,"msg":"success","data":{"taskId":"%b"}}',
@@ -390,7 +389,6 @@ def test_neither_a_yes_nor_a_no_is_unreadable(response: WireResponse) -> None:
         b'\xef\xbb\xbf{"code":200,"data":{"taskId":"%b"}}',
         b' {\n "data" : { "taskId" : "%b" } , "code" : 200 }\r\n',
     ],
-    ids=name_of,
 )
 def test_a_created_task_has_its_id_in_any_shape(text: bytes) -> None:
     found = decode_create(WireResponse(status=200, body=text.replace(b"%b", ID.encode())), sent=True)
@@ -401,14 +399,14 @@ WHOLE = body(200, {"taskId": ID, "recordId": ID})
 ID_ENDS = WHOLE.index(ID.encode()) + len(ID) + 1
 
 
-@pytest.mark.parametrize("length", range(len(WHOLE)))
+@together("length", range(len(WHOLE)))
 def test_an_id_is_salvaged_from_a_body_that_broke_off_behind_it(length: int) -> None:
     found = decode_create(WireResponse(status=200, body=b""), sent=True, partial=WHOLE[:length])
     expected = (Verdict.CREATED, ID) if length >= ID_ENDS else (Verdict.UNKNOWN, "")
     assert (found.verdict, found.task_id) == expected
 
 
-@pytest.mark.parametrize(
+@together(
     "partial",
     [
         b'{"code":422,"msg":"x","data":{"taskId":"' + ID.encode() + b'"',
@@ -425,7 +423,6 @@ def test_an_id_is_salvaged_from_a_body_that_broke_off_behind_it(length: int) -> 
         b'{"code":200,"data":{"taskId":17',
         b'<html>{"code":200,"data":{"taskId":"' + ID.encode() + b'"}}</html>',
     ],
-    ids=name_of,
 )
 def test_nothing_is_salvaged_that_is_not_clear(partial: bytes) -> None:
     found = decode_create(WireResponse(status=200, body=b""), sent=True, partial=partial)
@@ -634,8 +631,8 @@ def test_a_code_and_a_state_that_contradict_each_other_say_nothing(code: int, st
     assert record.raw["state"] == state
 
 
-@pytest.mark.parametrize("code", [200, 400, 501])
-@pytest.mark.parametrize("state", [None, "", "completed", 1])
+@together("code", [200, 400, 501])
+@together("state", [None, "", "completed", 1])
 def test_a_delivery_without_a_known_state_ends_nothing(code: int, state: object) -> None:
     assert not decode_callback(delivery(code, taskId=ID, state=state)).state.is_terminal
 
@@ -685,10 +682,8 @@ def test_ids_that_disagree_are_rejected_with_400(data: dict[str, object], top: d
     assert caught.value.status == 400
 
 
-@pytest.mark.parametrize(
-    "bad", [7, 1.5, True, [ID], {"id": ID}, "", " ", "a.b", "../../x?y", ID + "\n", "x" * 129, "é"]
-)
-@pytest.mark.parametrize("place", ["data", "top", "both"])
+@together("bad", [7, 1.5, True, [ID], {"id": ID}, "", " ", "a.b", "../../x?y", ID + "\n", "x" * 129, "é"])
+@together("place", ["data", "top", "both"])
 def test_an_id_that_is_none_is_rejected_with_400(place: str, bad: object) -> None:
     data: dict[str, object] = {"taskId": ID if place == "top" else bad}
     top: dict[str, object] = {"taskId": ID if place == "data" else bad}
