@@ -37,10 +37,6 @@ def body(code: object, data: object = None, msg: str = "words") -> bytes:
     return json.dumps({"code": code, "msg": msg, "data": data}).encode()
 
 
-def shown(value: object) -> str | None:
-    return value[:50].decode("latin-1") if isinstance(value, bytes) else None
-
-
 # --- the table of answers to a create ------------------------------------------------------------
 
 ANSWERS: list[tuple[int, bytes, Verdict, type[ApiError] | None]] = [

@@ -267,10 +267,6 @@ RESULTS: list[tuple[object, tuple[str, ...], object]] = [
 ]
 
 
-def name_of(value: object) -> str | None:
-    return str(value)[:60] if isinstance(value, str | dict | list) else None
-
-
 @together("key", ["resultJson", "response"])
 @together(("value", "urls", "rest"), RESULTS)
 def test_a_result_is_read_from_any_shape(
