@@ -177,7 +177,8 @@ async def cost(load: Load, rounds: int) -> list[Figure]:
         Figure(name=f"HTTP, {names.get(name, name)}", values=values[1:], unit="a second, wall clock")
         for name, values in walls.items()
     ]
-    figures += [Figure(name=f"{name}", values=values, unit="a CPU second") for name, values in found.items()]
+    figures += [Figure(name=name, values=values, unit="a CPU second") for name, values in found.items()]
+    figures[-1] = attrs.evolve(figures[-1], at_least=40_000, goal="P4")  # in process
     for name in ("routes", "serve", "in process"):
         share = ratios(found[name], plain)
         figures.append(Figure(name=f"{name} / only reads", values=share, unit="of its rate"))
