@@ -173,8 +173,7 @@ class Row:
             f"{least}{shown(statistics.median(self.ratios))}",
             f"{median('memory_mib'):.0f}",
             f"{median('requests'):.1f}",
-            f"{median('late_mean_s'):.3f}",
-            f"{median('late_p95_s'):.3f}",
+            *[f"{median(field):.3f}" if finished else "" for field in ("late_mean_s", "late_p95_s")],
         ]
 
 
