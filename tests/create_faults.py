@@ -295,7 +295,7 @@ async def _hangs() -> None:
 
 
 async def _dawdles() -> None:
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0.12)  # while rows beside this one shake hands over TLS
 
 
 async def _greets_in_plain_http(peer: Peer) -> None:
@@ -372,7 +372,7 @@ def _not_noted() -> list[Fault]:
             what="a no that begins while we still note",
             ends=Word.NOT_SENT,
             commit=_dawdles,
-            timeout_s=SHORT_S,
+            timeout_s=0.4,
             server=answers_unasked(answer(refused(429), 429)[:-10]),
         ),
         row(what="a close while we still note", ends=Word.NOT_SENT, commit=_dawdles, server=closes_on_accept),

@@ -76,7 +76,7 @@ async def test_the_table(chosen: list[Fault]) -> None:
     async def check(row: tuple[Fault, str]) -> None:
         assert not objection(row[0], await judge(*row))
 
-    await each([(fault, over) for fault in chosen for over in fault.over], check, at_once=6)
+    await each([(fault, over) for fault in chosen for over in fault.over], check, at_once=4)
 
 
 @pytest.mark.parametrize("chosen", by_number(situations()))
