@@ -568,5 +568,5 @@ async def test_a_thousand_handles_cost_no_task_and_no_timer_each(
     handles = [kie.attach(f"task_{number}") for number in range(1000)]
 
     assert len(asyncio.all_tasks()) == tasks
-    assert len(loop._scheduled) <= timers + 1
+    assert sum(not timer.cancelled() for timer in loop._scheduled) <= timers + 1
     assert len(handles) == 1000
