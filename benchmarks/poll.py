@@ -18,7 +18,7 @@ from .floor import CREATES, QUERIES, Bare, Everyday, at_most, free_session, task
 from .load import paced
 from .measuring import OUR_CORE, Figure, alternating, cpu_s, parser, pin, ratios, tell
 
-TASKS, ROUNDS = 1000, 12
+TASKS, ROUNDS = 1000, 10
 PACED_ROUNDS, PER_S = 2, 100.0
 EVERY_S = 3.0
 """Between two looks at a paced task; at those at once ten times as often."""
