@@ -157,6 +157,15 @@ async def test_they_pass_in_the_order_they_came(line: Line, clock: Clock) -> Non
     assert line.through == list(range(50))
 
 
+async def test_who_comes_as_permits_come_back_does_not_overtake(line: Line) -> None:
+    await line.join(5)
+    line.limiter.unused()
+    line.limiter.unused()
+    await line.join(1)  # its turn comes after number 3 has moved and before number 4 does
+    assert line.through == [0, 1, 2, 3, 4]
+    await line.leave()
+
+
 async def test_who_leaves_the_line_frees_the_place_and_takes_no_permit(line: Line, clock: Clock) -> None:
     await line.join(10)
     for leaving in (3, 5, 6):  # the head of the line among them
