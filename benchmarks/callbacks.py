@@ -26,7 +26,7 @@ from kie_async.signing import address_mac
 
 from .decode import readers
 from .load import Load
-from .measuring import Figure, alternating, cpu_s, parser, quantile, ratios, tell
+from .measuring import OUR_CORE, Figure, alternating, cpu_s, parser, pin, quantile, ratios, tell
 
 KEY = "a-key-from-the-settings"
 SECRET = b"a callback secret"
@@ -170,6 +170,7 @@ async def cost(load: Load, rounds: int) -> list[Figure]:
                 "in process": in_process,
             },
             rounds=rounds,
+            beside=[load.pid],
         )
     plain, verifying = found["a handler that only reads"], found["a handler that parses and verifies"]
     names = {"read": "a handler that only reads", "verify": "a handler that parses and verifies"}
@@ -328,6 +329,7 @@ def main(argv: Sequence[str]) -> int:
     options.add_argument("--rounds", type=int, default=ROUNDS)
     options.add_argument("--seconds", type=int, default=SECONDS, help="of abuse")
     asked = options.parse_args(argv)
+    pin(OUR_CORE)
 
     async def run() -> list[Figure]:
         async with Load() as load, Load() as stranger:

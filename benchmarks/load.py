@@ -15,6 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
+from .measuring import THEIR_CORE, pin
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -38,6 +40,11 @@ class Load:
         assert self._process.stdin is not None
         self._process.stdin.close()
         await self._process.wait()
+
+    @property
+    def pid(self) -> int:
+        """Return the id of the process."""
+        return self._process.pid
 
     async def ask(self, what: str, **options: Any) -> Any:
         """Let it do something and return what it answers; bytes travel as base64."""
@@ -175,4 +182,5 @@ async def _serve() -> None:
 
 
 if __name__ == "__main__":
+    pin(THEIR_CORE)
     asyncio.run(_serve())
