@@ -107,6 +107,14 @@ def decode_envelope(body: bytes) -> Envelope:
     Raises:
         AnswerUnreadable: It is no JSON object with a whole number under ``code``.
     """
+    top, code = _read_top(body)
+    return Envelope(
+        code=code, message=clean_text(top.get("msg") or top.get("message")), data=top.get("data"), top=top
+    )
+
+
+def _read_top(body: bytes) -> tuple[dict[str, object], int]:
+    """Return the envelope in *body* as it came, and its code; see `decode_envelope`."""
     try:
         top = jsontext.parse(body)
     except jsontext.NotJson as exc:
@@ -114,9 +122,7 @@ def decode_envelope(body: bytes) -> Envelope:
     code = read_code(top.get("code")) if isinstance(top, dict) else None
     if code is None or not isinstance(top, dict):
         raise AnswerUnreadable("the answer has no code")
-    return Envelope(
-        code=code, message=clean_text(top.get("msg") or top.get("message")), data=top.get("data"), top=top
-    )
+    return top, code
 
 
 def decode_answer(response: WireResponse) -> Envelope:
@@ -266,24 +272,20 @@ def decode_callback(body: bytes) -> TaskRecord:
         CallbackRejected: The body is unreadable, or its ids disagree.
     """
     try:
-        envelope = decode_envelope(body)
+        top, code = _read_top(body)
     except AnswerUnreadable:
         raise CallbackRejected("unreadable body", 400) from None
-    data = envelope.data if isinstance(envelope.data, dict) else {}
-    places = (
-        data.get("taskId"),
-        data.get("task_id"),
-        envelope.top.get("taskId"),
-        envelope.top.get("task_id"),
-    )
+    data = top.get("data")
+    if not isinstance(data, dict):
+        data = {}
+    places = (data.get("taskId"), data.get("task_id"), top.get("taskId"), top.get("task_id"))
     ids = [place for place in places if place is not None]
     if not ids or not all(map(_is_id, ids)):
         raise CallbackRejected("malformed task id", 400)
     if ids.count(ids[0]) != len(ids):
         raise CallbackRejected("ids disagree", 400)
     record = decode_record(data if data.get("taskId") else {**data, "taskId": ids[0]})
-    says_yes = envelope.code == 200
-    if record.state is not TaskState.UNKNOWN and says_yes == (record.state is TaskState.FAIL):
+    if record.state is not TaskState.UNKNOWN and (code == 200) == (record.state is TaskState.FAIL):
         return attrs.evolve(record, state=TaskState.UNKNOWN)
     return record
 
