@@ -127,12 +127,12 @@ async def alternating(
     """Measure things in turn, round by round, so that what else the machine does meets them alike.
 
     A round in which strangers took the core from this process, or from those *beside* it, is measured
-    again; after half as many rounds more the quietest count.
+    again; after a third as many rounds more the quietest count.
     """
     names, pids = list(things), ["self", *beside]
     taken: list[tuple[float, dict[str, float]]] = []
     quiet = 0
-    for number in range(0 if warms_up else 1, rounds + rounds // 2 + 1):
+    for number in range(0 if warms_up else 1, rounds + rounds // 3 + 1):
         ran, waited = _scheduled_s(pids)
         values = {name: await things[name]() for name in (names if number % 2 else reversed(names))}
         ran_then, waited_then = _scheduled_s(pids)
