@@ -50,7 +50,7 @@ class LookCurve:
     def of_hazards(
         cls, edges_s: Sequence[float], hazards: Sequence[float], wait_s: float, wait_share: float = 0.0
     ) -> LookCurve:
-        """Return the curve whose looks find an end *wait_s* late on average, or that share of the mean age."""
+        """Return the curve whose looks come *wait_s* late on average, or that share of the mean age."""
         running, whole, mean_s, ends, roots = 1.0, 0.0, 0.0, [0.0], []
         for (from_s, to_s), hazard in zip(pairwise(edges_s), hazards, strict=False):
             width_s = to_s - from_s
