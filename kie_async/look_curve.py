@@ -32,6 +32,11 @@ class LookCurve:
         self._edges_s = edges_s
         self._looks = looks
         self._ends = ends
+        steps = zip(pairwise(edges_s), pairwise(looks), strict=True)
+        self._per_s = [
+            0.0,
+            *((after - before) / (to_s - from_s) for (from_s, to_s), (before, after) in steps),
+        ]
         self.is_learned = False
         self.late_s = 0.0
         """The age that few tasks reach; 0 while nothing is known."""
@@ -85,9 +90,16 @@ class LookCurve:
         """Return how many looks lie before an age."""
         return _value(self._edges_s, self._looks, age_s)
 
-    def age_of(self, looks: float) -> float:
-        """Return the age at which so many looks were made; infinite if that is never."""
-        return _inverse(self._edges_s, self._looks, looks)
+    def after(self, age_s: float, looks: float) -> float:
+        """Return the age at which so many looks more were made; infinite if that is never."""
+        edges_s, made = self._edges_s, self._looks
+        number = min(bisect_left(edges_s, age_s), len(edges_s) - 1) or 1
+        wanted = made[number] - (edges_s[number] - age_s) * self._per_s[number] + looks
+        if wanted > made[number]:
+            number = bisect_left(made, wanted, number)
+            if number == len(made):
+                return math.inf
+        return edges_s[number] - (made[number] - wanted) / self._per_s[number]
 
     def chance(self, from_s: float, to_s: float) -> float:
         """Return how likely a task that ran at one age has ended at the other."""
@@ -96,7 +108,7 @@ class LookCurve:
 
 
 def _value(edges_s: Sequence[float], values: Sequence[float], age_s: float) -> float:
-    number = min(max(bisect_left(edges_s, age_s), 1), len(edges_s) - 1)
+    number = min(bisect_left(edges_s, age_s), len(edges_s) - 1) or 1
     return _between(age_s, edges_s, values, number)
 
 
@@ -104,7 +116,7 @@ def _inverse(edges_s: Sequence[float], values: Sequence[float], value: float) ->
     number = bisect_left(values, value)
     if number == len(values):
         return math.inf
-    return _between(value, values, edges_s, max(number, 1))
+    return _between(value, values, edges_s, number or 1)
 
 
 def _between(at: float, xs: Sequence[float], ys: Sequence[float], number: int) -> float:

@@ -16,9 +16,22 @@ PATIENCE_S = 0.5
 _ROUND = 8
 
 
-@attrs.define(eq=False)
+@attrs.define
+class Setback:
+    """What went wrong with the looks at one task, and which of them are extra."""
+
+    failures: int = 0
+    refusals: int = 0
+    rechecks: int = 0
+    empties: int = 0
+
+
+@attrs.define(eq=False, weakref_slot=False)
 class Watch:
-    """What the poller knows of one handle. Instants are on the loop's clock, ages count from *since*."""
+    """What the poller knows of one handle. Instants are on the loop's clock, ages count from *since*.
+
+    There may be a hundred thousand of these: what most never need is made when it is needed.
+    """
 
     handle: TaskHandle | None
     """None once it is over: what is left in the heap keeps no handle alive."""
@@ -27,21 +40,29 @@ class Watch:
     is_scout: bool = False
     """Looked at as if no callback were expected, until one came or was missed."""
     at: float = math.inf
-    """Its one valid entry in the heap: the next look, or the deadline if that comes first."""
+    """When it is looked at next."""
     seen_s: float = 0.0
     """The age at which it was last seen running; infinite until an older task was seen for the first time."""
     looked_at: float = -math.inf
     looks: int = 0
-    failures: int = 0
-    refusals: int = 0
-    rechecks: int = 0
-    empties: int = 0
+    setback: Setback | None = None
     is_rung: bool = False
     is_queued: bool = False
     is_looking: bool = False
 
     def __lt__(self, other: Watch) -> bool:
         return False  # two that are due at one instant: either may be first
+
+    @property
+    def looked_s(self) -> float:
+        """Return the age at the last look; 0 before the first."""
+        return self.looked_at - self.since if self.looks else 0.0
+
+    def need_setback(self) -> Setback:
+        """Return its setback, made if it has none."""
+        if self.setback is None:
+            self.setback = Setback()
+        return self.setback
 
 
 class LookQueue:
@@ -59,8 +80,8 @@ class LookQueue:
         self._again: deque[Watch] = deque()
         self._round: list[Watch] = []
 
-    def __len__(self) -> int:
-        return len(self._rung) + len(self._first) + len(self._again) + len(self._round)
+    def __bool__(self) -> bool:
+        return bool(self._again or self._first or self._rung or self._round)
 
     def put(self, watch: Watch) -> None:
         """Let a watch wait for its look; one that waits already moves forward if it was rung."""

@@ -65,6 +65,7 @@ class Poller:
         self._due = LookQueue(self._chance, longest_s=timetable.schedule.longest_gap_s)
         self._lookers: set[asyncio.Task[None]] = set()
         self._idle = 0
+        self._now = loop.time
         self._setbacks = Setbacks(
             limiter=limiter,
             grace_s=timetable.schedule.visibility_grace_s,
@@ -93,9 +94,9 @@ class Poller:
 
     def _register(self, handle: TaskHandle, *, expects_callback: bool) -> Watch:
         self.forget(handle)
-        watch = Watch(handle=handle, since=self._loop.time(), expects_callback=expects_callback)
+        watch = Watch(handle=handle, since=self._now(), expects_callback=expects_callback)
         handle._watch = watch
-        self._agenda.put(handle.deadline, watch)
+        self._agenda.put_deadline(handle.deadline, watch)
         return watch
 
     def forget(self, handle: TaskHandle) -> None:
@@ -111,9 +112,10 @@ class Poller:
         if not isinstance(watch, Watch) or watch.is_rung:
             return
         watch.is_rung = True
-        watch.rechecks = 0
+        if watch.setback is not None:
+            watch.setback.rechecks = 0
         if not watch.is_looking:
-            self._look_at(watch, self._ring_at(watch))
+            self._plan(watch, None)
 
     async def aclose(self) -> None:
         """Stop looking."""
@@ -133,7 +135,7 @@ class Poller:
         watch = handle._watch
         if not isinstance(watch, Watch):
             return
-        now = self._loop.time()
+        now = self._now()
         age_s = now - watch.since
         if watch.seen_s <= age_s:  # else nobody knows how long it ran before
             found_s = (watch.seen_s + age_s) / 2 if record.duration_s is None else record.duration_s
@@ -161,7 +163,7 @@ class Poller:
 
     def _miss(self) -> None:
         self._grace = None
-        self._timetable.lost.give_up(self._loop.time())
+        self._timetable.lost.give_up(self._now())
         self._tighten()
         self._wait_for_callback()
 
@@ -181,7 +183,7 @@ class Poller:
 
     def _look_at(self, watch: Watch, at: float) -> None:
         watch.at = at
-        if at <= self._loop.time():
+        if at <= self._now():
             self._due.put(watch)
             self._dispatch()
         else:
@@ -191,11 +193,11 @@ class Poller:
         """Return the instant of the look after the last, as the timetable has it."""
         age_s = self._timetable.next_look_s(
             self._model(watch),
-            max(watch.looked_at - watch.since, 0.0),
+            watch.looked_s,
             is_first=not watch.looks,
-            by_callback=self._is_by_callback(watch),
+            by_callback=watch.expects_callback and self._is_by_callback(watch),
             chance=chance,
-            now=self._loop.time(),
+            now=self._now(),
         )
         return watch.since + age_s
 
@@ -212,7 +214,7 @@ class Poller:
         """Return how likely the task of *watch* has ended unnoticed since its last look."""
         return self._timetable.chance(
             self._model(watch),
-            max(watch.looked_at - watch.since, 0.0),
+            watch.looked_s,
             now - watch.since,
             by_callback=self._is_by_callback(watch),
             now=now,
@@ -231,15 +233,22 @@ class Poller:
 
     def _is_put_off(self, watch: Watch, now: float) -> bool:
         """Put a look off that callbacks have made needless since it was planned."""
-        is_asked_for = watch.is_rung or watch.rechecks or watch.empties or watch.seen_s == math.inf
-        if is_asked_for or not self._is_by_callback(watch) or self._next_at(watch, 0.0) <= now + TICK_S:
+        if (
+            not watch.expects_callback
+            or watch.is_rung
+            or watch.setback is not None
+            or watch.seen_s == math.inf
+        ):
+            return False
+        if not self._is_by_callback(watch) or self._next_at(watch, 0.0) <= now + TICK_S:
             return False
         watch.at = self._next_at(watch, self._rng.random())
         self._agenda.put(watch.at, watch)
         return True
 
     def _dispatch(self) -> None:
-        while not self._is_closed and self._idle < len(self._due) and len(self._lookers) < self._connections:
+        """Have one looker more at hand than look right now, as long as there is anything to look at."""
+        if self._due and not self._idle and len(self._lookers) < self._connections and not self._is_closed:
             self._idle += 1
             looker = self._loop.create_task(self._look_while_due(), name="kie_async poller")
             self._lookers.add(looker)
@@ -251,11 +260,12 @@ class Poller:
         try:
             while self._due:
                 await self._limiter.acquire()
-                watch = self._due.pop(self._loop.time())
+                watch = self._due.pop(self._now())
                 if watch is None or watch.handle is None:
                     self._limiter.unused()
                     return
                 self._idle -= 1
+                self._dispatch()
                 try:
                     await self._look(watch, watch.handle)
                 finally:
@@ -267,7 +277,7 @@ class Poller:
     async def _look(self, watch: Watch, handle: TaskHandle) -> None:
         source = Source.CALLBACK if watch.is_rung else Source.POLL
         watch.is_looking, watch.is_rung = True, False
-        watch.looked_at = self._loop.time()
+        watch.looked_at = self._now()
         watch.looks += 1
         try:
             record = await self._ask(handle.task_id)
@@ -280,30 +290,35 @@ class Poller:
         finally:
             self._limiter.answered()
             watch.is_looking = False
-        if watch.handle is None:
-            return
-        if watch.is_rung:
-            self._look_at(watch, self._ring_at(watch))
+        if watch.handle is not None:
+            self._plan(watch, wait_s)
+
+    def _plan(self, watch: Watch, wait_s: float | None) -> None:
+        if watch.is_rung:  # rings of strangers must not become a flood of queries
+            at = watch.looked_at + self._schedule.ring_gap_s
         elif wait_s is not None:
-            self._look_at(watch, self._loop.time() + wait_s)
+            at = self._now() + wait_s
         else:
-            self._look_at(watch, self._next_at(watch, self._rng.random()))
+            at = self._next_at(watch, self._rng.random())
+        self._look_at(watch, at)
 
     def _after_record(self, watch: Watch, record: TaskRecord, source: Source) -> float | None:
         """Take news to the session; return the delay to the next look, if the timetable shall not say it."""
-        rechecks = self._schedule.recheck_s
-        if record.state is TaskState.SUCCESS and not record.has_result and watch.empties < len(rechecks):
-            watch.empties += 1
-            return rechecks[watch.empties - 1]
         if not record.state.is_terminal:
             self._still_running(watch, record)
+        elif record.state is TaskState.SUCCESS and not record.has_result:
+            rechecks, setback = self._schedule.recheck_s, watch.need_setback()
+            if setback.empties < len(rechecks):
+                setback.empties += 1
+                return rechecks[setback.empties - 1]
         self._deliver(record, source)
         return self._recheck_s(watch, source)
 
     def _still_running(self, watch: Watch, record: TaskRecord) -> None:
         age_s = watch.looked_at - watch.since
         if watch.seen_s != math.inf:
-            self._timetable.still_running(self._model(watch), watch.seen_s, age_s)
+            if self._schedule.learns:
+                self._timetable.still_running(self._model(watch), watch.seen_s, age_s)
         elif record.created_at and record.updated_at and record.updated_at > record.created_at:
             # An older task: its age is no less than that, by the service's own clock alone.
             watch.since = min(
@@ -314,12 +329,10 @@ class Poller:
 
     def _recheck_s(self, watch: Watch, source: Source) -> float | None:
         """Return the delay of a look after a ring, which comes soon; None for any other."""
-        rechecks = self._schedule.recheck_s
-        if (source is Source.CALLBACK or watch.rechecks) and watch.rechecks < len(rechecks):
-            watch.rechecks += 1  # the callback outran the record, or somebody rang for fun
-            return rechecks[watch.rechecks - 1]
-        return None
-
-    def _ring_at(self, watch: Watch) -> float:
-        """Return when a ring is answered: rings of strangers must not become a flood of queries."""
-        return watch.looked_at + self._schedule.ring_gap_s
+        if source is Source.POLL and (watch.setback is None or not watch.setback.rechecks):
+            return None
+        rechecks, setback = self._schedule.recheck_s, watch.need_setback()
+        if setback.rechecks == len(rechecks):
+            return None
+        setback.rechecks += 1  # the callback outran the record, or somebody rang for fun
+        return rechecks[setback.rechecks - 1]

@@ -44,8 +44,10 @@ class Setbacks:
 
     def over(self, watch: Watch) -> None:
         """Take in that a record came."""
-        self._denials = watch.failures = watch.refusals = 0
+        self._denials = 0
         self._pauses = None
+        if watch.setback is not None:
+            watch.setback.failures = watch.setback.refusals = 0
 
     def meet(self, watch: Watch, error: Exception) -> None:
         """Judge a look without a record."""
@@ -63,8 +65,9 @@ class Setbacks:
         elif isinstance(error, ServerError) or not isinstance(error, ApiError):
             _note_failure(watch, watch.handle, error)
         elif not self._may_be_invisible(watch, error):
-            watch.refusals += 1
-            if watch.refusals >= _FATAL_IN_A_ROW:
+            setback = watch.need_setback()
+            setback.refusals += 1
+            if setback.refusals >= _FATAL_IN_A_ROW:
                 self._give_up(watch.handle, error)
 
     def _slow_down(self, watch: Watch, error: RateLimited) -> None:
@@ -88,7 +91,9 @@ class Setbacks:
 
 
 def _note_failure(watch: Watch, handle: TaskHandle, error: Exception) -> None:
-    watch.failures += 1
-    level = logging.WARNING if watch.failures == _WARN_AT_FAILURE else logging.INFO
+    setback = watch.need_setback()
+    setback.failures += 1
+    level = logging.WARNING if setback.failures == _WARN_AT_FAILURE else logging.INFO
     surprise = None if isinstance(error, KieError) else error
-    _log.log(level, "look %d at task %s failed: %s", watch.failures, handle.task_id, error, exc_info=surprise)
+    message = "look %d at task %s failed: %s"
+    _log.log(level, message, setback.failures, handle.task_id, error, exc_info=surprise)

@@ -47,6 +47,7 @@ class Timetable:
     def __init__(self, schedule: PollSchedule) -> None:
         self.schedule = schedule
         self.lost = LostCallbacks(grace_s=schedule.callback_grace_s)
+        self._shortest_s = min(SHORTEST_GAP_S, schedule.first_s)
         self._tiers = LookCurve.of_tiers(schedule.tiers)
         self._models: dict[str, _Model] = {}
         self._share_planned = self.lost.share
@@ -67,18 +68,15 @@ class Timetable:
         schedule, curve = self.schedule, self._curve(model, now)
         stretch = 1 + schedule.jitter * (2 * chance - 1)
         if is_first and not curve.is_learned:
-            alone_s = looked_s + schedule.first_s * stretch
+            next_s = looked_s + schedule.first_s * stretch
         else:
-            alone_s = curve.age_of(curve.looks_until(looked_s) + stretch)
+            next_s = curve.after(looked_s, stretch)
         if by_callback:
-            rare_s = curve.age_of(curve.looks_until(looked_s) + stretch / self.lost.share)
+            rare_s = curve.after(looked_s, stretch / self.lost.share)
             net_s = max(looked_s + schedule.safety_net_s * stretch, curve.late_s * stretch)
-            alone_s = max(alone_s, min(rare_s, net_s))
-        return max(min(alone_s, looked_s + schedule.longest_gap_s * stretch), looked_s + self._shortest_s)
-
-    @property
-    def _shortest_s(self) -> float:
-        return min(SHORTEST_GAP_S, self.schedule.first_s)
+            next_s = max(next_s, min(rare_s, net_s))
+        soonest_s, latest_s = looked_s + self._shortest_s, looked_s + schedule.longest_gap_s * stretch
+        return soonest_s if next_s < soonest_s else min(next_s, latest_s)
 
     def chance(self, model: str, from_s: float, to_s: float, *, by_callback: bool, now: float) -> float:
         """Return how likely a task that ran at one age has ended unnoticed at the other."""

@@ -30,7 +30,7 @@ def looks_and_wait(curve: LookCurve, survival: list[float]) -> tuple[float, floa
     """Make the looks one after the other; return how many a task takes, and how late they find its end."""
     share = dict(zip(EDGES_S, survival, strict=True))
     at_s, looks, wait_s = 0.0, 0.0, 0.0
-    while (next_s := curve.age_of(curve.looks_until(at_s) + 1)) < 1800:
+    while (next_s := curve.after(at_s, 1)) < 1800:
         looks += _at(share, at_s)
         edges_s = [edge_s for edge_s in EDGES_S if at_s <= edge_s <= next_s]
         for before_s, after_s in pairwise([at_s, *edges_s, next_s]):
@@ -51,12 +51,12 @@ def _at(share: dict[float, float], age_s: float) -> float:
 )
 def test_tiers_are_intervals_until_an_age(age_s: float, next_s: float) -> None:
     curve = LookCurve.of_tiers(DOCUMENTED)
-    assert curve.age_of(curve.looks_until(age_s) + 1) == pytest.approx(next_s)
+    assert curve.after(age_s, 1) == pytest.approx(next_s)
 
 
 def test_a_constant_hazard_is_looked_at_in_equal_intervals() -> None:
     curve = LookCurve.of_hazards(EDGES_S, [0.02] * 1000, wait_s=3.0)
-    gaps_s = [curve.age_of(looks + 1) - curve.age_of(looks) for looks in range(1, 50)]
+    gaps_s = [curve.after(0, looks + 1) - curve.after(0, looks) for looks in range(1, 50)]
     assert gaps_s == pytest.approx([gaps_s[0]] * 49)
     assert gaps_s[0] == pytest.approx(6.0, rel=0.01)
 
@@ -83,7 +83,7 @@ def test_the_looks_keep_the_wait_and_are_as_few_as_the_theory_says(
 
 def test_long_tasks_may_wait_for_a_hundredth_of_their_length() -> None:
     curve = LookCurve.of_hazards(EDGES_S, [2 / 1000] * 1000, wait_s=1.0, wait_share=0.01)  # of 1,000 s
-    assert curve.age_of(21) - curve.age_of(20) == pytest.approx(2 * 10.0, rel=0.02)
+    assert curve.after(0, 21) - curve.after(0, 20) == pytest.approx(2 * 10.0, rel=0.02)
 
 
 def test_the_late_age_is_one_that_two_of_a_hundred_reach() -> None:
@@ -107,9 +107,9 @@ def test_the_rarer_of_two_curves_looks_as_rarely_as_either() -> None:
 
 def test_an_age_beyond_all_looks_never_comes() -> None:
     curve = LookCurve.of_hazards([0.0, 2.0], [0.5], 1.5)
-    assert curve.age_of(1e9) == math.inf
+    assert curve.after(0, 1e9) == math.inf
 
 
 def test_no_look_ever_is_a_curve_too() -> None:
     curve = LookCurve.of_tiers(((math.inf, math.inf),))
-    assert curve.age_of(curve.looks_until(5.0) + 1) == math.inf
+    assert curve.after(5.0, 1) == math.inf
