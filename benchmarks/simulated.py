@@ -121,6 +121,7 @@ class Task:
     began: float
     ran_s: float
     watch: Watch
+    is_scout: bool
 
 
 class Run:
@@ -181,8 +182,8 @@ class Run:
 
     def _begin(self, ran_s: float) -> None:
         watch = Watch(handle=None, since=self.now, expects_callback=self.lost is not None)
-        watch.is_scout = watch.expects_callback and self.table.take_scout()
-        task = self.running[self.begun] = Task(self.begun, self.now, ran_s, watch)
+        is_scout = watch.expects_callback and self.table.take_scout()
+        task = self.running[self.begun] = Task(self.begun, self.now, ran_s, watch, is_scout)
         handle: Any = task  # the queue hands out watches; all it asks of a handle is to be there
         watch.handle = handle
         self.begun += 1
@@ -191,24 +192,24 @@ class Run:
         if self.lost is not None and self.rng.random() >= self.lost:
             self._at(self.now + ran_s + CALLBACK_S, self._call_back, task)
 
-    def _by_callback(self, watch: Watch) -> bool:
-        return watch.expects_callback and not (watch.is_scout and not self.table.lost.is_proven)
+    def _by_callback(self, task: Task) -> bool:
+        return task.watch.expects_callback and not (task.is_scout and not self.table.lost.is_proven)
 
     def _next_at(self, task: Task, chance: float) -> float:
         age_s = self.table.next_look_s(
             MODEL,
-            max(task.watch.looked_at - task.began, 0.0),
-            is_first=not task.watch.looks,
-            by_callback=self._by_callback(task.watch),
+            task.watch.looked_s,
+            is_first=task.watch.looked_at == -math.inf,
+            by_callback=self._by_callback(task),
             chance=chance,
             now=self.now,
         )
         return task.began + age_s
 
     def _chance(self, watch: Watch, now: float) -> float:
-        seen_s = max(watch.looked_at - watch.since, 0.0)
-        by_callback = self._by_callback(watch)
-        return self.table.chance(MODEL, seen_s, now - watch.since, by_callback=by_callback, now=now)
+        task: Any = watch.handle
+        by_callback = self._by_callback(task)
+        return self.table.chance(MODEL, watch.looked_s, now - watch.since, by_callback=by_callback, now=now)
 
     def _plan(self, task: Task, at: float) -> None:
         task.watch.at = at
@@ -218,7 +219,7 @@ class Run:
         task, at = planned
         if task.number not in self.running or task.watch.at != at or task.watch.is_queued:
             return
-        if self._by_callback(task.watch) and self._next_at(task, 0.0) > self.now + 0.05:
+        if self._by_callback(task) and self._next_at(task, 0.0) > self.now + 0.05:
             self._plan(task, self._next_at(task, self.rng.random()))
             return
         self.queue.put(task.watch)
@@ -238,7 +239,7 @@ class Run:
             self._end(task, age_s - task.ran_s)
             return
         self.table.still_running(MODEL, watch.seen_s, age_s)
-        watch.seen_s, watch.looked_at, watch.looks = age_s, self.now, watch.looks + 1
+        watch.seen_s, watch.looked_at = age_s, self.now
         self._plan(task, self._next_at(task, self.rng.random()))
 
     def _call_back(self, task: Task) -> None:

@@ -37,14 +37,11 @@ class Watch:
     """None once it is over: what is left in the heap keeps no handle alive."""
     since: float
     expects_callback: bool
-    is_scout: bool = False
-    """Looked at as if no callback were expected, until one came or was missed."""
     at: float = math.inf
     """When it is looked at next."""
     seen_s: float = 0.0
     """The age at which it was last seen running; infinite until an older task was seen for the first time."""
     looked_at: float = -math.inf
-    looks: int = 0
     setback: Setback | None = None
     is_rung: bool = False
     is_queued: bool = False
@@ -56,7 +53,7 @@ class Watch:
     @property
     def looked_s(self) -> float:
         """Return the age at the last look; 0 before the first."""
-        return self.looked_at - self.since if self.looks else 0.0
+        return 0.0 if self.looked_at == -math.inf else self.looked_at - self.since
 
     def need_setback(self) -> Setback:
         """Return its setback, made if it has none."""
@@ -90,7 +87,8 @@ class LookQueue:
                 with suppress(ValueError):
                     queue.remove(watch)
         watch.is_queued = True
-        (self._rung if watch.is_rung else self._again if watch.looks else self._first).append(watch)
+        is_first = watch.looked_at == -math.inf
+        (self._rung if watch.is_rung else self._first if is_first else self._again).append(watch)
 
     def pop(self, now: float) -> Watch | None:
         """Return the watch to look at now; None if nobody waits."""

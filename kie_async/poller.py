@@ -64,6 +64,8 @@ class Poller:
         self._agenda = Agenda(loop, self._tick)
         self._due = LookQueue(self._chance, longest_s=timetable.schedule.longest_gap_s)
         self._lookers: set[asyncio.Task[None]] = set()
+        self._scouts: set[Watch] = set()
+        """Looked at as if no callback were expected, until one came or was missed."""
         self._idle = 0
         self._now = loop.time
         self._setbacks = Setbacks(
@@ -84,7 +86,8 @@ class Poller:
             watch.seen_s = math.inf
             watch.at = watch.since + self._schedule.first_s * self._rng.random()
         else:
-            watch.is_scout = expects_callback and self._timetable.take_scout()
+            if expects_callback and self._timetable.take_scout():
+                self._scouts.add(watch)
             watch.at = self._next_at(watch, self._rng.random())
         self._agenda.put(watch.at, watch)
 
@@ -194,7 +197,7 @@ class Poller:
         age_s = self._timetable.next_look_s(
             self._model(watch),
             watch.looked_s,
-            is_first=not watch.looks,
+            is_first=watch.looked_at == -math.inf,
             by_callback=watch.expects_callback and self._is_by_callback(watch),
             chance=chance,
             now=self._now(),
@@ -202,7 +205,9 @@ class Poller:
         return watch.since + age_s
 
     def _is_by_callback(self, watch: Watch) -> bool:
-        return watch.expects_callback and not (watch.is_scout and not self._timetable.lost.is_proven)
+        if self._scouts and self._timetable.lost.is_proven:
+            self._scouts.clear()
+        return watch.expects_callback and watch not in self._scouts
 
     def _model(self, watch: Watch) -> str:
         handle = watch.handle
@@ -278,7 +283,6 @@ class Poller:
         source = Source.CALLBACK if watch.is_rung else Source.POLL
         watch.is_looking, watch.is_rung = True, False
         watch.looked_at = self._now()
-        watch.looks += 1
         try:
             record = await self._ask(handle.task_id)
         except Exception as exc:  # whatever a look ends in, the task is paid and will be looked at again

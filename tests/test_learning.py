@@ -299,7 +299,7 @@ class TestWhoIsFirst:
         watches = {name: Watch(handle=_somebody(), since=0.0, expects_callback=False) for name in chances}
         by_watch = {id(watches[name]): chance for name, chance in chances.items()}
         for watch in watches.values():
-            watch.at, watch.looks = 0.0, 1
+            watch.at = watch.looked_at = 0.0
             queue.put(watch)
         return queue, watches
 
@@ -349,7 +349,9 @@ class TestWhoIsFirst:
         asked = []
         queue = LookQueue(lambda watch, _: asked.append(watch) or watch.since, longest_s=100.0)  # type: ignore[func-returns-value]
         for number in range(100):
-            queue.put(Watch(handle=_somebody(), since=number / 100, expects_callback=False, at=0.0, looks=1))
+            queue.put(
+                Watch(handle=_somebody(), since=number / 100, expects_callback=False, at=0.0, looked_at=0.0)
+            )
         first = [queue.pop(10.0) for _ in range(25)]
         assert [round(watch.since * 100) for watch in first if watch] == list(range(99, 74, -1))
         assert len(asked) == 100
