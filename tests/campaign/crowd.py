@@ -90,7 +90,7 @@ class Found:
 
     @property
     def is_good(self) -> bool:
-        is_whole = not self.lost and set(self.at_once) == {self.handles}
+        is_whole = not self.lost and min(self.at_once) >= 0.95 * self.handles
         return is_whole and not self.left and self.growth <= MAX_GROWTH
 
     def __str__(self) -> str:
