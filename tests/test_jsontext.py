@@ -75,10 +75,10 @@ def test_what_readers_could_read_differently_is_refused(text: bytes) -> None:
 @pytest.mark.usefixtures("reader")
 @together("text", HOSTILE.values())
 def test_a_refusal_is_quick_and_short(text: bytes) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(NotJson) as caught:
         parse(text)
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < 0.5
     assert len(str(caught.value)) <= 200
 
 

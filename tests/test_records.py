@@ -496,9 +496,9 @@ def test_decoding_changes_nothing_in_what_it_was_given() -> None:
     ids=lambda text: text[:16] + text[-6:],
 )
 def test_no_text_makes_the_search_for_a_mac_slow(text: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     decoded(param=text)
-    assert time.perf_counter() - started < 2.0
+    assert time.process_time() - started < 2.0
 
 
 # --- the small readers ---------------------------------------------------------------------------

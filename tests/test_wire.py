@@ -285,11 +285,11 @@ def test_a_hostile_answer_to_a_create_leaves_it_unknown(text: bytes) -> None:
 
 @together("text", HOSTILE.values())
 def test_hostile_bodies_cost_little_time_and_leave_short_words(text: bytes) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(AnswerUnreadable) as caught:
         decode_query(WireResponse(status=200, body=text), ID)
     decode_create(WireResponse(status=200, body=text), sent=True)
-    assert time.perf_counter() - started < 1.0
+    assert time.process_time() - started < 1.0
     assert len(str(caught.value)) < 300
 
 
