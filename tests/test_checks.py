@@ -36,7 +36,7 @@ class Settings:
 NOT_ABOVE_ZERO = [0, -1, 0.0, -0.5, float("nan"), float("-inf"), True, False, "4", b"4", [], object()]
 
 
-@pytest.mark.parametrize("value", [1, 0.001, 10**9, float("inf")])
+@together("value", [1, 0.001, 10**9, float("inf")])
 def test_a_number_above_zero_passes(value: float) -> None:
     check_above_zero("wait_s", value)
     assert Settings(wait_s=value, stop_s=value).wait_s == value
@@ -55,25 +55,25 @@ def test_a_field_refuses_what_is_not_above_zero(name: str, value: object) -> Non
         Settings(**{name: value})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["stop_s", "most"])
+@together("name", ["stop_s", "most"])
 def test_none_passes_where_it_is_the_default(name: str) -> None:
     assert getattr(Settings(**{name: None}), name) is None  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["wait_s", "count"])
+@together("name", ["wait_s", "count"])
 def test_none_is_refused_where_a_number_is_needed(name: str) -> None:
     with pytest.raises(InvalidRequest, match=name):
         Settings(**{name: None})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("value", [0.5, 2.5, 3.0, float("inf")])
-@pytest.mark.parametrize("name", ["count", "most"])
+@together("value", [0.5, 2.5, 3.0, float("inf")])
+@together("name", ["count", "most"])
 def test_a_count_is_a_whole_number(name: str, value: float) -> None:
     with pytest.raises(InvalidRequest, match=f"{name} must be a whole number"):
         Settings(**{name: value})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("value", [1, 2, 10**9])
+@together("value", [1, 2, 10**9])
 def test_a_count_of_at_least_one_passes(value: int) -> None:
     check_count("max_in_flight", value)
 
@@ -84,7 +84,7 @@ def test_a_count_below_one_or_in_parts_is_refused_by_name(value: Any) -> None:
         check_count("max_in_flight", value)
 
 
-@pytest.mark.parametrize(
+@together(
     "url",
     [
         "https://files.example/face.png",
@@ -135,7 +135,7 @@ def test_anything_else_is_refused_by_name(url: object) -> None:
         check_url("image_url", url)
 
 
-@pytest.mark.parametrize(
+@together(
     "url",
     [
         "https://files.example/a b?token=s3cret",
@@ -153,7 +153,7 @@ def test_a_refusal_shows_no_secret_of_the_url(url: str) -> None:
     assert "s3cret" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
+@together(
     ("url", "shown"),
     [
         ("ftp://files.example/x?token=1", "'ftp://files.example/x'"),
@@ -184,7 +184,7 @@ def test_any_text_is_a_url_or_is_refused(url: str) -> None:
     assert url.lower().startswith(("http://", "https://"))
 
 
-@pytest.mark.parametrize(
+@together(
     ("url", "is_local"),
     [
         ("http://localhost:80", True),
@@ -202,7 +202,7 @@ def test_loopback_is_this_machine(url: str, is_local: bool) -> None:
     assert is_loopback(url) is is_local
 
 
-@pytest.mark.parametrize(
+@together(
     ("url", "origin"),
     [
         ("https://api.kie.ai", "https://api.kie.ai"),
@@ -217,21 +217,19 @@ def test_an_origin_is_https_or_this_machine(url: str, origin: str) -> None:
     assert check_origin("base_url", url) == origin
 
 
-@pytest.mark.parametrize("url", ["http://api.kie.ai", "http://10.0.0.1", "ftp://localhost", "api.kie.ai", ""])
+@together("url", ["http://api.kie.ai", "http://10.0.0.1", "ftp://localhost", "api.kie.ai", ""])
 def test_the_key_is_never_sent_in_the_clear(url: str) -> None:
     with pytest.raises(InvalidRequest, match="base_url"):
         check_origin("base_url", url)
 
 
-@pytest.mark.parametrize("url", ["https://api.kie.ai?x=1", "https://api.kie.ai/#a", "https://api.kie.ai/?"])
+@together("url", ["https://api.kie.ai?x=1", "https://api.kie.ai/#a", "https://api.kie.ai/?"])
 def test_nothing_may_stand_behind_an_origin(url: str) -> None:
     with pytest.raises(InvalidRequest, match="base_url must have no query"):
         check_origin("base_url", url)
 
 
-@pytest.mark.parametrize(
-    "url", ["https://bot.example.org/kie", "https://8.8.8.8/kie", "https://a.b:8443/kie"]
-)
+@together("url", ["https://bot.example.org/kie", "https://8.8.8.8/kie", "https://a.b:8443/kie"])
 def test_a_public_https_callback_url_passes(url: str) -> None:
     assert check_callback_url(url, allow_insecure=False) == url
     assert check_callback_url(url + "/", allow_insecure=False) == url
@@ -267,7 +265,7 @@ def test_it_passes_when_the_user_allows_it(url: str) -> None:
     assert check_callback_url(url, allow_insecure=True) == url
 
 
-@pytest.mark.parametrize(
+@together(
     "url",
     [
         "https://a.example/kie?x=1",
@@ -276,18 +274,18 @@ def test_it_passes_when_the_user_allows_it(url: str) -> None:
         "https://u:p@a.example/",
     ],
 )
-@pytest.mark.parametrize("allow_insecure", [True, False])
+@together("allow_insecure", [True, False])
 def test_nothing_may_stand_behind_the_path_of_a_callback_url(url: str, allow_insecure: bool) -> None:
     with pytest.raises(InvalidRequest, match="callback_url"):
         check_callback_url(url, allow_insecure=allow_insecure)
 
 
-@pytest.mark.parametrize("task_id", ["t", "task_kling_1765185996677", "x" * 128])
+@together("task_id", ["t", "task_kling_1765185996677", "x" * 128])
 def test_an_id_of_the_service_passes(task_id: str) -> None:
     check_task_id(task_id)
 
 
-@pytest.mark.parametrize("task_id", ["", "a.b", "../../x?y", "a\n", "x" * 129, None, 7, b"t"])
+@together("task_id", ["", "a.b", "../../x?y", "a\n", "x" * 129, None, 7, b"t"])
 def test_what_is_no_id_of_the_service_is_refused(task_id: object) -> None:
     with pytest.raises(InvalidRequest, match="task_id"):
         check_task_id(task_id)
@@ -303,7 +301,7 @@ def test_blanks_around_a_key_are_a_slip_of_copying() -> None:
     assert read_key(" key\n") == "key"
 
 
-@pytest.mark.parametrize("key", ["", "  "])
+@together("key", ["", "  "])
 def test_a_blank_key_is_missing(key: str) -> None:
     with pytest.raises(InvalidRequest, match="api_key is missing"):
         read_key(key)
@@ -315,7 +313,7 @@ def test_no_key_anywhere_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         read_key(None)
 
 
-@pytest.mark.parametrize("key", ["s3cret key", "s3cret\nX-Evil: 1", "s3cret\x00", "s3crét", "s3cret\x7f"])
+@together("key", ["s3cret key", "s3cret\nX-Evil: 1", "s3cret\x00", "s3crét", "s3cret\x7f"])
 def test_a_key_that_could_break_a_header_is_refused_and_not_shown(key: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         read_key(key)

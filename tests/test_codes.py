@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tables import together
@@ -308,12 +307,12 @@ def test_an_error_is_of_http_200_unless_it_is_said() -> None:
     assert error_for(422, "words").http_status == 200
 
 
-@pytest.mark.parametrize("message", ["Credits insufficient", " credits insufficient, please top up"])
+@together("message", ["Credits insufficient", " credits insufficient, please top up"])
 def test_code_500_is_told_by_its_words_when_it_means_money(message: str) -> None:
     assert type(error_for(500, message)) is InsufficientCredits
 
 
-@pytest.mark.parametrize(
+@together(
     "message",
     ["", "Server exception, please try again later", "aspect_ratio is required", "not: credits insufficient"],
 )
@@ -321,7 +320,7 @@ def test_no_other_words_move_code_500(message: str) -> None:
     assert type(error_for(500, message)) is ServerError
 
 
-@pytest.mark.parametrize("code", [429, 430, 455])
+@together("code", [429, 430, 455])
 def test_a_limit_carries_the_wish_of_the_service(code: int) -> None:
     error = error_for(code, "slow down", 200, 12.5)
     assert isinstance(error, RateLimited)
@@ -331,7 +330,7 @@ def test_a_limit_carries_the_wish_of_the_service(code: int) -> None:
 # --- not yet visible -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@together(
     ("code", "message", "is_not_visible"),
     [
         (404, "Task not found", True),

@@ -8,6 +8,7 @@ import random
 from itertools import pairwise
 
 import pytest
+from tables import together
 
 from kie_async.durations import BINS, EDGES_S, MEMORY, Durations, place
 
@@ -31,7 +32,7 @@ def drawn(count: int, median_s: float, sigma: float, seed: int = 1) -> list[floa
     return [median_s * math.exp(rng.gauss(0, sigma)) for _ in range(count)]
 
 
-@pytest.mark.parametrize("age_s", [0.0, 0.2, 0.5, 1.0, 119.9, 7200.0, 1e9, -1.0])
+@together("age_s", [0.0, 0.2, 0.5, 1.0, 119.9, 7200.0, 1e9, -1.0])
 def test_every_age_has_its_place(age_s: float) -> None:
     at = place(age_s)
     assert 0 <= at < BINS
@@ -40,8 +41,8 @@ def test_every_age_has_its_place(age_s: float) -> None:
         assert age_s <= EDGES_S[int(at) + 1] * 1.000001
 
 
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
-@pytest.mark.parametrize("sigma", [0.15, 0.42, 0.8])
+@together("share", [0.1, 0.5, 0.9])
+@together("sigma", [0.15, 0.42, 0.8])
 def test_its_quantiles_are_those_of_what_it_saw(share: float, sigma: float) -> None:
     durations_s = drawn(400, 120.0, sigma)
     hazards = seen(*durations_s).hazards()
@@ -101,7 +102,7 @@ def test_what_was_dumped_is_loaded() -> None:
 GOOD = Durations().dump()
 
 
-@pytest.mark.parametrize(
+@together(
     "dumped",
     [
         None,

@@ -8,7 +8,6 @@ import re
 from datetime import UTC, datetime
 from typing import Any
 
-import pytest
 from tables import together
 
 from kie_async import errors
@@ -143,7 +142,7 @@ def test_an_error_reads_as_one_line_of_words(error: KieError, fields: dict[str, 
     assert re.fullmatch(r"[^\n<>]{4,}", str(error))
 
 
-@pytest.mark.parametrize(
+@together(
     ("error", "standard"),
     [
         (InvalidRequest("x"), ValueError),
@@ -151,7 +150,6 @@ def test_an_error_reads_as_one_line_of_words(error: KieError, fields: dict[str, 
         (SessionMisuse("x"), RuntimeError),
         (TaskTimedOut("t1"), TimeoutError),
     ],
-    ids=name_of,
 )
 def test_an_error_is_also_the_one_python_has_for_it(error: KieError, standard: type[Exception]) -> None:
     assert isinstance(error, standard)
@@ -173,7 +171,7 @@ def test_a_failed_task_without_a_record_says_so() -> None:
     assert str(TaskFailed("t1")) == "task t1 failed: no reason given"
 
 
-@pytest.mark.parametrize("kind", [TaskTimedOut, TaskAbandoned, TaskDetached])
+@together("kind", [TaskTimedOut, TaskAbandoned, TaskDetached])
 def test_an_error_of_a_task_that_goes_on_says_that_it_is_billed(kind: type[TaskError]) -> None:
     assert "it goes on" in str(kind("t1"))
     assert "billed" in str(kind("t1"))

@@ -33,7 +33,7 @@ def avatar(**fields: Any) -> KlingAvatar:
 # --- the plain request ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@together(
     "model",
     [
         *AVATAR_MODELS,
@@ -59,18 +59,18 @@ def test_a_model_name_no_model_has_is_refused(model: object) -> None:
         TaskRequest(model=model, input={})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("value", [None, "prompt", [], [("prompt", "hi")], 7, {"prompt"}])
+@together("value", [None, "prompt", [], [("prompt", "hi")], 7, {"prompt"}])
 def test_an_input_that_is_no_mapping_is_refused(value: object) -> None:
     with pytest.raises(InvalidRequest, match="input must be a mapping"):
         TaskRequest(model="a/b", input=value)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("ref", ["row-7", "é", "x" * 512, " a "])
+@together("ref", ["row-7", "é", "x" * 512, " a "])
 def test_a_ref_is_any_text_of_the_caller(ref: str) -> None:
     assert TaskRequest(model="a/b", input={}, ref=ref).ref == ref
 
 
-@pytest.mark.parametrize("ref", ["", "  ", "\n", "x" * 513, 7, b"row"])
+@together("ref", ["", "  ", "\n", "x" * 513, 7, b"row"])
 def test_a_ref_that_is_blank_or_endless_is_refused(ref: object) -> None:
     with pytest.raises(InvalidRequest, match="ref must be"):
         TaskRequest(model="a/b", input={}, ref=ref)  # type: ignore[arg-type]
@@ -81,7 +81,7 @@ def test_a_ref_with_half_a_character_is_refused() -> None:
         TaskRequest(model="a/b", input={}, ref="row \ud800")
 
 
-@pytest.mark.parametrize("url", ["bot.example.org/kie", "ftp://a.example/", "https://u:p@a.example/", "", 7])
+@together("url", ["bot.example.org/kie", "ftp://a.example/", "https://u:p@a.example/", "", 7])
 def test_a_callback_url_of_the_callers_own_must_be_a_url(url: object) -> None:
     with pytest.raises(InvalidRequest, match="callback_url"):
         TaskRequest(model="a/b", input={}, callback_url=url)  # type: ignore[arg-type]
@@ -144,12 +144,12 @@ def test_an_empty_prompt_is_sent_all_the_same() -> None:
     assert avatar().as_request().input["prompt"] == ""
 
 
-@pytest.mark.parametrize("model", AVATAR_MODELS)
+@together("model", AVATAR_MODELS)
 def test_every_avatar_model_can_be_asked(model: Any) -> None:
     assert avatar(model=model).as_request().model == model
 
 
-@pytest.mark.parametrize("model", ["kling/v1-avatar-pro", "nano-banana-2", "", None])
+@together("model", ["kling/v1-avatar-pro", "nano-banana-2", "", None])
 def test_another_model_is_no_avatar(model: Any) -> None:
     with pytest.raises(InvalidRequest, match="model must be one of kling/v1-avatar-standard"):
         avatar(model=model)
@@ -159,21 +159,19 @@ def test_the_longest_prompt_passes() -> None:
     assert avatar(prompt="x" * MAX_PROMPT).prompt
 
 
-@pytest.mark.parametrize(
-    ("prompt", "said"), [("x" * (MAX_PROMPT + 1), "5000"), (None, "'' for none"), (7, "text")]
-)
+@together(("prompt", "said"), [("x" * (MAX_PROMPT + 1), "5000"), (None, "'' for none"), (7, "text")])
 def test_a_prompt_out_of_range_is_refused(prompt: Any, said: str) -> None:
     with pytest.raises(InvalidRequest, match=said):
         avatar(prompt=prompt)
 
 
-@pytest.mark.parametrize("field", ["image_url", "audio_url"])
-@pytest.mark.parametrize("path", ["face.png", "./face.png", "/tmp/face.png", "dir with blank/face.png"])
+@together("field", ["image_url", "audio_url"])
+@together("path", ["face.png", "./face.png", "/tmp/face.png", "dir with blank/face.png"])
 def test_text_without_a_scheme_is_a_local_file(field: str, path: str) -> None:
     assert getattr(avatar(**{field: path}), field) == Path(path)
 
 
-@pytest.mark.parametrize("field", ["image_url", "audio_url"])
+@together("field", ["image_url", "audio_url"])
 def test_a_path_stays_a_path(field: str) -> None:
     assert avatar(**{field: Path("face.png")}).as_request().input[field] == Path("face.png")
 
@@ -233,13 +231,13 @@ def test_a_model_name_alone_is_refused_with_the_right_spelling() -> None:
         as_request("a/b")
 
 
-@pytest.mark.parametrize("request_", [TaskRequest(model="a/b", input={}), avatar()])
+@together("request_", [TaskRequest(model="a/b", input={}), avatar()])
 def test_an_input_beside_a_request_is_refused(request_: Any) -> None:
     with pytest.raises(InvalidRequest, match="carries its own"):
         as_request(request_, {"p": 1})
 
 
-@pytest.mark.parametrize("request_", [None, {"model": "a/b"}, 7, b"a/b", ["a/b"]])
+@together("request_", [None, {"model": "a/b"}, 7, b"a/b", ["a/b"]])
 def test_anything_else_is_no_request(request_: Any) -> None:
     with pytest.raises(InvalidRequest, match="request must be"):
         as_request(request_)
@@ -262,7 +260,7 @@ def test_equal_requests_have_one_fingerprint_in_any_order_and_under_any_ref() ->
     assert fingerprint(one) == fingerprint(two)
 
 
-@pytest.mark.parametrize(
+@together(
     "other",
     [
         TaskRequest(model="a/c", input={"p": 1}),
@@ -299,7 +297,7 @@ def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
         fingerprint(request_for(f=tmp_path / "missing.png"))
 
 
-@pytest.mark.parametrize("value", [object(), {1, 2}, b"bytes"], ids=["object", "set", "bytes"])
+@together("value", [object(), {1, 2}, b"bytes"])
 def test_an_input_without_json_form_has_no_fingerprint(value: object) -> None:
     with pytest.raises(InvalidRequest, match="no JSON form"):
         fingerprint(request_for(p=value))

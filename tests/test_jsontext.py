@@ -225,7 +225,7 @@ def circular() -> list[object]:
     return ring
 
 
-@pytest.mark.parametrize(
+@together(
     "value",
     [
         float("nan"),
@@ -238,18 +238,6 @@ def circular() -> list[object]:
         circular(),
         10**5000,
         {(1,): 1},
-    ],
-    ids=[
-        "nan",
-        "inf",
-        "surrogate",
-        "surrogate key",
-        "set",
-        "bytes",
-        "object",
-        "circle",
-        "huge integer",
-        "tuple key",
     ],
 )
 def test_what_has_no_json_form_is_refused(value: object) -> None:

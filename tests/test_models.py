@@ -41,16 +41,14 @@ def record(**raw: object) -> TaskRecord:
     return TaskRecord(task_id="t1", raw=raw)
 
 
-@pytest.mark.parametrize("kind", FROZEN, ids=lambda kind: kind.__name__)
+@together("kind", FROZEN)
 def test_a_record_is_frozen(kind: type[Any]) -> None:
     unset = kind.__new__(kind)
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         setattr(unset, attrs.fields(kind)[0].name, 1)
 
 
-@pytest.mark.parametrize(
-    "kind", [kind for kind in FROZEN if kind is not Rate], ids=lambda kind: kind.__name__
-)
+@together("kind", [kind for kind in FROZEN if kind is not Rate])
 def test_a_record_is_made_by_keyword_only(kind: type[Any]) -> None:
     assert all(field.kw_only for field in attrs.fields(kind))
 
@@ -71,12 +69,12 @@ def test_param_may_be_an_object_already() -> None:
     assert record(param=REQUEST).param == REQUEST
 
 
-@pytest.mark.parametrize("empty", [None, ""])
+@together("empty", [None, ""])
 def test_the_newer_key_serves_where_the_older_is_empty(empty: object) -> None:
     assert record(param=empty, paramJson=json.dumps(REQUEST)).param == REQUEST
 
 
-@pytest.mark.parametrize("broken", [None, "", "{", "[]", "7", "null", 7, [], "[" * 100_000])
+@together("broken", [None, "", "{", "[]", "7", "null", 7, [], "[" * 100_000])
 def test_a_param_that_cannot_be_read_is_none(broken: object) -> None:
     assert record(param=broken).param is None
 
@@ -85,7 +83,7 @@ def test_no_param_is_none() -> None:
     assert record().param is None
 
 
-@pytest.mark.parametrize("inner", ["plain words", "{", None, 7, []])
+@together("inner", ["plain words", "{", None, 7, []])
 def test_an_inner_input_that_is_no_object_stays_as_it_came(inner: object) -> None:
     stored = {"model": "a/b", "input": inner}
     assert record(param=json.dumps(stored)).param == stored
@@ -97,7 +95,7 @@ def test_decoding_param_changes_nothing_in_raw() -> None:
     assert one.raw == {"param": {"input": '{"a":1}'}}
 
 
-@pytest.mark.parametrize(
+@together(
     ("value", "decoded"),
     [
         ({"a": 1}, {"a": 1}),
@@ -116,7 +114,7 @@ def test_an_object_is_taken_as_it_is_or_out_of_its_text(value: object, decoded: 
 # --- a record and its result ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@together(
     ("fields", "has_result"),
     [
         ({}, False),
@@ -172,7 +170,7 @@ def test_the_published_limits_are_the_defaults() -> None:
 BAD_NUMBERS = [0, -1, float("nan"), None, "4", True]
 
 
-@pytest.mark.parametrize("bad", BAD_NUMBERS)
+@together("bad", BAD_NUMBERS)
 def test_a_rate_refuses_what_is_not_above_zero(bad: Any) -> None:
     with pytest.raises(InvalidRequest, match="count"):
         Rate(bad, per_s=1.0)
@@ -192,8 +190,8 @@ def test_a_rate_counts_whole_requests() -> None:
         Rate(0.5, per_s=1.0)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("bad", [bad for bad in BAD_NUMBERS if bad is not None])
-@pytest.mark.parametrize("field", ["credits", "tasks"])
+@together("bad", [bad for bad in BAD_NUMBERS if bad is not None])
+@together("field", ["credits", "tasks"])
 def test_a_budget_refuses_what_is_not_above_zero(field: str, bad: Any) -> None:
     with pytest.raises(InvalidRequest, match=field):
         Budget(**{field: bad})

@@ -12,7 +12,7 @@ from kie_async.errors import InvalidRequest
 from kie_async.poll_schedule import DOCUMENTED, PollSchedule
 
 
-@pytest.mark.parametrize(("tier", "low_s", "high_s"), [(0, 2, 3), (1, 5, 10), (2, 15, 30)])
+@together(("tier", "low_s", "high_s"), [(0, 2, 3), (1, 5, 10), (2, 15, 30)])
 def test_jitter_stays_within_the_advice_of_the_service(tier: int, low_s: float, high_s: float) -> None:
     jitter, interval_s = PollSchedule().jitter, DOCUMENTED[tier][1]
     assert low_s <= interval_s * (1 - jitter)
@@ -43,14 +43,14 @@ def test_a_time_that_is_not_above_zero_is_refused_by_name(field: str, bad: objec
         PollSchedule(**{field: bad})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("field", ["jitter", "wait_share"])
-@pytest.mark.parametrize("bad", [-0.1, 1.0, 1.5, math.nan])
+@together("field", ["jitter", "wait_share"])
+@together("bad", [-0.1, 1.0, 1.5, math.nan])
 def test_a_share_that_could_stop_the_clock_is_refused_by_name(field: str, bad: float) -> None:
     with pytest.raises(InvalidRequest, match=field):
         PollSchedule(**{field: bad})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
+@together(
     "bad",
     [
         (),
@@ -69,7 +69,7 @@ def test_tiers_that_leave_an_age_without_an_interval_are_refused(
         PollSchedule(tiers=bad)
 
 
-@pytest.mark.parametrize("bad", [(0.0,), (1.0, -2.0), (math.nan,)])
+@together("bad", [(0.0,), (1.0, -2.0), (math.nan,)])
 def test_recheck_delays_are_above_zero(bad: tuple[float, ...]) -> None:
     with pytest.raises(InvalidRequest, match="recheck_s"):
         PollSchedule(recheck_s=bad)
@@ -79,7 +79,7 @@ def test_rechecks_can_be_left_out() -> None:
     assert PollSchedule(recheck_s=()).recheck_s == ()
 
 
-@pytest.mark.parametrize("bad", [0.0, -3.0, math.nan])
+@together("bad", [0.0, -3.0, math.nan])
 def test_a_fixed_interval_is_above_zero(bad: float) -> None:
     with pytest.raises(InvalidRequest):
         PollSchedule.fixed(bad)

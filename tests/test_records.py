@@ -92,7 +92,7 @@ GENERATIONS = {
 }
 
 
-@pytest.mark.parametrize("data", GENERATIONS.values(), ids=GENERATIONS.keys())
+@together("data", GENERATIONS.values())
 def test_every_generation_reads_alike(data: dict[str, object]) -> None:
     record = decode_record(data)
     assert (record.task_id, record.model, record.state) == (
@@ -153,7 +153,7 @@ def test_an_empty_record_has_no_id_and_no_state() -> None:
     assert decode_record({}) == TaskRecord(task_id="")
 
 
-@pytest.mark.parametrize("key", ["taskId", "task_id"])
+@together("key", ["taskId", "task_id"])
 def test_the_id_has_two_names(key: str) -> None:
     assert decode_record({key: "t1"}).task_id == "t1"
 
@@ -171,7 +171,7 @@ def test_all_that_came_is_kept_in_raw() -> None:
 # --- states --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("word", ["waiting", "queuing", "generating", "completed", "", None, 1, {}])
+@together("word", ["waiting", "queuing", "generating", "completed", "", None, 1, {}])
 def test_any_state_but_the_two_last_is_still_running(word: object) -> None:
     assert not decoded(state=word).state.is_terminal
 
@@ -187,7 +187,7 @@ def test_an_unknown_state_is_logged_once_and_kept(caplog: pytest.LogCaptureFixtu
 # --- failures ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@together(
     ("code", "text"),
     [(None, ""), ("", ""), ("500", "500"), (500, "500"), ("GENERATION_FAILED", "GENERATION_FAILED")],
 )
@@ -195,7 +195,7 @@ def test_a_fail_code_is_text(code: object, text: str) -> None:
     assert decoded(state="fail", failCode=code).fail_code == text
 
 
-@pytest.mark.parametrize("code", [[], {}, True])
+@together("code", [[], {}, True])
 def test_a_fail_code_that_is_no_word_and_no_number_is_none(code: object) -> None:
     assert decoded(state="fail", failCode=code).fail_code == ""
 
@@ -285,7 +285,7 @@ def test_the_same_result_is_read_from_text_as_from_an_object() -> None:
             assert read_result({"resultJson": json.dumps(value)}) == expected
 
 
-@pytest.mark.parametrize("empty", ["", None, "{", "{}", '{"resultUrls":[]}'])
+@together("empty", ["", None, "{", "{}", '{"resultUrls":[]}'])
 def test_the_mirror_serves_where_the_older_key_is_empty(empty: object) -> None:
     assert decoded(resultJson=empty, response={"resultUrls": [URL]}).urls == (URL,)
 
@@ -309,12 +309,12 @@ def test_credits_have_four_names(key: str, value: object, credits: float | None)
     assert decoded(**{key: value}).credits == credits
 
 
-@pytest.mark.parametrize("key", ["remainedCredits", "remainingCredits"])
+@together("key", ["remainedCredits", "remainingCredits"])
 def test_the_balance_has_two_names(key: str) -> None:
     assert decoded(**{key: 60.62}).remaining_credits == 60.62
 
 
-@pytest.mark.parametrize("value", [True, [], {}, "many", "", "nan", "inf", 10**399])
+@together("value", [True, [], {}, "many", "", "nan", "inf", 10**399])
 def test_credits_that_are_no_number_are_none(value: object) -> None:
     assert decoded(creditsConsumed=value).credits is None
 
@@ -361,7 +361,7 @@ def test_a_time_is_milliseconds_or_seconds(value: object, moment: datetime | Non
     assert read_time(value) == moment
 
 
-@pytest.mark.parametrize("key", ["createTime", "updateTime", "completeTime"])
+@together("key", ["createTime", "updateTime", "completeTime"])
 def test_a_time_is_aware_and_in_utc(key: str) -> None:
     record = decoded(**{key: CREATED_MS})
     moment = record.created_at or record.updated_at or record.completed_at
@@ -370,13 +370,13 @@ def test_a_time_is_aware_and_in_utc(key: str) -> None:
     assert moment.tzinfo is UTC
 
 
-@pytest.mark.parametrize("cost", [8, 8000, 10_500, 0, None, "8"])
+@together("cost", [8, 8000, 10_500, 0, None, "8"])
 def test_the_duration_is_what_lies_between_the_times(cost: object) -> None:
     record = decoded(createTime=CREATED_MS, completeTime=COMPLETED_MS, costTime=cost)
     assert record.duration_s == 10.5
 
 
-@pytest.mark.parametrize(
+@together(
     ("cost", "duration_s"),
     [
         (8, 8.0),
@@ -441,7 +441,7 @@ def test_the_mac_is_in_no_record(key: str, value: object) -> None:
     assert INTENT in shown
 
 
-@pytest.mark.parametrize("text", [t for t in texts_with_address().values() if isinstance(t, str)])
+@together("text", [t for t in texts_with_address().values() if isinstance(t, str)])
 def test_the_mac_can_be_cut_from_any_json_text(text: str) -> None:
     assert without_mac(text) == text.replace(MAC, "***")
 
@@ -456,7 +456,7 @@ def test_what_is_left_of_param_can_still_be_read() -> None:
     assert record.param == {"callBackUrl": ADDRESS.replace(MAC, "***"), "model": "a/b", "input": {}}
 
 
-@pytest.mark.parametrize(
+@together(
     "url",
     [
         "https://bot.example/kie",
@@ -482,7 +482,7 @@ def test_decoding_changes_nothing_in_what_it_was_given() -> None:
     assert data == {"taskId": "t1", "callBackUrl": ADDRESS, "param": {"callBackUrl": ADDRESS}}
 
 
-@pytest.mark.parametrize(
+@together(
     "text",
     [
         'callBackUrl":"' + "/" * 900_000,
@@ -493,7 +493,6 @@ def test_decoding_changes_nothing_in_what_it_was_given() -> None:
         'callBackUrl":"/' * 60_000,
         'callBackUrl":"' + ("/" + MAC) * 30_000,
     ],
-    ids=lambda text: text[:16] + text[-6:],
 )
 def test_no_text_makes_the_search_for_a_mac_slow(text: str) -> None:
     started = time.process_time()
@@ -530,16 +529,14 @@ def test_a_code_is_a_whole_number(value: object, code: int | None) -> None:
     assert read_code(value) == code
 
 
-@pytest.mark.parametrize(
+@together(
     ("value", "text"), [("a", "a"), (5, "5"), (1.5, "1.5"), (True, ""), (None, ""), ([], ""), ({"a": 1}, "")]
 )
 def test_text_is_words_and_numbers(value: object, text: str) -> None:
     assert read_text(value) == text
 
 
-@pytest.mark.parametrize(
-    "character", ["\x00", "\x1b", "\n", "\r", "\t", "\x7f", "\x85", "\x9b", "\u2028", "\u2029"]
-)
+@together("character", ["\x00", "\x1b", "\n", "\r", "\t", "\x7f", "\x85", "\x9b", "\u2028", "\u2029"])
 def test_a_message_is_one_line_without_control_characters(character: str) -> None:
     assert clean_text(f"a{character}b") == "a b"
 
@@ -550,7 +547,7 @@ def test_any_message_is_one_short_line(text: str) -> None:
     assert len(clean_text(text).splitlines()) <= 1
 
 
-@pytest.mark.parametrize(
+@together(
     ("value", "number"),
     [
         (1, 1.0),
@@ -568,7 +565,7 @@ def test_a_number_is_finite(value: object, number: float | None) -> None:
     assert read_number(value) == number
 
 
-@pytest.mark.parametrize(
+@together(
     ("value", "is_one"),
     [
         (URL, True),

@@ -8,6 +8,7 @@ from functools import reduce
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tables import together
 
 from kie_async import states
 from kie_async.states import TASK_ID, TERMINAL, TaskState, advance, read_state
@@ -21,7 +22,7 @@ def _forget_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(states, "_logged", set())
 
 
-@pytest.mark.parametrize(
+@together(
     ("word", "state"),
     [
         ("waiting", TaskState.WAITING),
@@ -35,29 +36,29 @@ def test_the_five_words_of_the_service_are_known(word: str, state: TaskState) ->
     assert read_state(word) is state
 
 
-@pytest.mark.parametrize("word", ["SUCCESS", "Success", " success ", "success\n"])
+@together("word", ["SUCCESS", "Success", " success ", "success\n"])
 def test_case_and_blanks_do_not_matter(word: str) -> None:
     assert read_state(word) is TaskState.SUCCESS
 
 
-@pytest.mark.parametrize("state", TaskState)
+@together("state", TaskState)
 def test_a_state_prints_as_the_word_of_the_wire(state: TaskState) -> None:
     assert str(state) == state.value
     assert f"{state}" == state.value
 
 
-@pytest.mark.parametrize("word", ["completed", "failed", "error", "cancelled", "timeout", "done", ""])
+@together("word", ["completed", "failed", "error", "cancelled", "timeout", "done", ""])
 def test_an_unknown_word_counts_as_still_running(word: str) -> None:
     assert read_state(word) is TaskState.UNKNOWN
     assert not read_state(word).is_terminal
 
 
-@pytest.mark.parametrize("word", [None, 1, True, 1.5, [], {}, ["success"], b"success"])
+@together("word", [None, 1, True, 1.5, [], {}, ["success"], b"success"])
 def test_what_is_no_word_counts_as_still_running(word: object) -> None:
     assert read_state(word) is TaskState.UNKNOWN
 
 
-@pytest.mark.parametrize("state", TaskState)
+@together("state", TaskState)
 def test_only_success_and_fail_are_terminal(state: TaskState) -> None:
     assert state.is_terminal == (state in {TaskState.SUCCESS, TaskState.FAIL})
     assert state.is_terminal == (state in TERMINAL)
@@ -135,14 +136,14 @@ def test_any_text_reads_as_some_state(word: str) -> None:
     assert isinstance(read_state(word), TaskState)
 
 
-@pytest.mark.parametrize(
+@together(
     "task_id", ["a", "e989621f54392584b05867f87b160672", "task_kling_1765185996677", "A-b_9", "x" * 128]
 )
 def test_an_id_of_the_service_is_well_formed(task_id: str) -> None:
     assert TASK_ID.fullmatch(task_id)
 
 
-@pytest.mark.parametrize(
+@together(
     "task_id", ["", "x" * 129, "a.b", "../../x?y", "a b", "a\n", "a/b", "a%2f", "é", "１", "a&taskId=b"]
 )
 def test_what_could_change_a_url_or_a_signature_is_no_id(task_id: str) -> None:

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from tables import together
 
 from kie_async.poll_schedule import PollSchedule
 from kie_async.timetable import SHORTEST_GAP_S, Timetable
@@ -53,7 +54,7 @@ class TestWhileLittleIsKnown:
     def test_the_first_look_comes_after_two_seconds(self) -> None:
         assert after(Timetable(PollSchedule()), 0.0, first=True) == 2.0
 
-    @pytest.mark.parametrize(("looked_s", "gap_s"), [(5.0, 2.5), (60.0, 7.5), (300.0, 22.5)])
+    @together(("looked_s", "gap_s"), [(5.0, 2.5), (60.0, 7.5), (300.0, 22.5)])
     def test_looks_follow_the_advice_of_the_service(self, looked_s: float, gap_s: float) -> None:
         assert after(Timetable(PollSchedule()), looked_s) == pytest.approx(looked_s + gap_s)
 

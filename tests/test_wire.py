@@ -150,11 +150,7 @@ def test_any_input_arrives_as_it_was_given(fields: dict[str, Any]) -> None:
     assert list(json.loads(encoded.body)["input"]) == list(fields)
 
 
-@pytest.mark.parametrize(
-    "value",
-    [float("nan"), float("inf"), "\ud800", {1, 2}, b"x", object(), 10**5000],
-    ids=lambda v: type(v).__name__,
-)
+@together("value", [float("nan"), float("inf"), "\ud800", {1, 2}, b"x", object(), 10**5000])
 def test_an_input_without_json_form_is_refused_before_anything_is_sent(value: object) -> None:
     with pytest.raises(InvalidRequest, match="input has no JSON form"):
         encode_create(TaskRequest(model="a/b", input={"x": value}), None)
@@ -186,13 +182,13 @@ def test_no_repr_shows_a_body() -> None:
 # --- the envelope --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", ["msg", "message"])
+@together("key", ["msg", "message"])
 def test_the_words_have_two_names(key: str) -> None:
     envelope = decode_envelope(json.dumps({"code": 422, key: "text is required"}).encode())
     assert (envelope.code, envelope.message, envelope.data) == (422, "text is required", None)
 
 
-@pytest.mark.parametrize("msg", [None, "", [], {}, True])
+@together("msg", [None, "", [], {}, True])
 def test_words_that_are_missing_are_none(msg: object) -> None:
     assert decode_envelope(body(200, msg=msg)).message == ""
 
@@ -205,12 +201,12 @@ def test_words_of_the_service_cannot_forge_a_log_line() -> None:
     assert decode_envelope(body(500, msg="x\n[FATAL]\x1b[31m")).message == "x [FATAL] [31m"
 
 
-@pytest.mark.parametrize("more", [{"success": True}, {"traceId": "x"}, {"timestamp": 1}])
+@together("more", [{"success": True}, {"traceId": "x"}, {"timestamp": 1}])
 def test_keys_nobody_knows_do_not_disturb(more: dict[str, object]) -> None:
     assert decode_envelope(body(200, 1, **more)).data == 1
 
 
-@pytest.mark.parametrize(
+@together(
     "text",
     [
         b"",
@@ -355,7 +351,7 @@ def test_a_limit_keeps_the_wish_of_the_service() -> None:
     assert caught.value.retry_after_s == 3.0
 
 
-@pytest.mark.parametrize(
+@together(
     "response",
     [
         WireResponse(status=200, body=b""),
@@ -429,13 +425,13 @@ def test_nothing_is_salvaged_that_is_not_clear(partial: bytes) -> None:
     assert found.verdict is Verdict.UNKNOWN
 
 
-@pytest.mark.parametrize("status", [202, 200])
+@together("status", [202, 200])
 def test_a_salvaged_id_counts_under_any_yes_of_http(status: int) -> None:
     found = decode_create(WireResponse(status=status, body=b""), sent=True, partial=WHOLE[:-2])
     assert found.verdict is Verdict.CREATED
 
 
-@pytest.mark.parametrize("status", [301, 429, 500, 502])
+@together("status", [301, 429, 500, 502])
 def test_a_salvaged_id_is_no_proof_under_a_no_of_http(status: int) -> None:
     found = decode_create(WireResponse(status=status, body=b""), sent=True, partial=WHOLE[:-2])
     assert found.verdict is Verdict.UNKNOWN
@@ -449,7 +445,7 @@ def test_a_record_comes_out_of_its_envelope() -> None:
     assert (record.task_id, record.model, record.state, record.urls) == (ID, "a/b", TaskState.SUCCESS, (URL,))
 
 
-@pytest.mark.parametrize("data", [None, [], "x", 7, True])
+@together("data", [None, [], "x", 7, True])
 def test_an_answer_without_a_record_is_unreadable(data: object) -> None:
     with pytest.raises(AnswerUnreadable, match="no record"):
         decode_query(answer(200, data), ID)
@@ -460,7 +456,7 @@ def test_an_answer_without_data_is_unreadable() -> None:
         decode_query(WireResponse(status=200, body=b'{"code":200,"msg":"success"}'), ID)
 
 
-@pytest.mark.parametrize("task_id", ["other", "", None, [], {}, True, ID.upper(), ID + "\n"])
+@together("task_id", ["other", "", None, [], {}, True, ID.upper(), ID + "\n"])
 def test_the_record_of_another_task_is_not_taken(task_id: object) -> None:
     with pytest.raises(AnswerUnreadable, match="another task"):
         decode_query(answer(200, {**RECORD, "taskId": task_id}), ID)
@@ -475,21 +471,21 @@ def test_a_record_may_call_its_id_task_id() -> None:
     assert decode_query(answer(200, {"task_id": ID}), ID).task_id == ID
 
 
-@pytest.mark.parametrize("code", [408, 501, 531])
+@together("code", [408, 501, 531])
 def test_some_codes_on_a_query_speak_of_the_task(code: int) -> None:
     record = decode_query(answer(code, msg="No result for over 10 minutes"), ID)
     assert (record.task_id, record.state) == (ID, TaskState.FAIL)
     assert (record.fail_code, record.fail_message) == (str(code), "No result for over 10 minutes")
 
 
-@pytest.mark.parametrize("code", [408, 501, 531])
+@together("code", [408, 501, 531])
 def test_the_same_numbers_as_http_statuses_speak_of_the_call(code: int) -> None:
     for text in (b"", HTML, body(code)):
         with pytest.raises(ServerError):
             decode_query(WireResponse(status=code, body=text), ID)
 
 
-@pytest.mark.parametrize(
+@together(
     "response",
     [
         answer(404, msg="Task not found"),
@@ -503,19 +499,15 @@ def test_a_task_that_is_not_visible_yet_is_told_apart(response: WireResponse) ->
     assert is_invisible(caught.value.code, caught.value.message)
 
 
-@pytest.mark.parametrize("key", ["param", "paramJson"])
-@pytest.mark.parametrize(
-    "param", [PARAM, json.loads(PARAM), PARAM.replace("/", "\\/")], ids=["text", "object", "escaped"]
-)
+@together("key", ["param", "paramJson"])
+@together("param", [PARAM, json.loads(PARAM), PARAM.replace("/", "\\/")])
 def test_a_confirmation_returns_the_callback_url_the_record_hides(key: str, param: object) -> None:
     record, url = decode_confirmation(answer(200, {"taskId": ID, key: param}), ID)
     assert url == ADDRESS
     assert MAC not in f"{record!r} {record.raw} {attrs.asdict(record)}"
 
 
-@pytest.mark.parametrize(
-    "param", [None, "", "{", "[]", "{}", '{"callBackUrl":null}', '{"callBackUrl":["x"]}', 7]
-)
+@together("param", [None, "", "{", "[]", "{}", '{"callBackUrl":null}', '{"callBackUrl":["x"]}', 7])
 def test_a_confirmation_may_find_no_callback_url(param: object) -> None:
     assert decode_confirmation(answer(200, {"taskId": ID, "param": param}), ID)[1] is None
 
@@ -527,12 +519,12 @@ def test_a_failed_task_without_a_record_has_no_callback_url() -> None:
 # --- the balance ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("data", "credits"), [(100, 100.0), (60.62, 60.62), (0, 0.0), ("72.5", 72.5)])
+@together(("data", "credits"), [(100, 100.0), (60.62, 60.62), (0, 0.0), ("72.5", 72.5)])
 def test_the_balance_is_a_number(data: object, credits: float) -> None:
     assert decode_credits(answer(200, data)) == credits
 
 
-@pytest.mark.parametrize("data", [None, True, [], {}, "many", ""])
+@together("data", [None, True, [], {}, "many", ""])
 def test_a_balance_that_is_no_number_is_unreadable(data: object) -> None:
     with pytest.raises(AnswerUnreadable, match="balance"):
         decode_credits(answer(200, data))
@@ -572,7 +564,7 @@ def test_the_download_url_wins() -> None:
     assert decode_upload(answer(200, data)).url == UPLOADED["downloadUrl"]
 
 
-@pytest.mark.parametrize(
+@together(
     "data",
     [
         None,
@@ -589,7 +581,7 @@ def test_an_upload_without_a_url_is_unreadable(data: object) -> None:
         decode_upload(answer(200, data))
 
 
-@pytest.mark.parametrize("size", [None, "large", [], True, "nan"])
+@together("size", [None, "large", [], True, "nan"])
 def test_a_size_that_is_no_number_is_none(size: object) -> None:
     assert decode_upload(answer(200, {**UPLOADED, "fileSize": size})).size is None
 
@@ -616,12 +608,12 @@ def test_a_delivery_of_a_failure_is_a_failed_record_and_no_error() -> None:
     assert (record.state, record.fail_code, record.fail_message) == (TaskState.FAIL, "500", "Internal Error")
 
 
-@pytest.mark.parametrize("code", [400, 422, 500, 501, 531])
+@together("code", [400, 422, 500, 501, 531])
 def test_a_failure_may_come_under_any_code_that_says_no(code: int) -> None:
     assert decode_callback(delivery(code, taskId=ID, state="fail")).state is TaskState.FAIL
 
 
-@pytest.mark.parametrize(
+@together(
     ("code", "state"),
     [(200, "fail"), (501, "success"), (500, "success"), (400, "generating"), (501, "waiting")],
 )
@@ -637,7 +629,7 @@ def test_a_delivery_without_a_known_state_ends_nothing(code: int, state: object)
     assert not decode_callback(delivery(code, taskId=ID, state=state)).state.is_terminal
 
 
-@pytest.mark.parametrize("kind", ["text", "first"])
+@together("kind", ["text", "first"])
 def test_a_delivery_of_a_step_on_the_way_ends_nothing(kind: str) -> None:
     record = decode_callback(delivery(200, callbackType=kind, task_id=ID, data=[{"audio_url": ""}]))
     assert (record.task_id, record.state) == (ID, TaskState.UNKNOWN)
@@ -655,18 +647,18 @@ PLACES: list[tuple[dict[str, object], dict[str, object]]] = [
 ]
 
 
-@pytest.mark.parametrize(("data", "top"), PLACES)
+@together(("data", "top"), PLACES)
 def test_the_id_may_stand_in_four_places(data: dict[str, object], top: dict[str, object]) -> None:
     assert decode_callback(delivery(200, top, **data)).task_id == ID
 
 
-@pytest.mark.parametrize("data", [None, [], "x", 7])
+@together("data", [None, [], "x", 7])
 def test_the_id_may_stand_beside_data_that_is_none(data: object) -> None:
     record = decode_callback(body(200, data, taskId=ID))
     assert (record.task_id, record.state) == (ID, TaskState.UNKNOWN)
 
 
-@pytest.mark.parametrize(
+@together(
     ("data", "top"),
     [
         ({"taskId": ID, "task_id": "other"}, {}),
@@ -692,9 +684,7 @@ def test_an_id_that_is_none_is_rejected_with_400(place: str, bad: object) -> Non
     assert caught.value.status == 400
 
 
-@pytest.mark.parametrize(
-    "text", [delivery(200), delivery(200, taskId=None), body(200), b'{"code":200}'], ids=name_of
-)
+@together("text", [delivery(200), delivery(200, taskId=None), body(200), b'{"code":200}'])
 def test_a_delivery_without_an_id_is_rejected_with_400(text: bytes) -> None:
     with pytest.raises(CallbackRejected, match="malformed task id"):
         decode_callback(text)
