@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from clock import Clock, SteeredLoop, eventually
+from hypothesis import settings
 
 from kie_async import (
     CallbackReceiver,
@@ -28,6 +29,9 @@ from kie_async import (
     SessionEvent,
 )
 from kie_async.sandbox import Never
+
+settings.register_profile("suite", max_examples=40, deadline=None)
+settings.load_profile("suite")
 
 HMAC_KEY = "hmac-key-of-the-tests"
 FAST = PollSchedule(
@@ -47,17 +51,6 @@ NO_LIMITS = Limits(
     query_connections=64,
 )
 OpenSession = Callable[..., Awaitable[KieSession]]
-
-
-def pytest_collection(session: pytest.Session) -> None:
-    """Set Hypothesis up where tests are collected: the process that only hands them out needs none."""
-    is_worker = hasattr(session.config, "workerinput")
-    if session.config.getoption("numprocesses", None) and not is_worker:
-        return
-    from hypothesis import settings
-
-    settings.register_profile("suite", max_examples=40, deadline=None)
-    settings.load_profile("suite")
 
 
 def pytest_asyncio_loop_factories(
