@@ -144,7 +144,15 @@ async def aiohttp_on(app: web.Application, listening: socket.socket | None = Non
 
 
 class _Uvicorn(uvicorn.Server):
-    """Leaves the signals of the test process alone."""
+    """Leaves the signals of the test process alone, and leaves at once where uvicorn looks every 0.1 s."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.leaving = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        await self.on_tick(0)
+        await self.leaving.wait()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -163,7 +171,7 @@ async def uvicorn_on(app: Any, listening: socket.socket | None = None, **config:
         await eventually(lambda: server.started or serving.done())
         yield port
     finally:
-        server.should_exit = True
+        server.leaving.set()
         with time_passes():
             await serving
 
