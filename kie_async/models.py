@@ -139,6 +139,7 @@ class Budget:
     """A hard stop before the next create, for the life of the session (or of its journal)."""
 
     credits: float | None = attrs.field(default=None, validator=above_zero)
+    """What has not settled, or may exist after an unknown create, counts as the mean of what has."""
     tasks: int | None = attrs.field(default=None, validator=whole_above_zero)
 
 
