@@ -28,6 +28,7 @@ class Agenda:
         self._deadlines: dict[float, list[Watch]] = {}
         self._next_minute = math.inf
         self._timer: asyncio.TimerHandle | None = None
+        self._wakes_at = math.inf
         self._stale = 0
         self._is_closed = False
 
@@ -88,14 +89,14 @@ class Agenda:
         if self._is_closed or due == math.inf:
             return
         when = max(due, math.ceil(due / TICK_S) * TICK_S)  # a float's rounding must not wake us before
+        if when >= self._wakes_at:
+            return
         if self._timer is not None:
-            if self._timer.when() <= when and not self._timer.cancelled():
-                return
             self._timer.cancel()
-        self._timer = self._loop.call_at(when, self._tick)
+        self._timer, self._wakes_at = self._loop.call_at(when, self._tick), when
 
     def _tick(self) -> None:
-        self._timer = None
+        self._timer, self._wakes_at = None, math.inf
         self._at_tick(self._loop.time())
         self._arm()
 

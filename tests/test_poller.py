@@ -38,11 +38,12 @@ from kie_async import (
     TaskRecord,
     TaskState,
 )
-from kie_async.agenda import TICK_S
+from kie_async.agenda import TICK_S, Agenda
 from kie_async.codes import error_for
 from kie_async.errors import AnswerUnreadable, ServerError, TransportError
 from kie_async.handle import TaskHandle
 from kie_async.limiter import Limiter
+from kie_async.look_queue import Watch
 from kie_async.poller import Poller, Source
 from kie_async.timetable import Timetable
 
@@ -1094,3 +1095,20 @@ class TestAgainstTheSandbox:
 
         assert (await handle).task_id == handle.task_id
         again.abandon()
+
+
+def test_what_is_overdue_comes_at_once_on_uvloop_too() -> None:
+    uvloop = pytest.importorskip("uvloop")
+    ticks: list[float] = []
+
+    async def overdue() -> None:
+        loop = asyncio.get_running_loop()
+        agenda = Agenda(loop, ticks.append)
+        for late_s in (1.0, 2.0):
+            agenda.put(loop.time() - late_s, Watch(handle=None, since=0.0, expects_callback=False))
+        await asyncio.sleep(0.01)
+        agenda.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(overdue())
+    assert ticks
