@@ -7,9 +7,6 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-import cattrs
-from cattrs.gen import make_dict_structure_fn, override
-
 from . import jsontext
 from .models import TaskRecord
 from .states import read_state
@@ -34,22 +31,34 @@ _OLDER = frozenset(key for keys in _OTHER_KEYS.values() for key in keys)
 
 def decode_record(data: Mapping[str, object]) -> TaskRecord:
     """Return the record in an envelope's ``data``, whichever of the key sets it has."""
+    get = (data if _OLDER.isdisjoint(data) else _named_anew(data)).get
+    urls, rest = read_result(data)
+    created_at, completed_at = read_time(get("createTime")), read_time(get("completeTime"))
+    return TaskRecord(
+        task_id=clean_text(get("taskId")),
+        model=clean_text(get("model")),
+        state=read_state(get("state")),
+        urls=urls,
+        result_object=rest,
+        fail_code=clean_text(get("failCode")),
+        fail_message=clean_text(get("failMsg")),
+        credits=read_number(get("creditsConsumed")),
+        remaining_credits=read_number(get("remainedCredits")),
+        created_at=created_at,
+        updated_at=read_time(get("updateTime")),
+        completed_at=completed_at,
+        duration_s=_duration_s(created_at, completed_at, get("costTime")),
+        raw=_without_address(data),
+    )
+
+
+def _named_anew(data: Mapping[str, object]) -> dict[str, object]:
+    """Return *data* with what stands under an older key under the newest one, where that holds nothing."""
     found = dict(data)
-    if not _OLDER.isdisjoint(found) or "taskId" not in found:
-        _name_anew(found)
-    found["urls"], found["result_object"] = read_result(data)
-    found["created_at"] = created_at = read_time(found.get("createTime"))
-    found["completed_at"] = completed_at = read_time(found.get("completeTime"))
-    found["duration_s"] = _duration_s(created_at, completed_at, found.get("costTime"))
-    found["raw"] = _without_address(data)
-    return _structure(found, TaskRecord)
-
-
-def _name_anew(found: dict[str, object]) -> None:
-    """Put what stands under an older key under the newest one, where that holds nothing."""
     for newest, older in _OTHER_KEYS.items():
         values = (found.get(key) for key in (newest, *older))
         found[newest] = next((value for value in values if value is not None), None)
+    return found
 
 
 def _duration_s(
@@ -177,26 +186,3 @@ def read_time(value: object) -> datetime | None:
         return datetime.fromtimestamp(number / 1000 if number >= 1e11 else number, UTC)
     except (ValueError, OverflowError, OSError):
         return None
-
-
-_as_is = override(struct_hook=lambda value, _: value)
-_text, _number = (lambda value, _: clean_text(value)), (lambda value, _: read_number(value))
-_structure = make_dict_structure_fn(
-    TaskRecord,
-    cattrs.Converter(),
-    task_id=override(rename="taskId", struct_hook=_text),
-    model=override(struct_hook=_text),
-    state=override(struct_hook=lambda value, _: read_state(value)),
-    urls=_as_is,
-    result_object=_as_is,
-    fail_code=override(rename="failCode", struct_hook=_text),
-    fail_message=override(rename="failMsg", struct_hook=_text),
-    credits=override(rename="creditsConsumed", struct_hook=_number),
-    remaining_credits=override(rename="remainedCredits", struct_hook=_number),
-    created_at=_as_is,
-    updated_at=override(rename="updateTime", struct_hook=lambda value, _: read_time(value)),
-    completed_at=_as_is,
-    duration_s=_as_is,
-    raw=_as_is,
-    _cattrs_detailed_validation=False,
-)
