@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypeGuard
+from typing import Any
+
+import attrs
+import cattrs
 
 WIDTH = 0.08
 """A bin's width in the logarithm of the age: 8 %."""
@@ -18,6 +21,7 @@ _LEAK = 0.2
 """How much of what only the neighbours know is doubted."""
 _BANDWIDTHS = (1, 2, 4)
 _MOST_PER_BIN = 5.0
+_MOST = 1e9
 
 
 def place(age_s: float) -> float:
@@ -25,6 +29,29 @@ def place(age_s: float) -> float:
     if age_s <= FIRST_S:
         return max(age_s, 0.0) / FIRST_S
     return min(1 + math.log(age_s / FIRST_S) / WIDTH, BINS - 0.001)
+
+
+def _check_counts(dump: Dump, attribute: attrs.Attribute[Any], counts: Sequence[float]) -> None:
+    wanted = BINS + (attribute.name == "entries")
+    if len(counts) != wanted or not all(abs(count) < _MOST for count in counts):
+        raise ValueError(f"{attribute.name} must hold {wanted} finite numbers")
+
+
+def _check_seen(_: object, __: attrs.Attribute[Any], seen: float) -> None:
+    if not 0 <= seen < _MOST:
+        raise ValueError("seen must be a finite number, 0 or more")
+
+
+@attrs.frozen(kw_only=True)
+class Dump:
+    """What a journal keeps of a model's durations."""
+
+    bins: tuple[float, float, int] = attrs.field(
+        default=(WIDTH, FIRST_S, BINS), validator=attrs.validators.in_([(WIDTH, FIRST_S, BINS)])
+    )
+    seen: float = attrs.field(validator=_check_seen)
+    ends: list[float] = attrs.field(validator=_check_counts)
+    entries: list[float] = attrs.field(validator=_check_counts)
 
 
 class Durations:
@@ -77,40 +104,26 @@ class Durations:
 
     def dump(self) -> dict[str, object]:
         """Return all of it, fit for JSON."""
-        return {
-            "bins": [WIDTH, FIRST_S, BINS],
-            "seen": self.seen,
-            "ends": [round(count / self._weight, 6) for count in self._ends],
-            "entries": [round(count / self._weight, 6) for count in self._entries],
-        }
+        ends, entries = ([count / self._weight for count in counts] for counts in (self._ends, self._entries))
+        dumped: dict[str, object] = cattrs.unstructure(Dump(seen=self.seen, ends=ends, entries=entries))
+        return dumped
 
     @classmethod
     def load(cls, dumped: object) -> Durations | None:
         """Return what was dumped; None if it was not by this version, or is damaged."""
-        if not isinstance(dumped, dict) or dumped.get("bins") != [WIDTH, FIRST_S, BINS]:
-            return None
-        ends, entries, seen = dumped.get("ends"), dumped.get("entries"), dumped.get("seen")
-        if not (_are_numbers(ends, BINS) and _are_numbers(entries, BINS + 1)):
-            return None
-        if not isinstance(seen, int | float) or not 0 <= seen < 1e9:
+        try:
+            dump = cattrs.structure(dumped, Dump)
+        except (cattrs.BaseValidationError, TypeError, ValueError):
             return None
         loaded = cls()
-        loaded.seen = seen
-        loaded._load(ends, entries, 1.0)
+        loaded.seen = dump.seen
+        loaded._load(dump.ends, dump.entries, 1.0)
         return loaded
 
     def _load(self, ends: Sequence[float], entries: Sequence[float], share: float) -> None:
         self._ends = [count * share for count in ends]
         self._entries = [count * share for count in entries]
         self._weight = 1.0
-
-
-def _are_numbers(values: object, count: int) -> TypeGuard[list[float]]:
-    return (
-        isinstance(values, list)
-        and len(values) == count
-        and all(isinstance(value, int | float) and abs(value) < 1e9 for value in values)
-    )
 
 
 def _kernel(bandwidth: int) -> list[float]:

@@ -53,7 +53,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 CLIENT_HOMES = {"transport", "creates", "uploads", "downloads", "sandbox"}
 SERVER_HOMES = {"callbacks", "mounts", "sandbox"}
 LIBRARY_HOMES = {
-    "cattrs": {"records"},
+    "cattrs": {"durations"},
     "backoff": {"transport", "creates"},
     "sqlite3": {"sqlite_file", "sqlite_thread", "sqlite_journal"},
 }
