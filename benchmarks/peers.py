@@ -22,7 +22,7 @@ import attrs
 
 from .clients import HMAC_KEY
 from .emulator import Emulator
-from .measuring import Figure, parser, quantile, shown, tell
+from .measuring import Figure, parser, quantile, tell
 
 ROOT = Path(__file__).parent.parent
 DURATIONS = ("uniform", 2.0, 8.0)
@@ -170,11 +170,15 @@ class Row:
             count,
             wall,
             f"{least}{median('cpu_s'):.2f}",
-            f"{least}{shown(statistics.median(self.ratios))}",
+            f"{least}{_times(statistics.median(self.ratios))}",
             f"{median('memory_mib'):.0f}",
             f"{median('requests'):.1f}",
             *[f"{median(field):.3f}" if finished else "" for field in ("late_mean_s", "late_p95_s")],
         ]
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.1f}"
 
 
 HEADINGS = (
