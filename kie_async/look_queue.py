@@ -13,7 +13,7 @@ from .handle import TaskHandle
 
 PATIENCE_S = 0.5
 """While nobody waits longer than this for a look, they are looked at in the order they came due."""
-_ROUND = 8
+_ROUND, _ROUND_S = 8, 1.0
 
 
 @attrs.define
@@ -76,6 +76,7 @@ class LookQueue:
         self._first: deque[Watch] = deque()
         self._again: deque[Watch] = deque()
         self._round: list[Watch] = []
+        self._round_ends = -math.inf
 
     def __bool__(self) -> bool:
         return bool(self._again or self._first or self._rung or self._round)
@@ -103,6 +104,9 @@ class LookQueue:
             return self._rung.popleft()
         if self._first:
             return self._first.popleft()
+        if self._round and now > self._round_ends:
+            self._again.extendleft(self._round)
+            self._round = []
         if not self._round and self._again and self._again[0].at + PATIENCE_S < now:
             self._begin_round(now)
         if self._round:
@@ -110,13 +114,14 @@ class LookQueue:
         return self._again.popleft() if self._again else None
 
     def _begin_round(self, now: float) -> None:
-        """Set the likeliest quarter of those waiting apart: they come before the rest is judged anew."""
+        """Set the likeliest quarter of those waiting apart: they come first, until all are judged anew."""
         waiting = [watch for watch in self._again if watch.handle is not None]
         self._again.clear()
         ranked = sorted(waiting, key=lambda watch: self._rank(watch, now))
         self._round = ranked[-max(_ROUND, len(ranked) // 4) :]
         taken = set(map(id, self._round))
         self._again.extend(watch for watch in waiting if id(watch) not in taken)
+        self._round_ends = now + _ROUND_S
 
     def _rank(self, watch: Watch, now: float) -> float:
         if now - watch.at > self._longest_s:

@@ -356,6 +356,14 @@ class TestWhoIsFirst:
         assert [round(watch.since * 100) for watch in first if watch] == list(range(99, 74, -1))
         assert len(asked) == 100
 
+    def test_who_was_chosen_a_second_ago_is_judged_anew(self) -> None:
+        queue, watches = self.queue(**dict.fromkeys("abcdefgh", 0.5), z=0.1)
+        assert queue.pop(10.0) is not watches["z"]
+        watches["z"].since = -1.0
+        queue._chance = lambda watch, _: -watch.since
+        assert queue.pop(10.5) is not watches["z"]
+        assert queue.pop(11.5) is watches["z"]
+
 
 def _somebody() -> Any:
     return object()
