@@ -1,109 +1,124 @@
-"""What comes when: one heap and one timer for any number of watches, and their deadlines by the minute."""
+"""What comes when: entries by the tick and one timer, for any number of watches."""
 
 from __future__ import annotations
 
 import asyncio
 import heapq
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from .look_queue import Watch
 
 TICK_S = 0.05
 """What is due within one tick is woken for together: a wake-up costs more than a look."""
-_FEW_STALE = 64
-_MINUTE_S = 60.0
+_REVIEW_S, _AHEAD_S = 60.0, 90.0
+_FEW_OVER = 64
+_ROUNDING_S = 1e-6
+"""A tick may lie a float's rounding before what stands under it, and a timer may fire before its tick."""
 
 
 class Agenda:
-    """Calls *at_tick* when anything is due; `due` hands it out then. No task and no timer per entry.
+    """Calls *at_tick* when anything is due; `due` hands it out then. No task, no timer, no heap entry each.
 
-    Deadlines, which hardly any task reaches, wait in lists and enter the heap in their last minute.
+    What comes soon stands under its tick. All else waits in one list, which is looked through once a
+    minute: whoever is on it needs no other entry, however often its look is put off.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, at_tick: Callable[[float], None]) -> None:
         self._loop = loop
         self._at_tick = at_tick
-        self._heap: list[tuple[float, Watch]] = []
-        self._deadlines: dict[float, list[Watch]] = {}
-        self._next_minute = math.inf
+        self._soon: dict[int, list[Watch]] = {}
+        self._ticks: list[int] = []
+        self._later: list[Watch] = []
+        self._horizon = loop.time() + _AHEAD_S
+        """Up to here, looks and deadlines stand under their ticks."""
         self._timer: asyncio.TimerHandle | None = None
         self._wakes_at = math.inf
-        self._stale = 0
+        self._over = 0
         self._is_closed = False
 
     def __len__(self) -> int:
-        return len(self._heap) + sum(map(len, self._deadlines.values()))
+        return len(self._later) + sum(map(len, self._soon.values()))
 
-    def put(self, at: float, watch: Watch) -> None:
-        """Enter *watch* at an instant, besides the entries it may have."""
-        heapq.heappush(self._heap, (at, watch))
-        if self._heap[0][1] is watch:
-            self._arm()
+    def add(self, watch: Watch) -> None:
+        """Take in a new watch: its deadline is entered, its looks can be."""
+        if watch.handle is not None and watch.handle.deadline >= self._horizon:
+            self._later.append(watch)
+            self._arm(self._horizon - _AHEAD_S + _REVIEW_S)
+        elif watch.handle is not None:
+            self._enter(watch.handle.deadline, watch)
 
-    def put_deadline(self, at: float, watch: Watch) -> None:
-        """Enter the deadline of *watch*."""
-        minute = at // _MINUTE_S * _MINUTE_S if at < math.inf else math.inf
-        self._deadlines.setdefault(minute, []).append(watch)
-        if minute < self._next_minute:
-            self._next_minute = minute
-            self._arm()
+    def put(self, watch: Watch) -> None:
+        """Enter the next look of a watch that was taken in; an entry it may have had is void."""
+        if watch.at < self._horizon:
+            self._enter(watch.at, watch)
 
-    def due(self, now: float) -> tuple[float, Watch] | None:
-        """Take out the next entry that is due and not over; None if there is none."""
-        while self._next_minute <= now:
-            self._begin_minute()
-        while self._heap and self._heap[0][0] <= now:
-            entry = heapq.heappop(self._heap)
-            if entry[1].handle is not None:
-                return entry
-        return None
+    def _enter(self, at: float, watch: Watch) -> None:
+        tick = math.ceil(at / TICK_S)
+        if (entries := self._soon.get(tick)) is not None:
+            entries.append(watch)
+            return
+        self._soon[tick] = [watch]
+        heapq.heappush(self._ticks, tick)
+        self._arm(tick * TICK_S)
 
-    def _begin_minute(self) -> None:
-        for watch in self._deadlines.pop(self._next_minute):
-            if watch.handle is not None:
-                heapq.heappush(self._heap, (watch.handle.deadline, watch))
-        self._next_minute = min(self._deadlines, default=math.inf)
+    def due(self, now: float) -> Iterator[Watch]:
+        """Take out all whose look or deadline may have come; void entries are among them."""
+        if now >= self._horizon - _AHEAD_S + _REVIEW_S:
+            self._review(now)
+        while self._ticks and self._ticks[0] * TICK_S <= now:
+            yield from self._soon.pop(heapq.heappop(self._ticks))
+
+    def _review(self, now: float) -> None:
+        """Enter what comes before the new horizon; whose deadline does needs the list no more."""
+        before, self._horizon = self._horizon, now + _AHEAD_S
+        later, self._later = self._later, []
+        for watch in later:
+            if watch.handle is None:
+                continue
+            if before <= watch.at < self._horizon:
+                self._enter(watch.at, watch)
+            if watch.handle.deadline < self._horizon:
+                self._enter(watch.handle.deadline, watch)
+            else:
+                self._later.append(watch)
 
     def drop(self) -> None:
         """Note that a watch is over; entries that are go when they are many."""
-        self._stale += 1
-        if self._stale > _FEW_STALE and self._stale > len(self._heap) // 4:
-            self._sweep()
-
-    def _sweep(self) -> None:
-        self._heap = [entry for entry in self._heap if entry[1].handle is not None]
-        heapq.heapify(self._heap)
-        for minute, watches in self._deadlines.items():
-            self._deadlines[minute] = [watch for watch in watches if watch.handle is not None]
-        self._stale = 0
+        self._over += 1
+        if self._over > _FEW_OVER and self._over > len(self) // 4:
+            self._over = 0
+            self._later = [watch for watch in self._later if watch.handle is not None]
+            for tick, entries in self._soon.items():
+                self._soon[tick] = [watch for watch in entries if watch.handle is not None]
 
     def watches(self) -> set[Watch]:
         """Return everybody who is watched."""
-        waiting = {watch for _, watch in self._heap}.union(*self._deadlines.values())
-        return {watch for watch in waiting if watch.handle is not None}
+        known = set(self._later).union(*self._soon.values())
+        return {watch for watch in known if watch.handle is not None}
 
-    def _arm(self) -> None:
-        """Set the one timer to the tick in which the next entry is due."""
-        due = min(self._heap[0][0] if self._heap else math.inf, self._next_minute)
-        if self._is_closed or due == math.inf:
-            return
-        when = max(due, math.ceil(due / TICK_S) * TICK_S)  # a float's rounding must not wake us before
-        if when >= self._wakes_at:
+    def _arm(self, at: float) -> None:
+        """Set the one timer, unless it comes before."""
+        if self._is_closed or at >= self._wakes_at:
             return
         if self._timer is not None:
             self._timer.cancel()
-        self._timer, self._wakes_at = self._loop.call_at(when, self._tick), when
+        self._timer, self._wakes_at = self._loop.call_at(at, self._tick), at
 
     def _tick(self) -> None:
+        now = max(self._loop.time(), self._wakes_at) + _ROUNDING_S
         self._timer, self._wakes_at = None, math.inf
-        self._at_tick(self._loop.time())
-        self._arm()
+        self._at_tick(now)
+        if self._ticks:
+            self._arm(self._ticks[0] * TICK_S)
+        if self._later:
+            self._arm(self._horizon - _AHEAD_S + _REVIEW_S)
 
     def close(self) -> None:
         """Forget everybody and call no more."""
         self._is_closed = True
         if self._timer is not None:
             self._timer.cancel()
-        self._heap.clear()
-        self._deadlines.clear()
+        self._soon.clear()
+        self._ticks.clear()
+        self._later.clear()

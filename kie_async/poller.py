@@ -89,7 +89,7 @@ class Poller:
             if expects_callback and self._timetable.take_scout():
                 self._scouts.add(watch)
             watch.at = self._next_at(watch, self._rng.random())
-        self._agenda.put(watch.at, watch)
+        self._agenda.put(watch)
 
     def watch_deadline(self, handle: TaskHandle) -> None:
         """Only wait for the deadline of a handle whose task id is not known."""
@@ -99,7 +99,7 @@ class Poller:
         self.forget(handle)
         watch = Watch(handle=handle, since=self._now(), expects_callback=expects_callback)
         handle._watch = watch
-        self._agenda.put_deadline(handle.deadline, watch)
+        self._agenda.add(watch)
         return watch
 
     def forget(self, handle: TaskHandle) -> None:
@@ -180,7 +180,7 @@ class Poller:
                 at = self._next_at(watch, self._rng.random())
                 if at < watch.at - TICK_S:
                     watch.at = at
-                    self._agenda.put(at, watch)
+                    self._agenda.put(watch)
 
     # --- when --------------------------------------------------------------------------------------
 
@@ -190,7 +190,7 @@ class Poller:
             self._due.put(watch)
             self._dispatch()
         else:
-            self._agenda.put(watch.at, watch)
+            self._agenda.put(watch)
 
     def _next_at(self, watch: Watch, chance: float) -> float:
         """Return the instant of the look after the last, as the timetable has it."""
@@ -226,13 +226,14 @@ class Poller:
         )
 
     def _tick(self, now: float) -> None:
-        while (entry := self._agenda.due(now)) is not None:
-            at, watch = entry
+        for watch in self._agenda.due(now):
             if watch.handle is None:
                 continue
             if watch.handle.deadline <= now:
                 self._expire(watch.handle)
-            elif at == watch.at and not watch.is_queued and not self._is_put_off(watch, now):
+            elif watch.at <= now and not (
+                watch.is_queued or watch.is_looking or self._is_put_off(watch, now)
+            ):
                 self._due.put(watch)
         self._dispatch()
 
@@ -248,7 +249,7 @@ class Poller:
         if not self._is_by_callback(watch) or self._next_at(watch, 0.0) <= now + TICK_S:
             return False
         watch.at = self._next_at(watch, self._rng.random())
-        self._agenda.put(watch.at, watch)
+        self._agenda.put(watch)
         return True
 
     def _dispatch(self) -> None:

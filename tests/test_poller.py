@@ -1105,7 +1105,7 @@ def test_what_is_overdue_comes_at_once_on_uvloop_too() -> None:
         loop = asyncio.get_running_loop()
         agenda = Agenda(loop, ticks.append)
         for late_s in (1.0, 2.0):
-            agenda.put(loop.time() - late_s, Watch(handle=None, since=0.0, expects_callback=False))
+            agenda.put(Watch(handle=None, since=0.0, expects_callback=False, at=loop.time() - late_s))
         await asyncio.sleep(0.01)
         agenda.close()
 
