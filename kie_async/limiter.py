@@ -51,12 +51,14 @@ class Limiter:
     def answered(self) -> None:
         """Give a permit back, to be used again ``per_s`` from now: its answer is here."""
         self._back_at.append(self._now() + self._rate.per_s)
-        self._news.set()
+        if self._in_line:
+            self._news.set()
 
     def unused(self) -> None:
         """Give a permit back at once: no request was sent with it."""
         self._unused += 1
-        self._news.set()
+        if self._in_line:
+            self._news.set()
 
     def pause(self, pause_s: float) -> None:
         """Let nobody through for so many seconds; the longest of several pauses counts."""

@@ -88,7 +88,7 @@ class Poller:
         else:
             if expects_callback and self._timetable.take_scout():
                 self._scouts.add(watch)
-            watch.at = self._next_at(watch, self._rng.random())
+            watch.at = self._next_at(watch, self._rng.random(), watch.since)
         self._agenda.put(watch)
 
     def watch_deadline(self, handle: TaskHandle) -> None:
@@ -174,25 +174,26 @@ class Poller:
         """Bring looks forward if callbacks turn out to be lost; the rest is put off when it comes due."""
         if not self._timetable.is_tighter():
             return
+        now = self._now()
         for watch in self._agenda.watches():
             is_waiting = watch.at < math.inf and not watch.is_queued and not watch.is_looking
             if watch.expects_callback and is_waiting:
-                at = self._next_at(watch, self._rng.random())
+                at = self._next_at(watch, self._rng.random(), now)
                 if at < watch.at - TICK_S:
                     watch.at = at
                     self._agenda.put(watch)
 
     # --- when --------------------------------------------------------------------------------------
 
-    def _look_at(self, watch: Watch, at: float) -> None:
+    def _look_at(self, watch: Watch, at: float, now: float) -> None:
         watch.at = at
-        if at <= self._now():
+        if at <= now:
             self._due.put(watch)
             self._dispatch()
         else:
             self._agenda.put(watch)
 
-    def _next_at(self, watch: Watch, chance: float) -> float:
+    def _next_at(self, watch: Watch, chance: float, now: float) -> float:
         """Return the instant of the look after the last, as the timetable has it."""
         age_s = self._timetable.next_look_s(
             self._model(watch),
@@ -200,7 +201,7 @@ class Poller:
             is_first=watch.looked_at == -math.inf,
             by_callback=watch.expects_callback and self._is_by_callback(watch),
             chance=chance,
-            now=self._now(),
+            now=now,
         )
         return watch.since + age_s
 
@@ -246,9 +247,9 @@ class Poller:
             or watch.seen_s == math.inf
         ):
             return False
-        if not self._is_by_callback(watch) or self._next_at(watch, 0.0) <= now + TICK_S:
+        if not self._is_by_callback(watch) or self._next_at(watch, 0.0, now) <= now + TICK_S:
             return False
-        watch.at = self._next_at(watch, self._rng.random())
+        watch.at = self._next_at(watch, self._rng.random(), now)
         self._agenda.put(watch)
         return True
 
@@ -266,24 +267,25 @@ class Poller:
         try:
             while self._due:
                 await self._limiter.acquire()
-                watch = self._due.pop(self._now())
+                now = self._now()
+                watch = self._due.pop(now)
                 if watch is None or watch.handle is None:
                     self._limiter.unused()
                     return
                 self._idle -= 1
                 self._dispatch()
                 try:
-                    await self._look(watch, watch.handle)
+                    await self._look(watch, watch.handle, now)
                 finally:
                     self._idle += 1
                 watch = None  # who waits for a permit keeps no handle alive
         finally:
             self._idle -= 1
 
-    async def _look(self, watch: Watch, handle: TaskHandle) -> None:
+    async def _look(self, watch: Watch, handle: TaskHandle, now: float) -> None:
         source = Source.CALLBACK if watch.is_rung else Source.POLL
         watch.is_looking, watch.is_rung = True, False
-        watch.looked_at = self._now()
+        watch.looked_at = now
         try:
             record = await self._ask(handle.task_id)
         except Exception as exc:  # whatever a look ends in, the task is paid and will be looked at again
@@ -299,13 +301,14 @@ class Poller:
             self._plan(watch, wait_s)
 
     def _plan(self, watch: Watch, wait_s: float | None) -> None:
+        now = self._now()
         if watch.is_rung:  # rings of strangers must not become a flood of queries
             at = watch.looked_at + self._schedule.ring_gap_s
         elif wait_s is not None:
-            at = self._now() + wait_s
+            at = now + wait_s
         else:
-            at = self._next_at(watch, self._rng.random())
-        self._look_at(watch, at)
+            at = self._next_at(watch, self._rng.random(), now)
+        self._look_at(watch, at, now)
 
     def _after_record(self, watch: Watch, record: TaskRecord, source: Source) -> float | None:
         """Take news to the session; return the delay to the next look, if the timetable shall not say it."""
