@@ -1,8 +1,7 @@
 """What a pending handle weighs, beside a sleeping task for each: every kind in fresh processes.
 
-Counted is all that one more handle leaves in the process, but for its request and its ids, the task's
-and, where callbacks have an address, the intent's. Resident memory is judged; what tracemalloc finds in
-fewer handles stands beside it.
+Counted is all that one more handle leaves in the process, but for what stood before: its request and
+the id of its task. Resident memory is judged; what tracemalloc finds in fewer handles stands beside it.
 """
 
 from __future__ import annotations
@@ -171,12 +170,6 @@ def traced() -> int:
     return tracemalloc.get_traced_memory()[0]
 
 
-def ids_in(kept: object) -> int:
-    """Return the bytes of the intents' ids; those of the tasks stood there before."""
-    handles = kept[0] if isinstance(kept, tuple) else []
-    return sum(sys.getsizeof(handle._intent_id) for handle in handles if handle._intent_id)
-
-
 def weigh_here(kind: str, count: int, *, is_traced: bool) -> float:
     """Return the bytes a handle of this kind takes in this process."""
     found = 0.0
@@ -190,7 +183,7 @@ def weigh_here(kind: str, count: int, *, is_traced: bool) -> float:
         before = scale()
         kept = await fill()
         gc.collect()
-        found = (scale() - before - ids_in(kept)) / count
+        found = (scale() - before) / count
         tracemalloc.stop()
         del kept
 

@@ -34,7 +34,7 @@ class Watch:
     """
 
     handle: TaskHandle | None
-    """None once it is over: what is left in the heap keeps no handle alive."""
+    """None once it is over: what is left in the agenda keeps no handle alive."""
     since: float
     expects_callback: bool
     at: float = math.inf

@@ -1,4 +1,4 @@
-"""One scheduler for all handles: a heap, a tick, one shared query limit."""
+"""One scheduler for all handles: an agenda, a tick, one shared query limit."""
 
 from __future__ import annotations
 
