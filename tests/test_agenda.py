@@ -95,6 +95,15 @@ async def test_looks_planned_again_and_again_come_once_each(clock: Clock, noted:
     assert len(noted.looked) <= came
 
 
+async def test_after_hours_of_nothing_a_look_comes_in_time(clock: Clock, noted: Noted) -> None:
+    await clock.advance(10_000.0)
+    planned = {id(noted.watch(look_s=far_s, deadline_s=7000.0)): clock.now + far_s for far_s in FAR}
+    await clock.advance(4000.0)
+    late = [at - planned[id(watch)] for watch, at in noted.looked]
+    assert len(late) == len(FAR)
+    assert max(late) <= TICK_S + 1e-5
+
+
 async def test_who_is_over_leaves(clock: Clock, noted: Noted) -> None:
     for number in range(10_000):
         watch = noted.watch(look_s=1.0 + number % 200, deadline_s=3600.0)
