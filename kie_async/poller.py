@@ -140,9 +140,9 @@ class Poller:
             return
         now = self._now()
         age_s = now - watch.since
-        if watch.seen_s <= age_s:  # else nobody knows how long it ran before
-            found_s = (watch.seen_s + age_s) / 2 if record.duration_s is None else record.duration_s
-            ran_s = max(min(found_s, age_s + _BEFORE_ANSWER_S), watch.seen_s)
+        told_s = age_s if record.duration_s is None and source is Source.CALLBACK else record.duration_s
+        ran_s = self._ran_s(watch, age_s, told_s)
+        if ran_s is not None:
             self._timetable.finished(record.model or handle._model, ran_s, seen_s=watch.seen_s)
             if watch.expects_callback and source is Source.POLL:
                 self._timetable.lost.found_ended(handle._intent_id, now, late_s=age_s - ran_s)
@@ -153,6 +153,14 @@ class Poller:
         self._tighten()
         if (learned := self._timetable.worth_keeping()) is not None:
             self._keep(learned)
+
+    def _ran_s(self, watch: Watch, age_s: float, told_s: float | None) -> float | None:
+        """Return how long a task ran, within what was seen of it; None if nobody here saw its beginning."""
+        latest_s = age_s + _BEFORE_ANSWER_S
+        if watch.seen_s > age_s or (not watch.seen_s and told_s is not None and told_s > latest_s):
+            return None  # attached, or adopted: it is older than it was known here
+        found_s = (watch.seen_s + age_s) / 2 if told_s is None else told_s
+        return max(min(found_s, latest_s), watch.seen_s)
 
     def late_callback(self, intent_id: str) -> None:
         """Learn that a callback came for a task whose end was known: it was not lost."""

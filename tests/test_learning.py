@@ -219,6 +219,17 @@ class TestByPolling:
         assert len(service.waits_s) == 10
         assert service.table.worth_keeping(1) is None
 
+    async def test_a_task_that_is_older_than_it_was_known_here_teaches_nothing(
+        self, clock: Clock, serve: Serve
+    ) -> None:
+        service = serve()
+        service.callbacks = True
+        name = service.create(began_s=40.0)
+        service._ends[name] = clock.now
+        service._call_back(name)
+        assert name in service.waits_s
+        assert service.table.worth_keeping(1) is None
+
 
 class TestWithCallbacks:
     async def test_while_they_come_hardly_anything_is_asked(self, clock: Clock, serve: Serve) -> None:
@@ -230,6 +241,17 @@ class TestWithCallbacks:
         asked = [len(looks) for looks in service.looks.values()]
         assert sum(asked[5:]) < 10
         assert sum(asked[:5]) > 20
+
+    async def test_it_learns_when_they_came_where_records_tell_no_duration(
+        self, clock: Clock, serve: Serve
+    ) -> None:
+        service = serve(runs_s=lambda _: 60.0)
+        service.callbacks, service.says_duration = True, False
+        await service.pass_tasks(30)
+        at_s = service.table.next_look_s(
+            MODEL, 0.0, is_first=True, by_callback=False, chance=0.5, now=clock.now + 10
+        )
+        assert 40 < at_s < 62
 
     async def test_when_the_first_are_missed_all_others_are_looked_at(
         self, clock: Clock, serve: Serve
