@@ -11,8 +11,9 @@ from .look_queue import Watch
 
 TICK_S = 0.05
 """What is due within one tick is woken for together: a wake-up costs more than a look."""
-_REVIEW_S, _AHEAD_S = 60.0, 90.0
-_FEW_OVER = 64
+_REVIEW_S, _MARGIN_S = 60.0, 30.0
+"""The list is looked through so often, and so far beyond the next time."""
+_FEW_OVER = 32
 _ROUNDING_S = 1e-6
 """A tick may lie a float's rounding before what stands under it, and a timer may fire before its tick."""
 
@@ -30,12 +31,17 @@ class Agenda:
         self._soon: dict[int, list[Watch]] = {}
         self._ticks: list[int] = []
         self._later: list[Watch] = []
-        self._horizon = loop.time() + _AHEAD_S
+        self._horizon = loop.time() + _REVIEW_S + _MARGIN_S
         """Up to here, looks and deadlines stand under their ticks."""
         self._timer: asyncio.TimerHandle | None = None
         self._wakes_at = math.inf
         self._over = 0
+        self._most_over = _FEW_OVER
         self._is_closed = False
+
+    @property
+    def _review_at(self) -> float:
+        return self._horizon - _MARGIN_S
 
     def __len__(self) -> int:
         return len(self._later) + sum(map(len, self._soon.values()))
@@ -44,7 +50,7 @@ class Agenda:
         """Take in a new watch: its deadline is entered, its looks can be."""
         if watch.handle is not None and watch.handle.deadline >= self._horizon:
             self._later.append(watch)
-            self._arm(self._horizon - _AHEAD_S + _REVIEW_S)
+            self._arm(self._review_at)
         elif watch.handle is not None:
             self._enter(watch.handle.deadline, watch)
 
@@ -64,14 +70,14 @@ class Agenda:
 
     def due(self, now: float) -> Iterator[Watch]:
         """Take out all whose look or deadline may have come; void entries are among them."""
-        if now >= self._horizon - _AHEAD_S + _REVIEW_S:
+        if now >= self._review_at:
             self._review(now)
         while self._ticks and self._ticks[0] * TICK_S <= now:
             yield from self._soon.pop(heapq.heappop(self._ticks))
 
     def _review(self, now: float) -> None:
         """Enter what comes before the new horizon; whose deadline does needs the list no more."""
-        before, self._horizon = self._horizon, now + _AHEAD_S
+        before, self._horizon = self._horizon, now + _REVIEW_S + _MARGIN_S
         later, self._later = self._later, []
         for watch in later:
             if watch.handle is None:
@@ -84,13 +90,13 @@ class Agenda:
                 self._later.append(watch)
 
     def drop(self) -> None:
-        """Note that a watch is over; entries that are go when they are many."""
+        """Note that a watch is over; entries that are go when they are many beside those that stayed last."""
         self._over += 1
-        if self._over > _FEW_OVER and self._over > len(self) // 4:
-            self._over = 0
+        if self._over > self._most_over:
             self._later = [watch for watch in self._later if watch.handle is not None]
             for tick, entries in self._soon.items():
                 self._soon[tick] = [watch for watch in entries if watch.handle is not None]
+            self._over, self._most_over = 0, max(_FEW_OVER, len(self) // 4)
 
     def watches(self) -> set[Watch]:
         """Return everybody who is watched."""
@@ -112,7 +118,7 @@ class Agenda:
         if self._ticks:
             self._arm(self._ticks[0] * TICK_S)
         if self._later:
-            self._arm(self._horizon - _AHEAD_S + _REVIEW_S)
+            self._arm(self._review_at)
 
     def close(self) -> None:
         """Forget everybody and call no more."""

@@ -47,9 +47,6 @@ class Watch:
     is_queued: bool = False
     is_looking: bool = False
 
-    def __lt__(self, other: Watch) -> bool:
-        return False  # two that are due at one instant: either may be first
-
     @property
     def looked_s(self) -> float:
         """Return the age at the last look; 0 before the first."""
