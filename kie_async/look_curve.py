@@ -78,12 +78,10 @@ class LookCurve:
 
     def at_most(self, other: LookCurve) -> LookCurve:
         """Return the curve that nowhere looks more often than this one or the other."""
+        others = [other.looks_until(edge_s) for edge_s in self._edges_s]
         looks = [0.0]
-        for (from_s, to_s), (before, after) in zip(
-            pairwise(self._edges_s), pairwise(self._looks), strict=False
-        ):
-            most = other.looks_until(to_s) - other.looks_until(from_s)
-            looks.append(looks[-1] + min(after - before, most))
+        for (low, high), (before, after) in zip(pairwise(others), pairwise(self._looks), strict=True):
+            looks.append(looks[-1] + min(after - before, high - low))
         return LookCurve(self._edges_s, looks, self._ends)
 
     def looks_until(self, age_s: float) -> float:

@@ -143,7 +143,7 @@ class Poller:
         told_s = age_s if record.duration_s is None and source is Source.CALLBACK else record.duration_s
         ran_s = self._ran_s(watch, age_s, told_s)
         if ran_s is not None:
-            self._timetable.finished(record.model or handle._model, ran_s, seen_s=watch.seen_s)
+            self._timetable.finished(self._model(watch), ran_s, seen_s=watch.seen_s)
             if watch.expects_callback and source is Source.POLL:
                 self._timetable.lost.found_ended(handle._intent_id, now, late_s=age_s - ran_s)
                 self._wait_for_callback()
@@ -207,7 +207,7 @@ class Poller:
             self._model(watch),
             watch.looked_s,
             is_first=watch.looked_at == -math.inf,
-            by_callback=watch.expects_callback and self._is_by_callback(watch),
+            by_callback=self._is_by_callback(watch),
             chance=chance,
             now=now,
         )
@@ -248,14 +248,8 @@ class Poller:
 
     def _is_put_off(self, watch: Watch, now: float) -> bool:
         """Put a look off that callbacks have made needless since it was planned."""
-        if (
-            not watch.expects_callback
-            or watch.is_rung
-            or watch.setback is not None
-            or watch.seen_s == math.inf
-        ):
-            return False
-        if not self._is_by_callback(watch) or self._next_at(watch, 0.0, now) <= now + TICK_S:
+        is_asked_for = watch.is_rung or watch.setback is not None or watch.seen_s == math.inf
+        if is_asked_for or not self._is_by_callback(watch) or self._next_at(watch, 0.0, now) <= now + TICK_S:
             return False
         watch.at = self._next_at(watch, self._rng.random(), now)
         self._agenda.put(watch)

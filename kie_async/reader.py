@@ -38,10 +38,9 @@ class Reader:
         """
         response = await self._answer(task_id)
         answer = hash(response.body)
-        if handle is None or handle.record is None or response.status != 200:
-            pass
-        elif handle.record is handle._answered and answer == handle._answer:
-            return handle.record
+        known = handle.record if handle is not None and handle.record is handle._answered else None
+        if handle is not None and known is not None and response.status == 200 and answer == handle._answer:
+            return known
         record = self._decoded(wire.decode_query, response, task_id)
         if handle is not None and not record.state.is_terminal:
             handle._answer, handle._answered = answer, record

@@ -85,9 +85,10 @@ class Timetable:
 
     def is_tighter(self) -> bool:
         """Tell whether callbacks are lost so much more often than before that all looks are planned anew."""
-        tighter = self.lost.share > self._share_planned * _TIGHTER
-        if tighter or self.lost.share < self._share_planned:
-            self._share_planned = self.lost.share
+        share = self.lost.share
+        tighter = share > self._share_planned * _TIGHTER
+        if tighter or share < self._share_planned:
+            self._share_planned = share
         return tighter
 
     # --- what was seen -------------------------------------------------------------------------

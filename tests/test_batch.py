@@ -414,14 +414,19 @@ async def test_an_unknown_create_of_a_former_run_is_adopted_within_the_grace(
     assert len(sandbox.tasks) == 2
 
 
+async def after_a_lost_answer(open_session: OpenSession, sandbox: Sandbox, journal: Path) -> KieSession:
+    """Return a session on the journal of a run whose create of the ref "a" was not answered."""
+    sandbox.faults.lose_answers_next = 1
+    former = await open_session(journal=journal)
+    await read(former.batch([echo(0, ref="a")]))
+    await former.aclose()
+    return await open_session(journal=journal)
+
+
 async def test_an_unknown_create_that_nothing_adopts_is_an_outcome_and_never_sent_again(
     open_session: OpenSession, sandbox: Sandbox, tmp_path: Path
 ) -> None:
-    sandbox.faults.lose_answers_next = 1
-    former = await open_session(journal=tmp_path / "run.db")
-    await read(former.batch([echo(0, ref="a")]))
-    await former.aclose()
-    kie = await open_session(journal=tmp_path / "run.db")
+    kie = await after_a_lost_answer(open_session, sandbox, tmp_path / "run.db")
     for _ in range(2):
         (outcome,), end = await read(kie.batch([echo(0, ref="a")]))
         assert end is None
@@ -432,11 +437,7 @@ async def test_an_unknown_create_that_nothing_adopts_is_an_outcome_and_never_sen
 async def test_an_unknown_create_told_by_hand_is_waited_for_beyond_the_grace(
     open_session: OpenSession, sandbox: Sandbox, tmp_path: Path
 ) -> None:
-    sandbox.faults.lose_answers_next = 1
-    former = await open_session(journal=tmp_path / "run.db")
-    await read(former.batch([echo(0, ref="a")]))
-    await former.aclose()
-    kie = await open_session(journal=tmp_path / "run.db")
+    kie = await after_a_lost_answer(open_session, sandbox, tmp_path / "run.db")
     (unknown,) = await kie.resume()
     (task_id,) = sandbox.tasks
     await unknown.resolve(task_id)
