@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from kie_async import CallbackReceiver, KieSession, PollSchedule, TaskHandle, TaskRequest
+from kie_async.attempts import Attempt, Gate
 from kie_async.codes import Verdict
-from kie_async.creates import Attempt, Gate
 from kie_async.wire import CreateAnswer, WireRequest
 
 from .floor import free_session

@@ -12,13 +12,14 @@ import heapq
 import itertools
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Self
 
 import attrs
 from yarl import URL
 
 from kie_async import KieSession, Limits, PollSchedule, Rate
+from kie_async.attempts import SealedBody
 
 from .decode import BODIES, TASK, plain, readers
 from .measuring import Figure, alternating, cpu_s, parser, tell
@@ -41,25 +42,32 @@ class Answer:
     def content(self) -> Self:
         return self
 
-    async def iter_any(self) -> AsyncIterator[bytes]:
-        yield self.body
+    def at_eof(self) -> bool:
+        return not self.body
+
+    async def readany(self) -> bytes:
+        body, self.body = self.body, b""
+        return body
 
 
 @attrs.define
 class Exchange:
-    """One request on its way: a turn of the loop, the hook that aiohttp would await, an answer."""
+    """One request on its way: a turn of the loop, the sealed body that aiohttp would write, an answer."""
 
     body: bytes
-    gate: Any = None
+    sealed: Any = None
 
     async def __aenter__(self) -> Answer:
         await asyncio.sleep(0)
-        if self.gate is not None:
-            await self.gate.passing()
+        if self.sealed is not None:
+            await self.sealed.write(self)
         return Answer(self.body)
 
     async def __aexit__(self, *_: object) -> None:
         pass
+
+    async def write(self, _: bytes) -> None:
+        """Be the socket."""
 
 
 class Http:
@@ -69,11 +77,10 @@ class Http:
         self._pending = pending
         self._asked: dict[str, int] = {}
 
-    def post(self, url: object, *, trace_request_ctx: Any = None, **_: object) -> Exchange:
+    def post(self, url: object, *, data: Any = None, **_: object) -> Exchange:
         name = f"{next(_ids):032x}"
-        return Exchange(
-            b'{"code":200,"msg":"success","data":{"taskId":"%s"}}' % name.encode(), trace_request_ctx
-        )
+        sealed = data if isinstance(data, SealedBody) else None
+        return Exchange(b'{"code":200,"msg":"success","data":{"taskId":"%s"}}' % name.encode(), sealed)
 
     def request(self, method: str, url: object, **_: object) -> Exchange:
         name = url.raw_query_string[7:] if isinstance(url, URL) else str(url)[-32:]
@@ -86,11 +93,8 @@ class Http:
 
 
 async def _read(exchange: Exchange) -> bytes:
-    body = bytearray()
     async with exchange as answer:
-        async for chunk in answer.content.iter_any():
-            body += chunk
-    return bytes(body)
+        return await answer.content.readany()
 
 
 # --- three ways to run so many tasks --------------------------------------------------------------

@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 
 import attrs
 
+from .attempts import CreateTransport
 from .callbacks import CallbackReceiver
 from .checks import is_loopback
-from .creates import Breaker, CreateTransport
+from .creates import Breaker
 from .errors import JournalError, SessionMisuse, TaskDetached
 from .files import Files
 from .inflight import InFlight

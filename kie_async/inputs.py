@@ -54,6 +54,8 @@ def _check_callback_url(_: object, __: attrs.Attribute[Any], url: str | None) ->
 
 def _own(value: Any) -> Any:
     """Return *value* with its mappings and lists copied: what the caller does to his stays his."""
+    if isinstance(value, str):  # told apart sooner than a mapping, and most are
+        return value
     if isinstance(value, Mapping):
         return {key: _own(inner) for key, inner in value.items()}
     return [_own(inner) for inner in value] if isinstance(value, list) else value

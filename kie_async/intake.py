@@ -12,7 +12,8 @@ from functools import partial
 from weakref import WeakValueDictionary
 
 from . import wire
-from .creates import Breaker, CreateTransport, Creation
+from .attempts import CreateTransport
+from .creates import Breaker, Creation
 from .errors import (
     ApiError,
     BudgetExceeded,
@@ -146,8 +147,6 @@ class Intake:
         try:
             self._check_open()
             self._check_budget()
-            await self._journal.plan(intent)
-            self._check_open()
         except BaseException:
             self._intents.cancel(handle)
             raise
@@ -167,10 +166,10 @@ class Intake:
         is_patient: bool,
     ) -> TaskHandle:
         """Send in a watcher that outlives its caller: a cancel stops only what has not left."""
-        handle.deadline = asyncio.get_running_loop().time() + timeout_s
+        loop = handle._loop
+        handle.deadline = loop.time() + timeout_s
         creation = Creation(
-            intent_id=intent.intent_id,
-            ref=intent.ref,
+            intent=intent,
             request=request,
             transport=self._transport,
             limiter=self._limiter,
@@ -181,12 +180,13 @@ class Intake:
             deadline=handle.deadline,
         )
         work = self._run(handle, creation, timeout_s, intent)
-        sending = asyncio.get_running_loop().create_task(work, name="kie_async create")
+        sending = loop.create_task(work, name="kie_async create")
         self._sending[sending] = creation
-        sending.add_done_callback(partial(self._note_sent, handle))
+        told: asyncio.Future[TaskHandle] = loop.create_future()  # a shield, with fewer turns of the loop
+        sending.add_done_callback(partial(self._note_sent, handle, told))
         while True:
             try:
-                return await asyncio.shield(sending)
+                return await told
             except asyncio.CancelledError:
                 caller = asyncio.current_task()
                 if sending.cancelled() and not (caller and caller.cancelling()):  # by the close, unbegun
@@ -196,17 +196,25 @@ class Intake:
                     sending.cancel()
                 elif is_patient:
                     is_patient = False
+                    told = asyncio.shield(sending)
                     continue
                 self._leave(sending, creation, handle, is_orphan=not is_kept_back)
                 raise
 
-    def _note_sent(self, handle: TaskHandle, sending: asyncio.Task[TaskHandle]) -> None:
-        """Let go of a create that is over. Of a cancelled caller's, nobody else retrieves the error."""
+    def _note_sent(
+        self, handle: TaskHandle, told: asyncio.Future[TaskHandle], sending: asyncio.Task[TaskHandle]
+    ) -> None:
+        """Let go of a create that is over, and tell its caller."""
         del self._sending[sending]
         if sending.cancelled():
             self._intents.cancel(handle)  # it may not even have begun
-        else:
-            sending.exception()
+            told.cancel()
+        elif (error := sending.exception()) is None:
+            if not told.done():
+                told.set_result(sending.result())
+        elif not told.done():
+            told.set_exception(error)
+            told.exception()  # a caller cancelled in this very turn is no cause to complain
 
     def _leave(
         self, sending: asyncio.Task[TaskHandle], creation: Creation, handle: TaskHandle, *, is_orphan: bool
@@ -233,7 +241,7 @@ class Intake:
         if (known := self._table.get(task_id)) is not None:  # attached meanwhile: one task, one handle
             self._intents.cancel(handle)
             return known
-        handle.deadline = asyncio.get_running_loop().time() + timeout_s
+        handle.deadline = handle._loop.time() + timeout_s
         self._intents.created(handle, task_id, expects_callback=intent.expects_callback)
         if creation.is_orphan:
             _log.warning("task %s was created after its caller was cancelled; it goes on", task_id)

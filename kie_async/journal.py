@@ -16,6 +16,7 @@ class IntentState(StrEnum):
     """How far an intent has come."""
 
     PLANNED = "PLANNED"
+    """Nothing of it is on the wire: what was to be sent came back, proven unsent."""
     SENDING = "SENDING"
     """The body may be on the wire; found at open, it means UNKNOWN."""
     CREATED = "CREATED"
@@ -117,15 +118,14 @@ class Journal:
         """Return how often *key* was asked for since open, this time included; a forgetful journal says 1."""
         return 1
 
-    async def plan(self, intent: Intent) -> None:
-        """Note an intent; nothing was sent. It takes over the ref of one that never became a task."""
-        if intent.ref is not None:
-            self._by_ref[intent.ref] = attrs.evolve(intent, body=None)
-            self._refs[intent.intent_id] = intent.ref
+    async def sending(self, intent: Intent) -> None:
+        """Note that the body is about to leave; called inside the hook before the first byte.
 
-    async def sending(self, intent_id: str) -> None:
-        """Note that the body is about to leave; called inside the hook before the first byte."""
-        self._change(intent_id, state=IntentState.SENDING)
+        The intent takes over the ref of one that never became a task.
+        """
+        if intent.ref is not None:
+            self._by_ref[intent.ref] = attrs.evolve(intent, body=None, state=IntentState.SENDING)
+            self._refs[intent.intent_id] = intent.ref
 
     async def unsent(self, intent_id: str) -> None:
         """Take `sending` back: it is proven that no task was created."""
@@ -138,7 +138,10 @@ class Journal:
     async def ended(
         self, intent_id: str, state: IntentState, *, reason: str = "", code: int | None = None
     ) -> None:
-        """Note that an intent was rejected, not created, is unknown or written off."""
+        """Note that an intent was rejected, not created, is unknown or written off.
+
+        Of one that was not created there may be no note: nothing was about to leave.
+        """
         self._change(intent_id, state=state, reason=reason, code=code)
         ref = self._refs.get(intent_id)
         if ref is not None and self._by_ref[ref].is_not_a_task:

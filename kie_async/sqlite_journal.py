@@ -28,6 +28,17 @@ _COLUMNS = (
     "intent_id, model, ref, fingerprint, body, state, task_id, reason, code, credits, record, "
     "expects_callback, planned_ms"
 )
+_SENDING = """
+INSERT INTO intent(
+  intent_id, ref, model, fingerprint, body, expects_callback, planned_ms, sending_ms, state, sends
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'SENDING', 1)
+ON CONFLICT(intent_id) DO UPDATE SET state = 'SENDING', sends = sends + 1, sending_ms = excluded.sending_ms
+WHERE state = 'PLANNED'
+"""
+_CREATED = """
+UPDATE intent SET state = 'CREATED', task_id = ?, sends = 1, created_ms = ?, adopted_by = ?
+WHERE intent_id = ? AND task_id IS NULL
+"""
 _ASKED_FOR = ("param", "paramJson")
 """Where a record echoes the request, which is kept only when bodies are."""
 _MAX_REASON = 500
@@ -153,34 +164,24 @@ class SqliteJournal(Journal):
 
     # --- writing -------------------------------------------------------------------------------
 
-    async def plan(self, intent: Intent) -> None:
-        """Note an intent; nothing was sent. It takes over the ref of one that never became a task."""
-        fields = {
-            "intent_id": intent.intent_id,
-            "ref": intent.ref,
-            "model": intent.model,
-            "fingerprint": intent.fingerprint,
-            "body": without_mac(intent.body) if self._keep_bodies and intent.body else None,
-            "expects_callback": intent.expects_callback,
-            "state": IntentState.PLANNED.value,
-            "planned_ms": _now_ms(),
-        }
-        insert = f"INSERT INTO intent({', '.join(fields)}) VALUES ({', '.join('?' * len(fields))})"  # noqa: S608
+    async def sending(self, intent: Intent) -> None:
+        """Note that the body is about to leave; called inside the hook before the first byte.
+
+        The intent takes over the ref of one that never became a task.
+        """
+        now_ms = _now_ms()
+        body = without_mac(intent.body) if self._keep_bodies and intent.body else None
+        values = (
+            *(intent.intent_id, intent.ref, intent.model, intent.fingerprint, body),
+            *(intent.expects_callback, now_ms, now_ms),
+        )
 
         def job(db: sqlite3.Connection) -> None:
-            for holder in _intents(db, "ref = ?", intent.ref):
-                # One written off got here by a resubmit only: any other create of its ref was answered.
-                if holder.is_not_a_task or holder.state is IntentState.WRITTEN_OFF:
-                    free = "UPDATE intent SET former_ref = ref, ref = NULL WHERE intent_id = ?"
-                    db.execute(free, (holder.intent_id,))
-            db.execute(insert, tuple(fields.values()))
+            if intent.ref is not None:
+                _free_ref(db, intent.ref, intent.intent_id)
+            _must_change(db, _SENDING, values)
 
         await self._do(job)
-
-    async def sending(self, intent_id: str) -> None:
-        """Note that the body is about to leave; called inside the hook before the first byte."""
-        change = "state = 'SENDING', sends = sends + 1, sending_ms = ?"
-        await self._update(change, _now_ms(), where="state = 'PLANNED'", intent_id=intent_id)
 
     async def unsent(self, intent_id: str) -> None:
         """Take `sending` back: it is proven that no task was created."""
@@ -199,11 +200,15 @@ class SqliteJournal(Journal):
     async def ended(
         self, intent_id: str, state: IntentState, *, reason: str = "", code: int | None = None
     ) -> None:
-        """Note that an intent was rejected, not created, is unknown or written off."""
-        sends = ", sends = 0" if state is IntentState.NOT_CREATED else ""
+        """Note that an intent was rejected, not created, is unknown or written off.
+
+        Of one that was not created there may be no note: nothing was about to leave.
+        """
         values = (state.value, reason[:_MAX_REASON], code)
-        change = f"state = ?, reason = ?, code = ?{sends}"
-        await self._update(change, *values, where="task_id IS NULL", intent_id=intent_id)
+        change, is_new = "state = ?, reason = ?, code = ?", False
+        if state is IntentState.NOT_CREATED:
+            change, is_new = f"{change}, sends = 0", True
+        await self._update(change, *values, where="task_id IS NULL", intent_id=intent_id, is_new=is_new)
 
     async def settled(self, intent_id: str, record: TaskRecord) -> None:
         """Note the terminal record of the intent's task."""
@@ -218,12 +223,15 @@ class SqliteJournal(Journal):
     def forget(self, intent_id: str) -> None:
         """Forget nothing."""
 
-    async def _update(self, change: str, *values: object, where: str, intent_id: str) -> None:
+    async def _update(
+        self, change: str, *values: object, where: str, intent_id: str, is_new: bool = False
+    ) -> None:
+        """Change an intent that must be there in this state, or, if it may be new, not at all."""
         statement = f"UPDATE intent SET {change} WHERE {where} AND intent_id = ?"  # noqa: S608  (no value in it)
 
         def job(db: sqlite3.Connection) -> None:
-            if db.execute(statement, (*values, intent_id)).rowcount != 1:
-                raise JournalError("the journal does not hold this intent in the state it must be in")
+            if not is_new or _intents(db, "intent_id = ?", intent_id):
+                _must_change(db, statement, (*values, intent_id))
 
         await self._do(job)
 
@@ -249,6 +257,25 @@ def _intent(row: tuple[Any, ...]) -> Intent:
     return Intent(**found)
 
 
+def _must_change(db: sqlite3.Connection, statement: str, values: tuple[object, ...]) -> None:
+    """Change one intent.
+
+    Raises:
+        JournalError: It is not there, or in another state.
+    """
+    if db.execute(statement, values).rowcount != 1:
+        raise JournalError("the journal does not hold this intent in the state it must be in")
+
+
+def _free_ref(db: sqlite3.Connection, ref: str, intent_id: str) -> None:
+    """Take a ref from an intent that never became a task; any other keeps it, and no second one gets in."""
+    for holder in _intents(db, "ref = ? AND intent_id != ?", ref, intent_id):
+        # One written off got here by a resubmit only: any other create of its ref was answered.
+        if holder.is_not_a_task or holder.state is IntentState.WRITTEN_OFF:
+            free = "UPDATE intent SET former_ref = ref, ref = NULL WHERE intent_id = ?"
+            db.execute(free, (holder.intent_id,))
+
+
 def _take_id(db: sqlite3.Connection, task_id: str, now_ms: int, adopted_by: str, intent_id: str) -> None:
     """Bind an intent to its task, once.
 
@@ -256,15 +283,15 @@ def _take_id(db: sqlite3.Connection, task_id: str, now_ms: int, adopted_by: str,
         TaskTaken: The task has another intent.
         JournalError: The intent has another task.
     """
-    holder = db.execute("SELECT intent_id FROM intent WHERE task_id = ?", (task_id,)).fetchone()
-    if holder is not None and holder[0] != intent_id:
-        raise TaskTaken(f"task {task_id} belongs to another intent, {holder[0]}")
-    change = "UPDATE intent SET state = 'CREATED', task_id = ?, sends = 1, created_ms = ?, adopted_by = ?"
-    db.execute(f"{change} WHERE intent_id = ? AND task_id IS NULL", (task_id, now_ms, adopted_by, intent_id))
-    if not _intents(db, "intent_id = ? AND task_id = ?", intent_id, task_id):
-        raise JournalError(
-            f"task {task_id} cannot be noted: its intent {intent_id} has another task or is gone"
-        )
+    try:
+        taken = db.execute(_CREATED, (task_id, now_ms, adopted_by, intent_id)).rowcount
+    except sqlite3.IntegrityError:
+        taken = 0
+    if taken or _intents(db, "intent_id = ? AND task_id = ?", intent_id, task_id):
+        return
+    if holders := _intents(db, "task_id = ?", task_id):
+        raise TaskTaken(f"task {task_id} belongs to another intent, {holders[0].intent_id}")
+    raise JournalError(f"task {task_id} cannot be noted: its intent {intent_id} has another task or is gone")
 
 
 def _take_rescued(db: sqlite3.Connection, line: str) -> bool:

@@ -17,9 +17,11 @@ from .errors import JournalError
 from .sqlite_file import JournalFile
 
 _GROUP = 256
+_GAP_S = 0.002
+"""Between two wake-ups of the thread. A lone note goes at once; a crowd waits: a commit costs more."""
 _T = TypeVar("_T")
 _OF_THE_JOB = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.ProgrammingError, sqlite3.InterfaceError)
-"""Errors that take back one job; any other is the file's, and takes back all that were to be committed."""
+"""SQLite's errors that are one job's; any other is the file's, and takes back all that were to be noted."""
 
 _Answer = tuple[asyncio.Future[Any], Any, JournalError | None]
 
@@ -40,7 +42,10 @@ class SqliteThread:
         self._file = file
         self._loop = asyncio.get_running_loop()
         self._pid = os.getpid()
-        self._jobs: queue.SimpleQueue[_Asked | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[list[_Asked] | None] = queue.SimpleQueue()
+        self._asked: list[_Asked] = []
+        """What waits to be handed to the thread: it is woken once for many."""
+        self._handed_at = 0.0
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._is_over = False
 
@@ -67,13 +72,22 @@ class SqliteThread:
         if self._is_over:
             raise JournalError(f"journal {self._file.path} is closed")
         done: asyncio.Future[_T] = self._loop.create_future()
-        self._jobs.put(_Asked(job, done, rescue))
+        if not self._asked:
+            self._loop.call_at(self._handed_at + _GAP_S, self._hand_over)
+        self._asked.append(_Asked(job, done, rescue))
         return await done
+
+    def _hand_over(self) -> None:
+        if self._asked:
+            self._handed_at = self._loop.time()
+            self._jobs.put(self._asked)
+            self._asked = []
 
     async def aclose(self) -> None:
         """Finish what was asked and let go of the file."""
         if os.getpid() == self._pid:
             self._is_over = True
+            self._hand_over()
             self._jobs.put(None)
             await asyncio.shield(self._ended)
 
@@ -99,40 +113,38 @@ class SqliteThread:
             if (asked := self._jobs.get()) is None:
                 self._jobs.put(None)  # to be met again after this group
                 break
-            group.append(asked)
+            group += asked
         return group
 
     def _commit(self, db: sqlite3.Connection, group: list[_Asked]) -> list[_Answer]:
-        """Run a group of jobs in one transaction; one that fails by itself takes only itself back."""
+        """Run a group of jobs in one transaction; if one fails by itself, each gets one of its own."""
+        answers: list[_Answer] = []
         try:
             if self._file.distrust:
                 raise JournalError(self._file.distrust)
             db.execute("BEGIN IMMEDIATE")
-            answers = [(asked.done, *self._run_one(db, asked)) for asked in group]
+            for asked in group:
+                answers.append((asked.done, asked.job(db), None))  # noqa: PERF401  (those before a failure count)
             db.execute("COMMIT")
             self._file.check()
         except Exception as exc:
             with contextlib.suppress(sqlite3.Error):
                 db.execute("ROLLBACK")
+            is_of_one_job = len(answers) < len(group) and self._is_of_the_job(exc)
+            if is_of_one_job and len(group) > 1:
+                return [answer for asked in group for answer in self._commit(db, [asked])]
             error = self._file.error_from(exc)
             for asked in group:
-                if asked.rescue is not None:
+                if asked.rescue is not None and not is_of_one_job:
                     with contextlib.suppress(OSError):  # the error that goes up tells what is lost
                         asked.rescue()
             return [(asked.done, None, type(error)(*error.args)) for asked in group]
         return answers
 
-    def _run_one(self, db: sqlite3.Connection, asked: _Asked) -> tuple[Any, JournalError | None]:
-        db.execute("SAVEPOINT job")
-        try:
-            value, error = asked.job(db), None
-        except Exception as exc:
-            if isinstance(exc, sqlite3.Error) and not isinstance(exc, _OF_THE_JOB):
-                raise
-            db.execute("ROLLBACK TO job")
-            value, error = None, self._file.error_from(exc)
-        db.execute("RELEASE job")
-        return value, error
+    def _is_of_the_job(self, exc: Exception) -> bool:
+        """Tell whether one job failed by itself, and not the file under all of them."""
+        is_of_sqlite = isinstance(exc, sqlite3.Error) and not isinstance(exc, _OF_THE_JOB)
+        return not is_of_sqlite and not self._file.distrust
 
     def _tell(self, answers: list[_Answer]) -> None:
         def tell() -> None:

@@ -83,10 +83,9 @@ def client_session(connector: aiohttp.TCPConnector, **options: Any) -> aiohttp.C
 
 async def read_bounded(answer: aiohttp.ClientResponse, into: bytearray) -> None:
     """Read a body into *into*, up to one byte more than `jsontext.parse` takes."""
-    async for chunk in answer.content.iter_any():
-        into += chunk[: jsontext.MAX_BYTES + 1 - len(into)]
-        if len(into) > jsontext.MAX_BYTES:
-            return
+    content = answer.content
+    while len(into) <= jsontext.MAX_BYTES and not content.at_eof():
+        into += (await content.readany())[: jsontext.MAX_BYTES + 1 - len(into)]
 
 
 def let_go(http: aiohttp.ClientSession) -> None:
@@ -122,9 +121,8 @@ class Transport:
             TransportError: No complete answer came; the message holds no secret.
         """
         failure = ""
-        url = URL(self._base_url + request.path, encoded=True)  # yarl remembers it
-        if request.query:
-            url = url.with_query(request.query)
+        target = f"{request.path}?{request.query}" if request.query else request.path
+        url = URL(self._base_url + target, encoded=True)
         body = bytearray()
         try:
             async with self._http.request(

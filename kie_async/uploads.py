@@ -264,7 +264,7 @@ def _paths_in(wish: TaskRequest) -> Iterator[tuple[str, Path]]:
     for name, value in wish.input.items():
         if isinstance(value, Path):
             yield name, value
-        elif isinstance(value, list | tuple):
+        elif isinstance(value, (list, tuple)):
             yield from ((f"{name}[{at}]", item) for at, item in enumerate(value) if isinstance(item, Path))
 
 

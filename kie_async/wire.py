@@ -42,16 +42,6 @@ class WireResponse:
 
 
 @attrs.frozen(kw_only=True)
-class Envelope:
-    """``{code, msg, data}``; older pages of the service's documentation write ``message``."""
-
-    code: int
-    message: str
-    data: object = attrs.field(repr=False)
-    top: Mapping[str, object] = attrs.field(repr=False)
-
-
-@attrs.frozen(kw_only=True)
 class CreateAnswer:
     """What one attempt to create proved, and what else its answer said."""
 
@@ -101,20 +91,12 @@ def encode_credits() -> WireRequest:
 # --- answers -------------------------------------------------------------------------------------
 
 
-def decode_envelope(body: bytes) -> Envelope:
-    """Return the envelope in *body*.
+def read_envelope(body: bytes) -> tuple[dict[str, object], int]:
+    """Return the envelope ``{code, msg, data}`` in *body*, and its code.
 
     Raises:
         AnswerUnreadable: It is no JSON object with a whole number under ``code``.
     """
-    top, code = _read_top(body)
-    return Envelope(
-        code=code, message=clean_text(top.get("msg") or top.get("message")), data=top.get("data"), top=top
-    )
-
-
-def _read_top(body: bytes) -> tuple[dict[str, object], int]:
-    """Return the envelope in *body* as it came, and its code; see `decode_envelope`."""
     try:
         top = jsontext.parse(body)
     except jsontext.NotJson as exc:
@@ -125,25 +107,29 @@ def _read_top(body: bytes) -> tuple[dict[str, object], int]:
     return top, code
 
 
-def decode_answer(response: WireResponse) -> Envelope:
-    """Return the envelope of an answer to a call that succeeded.
+def _message_of(envelope: Mapping[str, object]) -> str:
+    """Return an envelope's words; older pages of the service's documentation write ``message``."""
+    return clean_text(envelope.get("msg") or envelope.get("message"))
+
+
+def decode_answer(response: WireResponse) -> object:
+    """Return the ``data`` in the answer to a call that succeeded.
 
     Raises:
         ApiError: The service said no, by code or by HTTP status.
         AnswerUnreadable: HTTP says yes and the body cannot be read.
     """
+    code, message = response.status, "no readable answer"
     try:
-        envelope = decode_envelope(response.body)
+        envelope, said = read_envelope(response.body)
     except AnswerUnreadable:
         if response.status == 200:
             raise
-        envelope = None
-    if envelope is not None and (envelope.code != 200 or response.status == 200):
-        code, message = envelope.code, envelope.message
     else:
-        code, message = response.status, "no readable answer"
-    if code == 200 and envelope is not None:
-        return envelope
+        if said == response.status == 200:
+            return envelope.get("data")
+        if said != 200:
+            code, message = said, _message_of(envelope)
     if 200 <= code < 300:
         raise AnswerUnreadable(f"HTTP {response.status}, code {code}: neither a yes nor a no")
     raise error_for(code, message, response.status, response.retry_after_s)
@@ -172,16 +158,16 @@ def decode_create(response: WireResponse | None, *, sent: bool, partial: bytes =
 def _read_create_body(body: bytes) -> tuple[int | None, str, str | None]:
     """Return code, message and task id of a create's answer, salvaged if it broke off."""
     try:
-        envelope = decode_envelope(body)
+        envelope, said = read_envelope(body)
     except AnswerUnreadable:
         code, ids = _SALVAGED_CODE.match(body), set(_SALVAGED_ID.findall(body))
         if code is None or body.count(b'"code"') != 1 or len(ids) != 1:
             return None, "", None
         return int(code[1]), "", ids.pop().decode()
-    data = envelope.data
+    data = envelope.get("data")
     if isinstance(data, dict):
         data = data.get("taskId") or data.get("task_id")
-    return envelope.code, envelope.message, str(data) if _is_id(data) else None
+    return said, _message_of(envelope), str(data) if _is_id(data) else None
 
 
 def decode_query(response: WireResponse, task_id: str) -> TaskRecord:
@@ -213,7 +199,7 @@ def decode_confirmation(response: WireResponse, task_id: str) -> tuple[TaskRecor
 def _decode_query(response: WireResponse, task_id: str) -> tuple[TaskRecord, Mapping[str, object]]:
     """Return the record in an answer of recordInfo, and what it was read from, address and all."""
     try:
-        envelope = decode_answer(response)
+        data = decode_answer(response)
     except ApiError as exc:
         if response.status != 200 or exc.code not in TASK_FAILURE_CODES:
             raise
@@ -221,12 +207,12 @@ def _decode_query(response: WireResponse, task_id: str) -> tuple[TaskRecord, Map
             task_id=task_id, state=TaskState.FAIL, fail_code=str(exc.code), fail_message=exc.message
         )
         return failed, {}
-    if not isinstance(envelope.data, dict):
+    if not isinstance(data, dict):
         raise AnswerUnreadable("the answer holds no record")
-    record = decode_record(envelope.data)
+    record = decode_record(data)
     if record.task_id != task_id:
         raise AnswerUnreadable("the answer holds the record of another task")
-    return record, envelope.data
+    return record, data
 
 
 def decode_credits(response: WireResponse) -> float:
@@ -236,7 +222,7 @@ def decode_credits(response: WireResponse) -> float:
         ApiError: The service said no.
         AnswerUnreadable: There is no number in the answer.
     """
-    balance = read_number(decode_answer(response).data)
+    balance = read_number(decode_answer(response))
     if balance is None:
         raise AnswerUnreadable("the answer holds no balance")
     return balance
@@ -249,7 +235,7 @@ def decode_upload(response: WireResponse) -> UploadedFile:
         ApiError: The service said no.
         AnswerUnreadable: There is no URL in the answer.
     """
-    data = decode_answer(response).data
+    data = decode_answer(response)
     url = (data.get("downloadUrl") or data.get("fileUrl")) if isinstance(data, dict) else None
     if not isinstance(data, dict) or not is_url(url):
         raise AnswerUnreadable("the answer holds no URL of the uploaded file")
@@ -272,7 +258,7 @@ def decode_callback(body: bytes) -> TaskRecord:
         CallbackRejected: The body is unreadable, or its ids disagree.
     """
     try:
-        top, code = _read_top(body)
+        top, code = read_envelope(body)
     except AnswerUnreadable:
         raise CallbackRejected("unreadable body", 400) from None
     data = top.get("data")

@@ -44,7 +44,8 @@ from misbehaving import (
 )
 
 from kie_async import KieSession
-from kie_async.creates import Breaker, CreateTransport, Creation
+from kie_async.attempts import CreateTransport
+from kie_async.creates import Breaker, Creation
 from kie_async.errors import (
     ApiError,
     CreateOutcomeUnknown,
@@ -53,7 +54,7 @@ from kie_async.errors import (
     RateLimited,
     TransportError,
 )
-from kie_async.journal import Journal
+from kie_async.journal import Intent, Journal
 from kie_async.limiter import Limiter
 from kie_async.models import Counters, Rate
 from kie_async.transport import Secret
@@ -87,7 +88,7 @@ class Notes(Journal):
         self.notes: list[str] = []
         self._commit = commit
 
-    async def sending(self, intent_id: str) -> None:
+    async def sending(self, intent: Intent) -> None:
         self.notes.append("sending")
         if self._commit is not None:
             waiting = self._commit()
@@ -151,8 +152,7 @@ def creation(
     """Return a create that tries again as long as *patience_s* allows: at 0.1 s not at all."""
     now = asyncio.get_running_loop().time
     return Creation(
-        intent_id="0" * 32,
-        ref=None,
+        intent=Intent(intent_id="0" * 32, model="test/echo"),
         request=WireRequest(method="POST", path="/api/v1/jobs/createTask", body=body),
         transport=transport,
         limiter=limiter or Limiter(Rate(1000, per_s=0.01), now=now),
@@ -269,7 +269,7 @@ def _objection_to_notes(found: Finding) -> str:
     may_be_paid = found.word in {Word.CREATED, Word.UNKNOWN, Word.REFUSED}
     if may_be_paid and found.notes[-1:] != ["sending"]:
         return f"the body left, and the journal holds {found.notes}"
-    if found.word in {Word.NOT_SENT, Word.HELD_BACK} and found.notes[-1:] != ["unsent"]:
+    if found.word in {Word.NOT_SENT, Word.HELD_BACK} and found.notes[-1:] == ["sending"]:
         return f"nothing was created, and the journal holds {found.notes}"
     return ""
 

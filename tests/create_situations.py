@@ -51,7 +51,7 @@ from kie_async import (
     TaskHandle,
     TaskRequest,
 )
-from kie_async.creates import CreateTransport, Gate
+from kie_async.attempts import CreateTransport, Gate
 from kie_async.journal import Intent, Journal
 from kie_async.models import Counters
 from kie_async.sqlite_journal import SqliteJournal
@@ -192,7 +192,7 @@ def makes_tasks(answer_s: float = 0.0) -> Behaviour:
 class SlowNotes(Journal):
     """Takes its time for the note before the first byte."""
 
-    async def sending(self, intent_id: str) -> None:
+    async def sending(self, intent: Intent) -> None:
         await asyncio.sleep(SHORT_S)
 
 

@@ -30,6 +30,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("records", "wire"),
     ("limiter", "transport", "journal", "handle", "mounts", "sandbox"),
     (
+        "attempts",
         "creates",
         "reader",
         "look_queue",
@@ -50,11 +51,11 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 )
 """Lowest first. A module imports from lower floors, and on its own from those named before it."""
 
-CLIENT_HOMES = {"transport", "creates", "uploads", "downloads", "sandbox"}
+CLIENT_HOMES = {"transport", "attempts", "uploads", "downloads", "sandbox"}
 SERVER_HOMES = {"callbacks", "mounts", "sandbox"}
 LIBRARY_HOMES = {
     "cattrs": {"durations"},
-    "backoff": {"transport", "creates"},
+    "backoff": {"transport"},
     "sqlite3": {"sqlite_file", "sqlite_thread", "sqlite_journal"},
 }
 

@@ -36,8 +36,7 @@ from misbehaving import (
 from tables import each
 
 from kie_async import CallbackReceiver, KieError, KieSession, TaskHandle, TransportError
-from kie_async.creates import CreateTransport
-from kie_async.journal import Intent
+from kie_async.attempts import CreateTransport
 from kie_async.signing import address_mac
 from kie_async.transport import Secret, Transport
 from kie_async.wire import encode_credits
@@ -49,14 +48,15 @@ PROMPT = "a lighthouse"
 
 
 class Plans(Notes):
-    """A journal that remembers whose callback addresses must not show."""
+    """A journal that knows whose callback addresses must not show: those the session made."""
 
     def __init__(self, commit: Any = None) -> None:
         super().__init__(commit)
         self.planned: list[str] = []
 
-    async def plan(self, intent: Intent) -> None:
-        self.planned.append(intent.intent_id)
+    def watch(self, intake: Any) -> None:
+        address = intake._address
+        intake._address = lambda intent_id: (self.planned.append(intent_id), address(intent_id))[1]
 
     @property
     def macs(self) -> list[str]:
@@ -196,6 +196,7 @@ async def failing_session(fault: Fault, over: str, journal: Plans) -> AsyncItera
         )
         stack.push_async_callback(transport.aclose)
         engine.intake._transport, engine.intake._journal = transport, journal
+        journal.watch(engine.intake)
         yield kie
 
 
@@ -254,15 +255,11 @@ async def test_a_create_that_is_given_up_shows_no_secret(caplog: pytest.LogCaptu
 
 async def test_a_create_that_has_no_json_form_shows_no_callback_address() -> None:
     fault = Fault(id="-", what="never sent", ends=frozenset(), server=never_reads)
-    async with failing_session(fault, "plain", Plans()) as kie:
-        intents: list[str] = []
-        intake: Any = kie._parts.intake  # type: ignore[union-attr]
-        address = intake._address
-        intake._address = lambda intent_id: (intents.append(intent_id), address(intent_id))[1]
+    journal = Plans()
+    async with failing_session(fault, "plain", journal) as kie:
         with pytest.raises(KieError) as caught:
             await kie.create("test/echo", {"prompt": object()})
-    macs = [address_mac(intent_id, secret=CALLBACK_SECRET) for intent_id in intents]
-    assert not secrets_in(shown_by_error(caught.value), macs)
+    assert not secrets_in(shown_by_error(caught.value), journal.macs)
 
 
 # --- calls that cost nothing ----------------------------------------------------------------------

@@ -1031,16 +1031,16 @@ class TestClosing:
 
 
 class SlowJournal(Journal):
-    """Notes a plan when it may."""
+    """Notes what is about to leave when it may."""
 
     def __init__(self) -> None:
         super().__init__()
         self.is_asked, self.may_note = asyncio.Event(), asyncio.Event()
 
-    async def plan(self, intent: Intent) -> None:
+    async def sending(self, intent: Intent) -> None:
         self.is_asked.set()
         await self.may_note.wait()
-        await super().plan(intent)
+        await super().sending(intent)
 
 
 class TestClosingWhileReading:

@@ -39,7 +39,6 @@ from kie_async.wire import (
     decode_confirmation,
     decode_create,
     decode_credits,
-    decode_envelope,
     decode_query,
     decode_upload,
     encode_create,
@@ -73,6 +72,10 @@ def body(code: object = 200, data: object = None, msg: object = "success", **mor
 
 def answer(code: object = 200, data: object = None, *, status: int = 200, **more: Any) -> WireResponse:
     return WireResponse(status=status, body=body(code, data, **more))
+
+
+def says(envelope: dict[str, object]) -> WireResponse:
+    return WireResponse(status=200, body=json.dumps(envelope).encode())
 
 
 def name_of(value: object) -> str | None:
@@ -173,8 +176,7 @@ def test_the_balance_is_asked_where_it_is() -> None:
 def test_no_repr_shows_a_body() -> None:
     request = encode_create(TaskRequest(model="a/b", input={"prompt": "s3cret"}), ADDRESS)
     response = WireResponse(status=200, body=b"s3cret")
-    envelope = decode_envelope(body(data="s3cret"))
-    shown = f"{request!r} {response!r} {envelope!r}"
+    shown = f"{request!r} {response!r}"
     assert "s3cret" not in shown
     assert MAC not in shown
 
@@ -184,26 +186,39 @@ def test_no_repr_shows_a_body() -> None:
 
 @together("key", ["msg", "message"])
 def test_the_words_have_two_names(key: str) -> None:
-    envelope = decode_envelope(json.dumps({"code": 422, key: "text is required"}).encode())
-    assert (envelope.code, envelope.message, envelope.data) == (422, "text is required", None)
+    with pytest.raises(RequestRejected, match="text is required"):
+        decode_answer(
+            WireResponse(status=200, body=json.dumps({"code": 422, key: "text is required"}).encode())
+        )
 
 
 @together("msg", [None, "", [], {}, True])
 def test_words_that_are_missing_are_none(msg: object) -> None:
-    assert decode_envelope(body(200, msg=msg)).message == ""
+    with pytest.raises(RequestRejected) as caught:
+        decode_answer(says({"code": 422, "msg": msg}))
+    assert caught.value.message == ""
 
 
 def test_the_newer_name_wins() -> None:
-    assert decode_envelope(body(200, msg="newer", message="older")).message == "newer"
+    with pytest.raises(RequestRejected, match="newer"):
+        decode_answer(
+            WireResponse(
+                status=200, body=json.dumps({"code": 422, "msg": "newer", "message": "older"}).encode()
+            )
+        )
 
 
 def test_words_of_the_service_cannot_forge_a_log_line() -> None:
-    assert decode_envelope(body(500, msg="x\n[FATAL]\x1b[31m")).message == "x [FATAL] [31m"
+    with pytest.raises(ServerError) as caught:
+        decode_answer(
+            WireResponse(status=200, body=json.dumps({"code": 500, "msg": "x\n[FATAL]\x1b[31m"}).encode())
+        )
+    assert caught.value.message == "x [FATAL] [31m"
 
 
 @together("more", [{"success": True}, {"traceId": "x"}, {"timestamp": 1}])
 def test_keys_nobody_knows_do_not_disturb(more: dict[str, object]) -> None:
-    assert decode_envelope(body(200, 1, **more)).data == 1
+    assert decode_answer(WireResponse(status=200, body=body(200, 1, **more))) == 1
 
 
 @together(
@@ -224,7 +239,7 @@ def test_keys_nobody_knows_do_not_disturb(more: dict[str, object]) -> None:
 )
 def test_what_has_no_code_is_unreadable(text: bytes) -> None:
     with pytest.raises(AnswerUnreadable):
-        decode_envelope(text)
+        decode_answer(WireResponse(status=200, body=text))
 
 
 # --- hostile bodies ------------------------------------------------------------------------------
@@ -300,7 +315,7 @@ def test_a_hostile_text_in_a_record_costs_only_itself(key: str, inner: str) -> N
 
 
 def test_a_byte_order_mark_is_no_harm() -> None:
-    assert decode_envelope(b"\xef\xbb\xbf" + body(200)).code == 200
+    assert decode_answer(WireResponse(status=200, body=b"\xef\xbb\xbf" + body(200, 1))) == 1
 
 
 # --- answers -------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ _LIMITS = Limits(create=_NO_LIMIT, query=_NO_LIMIT, create_connections=CONNECTIO
 _POLL = PollSchedule(
     learns=False, first_s=0.1, tiers=((math.inf, 0.2),), safety_net_s=0.4, recheck_s=(0.05,), ring_gap_s=0.05
 )
-NOTES = ("plan", "sending", "created", "settled", "ended", "adopted")
+NOTES = ("sending", "created", "settled", "ended", "adopted")
 POINTS = (
     "open.before",
     "open.after",
@@ -96,9 +96,6 @@ class DyingJournal(SqliteJournal):
 
     async def open(self) -> Any:
         return await self._dying("open", super().open)
-
-    async def plan(self, *args: Any) -> None:
-        await self._dying("plan", lambda: SqliteJournal.plan(self, *args))
 
     async def sending(self, *args: Any) -> None:
         await self._dying("sending", lambda: SqliteJournal.sending(self, *args))

@@ -26,7 +26,7 @@ from create_faults import KEY, trust_the_authority
 from misbehaving import Misbehaving, Peer, answer, certified, created, refused
 
 from kie_async import CreateOutcomeUnknown, KieError, KieSession, Limits, Rate, TaskHandle
-from kie_async.journal import IntentState, Journal
+from kie_async.journal import Intent, IntentState, Journal
 from kie_async.sqlite_journal import SqliteJournal
 
 _LIMITS = Limits(create=Rate(1000, per_s=0.01))
@@ -104,7 +104,7 @@ class _SlowJournal(Journal):
         super().__init__()
         self._wait = wait
 
-    async def sending(self, intent_id: str) -> None:
+    async def sending(self, intent: Intent) -> None:
         await self._wait()
 
 
@@ -115,8 +115,8 @@ class _SlowFile(SqliteJournal):
         super().__init__(path)
         self._commit_s = commit_s
 
-    async def sending(self, intent_id: str) -> None:
-        await super().sending(intent_id)
+    async def sending(self, intent: Intent) -> None:
+        await super().sending(intent)
         await asyncio.sleep(self._commit_s)
 
 

@@ -1,0 +1,243 @@
+"""One attempt to create a task: at most one body on the wire, and what can be proven of it afterwards.
+
+The body leaves only through a method of ours, behind a gate. Whether the gate opened decides if money
+may be gone; an exception's class never does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Awaitable, Callable
+from functools import lru_cache
+
+import aiohttp
+import attrs
+from aiohttp.abc import AbstractStreamWriter
+from yarl import URL
+
+from .codes import Verdict
+from .errors import SessionMisuse
+from .transport import (
+    CONNECT_TIMEOUT_S,
+    Secret,
+    client_session,
+    describe,
+    headers_for,
+    let_go,
+    read_bounded,
+    read_retry_after,
+)
+from .wire import CreateAnswer, WireRequest, WireResponse, decode_create
+
+CREATE_TIMEOUT_S = 60.0
+_LATE_ANSWER_S = 0.05
+
+
+class Gate:
+    """The line of one attempt between "surely not sent" and "may have been paid".
+
+    It opens once, before the body is handed to the socket. Closing it first and asking `sent` after is
+    safe against a body still on its way.
+    """
+
+    def __init__(self, before_first_byte: Callable[[], Awaitable[None]]) -> None:
+        self.sent = False
+        self.may_be_noted = False
+        """Whether the note before the first byte was begun: a body came to the gate while it was open."""
+        self.failure: BaseException | None = None
+        self._is_closed = False
+        self._is_used = False
+        self._before_first_byte = before_first_byte
+
+    def close(self) -> None:
+        """Let nothing through that has not passed yet."""
+        self._is_closed = True
+
+    async def passing(self) -> None:
+        """Note it, then open, for one body; a second one is refused."""
+        if self._is_used:
+            raise GateClosed
+        self._is_used = True
+        try:
+            self._refuse_if_closed()
+            self.may_be_noted = True
+            await self._before_first_byte()
+            self._refuse_if_closed()
+        except BaseException as exc:
+            self.failure = exc
+            raise
+        self.sent = True  # no await since the check above
+
+    def _refuse_if_closed(self) -> None:
+        if self._is_closed:
+            raise GateClosed
+
+
+class GateClosed(Exception):
+    """The attempt was given up before its first byte."""
+
+
+class SealedBody(aiohttp.Payload):
+    """A body of any size that only its own `write` hands out, once, when the gate lets it.
+
+    aiohttp is never given the bytes themselves: no retry, no redirect and no middleware of it can send
+    them another way. https://docs.aiohttp.org/en/stable/client_reference.html
+    """
+
+    def __init__(self, body: bytes, gate: Gate) -> None:
+        super().__init__(None, content_type="application/json")
+        self._size = len(body)
+        self._sealed = body
+        self._gate = gate
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        """Write all of it at once."""
+        await self._gate.passing()
+        await writer.write(self._sealed)
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """Show nothing to whoever would send it by himself."""
+        raise GateClosed
+
+
+@attrs.frozen(kw_only=True)
+class Attempt:
+    """One attempt to create: what it proved, and what broke if something did."""
+
+    answer: CreateAnswer
+    reason: str = ""
+    is_final: bool = False
+    """Whether trying again is useless although nothing was created: a certificate that does not fit."""
+
+
+class _Patience:
+    """Ends an exchange of the running task that takes too long: first nothing leaves, then it is cut.
+
+    Not aiohttp's own timeout: after a blocked loop it would throw away an answer that already lies in
+    the socket.
+    """
+
+    __slots__ = ("_cancels", "_gate", "_loop", "_task", "_timer")
+
+    def __init__(self, gate: Gate, timeout_s: float) -> None:
+        loop = self._loop = asyncio.get_running_loop()
+        task = asyncio.current_task(loop)
+        assert task is not None  # noqa: S101  (a coroutine of ours runs in one)
+        self._task = task
+        self._cancels = task.cancelling()
+        self._gate = gate
+        self._timer = loop.call_later(timeout_s, self._close)
+
+    def _close(self) -> None:
+        self._gate.close()  # what leaves now would have no time to be answered
+        self._timer = self._loop.call_later(_LATE_ANSWER_S, self._cut)
+
+    def _cut(self) -> None:
+        self._cancels += 1
+        self._task.cancel()
+
+    def end(self) -> bool:
+        """Cut nothing any more; tell whether somebody else cancelled the task meanwhile."""
+        self._timer.cancel()
+        return self._task.cancelling() > self._cancels
+
+
+class CreateTransport:
+    """Sends creates, and only creates.
+
+    A connection of its own for each, since a reused one may die unseen; no redirects, no cookies, no
+    proxies, no user's middleware: nothing can send a body a second time.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        key: Secret,
+        *,
+        connections: int,
+        timeout_s: float = CREATE_TIMEOUT_S,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> None:
+        self._base_url = base_url
+        self._key = key
+        self._timeout_s = timeout_s
+        self.place = asyncio.Semaphore(connections)
+        """Held from before the turn at the limiter until the answer: who waits can still be held back."""
+        self._http = client_session(
+            aiohttp.TCPConnector(limit=connections, force_close=True, ssl=ssl_context or True),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s),
+        )
+
+    async def post(self, request: WireRequest, gate: Gate) -> Attempt:
+        """Send *request* once and judge what happened. Cancelling it keeps back what has not left.
+
+        Raises:
+            SessionMisuse: This aiohttp is not one that is known.
+        """
+        _check_aiohttp(aiohttp.__version__)
+        patience = _Patience(gate, self._timeout_s)
+        try:
+            attempt = await self._exchange(request, gate)
+        finally:
+            is_cancelled = patience.end()
+        if not is_cancelled:
+            return attempt
+        if attempt.answer.verdict is Verdict.NOT_SENT:
+            raise asyncio.CancelledError
+        return attrs.evolve(attempt, is_final=True)  # an id that is here is not thrown away
+
+    async def _exchange(self, request: WireRequest, gate: Gate) -> Attempt:
+        body = bytearray()
+        response: WireResponse | None = None
+        reason, is_final = "", False
+        try:
+            async with self._http.post(
+                URL(self._base_url + request.path, encoded=True),
+                data=SealedBody(request.body or b"", gate),
+                headers=headers_for(self._key, json=False),
+                allow_redirects=False,
+            ) as answer:
+                gate.close()  # who answers before the body has left does not get it any more
+                # Of an answer really received; an exception's status may be invented by aiohttp.
+                retry_after_s = read_retry_after(answer.headers)
+                response = WireResponse(status=answer.status, body=b"", retry_after_s=retry_after_s)
+                await read_bounded(answer, body)
+        except asyncio.CancelledError:  # the time is over, or somebody wants it to be: `post` knows which
+            pass
+        except Exception as exc:  # whatever it is: the gate and the bytes decide, not its class
+            reason = describe(exc)
+            is_final = isinstance(exc, aiohttp.ClientSSLError | aiohttp.InvalidURL)
+        gate.close()
+        return Attempt(
+            answer=decode_create(response, sent=gate.sent, partial=bytes(body)),
+            reason=reason or _unread(response),
+            is_final=is_final,
+        )
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._http.close()
+
+    def let_go(self) -> None:
+        """Close without an event loop."""
+        let_go(self._http)
+
+
+def _unread(response: WireResponse | None) -> str:
+    return "no answer in time" if response is None else f"unreadable answer, HTTP {response.status}"
+
+
+@lru_cache(maxsize=1)
+def _check_aiohttp(version: str) -> None:
+    """Refuse an aiohttp of which it was never seen when it asks for a body.
+
+    Raises:
+        SessionMisuse: With what to install.
+    """
+    major, minor = (int(part) for part in version.split(".")[:2])
+    if major != 3 or minor < 14:
+        raise SessionMisuse(
+            f"aiohttp {version} is not known to be safe for paid creates; use aiohttp>=3.14,<4"
+        )
