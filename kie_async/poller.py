@@ -193,21 +193,13 @@ class Poller:
 
     # --- when --------------------------------------------------------------------------------------
 
-    def _look_at(self, watch: Watch, at: float, now: float) -> None:
-        watch.at = at
-        if at <= now:
-            self._due.put(watch)
-            self._dispatch()
-        else:
-            self._agenda.put(watch)
-
     def _next_at(self, watch: Watch, chance: float, now: float) -> float:
         """Return the instant of the look after the last, as the timetable has it."""
         age_s = self._timetable.next_look_s(
             self._model(watch),
             watch.looked_s,
             is_first=watch.looked_at == -math.inf,
-            by_callback=self._is_by_callback(watch),
+            by_callback=watch.expects_callback and self._is_by_callback(watch),
             chance=chance,
             now=now,
         )
@@ -241,7 +233,9 @@ class Poller:
             if watch.handle.deadline <= now:
                 self._expire(watch.handle)
             elif watch.at <= now and not (
-                watch.is_queued or watch.is_looking or self._is_put_off(watch, now)
+                watch.is_queued
+                or watch.is_looking
+                or (watch.expects_callback and self._is_put_off(watch, now))
             ):
                 self._due.put(watch)
         self._dispatch()
@@ -257,7 +251,7 @@ class Poller:
 
     def _dispatch(self) -> None:
         """Have one looker more at hand than look right now, as long as there is anything to look at."""
-        if self._due and not self._idle and len(self._lookers) < self._connections and not self._is_closed:
+        if not self._idle and self._due and len(self._lookers) < self._connections and not self._is_closed:
             self._idle += 1
             looker = self._loop.create_task(self._look_while_due(), name="kie_async poller")
             self._lookers.add(looker)
@@ -268,7 +262,8 @@ class Poller:
     async def _look_while_due(self) -> None:
         try:
             while self._due:
-                await self._limiter.acquire()
+                if not self._limiter.take():
+                    await self._limiter.acquire()
                 now = self._now()
                 watch = self._due.pop(now)
                 if watch is None or watch.handle is None:
@@ -310,7 +305,12 @@ class Poller:
             at = now + wait_s
         else:
             at = self._next_at(watch, self._rng.random(), now)
-        self._look_at(watch, at, now)
+        watch.at = at
+        if at > now:
+            self._agenda.put(watch)
+        else:
+            self._due.put(watch)
+            self._dispatch()
 
     def _after_record(self, watch: Watch, record: TaskRecord, source: Source) -> float | None:
         """Take news to the session; return the delay to the next look, if the timetable shall not say it."""
