@@ -19,31 +19,27 @@ _MAX_MESSAGE = 500
 _NUMERIC = (int, float, str)
 _NO_CONTENT = frozenset({"resultUrls", "code", "msg"})
 
-_OTHER_KEYS: Mapping[str, tuple[str, ...]] = {
-    "taskId": ("task_id",),
-    "model": ("operationType",),
-    "creditsConsumed": ("consumeCredits", "credits_consumed", "consume_credits"),
-    "remainedCredits": ("remainingCredits",),
-}
-"""What older and sibling records call a key, asked in this order while nothing is found."""
-_OLDER = frozenset(key for keys in _OTHER_KEYS.values() for key in keys)
+_CREDITS = ("creditsConsumed", "consumeCredits", "credits_consumed", "consume_credits")
+"""What records of different ages call the price; the first that is told counts, so below."""
+_REMAINING = ("remainedCredits", "remainingCredits")
 
 
 def decode_record(data: Mapping[str, object]) -> TaskRecord:
     """Return the record in an envelope's ``data``, whichever of the key sets it has."""
-    get = (data if _OLDER.isdisjoint(data) else _named_anew(data)).get
+    get = data.get
     urls, rest = read_result(data)
     created_at, completed_at = read_time(get("createTime")), read_time(get("completeTime"))
+    task_id, model = get("taskId"), get("model")
     return TaskRecord(
-        task_id=clean_text(get("taskId")),
-        model=clean_text(get("model")),
+        task_id=clean_text(get("task_id") if task_id is None else task_id),
+        model=clean_text(get("operationType") if model is None else model),
         state=read_state(get("state")),
         urls=urls,
         result_object=rest,
         fail_code=clean_text(get("failCode")),
         fail_message=clean_text(get("failMsg")),
-        credits=read_number(get("creditsConsumed")),
-        remaining_credits=read_number(get("remainedCredits")),
+        credits=read_number(_first(data, _CREDITS)),
+        remaining_credits=read_number(_first(data, _REMAINING)),
         created_at=created_at,
         updated_at=read_time(get("updateTime")),
         completed_at=completed_at,
@@ -52,13 +48,12 @@ def decode_record(data: Mapping[str, object]) -> TaskRecord:
     )
 
 
-def _named_anew(data: Mapping[str, object]) -> dict[str, object]:
-    """Return *data* with what stands under an older key under the newest one, where that holds nothing."""
-    found = dict(data)
-    for newest, older in _OTHER_KEYS.items():
-        values = (found.get(key) for key in (newest, *older))
-        found[newest] = next((value for value in values if value is not None), None)
-    return found
+def _first(data: Mapping[str, object], keys: tuple[str, ...]) -> object:
+    """Return what stands under the first of *keys* that holds anything."""
+    for key in keys:
+        if (value := data.get(key)) is not None:
+            return value
+    return None
 
 
 def _duration_s(
@@ -118,12 +113,12 @@ def _without_address(data: Mapping[str, object]) -> dict[str, object]:
     """Return *data* without the secret last part of a callback address, wherever one may stand."""
     raw = dict(data)
     for key, value in data.items():
-        if isinstance(value, str):
+        if type(value) is str:  # what JSON text yields is of no other kind
             if "callBackUrl" in value:
                 raw[key] = without_mac(value)
-        elif isinstance(value, dict):
+        elif type(value) is dict:
             raw[key] = _mask_url(value)
-    return _mask_url(raw)
+    return _mask_url(raw) if "callBackUrl" in raw else raw
 
 
 def without_mac(text: str) -> str:
