@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +31,7 @@ from .sqlite_journal import SqliteJournal
 from .timetable import Learned, Timetable
 from .transport import Secret, Transport
 
+_NAMES_A_LINE = 25
 _log = logging.getLogger("kie_async")
 _T = TypeVar("_T")
 
@@ -184,7 +185,7 @@ class Engine:
         """
         if self._is_open and self._loop.is_closed():
             names = [handle.task_id for handle in self.table.handles]
-            _log.warning("a session was never closed; tasks in flight go on: %s", ", ".join(names) or "none")
+            _tell_what_goes_on("a session was never closed", names)
             for part in (self._creates, self._queries, self.files):
                 part.let_go()
 
@@ -193,7 +194,7 @@ class Engine:
         if not known and not unknown:
             return
         names = [handle.task_id for handle in known] + [f"intent {h._intent_id}" for h in unknown]
-        _log.warning("session closed with %d tasks in flight; they go on: %s", len(names), ", ".join(names))
+        _tell_what_goes_on("session closed", names)
         for handle in known:
             self.table.close(handle, TaskDetached(handle.task_id, handle.record))
         for handle in unknown:
@@ -220,6 +221,16 @@ class Engine:
         self._watchers.add(watcher)
         watcher.add_done_callback(self._watchers.discard)
         return watcher
+
+
+def _tell_what_goes_on(why: str, names: Sequence[str]) -> None:
+    """Log every task that nobody waits for any more: without a journal its id may stand nowhere else."""
+    lines = [", ".join(names[at : at + _NAMES_A_LINE]) for at in range(0, len(names), _NAMES_A_LINE)] or [
+        "none"
+    ]
+    _log.warning("%s with %d tasks in flight; they go on: %s", why, len(names), lines[0])
+    for line in lines[1:]:
+        _log.warning("%s, also in flight: %s", why, line)
 
 
 def _journal(given: str | Path | Journal | None) -> Journal:

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -1285,6 +1286,19 @@ gc.collect()
 
 
 class TestNoise:
+    async def test_a_close_with_many_tasks_in_flight_names_them_all_in_readable_lines(
+        self, sandbox: Sandbox, open_session: OpenSession, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        kie = await open_session()
+        ids = [kie.attach(f"task_{number:03}").task_id for number in range(60)]
+
+        await kie.aclose()
+
+        lines = [record.getMessage() for record in caplog.records if "in flight" in record.getMessage()]
+        assert "60 tasks in flight; they go on: task_000, " in lines[0]
+        assert [task_id for line in lines for task_id in re.findall(r"task_\d+", line)] == ids
+        assert max(map(len, lines)) < 400
+
     def test_in_debug_mode_with_all_warnings_nothing_is_said(self) -> None:
         run = run_python(ORDERLY, "-X", "dev", "-W", "error")
 
