@@ -41,6 +41,9 @@ SHUTDOWN_GRACE_S = 10.0
 _CLOSED = "the session is closed; open a new one"
 _log = logging.getLogger("kie_async")
 
+_Sending = asyncio.Task[TaskHandle | KieError]
+"""A create on its way, in a watcher of its own."""
+
 
 class Intake:
     """Turns requests into handles, so many unsettled at once, first come first served.
@@ -86,8 +89,8 @@ class Intake:
         self._rng = rng
         self._is_closing = False
         self._refs: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._orphans: dict[str, asyncio.Task[TaskHandle]] = {}
-        self._sending: dict[asyncio.Task[TaskHandle], Creation] = {}
+        self._orphans: dict[str, _Sending] = {}
+        self._sending: dict[_Sending, Creation] = {}
 
     async def create(self, wish: TaskRequest, timeout_s: float, *, is_patient: bool = False) -> TaskHandle:
         """Return the handle of a new task, or the one a ref stands for; see `KieSession.create`.
@@ -122,7 +125,8 @@ class Intake:
         if (orphan := self._orphans.get(ref)) is None:
             return None
         await asyncio.wait({orphan})
-        return None if orphan.cancelled() or orphan.exception() else orphan.result()
+        outcome = None if orphan.cancelled() else orphan.result()
+        return outcome if isinstance(outcome, TaskHandle) else None
 
     async def _create(
         self, wish: TaskRequest, asked: bytes, timeout_s: float, is_patient: bool = False
@@ -182,7 +186,7 @@ class Intake:
         work = self._run(handle, creation, timeout_s, intent)
         sending = loop.create_task(work, name="kie_async create")
         self._sending[sending] = creation
-        told: asyncio.Future[TaskHandle] = loop.create_future()  # a shield, with fewer turns of the loop
+        told: asyncio.Future[TaskHandle] = loop.create_future()
         sending.add_done_callback(partial(self._note_sent, handle, told))
         while True:
             try:
@@ -196,29 +200,20 @@ class Intake:
                     sending.cancel()
                 elif is_patient:
                     is_patient = False
-                    told = asyncio.shield(sending)
+                    told = loop.create_future()
+                    sending.add_done_callback(partial(_tell, told))
                     continue
                 self._leave(sending, creation, handle, is_orphan=not is_kept_back)
                 raise
 
-    def _note_sent(
-        self, handle: TaskHandle, told: asyncio.Future[TaskHandle], sending: asyncio.Task[TaskHandle]
-    ) -> None:
+    def _note_sent(self, handle: TaskHandle, told: asyncio.Future[TaskHandle], sending: _Sending) -> None:
         """Let go of a create that is over, and tell its caller."""
         del self._sending[sending]
         if sending.cancelled():
             self._intents.cancel(handle)  # it may not even have begun
-            told.cancel()
-        elif (error := sending.exception()) is None:
-            if not told.done():
-                told.set_result(sending.result())
-        elif not told.done():
-            told.set_exception(error)
-            told.exception()  # a caller cancelled in this very turn is no cause to complain
+        _tell(told, sending)
 
-    def _leave(
-        self, sending: asyncio.Task[TaskHandle], creation: Creation, handle: TaskHandle, *, is_orphan: bool
-    ) -> None:
+    def _leave(self, sending: _Sending, creation: Creation, handle: TaskHandle, *, is_orphan: bool) -> None:
         """Let a create whose caller is gone come to its end; its ref finds it."""
         creation.is_orphan = is_orphan
         if (ref := handle.ref) is not None and not sending.done():
@@ -226,6 +221,15 @@ class Intake:
             sending.add_done_callback(lambda _: self._orphans.pop(ref, None))
 
     async def _run(
+        self, handle: TaskHandle, creation: Creation, timeout_s: float, intent: Intent
+    ) -> TaskHandle | KieError:
+        """Return what became of a create: there may be nobody left to take an error that is raised."""
+        try:
+            return await self._outcome(handle, creation, timeout_s, intent)
+        except KieError as exc:
+            return exc
+
+    async def _outcome(
         self, handle: TaskHandle, creation: Creation, timeout_s: float, intent: Intent
     ) -> TaskHandle:
         try:
@@ -366,6 +370,21 @@ class Intake:
         spent += self._table.held_credits(mean) + mean * (on_the_way + self._intents.unknown_count)
         if budget.credits is not None and spent >= budget.credits:
             raise BudgetExceeded(f"the budget of {budget.credits:g} credits is spent; nothing was sent")
+
+
+def _tell(told: asyncio.Future[TaskHandle], sending: _Sending) -> None:
+    """End a caller's wait as the create ended: a shield, with fewer turns of the loop."""
+    if told.done():
+        return
+    if sending.cancelled():
+        told.cancel()
+        return
+    outcome = sending.exception() or sending.result()
+    if isinstance(outcome, TaskHandle):
+        told.set_result(outcome)
+    else:
+        told.set_exception(outcome)
+        told.exception()  # a caller cancelled in this very turn is no cause to complain
 
 
 def _check_same(ref: str, noted: bytes, given: bytes) -> None:

@@ -93,7 +93,7 @@ async def test_giving_up_while_a_thread_notes_sends_nothing_then_or_later(tmp_pa
 
 
 async def test_a_create_given_up_while_it_was_noted_is_not_unknown_after_a_restart(tmp_path: Path) -> None:
-    point = Point(journal="file", commit_s=0.06, seconds=0.03)
+    point = Point(journal="file", commit_s=0.4, seconds=0.2)
     seen = await probe(point, tmp_path)
     assert (seen.word, seen.objection) == ("not sent", "")
     journal = SqliteJournal(only_file(tmp_path))

@@ -258,7 +258,33 @@ async def test_many_notes_share_few_commits(journal: SqliteJournal) -> None:
     journal._file.check = counted  # type: ignore[method-assign]
     await asyncio.gather(*(journal.sending(intent(number)) for number in range(1000)))
     assert len(await journal.everything()) == 1000
-    assert commits < 250
+    assert commits < 20
+
+
+async def test_a_close_right_after_a_note_was_asked_for_keeps_it(path: Path) -> None:
+    async with opened(path) as journal:
+        notes = [asyncio.create_task(journal.sending(intent(number))) for number in range(3)]
+        await asyncio.sleep(0)
+    await asyncio.gather(*notes)
+    async with opened(path) as journal:
+        assert set(await states(journal)) == {"i0", "i1", "i2"}
+
+
+async def test_a_note_of_two_changes_that_fails_takes_both_back(journal: SqliteJournal) -> None:
+    await journal.sending(intent(1))
+    await journal.ended("i1", IntentState.NOT_CREATED)
+    await journal.sending(intent(2))
+    notes = (
+        journal.sending(intent(1, intent_id="i2")),  # frees the ref, and then finds its own id taken
+        journal.sending(intent(3)),
+    )
+    outcomes = await asyncio.gather(*notes, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [JournalError, type(None)]
+    assert {found.intent_id: found.ref for found in await journal.everything()} == {
+        "i1": "r1",
+        "i2": "r2",
+        "i3": "r3",
+    }
 
 
 HOSTILE = [

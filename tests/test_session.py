@@ -1285,7 +1285,32 @@ gc.collect()
 """
 
 
+ENDS_IN_A_CREATE = """
+import asyncio
+from kie_async import KieSession, Sandbox
+
+async def main():
+    sandbox = Sandbox()
+    await sandbox.start()
+    sandbox.faults.create_answer_gate = asyncio.Event()
+    kie = KieSession("sandbox-key", base_url=sandbox.url)
+    await kie.open()
+    creating = asyncio.create_task(kie.create("sandbox/echo", {}))
+    while not sandbox.counts["create.bodies"]:
+        await asyncio.sleep(0.01)
+
+asyncio.run(main())
+"""
+
+
 class TestNoise:
+    def test_a_program_that_ends_during_a_create_says_so_without_a_traceback(self) -> None:
+        run = run_python(ENDS_IN_A_CREATE)
+
+        assert "it will not be sent again" in run.stderr
+        assert "unhandled exception" not in run.stderr
+        assert "CreateOutcomeUnknown" not in run.stderr
+
     async def test_a_close_with_many_tasks_in_flight_names_them_all_in_readable_lines(
         self, sandbox: Sandbox, open_session: OpenSession, caplog: pytest.LogCaptureFixture
     ) -> None:
