@@ -27,6 +27,7 @@ from .poll_schedule import PollSchedule
 from .poller import Poller
 from .reader import Reader
 from .signing import address_mac
+from .spending import Spending
 from .sqlite_journal import SqliteJournal
 from .timetable import Learned, Timetable
 from .transport import Secret, Transport
@@ -112,6 +113,9 @@ class Engine:
             keep=lambda learned: self.spawn(self._keep(learned)),
         )
         self.table.poller = self.intents.poller = self._poller
+        spending = None
+        if (budget := settings.budget) is not None:
+            spending = Spending(budget, table=self.table, intents=self.intents, counters=counters)
         self.intake = self.intents.owner = Intake(
             table=self.table,
             intents=self.intents,
@@ -123,7 +127,7 @@ class Engine:
             journal=self.journal,
             counters=counters,
             slots=slots,
-            budget=settings.budget,
+            spending=spending,
             task_timeout_s=settings.task_timeout_s,
             address=settings.address,
             expects_callbacks=expects_callbacks,

@@ -16,7 +16,6 @@ from .attempts import CreateTransport
 from .creates import Breaker, Creation
 from .errors import (
     ApiError,
-    BudgetExceeded,
     CreateOutcomeUnknown,
     InvalidRequest,
     JournalError,
@@ -33,9 +32,10 @@ from .inputs import TaskRequest, fingerprint
 from .intents import Intents, fits
 from .journal import Intent, IntentState, Journal, TaskTaken
 from .limiter import Limiter
-from .models import Budget, Counters
+from .models import Counters
 from .reader import Reader
 from .signing import new_intent_id
+from .spending import Spending
 
 SHUTDOWN_GRACE_S = 10.0
 _CLOSED = "the session is closed; open a new one"
@@ -64,7 +64,7 @@ class Intake:
         journal: Journal,
         counters: Counters,
         slots: asyncio.Semaphore,
-        budget: Budget | None,
+        spending: Spending | None,
         address: Callable[[str], str | None],
         task_timeout_s: float,
         expects_callbacks: bool,
@@ -81,7 +81,7 @@ class Intake:
         self._journal = journal
         self._counters = counters
         self._slots = slots
-        self._budget = budget
+        self._spending = spending
         self._address = address
         self._task_timeout_s = task_timeout_s
         self._expects_callbacks = expects_callbacks
@@ -150,7 +150,8 @@ class Intake:
         self._intents.begin(handle)
         try:
             self._check_open()
-            self._check_budget()
+            if self._spending is not None:
+                self._spending.check()
         except BaseException:
             self._intents.cancel(handle)
             raise
@@ -354,22 +355,6 @@ class Intake:
     def _check_open(self) -> None:
         if self._is_closing:
             raise SessionMisuse(_CLOSED)
-
-    def _check_budget(self) -> None:
-        budget = self._budget
-        if budget is None:
-            return
-        before, counters = self._intents.spent_before, self._counters
-        on_the_way = self._intents.creating_count - 1  # without the one that asks
-        tasks = before.tasks + counters.creates + counters.unknown_creates + on_the_way
-        if budget.tasks is not None and tasks >= budget.tasks:
-            raise BudgetExceeded(f"the budget of {budget.tasks} tasks is spent; nothing was sent")
-        spent = before.credits + counters.credits_consumed
-        settled = before.settled + counters.settled_by_callback + counters.settled_by_poll
-        mean = spent / settled if settled else 0.0
-        spent += self._table.held_credits(mean) + mean * (on_the_way + self._intents.unknown_count)
-        if budget.credits is not None and spent >= budget.credits:
-            raise BudgetExceeded(f"the budget of {budget.credits:g} credits is spent; nothing was sent")
 
 
 def _tell(told: asyncio.Future[TaskHandle], sending: _Sending) -> None:
