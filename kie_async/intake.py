@@ -12,6 +12,7 @@ from functools import partial
 from weakref import WeakValueDictionary
 
 from . import wire
+from .adoption import fits
 from .attempts import CreateTransport
 from .creates import Breaker, Creation
 from .errors import (
@@ -29,7 +30,7 @@ from .files import Files
 from .handle import TaskHandle
 from .inflight import InFlight
 from .inputs import TaskRequest, fingerprint
-from .intents import Intents, fits
+from .intents import Intents
 from .journal import Intent, IntentState, Journal, TaskTaken
 from .limiter import Limiter
 from .models import Counters

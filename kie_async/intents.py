@@ -1,8 +1,4 @@
-"""Intents without a task id: creates on their way, of unknown outcome, or refused; and their adoption.
-
-A callback on an intent's own address names the task it became. It is believed only after recordInfo,
-read with the API key, shows our own callback URL in the task's parameters.
-"""
+"""Intents without a task id: creates on their way, of unknown outcome, or refused; and all callbacks' way in."""
 
 from __future__ import annotations
 
@@ -13,21 +9,10 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from enum import Enum
 
-import attrs
-
-from .codes import error_for, is_invisible
-from .errors import (
-    ApiError,
-    CreateOutcomeUnknown,
-    InvalidRequest,
-    JournalError,
-    RateLimited,
-    ServerError,
-    TaskTimedOut,
-    TransportError,
-)
+from .adoption import Adoption, Pending, Phase
+from .codes import error_for
+from .errors import CreateOutcomeUnknown, InvalidRequest, TaskTimedOut
 from .handle import Owner, TaskHandle
 from .inflight import REMEMBERED, InFlight, outcome_of
 from .inputs import TaskRequest
@@ -35,35 +20,9 @@ from .journal import Intent, IntentState, Journal, Totals
 from .models import Counters, TaskRecord, decode_object
 from .poller import Poller, Source
 from .records import decode_record
-from .signing import is_address
 from .states import TaskState
 
-_ADOPTION_GAP_S = 1.0
-_ADOPTION_WAITS_S = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 _log = logging.getLogger("kie_async")
-
-
-class _Phase(Enum):
-    """How far an intent has come without a task id."""
-
-    CREATING = "creating"
-    UNKNOWN = "unknown"
-    REJECTED = "rejected"
-
-
-@attrs.define(eq=False)
-class _Pending:
-    """An intent without a task id."""
-
-    handle: TaskHandle
-    phase: _Phase = _Phase.CREATING
-    held: TaskRecord | None = None
-    """A delivery that outran the create answer; one per intent."""
-    is_held_signed: bool = False
-    is_adopting: bool = False
-    is_awaited: bool = True
-    """False for one read from a journal that nobody has asked for yet."""
-    error: CreateOutcomeUnknown | None = None
 
 
 class Intents:
@@ -95,26 +54,32 @@ class Intents:
         self._counters = counters
         self._confirm_callbacks = confirm_callbacks
         self._expects_callbacks = expects_callbacks
-        self._confirm = confirm
-        self._spawn = spawn
-        self._pending: dict[str, _Pending] = {}
+        self._pending: dict[str, Pending] = {}
         self._rejected: OrderedDict[str, None] = OrderedDict()
+        self._adoption = Adoption(
+            adopt=self.adopt,
+            confirm=confirm,
+            is_pending=self._pending.__contains__,
+            note_rejection=self.note_rejection,
+            callback_secrets=self.callback_secrets,
+            spawn=spawn,
+        )
 
     @property
     def unknown_handles(self) -> list[TaskHandle]:
         """Return the handles of unknown creates that somebody may be waiting for."""
-        unknown = [p for p in self._pending.values() if p.phase is _Phase.UNKNOWN and p.is_awaited]
+        unknown = [p for p in self._pending.values() if p.phase is Phase.UNKNOWN and p.is_awaited]
         return [pending.handle for pending in unknown if not pending.handle.is_done]
 
     @property
     def creating_count(self) -> int:
         """Return how many creates are on their way."""
-        return sum(pending.phase is _Phase.CREATING for pending in self._pending.values())
+        return sum(pending.phase is Phase.CREATING for pending in self._pending.values())
 
     @property
     def unknown_count(self) -> int:
         """Return how many creates of unknown outcome may have become a task."""
-        return sum(pending.phase is _Phase.UNKNOWN for pending in self._pending.values())
+        return sum(pending.phase is Phase.UNKNOWN for pending in self._pending.values())
 
     def new_handle(self, intent: Intent, request: TaskRequest | None = None) -> TaskHandle:
         """Return a handle for an intent; its deadline is now and yet to be moved."""
@@ -134,7 +99,7 @@ class Intents:
 
     def begin(self, handle: TaskHandle) -> None:
         """Expect a task for the handle's intent: from now on its callbacks are known."""
-        self._pending[handle._intent_id] = _Pending(handle)
+        self._pending[handle._intent_id] = Pending(handle)
 
     def cancel(self, handle: TaskHandle) -> None:
         """Forget an intent of which nothing was sent."""
@@ -159,19 +124,19 @@ class Intents:
         pending = self._pending[handle._intent_id]
         self._keep_rejected(pending)
         self._table.release(handle)
-        self._adopt_held(pending)
+        self._adoption.consider(pending)
 
     def unknown(self, handle: TaskHandle, error: CreateOutcomeUnknown) -> None:
         """Note that nobody knows what became of the create; the slot is free at once."""
         pending = self._pending[handle._intent_id]
-        pending.phase, pending.error = _Phase.UNKNOWN, error
+        pending.phase, pending.error = Phase.UNKNOWN, error
         error.handle = handle
         self._counters.unknown_creates += 1
         _log.warning("%s", error)
         self._table.release(handle)
         self.poller.watch_deadline(handle)
         self._table.emit("unknown", handle)
-        self._adopt_held(pending)
+        self._adoption.consider(pending)
 
     def expire(self, handle: TaskHandle) -> None:
         """Settle a handle whose deadline passed; an unknown create can be adopted even after that."""
@@ -193,7 +158,7 @@ class Intents:
         return True
 
     @asynccontextmanager
-    async def _taken(self, handle: TaskHandle) -> AsyncIterator[_Pending | None]:
+    async def _taken(self, handle: TaskHandle) -> AsyncIterator[Pending | None]:
         """Take an intent out, so that nobody else decides on it meanwhile; back it goes if that fails."""
         pending = self._pending.pop(handle._intent_id, None)
         try:
@@ -203,8 +168,8 @@ class Intents:
                 self._pending[handle._intent_id] = pending
             raise
 
-    def _keep_rejected(self, pending: _Pending) -> None:
-        pending.phase = _Phase.REJECTED
+    def _keep_rejected(self, pending: Pending) -> None:
+        pending.phase = Phase.REJECTED
         self._rejected[pending.handle._intent_id] = None
         if len(self._rejected) > REMEMBERED:
             self._pending.pop(self._rejected.popitem(last=False)[0], None)
@@ -220,11 +185,11 @@ class Intents:
         left = await self._journal.open()
         self.spent_before = await self._journal.totals()
         for intent in left:
-            pending = self._pending[intent.intent_id] = _Pending(self.new_handle(intent), is_awaited=False)
+            pending = self._pending[intent.intent_id] = Pending(self.new_handle(intent), is_awaited=False)
             if intent.state is IntentState.REJECTED:
                 self._keep_rejected(pending)
             else:
-                pending.phase, pending.error = _Phase.UNKNOWN, _unknown_error(intent)
+                pending.phase, pending.error = Phase.UNKNOWN, _unknown_error(intent)
                 pending.error.handle = pending.handle
         unknown = [intent.intent_id for intent in left if intent.state is IntentState.UNKNOWN]
         if unknown:
@@ -234,7 +199,7 @@ class Intents:
         """Return handles for every unsettled task of the journal, and for creates of unknown outcome."""
         handles = [self.revive(intent, deadline) for intent in await self._journal.unsettled()]
         for pending in self._pending.values():
-            if pending.phase is _Phase.UNKNOWN and not pending.handle.is_done:
+            if pending.phase is Phase.UNKNOWN and not pending.handle.is_done:
                 self._await(pending, deadline)
                 handles.append(pending.handle)
         return handles
@@ -267,7 +232,7 @@ class Intents:
             self._table.bind(handle, intent.task_id, expects_callback=expects, at_once=True)
         return handle
 
-    def _await(self, pending: _Pending, deadline: float) -> None:
+    def _await(self, pending: Pending, deadline: float) -> None:
         if not pending.is_awaited:
             pending.is_awaited = True
             pending.handle.deadline = deadline
@@ -291,7 +256,7 @@ class Intents:
         if pending is not None:
             self._counters.callbacks_accepted += 1
             pending.held, pending.is_held_signed = record, is_signed
-            self._adopt_held(pending)
+            self._adoption.consider(pending)
         elif handle is None or handle._is_ending:
             self._counters.callbacks_duplicate += 1
             self.poller.late_callback(intent_id)
@@ -317,52 +282,6 @@ class Intents:
 
     # --- adoption ------------------------------------------------------------------------------
 
-    def _adopt_held(self, pending: _Pending) -> None:
-        """Begin to adopt, unless the create answer may still come or an adoption is on its way."""
-        if pending.phase is not _Phase.CREATING and pending.held is not None and not pending.is_adopting:
-            pending.is_adopting = True
-            self._spawn(self._adopt_all(pending))
-
-    async def _adopt_all(self, pending: _Pending) -> None:
-        try:
-            while pending.held is not None and pending.handle._intent_id in self._pending:
-                record, pending.held = pending.held, None
-                await self._try_to_adopt(pending, record.task_id)
-                if pending.handle._intent_id in self._pending:
-                    await asyncio.sleep(
-                        _ADOPTION_GAP_S
-                    )  # a flood of deliveries must not become one of queries
-        finally:
-            pending.is_adopting = False
-
-    async def _try_to_adopt(self, pending: _Pending, task_id: str) -> None:
-        """Bind an intent to the task a delivery named, if the service's own record proves it."""
-        handle = pending.handle
-        found = await self._confirmed(task_id)
-        if found is None or handle._intent_id not in self._pending:
-            return
-        record, url = found
-        if url is None or not self._is_address_of(handle, url) or not fits(handle, record):
-            self.note_rejection("adoption of another task")
-            return
-        try:
-            await self.adopt(handle, record, adopted_by="callback")
-        except (InvalidRequest, JournalError) as exc:
-            _log.error("task %s could not be adopted: %s", task_id, exc)
-
-    async def _confirmed(self, task_id: str) -> tuple[TaskRecord, str | None] | None:
-        for wait_s in _ADOPTION_WAITS_S:
-            await asyncio.sleep(wait_s)
-            try:
-                return await self._confirm(task_id)
-            except (TransportError, RateLimited, ServerError) as exc:
-                _log.info("task %s could not be read for adoption yet: %s", task_id, exc)
-            except ApiError as exc:
-                if not is_invisible(exc.code, exc.message):
-                    _log.warning("task %s cannot be adopted: %s", task_id, exc)
-                    return None
-        return None
-
     async def adopt(self, handle: TaskHandle, record: TaskRecord, *, adopted_by: str) -> None:
         """Bind an intent to a task whose record was read and fits; settle it if the task has ended.
 
@@ -376,7 +295,7 @@ class Intents:
             if pending is None:
                 raise InvalidRequest("the outcome of this create is not unknown any more")
             await self._journal.created(handle._intent_id, record.task_id, adopted_by=adopted_by)
-        is_ghost = pending.phase is _Phase.REJECTED
+        is_ghost = pending.phase is Phase.REJECTED
         if is_ghost:
             self._counters.ghost_creates += 1
             _log.error("task %s exists although its create was refused; it is billed", record.task_id)
@@ -388,16 +307,6 @@ class Intents:
         self._table.bind(handle, record.task_id, expects_callback=self._expects_callbacks)
         self._table.emit("adopted", handle)
         self._hear(handle, record)
-
-    def _is_address_of(self, handle: TaskHandle, url: str) -> bool:
-        front, _, mac = url.rpartition("/")
-        is_ours = is_address(handle._intent_id, mac, callback_secrets=self.callback_secrets)
-        return is_ours and front.endswith("/" + handle._intent_id)
-
-
-def fits(handle: TaskHandle, record: TaskRecord) -> bool:
-    """Tell whether a record can be of the task the handle asked for."""
-    return not handle._model or not record.model or record.model == handle._model
 
 
 def _unknown_error(intent: Intent) -> CreateOutcomeUnknown:

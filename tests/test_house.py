@@ -46,7 +46,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "sqlite_thread",
         "sqlite_journal",
     ),
-    ("inflight", "intents", "spending", "intake", "batch", "engine", "session"),
+    ("inflight", "adoption", "intents", "spending", "intake", "batch", "engine", "session"),
     ("__init__", "cli", "pytest_plugin", "__main__"),
 )
 """Lowest first. A module imports from lower floors, and on its own from those named before it."""

@@ -147,7 +147,8 @@ async def _end_some(side: Side) -> None:
 def _count_reads(side: Side) -> None:
     """Note when a record is read, and for whom: a task, or a create that might become one."""
     reader, intents = side.kie._engine.reader, side.kie._engine.intents
-    read, adopt = reader._read, intents._try_to_adopt
+    adoption = intents._adoption
+    read, adopt = reader._read, adoption._try
 
     async def noted(task_id: str, decode: Any) -> Any:
         side.reads.append((time.monotonic(), _reads_for.get() or task_id))
@@ -157,7 +158,7 @@ def _count_reads(side: Side) -> None:
         _reads_for.set(pending.handle._intent_id)
         await adopt(pending, task_id)
 
-    reader._read, intents._try_to_adopt = noted, adopting  # type: ignore[method-assign]
+    reader._read, adoption._try = noted, adopting  # type: ignore[method-assign]
 
 
 async def _let_the_truth_in(side: Side) -> None:
