@@ -13,21 +13,21 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 
+import attrs
+
 from kie_async import KieSession, Limits, PollSchedule, Rate, Sandbox, SessionEvent, TaskRequest
 from kie_async.sandbox import durations as sandboxed
 
+from .makespan import makespan as campaign
 from .measuring import Figure, parser, tell
-from .simulated import CREATES, PER_S, SLOTS, Found, Lognormal, run
+from .simulated import CREATES, SLOTS, Found, Lognormal, run
 
 FACTOR, TASKS, ROUNDS, SEEDS = 20.0, 300, 3, 16
 MEDIAN_S, SIGMA = 120.0 / FACTOR, 0.42
 WAIT_S = 5.0 / FACTOR
 WITHIN = 0.15
-LEARNING = PollSchedule(
-    wait_s=WAIT_S,
-    first_s=2.0 / FACTOR,
-    tiers=tuple((end_s / FACTOR, interval_s / FACTOR) for end_s, interval_s in PollSchedule().tiers),
-)
+FASTER = Rate(CREATES.count, per_s=CREATES.per_s / FACTOR)
+LEARNING = attrs.evolve(campaign.scaled(FACTOR), wait_s=WAIT_S)
 FIXED = PollSchedule.fixed(2 * WAIT_S)
 
 
@@ -41,7 +41,7 @@ async def for_real(schedule: PollSchedule, *, tasks: int, seed: int) -> Found:
             ran_s.append(event.record.duration_s or 0.0)
 
     took_s = sandboxed.Lognormal(MEDIAN_S, SIGMA)
-    limits = Limits(create=Rate(CREATES, per_s=PER_S / FACTOR), query=Rate(1000, per_s=0.1))
+    limits = Limits(create=FASTER, query=Rate(1000, per_s=0.1))
     wishes = (TaskRequest(model="sandbox/echo", input={"prompt": str(number)}) for number in range(tasks))
     began = time.monotonic()
     async with (
@@ -74,7 +74,7 @@ def promised(tasks: int) -> float:
     with ProcessPoolExecutor() as pool:
         asked = [
             [
-                pool.submit(run, schedule, kind, tasks=tasks, seed=seed, per_s=PER_S / FACTOR)
+                pool.submit(run, schedule, kind, tasks=tasks, seed=seed, creates=FASTER)
                 for seed in range(SEEDS)
             ]
             for schedule in (LEARNING, FIXED)

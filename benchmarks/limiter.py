@@ -71,8 +71,6 @@ class Found:
 async def creates(make: Callable[..., Rule], rate: Rate, *, count: int, spread: float, seed: int) -> Found:
     """Send so many creates, each again until it is accepted."""
     loop, rng = asyncio.get_running_loop(), random.Random(seed)
-    assert isinstance(loop, Hurried)
-    loop.advancing += 1
     began, accepted, refused = loop.time(), 0.0, 0
     rule, window = make(rate, now=loop.time), Window(rate.count, rate.per_s)
 

@@ -1,26 +1,31 @@
-"""A thousand tasks on a clock of its own: the library's timetable and queue, without sockets and waiting."""
+"""A thousand tasks in virtual time: the library's poller looks at them, without sockets and waiting."""
 
 from __future__ import annotations
 
-import heapq
-import itertools
+import asyncio
 import math
 import random
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import attrs
 
-from kie_async import PollSchedule
-from kie_async.look_queue import LookQueue, Watch
+from kie_async import Limits, PollSchedule, Rate, TaskHandle, TaskRecord, TaskState
+from kie_async.limiter import Limiter
+from kie_async.poller import Poller, Source
 from kie_async.timetable import Timetable
 
+from .floor import MANY
+from .makespan import Hurried
+
 MODEL = "model"
-SLOTS, CREATES, PER_S = 100, 20, 10.0
+SLOTS, CREATES = 100, Limits().create
 CALLBACK_S = 0.3
 """From the end of a task to its callback."""
 _STEPS = 200_000
+_RUNNING = TaskRecord(task_id="any", state=TaskState.GENERATING)
+_NOBODY: Any = None
+"""What a handle asks of its session is not asked here."""
 
 
 class Durations(Protocol):
@@ -113,157 +118,123 @@ class Found:
         return (self.mean_s / (2 * self.wait_s) + 0.5) / self.looks
 
 
-@attrs.define(eq=False)
+@attrs.frozen(eq=False)
 class Task:
     """One task of the run."""
 
-    number: int
-    began: float
-    ran_s: float
-    watch: Watch
-    is_scout: bool
+    handle: TaskHandle
+    ends_at: float
+    ended: TaskRecord
+    """What a look finds then."""
 
 
 class Run:
-    """One run: creates within slots and limit, looks and callbacks until all are known to have ended."""
+    """One run: creates within slots and limit, looks and callbacks until all are known to have ended.
+
+    The poller is that of a session. The service answers its looks at once and sends the callbacks.
+    """
 
     def __init__(
         self,
+        loop: asyncio.AbstractEventLoop,
         schedule: PollSchedule,
         durations: Callable[[random.Random, int], float],
         *,
         seed: int,
         lost: float | None = None,
-        queries_per_s: float = math.inf,
+        creates: Rate = CREATES,
+        queries: Rate = MANY,
         known: int = 0,
-        per_s: float = PER_S,
     ) -> None:
+        self.loop = loop
         self.rng = random.Random(seed)
         self.durations = durations
         self.lost = lost
-        self.gap_s = 1 / queries_per_s
-        self.per_s = per_s
-        self.table = Timetable(schedule)
+        self.slots = asyncio.Semaphore(SLOTS)
+        self.creates = Limiter(creates, now=loop.time)
+        table = Timetable(schedule)
         for _ in range(known):
-            self.table.finished(MODEL, durations(self.rng, 0), seen_s=0.0)
-        self.queue = LookQueue(self._chance, longest_s=schedule.longest_gap_s)
-        self.events: list[tuple[float, int, Callable[..., None], Any]] = []
-        self.serial = itertools.count()
-        self.running: dict[int, Task] = {}
-        self.now = self.free_at = 0.0
-        self.created: deque[float] = deque(maxlen=CREATES)
-        self.count = self.looks = self.begun = 0
-        self.waits_s: list[float] = []
-        self.ran_s = 0.0
-
-    def to_its_end(self, count: int) -> Found:
-        """Run so many tasks."""
-        self.count = count
-        self._at(0.0, self._create)
-        while len(self.waits_s) < count:
-            self.now, _, call, argument = heapq.heappop(self.events)
-            self.table.lost.give_up(self.now)
-            call(argument)
-            if self.table.is_tighter():
-                for task in self.running.values():
-                    self._plan(task, self._next_at(task, self.rng.random()))
-        return Found(self.looks / count, sum(self.waits_s) / count, self.ran_s / count, self.now)
-
-    def _at(self, at: float, call: Callable[..., None], argument: Any = None) -> None:
-        heapq.heappush(self.events, (at, next(self.serial), call, argument))
-
-    def _create(self, _: object) -> None:
-        while self.begun < self.count and len(self.running) < SLOTS:
-            if len(self.created) == CREATES and self.created[0] + self.per_s > self.now:
-                self._at(self.created[0] + self.per_s, self._create)
-                return
-            self.created.append(self.now)
-            self._begin(self.durations(self.rng, self.begun))
-
-    def _begin(self, ran_s: float) -> None:
-        watch = Watch(handle=None, since=self.now, expects_callback=self.lost is not None)
-        is_scout = watch.expects_callback and self.table.take_scout()
-        task = self.running[self.begun] = Task(self.begun, self.now, ran_s, watch, is_scout)
-        handle: Any = task  # the queue hands out watches; all it asks of a handle is to be there
-        watch.handle = handle
-        self.begun += 1
-        self.ran_s += ran_s
-        self._plan(task, self._next_at(task, self.rng.random()))
-        if self.lost is not None and self.rng.random() >= self.lost:
-            self._at(self.now + ran_s + CALLBACK_S, self._call_back, task)
-
-    def _by_callback(self, task: Task) -> bool:
-        return task.watch.expects_callback and not (task.is_scout and not self.table.lost.is_proven)
-
-    def _next_at(self, task: Task, chance: float) -> float:
-        age_s = self.table.next_look_s(
-            MODEL,
-            task.watch.looked_s,
-            is_first=task.watch.looked_at == -math.inf,
-            by_callback=self._by_callback(task),
-            chance=chance,
-            now=self.now,
+            table.finished(MODEL, durations(self.rng, 0), seen_s=0.0)
+        self.poller = Poller(
+            ask=self._ask,
+            deliver=self._deliver,
+            give_up=_never,
+            expire=_never,
+            limiter=Limiter(queries, now=loop.time),
+            timetable=table,
+            connections=Limits().query_connections,
+            loop=loop,
+            rng=self.rng,
         )
-        return task.began + age_s
+        self.running: dict[str, Task] = {}
+        self.looks = 0
+        self.waited_s = self.ran_s = 0.0
 
-    def _chance(self, watch: Watch, now: float) -> float:
-        task: Any = watch.handle
-        by_callback = self._by_callback(task)
-        return self.table.chance(MODEL, watch.looked_s, now - watch.since, by_callback=by_callback, now=now)
+    async def to_its_end(self, count: int) -> Found:
+        """Run so many tasks."""
+        began = self.loop.time()
+        for number in range(count):
+            await self.slots.acquire()
+            await self.creates.acquire()
+            self._begin(str(number), self.durations(self.rng, number))
+            self.creates.answered()
+        for _ in range(SLOTS):
+            await self.slots.acquire()  # all of them are free once the last task is known to have ended
+        took_s = self.loop.time() - began
+        await self.poller.aclose()
+        return Found(self.looks / count, self.waited_s / count, self.ran_s / count, took_s)
 
-    def _plan(self, task: Task, at: float) -> None:
-        task.watch.at = at
-        self._at(at, self._due, (task, at))
+    def _begin(self, name: str, ran_s: float) -> None:
+        handle = TaskHandle(
+            owner=_NOBODY, loop=self.loop, deadline=math.inf, task_id=name, intent_id=name, model=MODEL
+        )
+        ended = TaskRecord(task_id=name, state=TaskState.SUCCESS, urls=("url",), duration_s=ran_s)
+        self.running[name] = Task(handle, self.loop.time() + ran_s, ended)
+        self.ran_s += ran_s
+        self.poller.watch(handle, expects_callback=self.lost is not None)
+        if self.lost is not None and self.rng.random() >= self.lost:
+            self.loop.call_later(ran_s + CALLBACK_S, self._call_back, ended)
 
-    def _due(self, planned: tuple[Task, float]) -> None:
-        task, at = planned
-        if task.number not in self.running or task.watch.at != at or task.watch.is_queued:
-            return
-        if self._by_callback(task) and self._next_at(task, 0.0) > self.now + 0.05:
-            self._plan(task, self._next_at(task, self.rng.random()))
-            return
-        self.queue.put(task.watch)
-        self.free_at = max(self.free_at + self.gap_s, self.now)
-        self._at(self.free_at, self._look)
-
-    def _look(self, _: object) -> None:
-        if (watch := self.queue.pop(self.now)) is None:
-            return
-        found: Any = watch.handle
-        task: Task = found
+    async def _ask(self, task_id: str) -> TaskRecord:
         self.looks += 1
-        age_s = self.now - task.began
-        if age_s >= task.ran_s:
-            if watch.expects_callback:
-                self.table.lost.found_ended(str(task.number), self.now, late_s=age_s - task.ran_s)
-            self._end(task, age_s - task.ran_s)
+        task = self.running[task_id]
+        return task.ended if task.ends_at <= self.loop.time() else _RUNNING
+
+    def _call_back(self, ended: TaskRecord) -> None:
+        if ended.task_id in self.running:
+            self._deliver(ended, Source.CALLBACK)
+        else:
+            self.poller.late_callback(ended.task_id)
+
+    def _deliver(self, record: TaskRecord, source: Source) -> None:
+        if not record.state.is_terminal:
             return
-        self.table.still_running(MODEL, watch.seen_s, age_s)
-        watch.seen_s, watch.looked_at = age_s, self.now
-        self._plan(task, self._next_at(task, self.rng.random()))
+        task = self.running.pop(record.task_id)
+        self.waited_s += self.loop.time() - task.ends_at
+        self.poller.ended(task.handle, record, source)
+        self.slots.release()
 
-    def _call_back(self, task: Task) -> None:
-        is_news = task.number in self.running
-        self.table.lost.came(str(task.number), is_news=is_news)
-        if is_news:
-            self._end(task, CALLBACK_S)
 
-    def _end(self, task: Task, wait_s: float) -> None:
-        self.table.finished(MODEL, task.ran_s, seen_s=task.watch.seen_s)
-        self.waits_s.append(wait_s)
-        task.watch.handle = None
-        del self.running[task.number]
-        self._create(None)
+def _never(*_: object) -> None:
+    raise AssertionError("no look fails here, and no task is late")
 
 
 def run(schedule: PollSchedule, durations: Durations, *, tasks: int, seed: int, **options: Any) -> Found:
     """Run so many tasks of one kind."""
-    return Run(schedule, lambda rng, _: durations(rng), seed=seed, **options).to_its_end(tasks)
+    return _run(schedule, lambda rng, _: durations(rng), tasks, seed=seed, **options)
 
 
 def run_shifted(
     schedule: PollSchedule, before: Durations, after: Durations, *, tasks: int, seed: int
 ) -> Found:
     """Run so many tasks, of which the second half is of another kind."""
-    drawn = Run(schedule, lambda rng, number: (before if number < tasks // 2 else after)(rng), seed=seed)
-    return drawn.to_its_end(tasks)
+    return _run(
+        schedule, lambda rng, number: (before if number < tasks // 2 else after)(rng), tasks, seed=seed
+    )
+
+
+def _run(
+    schedule: PollSchedule, durations: Callable[[random.Random, int], float], tasks: int, **options: Any
+) -> Found:
+    with asyncio.Runner(loop_factory=Hurried) as runner:
+        return runner.run(Run(runner.get_loop(), schedule, durations, **options).to_its_end(tasks))

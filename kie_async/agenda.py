@@ -6,6 +6,7 @@ import asyncio
 import heapq
 import math
 from collections.abc import Callable, Iterator
+from itertools import chain
 
 from .look_queue import Watch
 
@@ -98,10 +99,10 @@ class Agenda:
                 self._soon[tick] = [watch for watch in entries if watch.handle is not None]
             self._over, self._most_over = 0, max(_FEW_OVER, len(self) // 4)
 
-    def watches(self) -> set[Watch]:
-        """Return everybody who is watched."""
-        known = set(self._later).union(*self._soon.values())
-        return {watch for watch in known if watch.handle is not None}
+    def watches(self) -> list[Watch]:
+        """Return everybody who is watched, each once, in an order that a seed repeats."""
+        known = dict.fromkeys(chain(self._later, *self._soon.values()))
+        return [watch for watch in known if watch.handle is not None]
 
     def _arm(self, at: float) -> None:
         """Set the one timer, unless it comes before."""

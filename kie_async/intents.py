@@ -1,4 +1,4 @@
-"""Intents without a task id: creates on their way, of unknown outcome, or refused; and all callbacks' way in."""
+"""Intents without a task id: on their way, of unknown outcome, or refused; and where callbacks come in."""
 
 from __future__ import annotations
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import create, footprint, latency, limiter, makespan, poll
+from benchmarks import create, footprint, latency, limiter, makespan, poll, simulated
 from benchmarks.emulator import Emulator
 from benchmarks.floor import Bare, task_id_of
 from benchmarks.measuring import Figure, alternating, tell
+from kie_async import PollSchedule
 
 
 def of_goal(figures: list[Figure], goal: str) -> list[Figure]:
@@ -58,6 +59,16 @@ def test_the_limiter_is_measured_beside_one_that_is_refused() -> None:
 def test_a_makespan_is_never_shorter_than_ideal(way: makespan.Way) -> None:
     found = makespan.run(way, 40, 0)
     assert 1 <= found.ratio < 1.5
+
+
+def test_a_simulated_end_waits_half_a_fixed_interval_or_for_its_callback() -> None:
+    kind = simulated.Lognormal(60, 0.4)
+    polled = simulated.run(PollSchedule.fixed(3), kind, tasks=200, seed=0)
+    called_back = simulated.run(PollSchedule(), kind, tasks=200, seed=0, lost=0.0)
+    assert 1.2 < polled.wait_s < 1.8
+    assert 0.85 < polled.gain < 1.15
+    assert called_back.wait_s < simulated.CALLBACK_S + 0.1
+    assert called_back.looks < 1
 
 
 def test_what_an_install_brings_is_counted() -> None:
