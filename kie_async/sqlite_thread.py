@@ -8,6 +8,7 @@ import os
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -17,8 +18,8 @@ from .errors import JournalError
 from .sqlite_file import JournalFile
 
 _GROUP = 256
-_GAP_S = 0.002
-"""Between two wake-ups of the thread. A lone note goes at once; a crowd waits: a commit costs more."""
+_GAP_S = 0.004
+"""From one group to the next. A lone note is committed at once; a crowd gathers: a commit costs more."""
 _T = TypeVar("_T")
 _OF_THE_JOB = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.ProgrammingError, sqlite3.InterfaceError)
 """SQLite's errors that are one job's; any other is the file's, and takes back all that were to be noted."""
@@ -42,10 +43,10 @@ class SqliteThread:
         self._file = file
         self._loop = asyncio.get_running_loop()
         self._pid = os.getpid()
-        self._jobs: queue.SimpleQueue[list[_Asked] | None] = queue.SimpleQueue()
-        self._asked: list[_Asked] = []
-        """What waits to be handed to the thread: it is woken once for many."""
-        self._handed_at = 0.0
+        self._jobs: queue.SimpleQueue[_Asked | None] = queue.SimpleQueue()
+        self._hurry = threading.Event()
+        """Set when it is closing: then nothing more is worth waiting for."""
+        self._rests_until = 0.0
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._is_over = False
 
@@ -72,22 +73,14 @@ class SqliteThread:
         if self._is_over:
             raise JournalError(f"journal {self._file.path} is closed")
         done: asyncio.Future[_T] = self._loop.create_future()
-        if not self._asked:
-            self._loop.call_at(self._handed_at + _GAP_S, self._hand_over)
-        self._asked.append(_Asked(job, done, rescue))
+        self._jobs.put(_Asked(job, done, rescue))  # from here on it is done, whatever becomes of the loop
         return await done
-
-    def _hand_over(self) -> None:
-        if self._asked:
-            self._handed_at = self._loop.time()
-            self._jobs.put(self._asked)
-            self._asked = []
 
     async def aclose(self) -> None:
         """Finish what was asked and let go of the file."""
         if os.getpid() == self._pid:
             self._is_over = True
-            self._hand_over()
+            self._hurry.set()
             self._jobs.put(None)
             await asyncio.shield(self._ended)
 
@@ -113,7 +106,10 @@ class SqliteThread:
             if (asked := self._jobs.get()) is None:
                 self._jobs.put(None)  # to be met again after this group
                 break
-            group += asked
+            group.append(asked)
+            if len(group) == 1 and (rest_s := self._rests_until - time.monotonic()) > 0:
+                self._hurry.wait(rest_s)
+        self._rests_until = time.monotonic() + _GAP_S
         return group
 
     def _commit(self, db: sqlite3.Connection, group: list[_Asked]) -> list[_Answer]:

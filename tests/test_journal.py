@@ -270,6 +270,32 @@ async def test_a_close_right_after_a_note_was_asked_for_keeps_it(path: Path) -> 
         assert set(await states(journal)) == {"i0", "i1", "i2"}
 
 
+async def test_an_id_learned_in_the_last_turns_of_a_loop_is_kept(path: Path) -> None:
+    await asyncio.to_thread(
+        python,
+        """
+        import asyncio, sys, time
+        from kie_async import SqliteJournal
+        from kie_async.journal import Intent
+
+        async def main():
+            journal = SqliteJournal(sys.argv[1])
+            await journal.open()
+            for number in range(5):
+                await journal.sending(Intent(intent_id=f"i{number}", model="m"))
+            for number in range(5):
+                asyncio.create_task(journal.created(f"i{number}", f"t{number}"))
+            await asyncio.sleep(0)  # asked for, and nothing more: the loop ends here
+
+        asyncio.run(main())
+        time.sleep(0.5)
+        """,
+        path,
+    )
+    async with opened(path) as journal:
+        assert {found.task_id for found in await journal.unsettled()} == {f"t{number}" for number in range(5)}
+
+
 async def test_a_note_of_two_changes_that_fails_takes_both_back(journal: SqliteJournal) -> None:
     await journal.sending(intent(1))
     await journal.ended("i1", IntentState.NOT_CREATED)
