@@ -159,7 +159,8 @@ class Engine:
         try:
             await self.intake.drain()
         finally:
-            await self._stop()
+            self._stopping = asyncio.get_running_loop().create_task(self._stop(), name="kie_async stop")
+            await asyncio.shield(self._stopping)
 
     async def _stop(self) -> None:
         self._is_open = False

@@ -347,7 +347,7 @@ class Intake:
         """Send the request of an unknown create as a new task; see `TaskHandle.resubmit`."""
         if handle.request is None:
             raise InvalidRequest("this handle does not hold its request; create a new task")
-        if not await self._intents.write_off(handle):
+        if not await self._intents.write_off(handle, frees_ref=True):
             raise InvalidRequest(f"the create became task {handle.task_id} meanwhile; await its handle")
         return await self._create(handle.request, handle._fingerprint, self._task_timeout_s)
 

@@ -144,7 +144,7 @@ class Intents:
         unknown = pending.error if pending is not None else None
         self._table.close(handle, unknown or TaskTimedOut(handle.task_id, handle.record))
 
-    async def write_off(self, handle: TaskHandle) -> bool:
+    async def write_off(self, handle: TaskHandle, *, frees_ref: bool = False) -> bool:
         """Give up an unknown create; tell whether it was not adopted meanwhile.
 
         Raises:
@@ -153,7 +153,9 @@ class Intents:
         async with self._taken(handle) as pending:
             if pending is None:
                 return False
-            await self._journal.ended(handle._intent_id, IntentState.WRITTEN_OFF, reason="written off")
+            await self._journal.ended(
+                handle._intent_id, IntentState.WRITTEN_OFF, reason="written off", frees_ref=frees_ref
+            )
         self._table.close(handle, pending.error or TaskTimedOut(handle.task_id, handle.record))
         return True
 

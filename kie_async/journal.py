@@ -136,15 +136,22 @@ class Journal:
         self._change(intent_id, state=IntentState.CREATED, task_id=task_id)
 
     async def ended(
-        self, intent_id: str, state: IntentState, *, reason: str = "", code: int | None = None
+        self,
+        intent_id: str,
+        state: IntentState,
+        *,
+        reason: str = "",
+        code: int | None = None,
+        frees_ref: bool = False,
     ) -> None:
         """Note that an intent was rejected, not created, is unknown or written off.
 
-        Of one that was not created there may be no note: nothing was about to leave.
+        Of one that was not created there may be no note: nothing was about to leave. With *frees_ref*
+        another intent may have its ref, though it may be a task: somebody accepted to pay for both.
         """
         self._change(intent_id, state=state, reason=reason, code=code)
         ref = self._refs.get(intent_id)
-        if ref is not None and self._by_ref[ref].is_not_a_task:
+        if ref is not None and (frees_ref or self._by_ref[ref].is_not_a_task):
             self.forget(intent_id)
 
     async def settled(self, intent_id: str, record: TaskRecord) -> None:

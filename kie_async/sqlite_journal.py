@@ -39,6 +39,7 @@ _CREATED = """
 UPDATE intent SET state = 'CREATED', task_id = ?, sends = 1, created_ms = ?, adopted_by = ?
 WHERE intent_id = ? AND task_id IS NULL
 """
+_FREE_REF = "former_ref = ref, ref = NULL"
 _ASKED_FOR = ("param", "paramJson")
 """Where a record echoes the request, which is kept only when bodies are."""
 _MAX_REASON = 500
@@ -198,16 +199,25 @@ class SqliteJournal(Journal):
         await self._do(job, rescue=lambda: _append(self.rescue_path, intent_id, task_id))
 
     async def ended(
-        self, intent_id: str, state: IntentState, *, reason: str = "", code: int | None = None
+        self,
+        intent_id: str,
+        state: IntentState,
+        *,
+        reason: str = "",
+        code: int | None = None,
+        frees_ref: bool = False,
     ) -> None:
         """Note that an intent was rejected, not created, is unknown or written off.
 
-        Of one that was not created there may be no note: nothing was about to leave.
+        Of one that was not created there may be no note: nothing was about to leave. With *frees_ref*
+        another intent may have its ref, though it may be a task: somebody accepted to pay for both.
         """
         values = (state.value, reason[:_MAX_REASON], code)
         change, is_new = "state = ?, reason = ?, code = ?", False
         if state is IntentState.NOT_CREATED:
             change, is_new = f"{change}, sends = 0", True
+        if frees_ref:
+            change = f"{change}, {_FREE_REF}"
         await self._update(change, *values, where="task_id IS NULL", intent_id=intent_id, is_new=is_new)
 
     async def settled(self, intent_id: str, record: TaskRecord) -> None:
@@ -270,10 +280,8 @@ def _must_change(db: sqlite3.Connection, statement: str, values: tuple[object, .
 def _free_ref(db: sqlite3.Connection, ref: str, intent_id: str) -> None:
     """Take a ref from an intent that never became a task; any other keeps it, and no second one gets in."""
     for holder in _intents(db, "ref = ? AND intent_id != ?", ref, intent_id):
-        # One written off got here by a resubmit only: any other create of its ref was answered.
-        if holder.is_not_a_task or holder.state is IntentState.WRITTEN_OFF:
-            free = "UPDATE intent SET former_ref = ref, ref = NULL WHERE intent_id = ?"
-            db.execute(free, (holder.intent_id,))
+        if holder.is_not_a_task:
+            db.execute(f"UPDATE intent SET {_FREE_REF} WHERE intent_id = ?", (holder.intent_id,))  # noqa: S608
 
 
 def _take_id(db: sqlite3.Connection, task_id: str, now_ms: int, adopted_by: str, intent_id: str) -> None:

@@ -586,6 +586,21 @@ async def test_resubmit_pays_again_only_on_demand_and_keeps_the_ref(
     assert len(sandbox.tasks) == 2
 
 
+async def test_a_resubmit_that_sent_nothing_leaves_the_ref_free(sandbox: Sandbox, restart: Restart) -> None:
+    kie = await restart()
+    handle = (await lose(kie, sandbox)).handle
+    sandbox.faults.create_429_next = 1
+    sandbox.faults.retry_after_s = 30.0
+    again = asyncio.create_task(handle.resubmit(accept_double_charge=True))
+    await eventually(lambda: kie.stats().rate_limited)
+    again.cancel()
+    await asyncio.wait({again})
+    sandbox.faults.retry_after_s = 0.0
+    kie = await restart()
+    assert (await kie.create(ECHO)).task_id in sandbox.tasks
+    assert len(sandbox.tasks) == 2
+
+
 async def test_resubmit_of_a_former_run_has_no_request_to_send(sandbox: Sandbox, restart: Restart) -> None:
     await lose(await restart(), sandbox)
     (handle,) = await (await restart()).resume()

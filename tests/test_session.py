@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import math
@@ -10,6 +11,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +25,7 @@ from kie_async import (
     CallbackReceiver,
     CreateOutcomeUnknown,
     InvalidRequest,
+    JournalLocked,
     KieError,
     KieSession,
     KlingAvatar,
@@ -950,6 +953,24 @@ class TestClosing:
         assert isinstance(await outcome_of(handle), TaskDetached)
         assert isinstance(await creating, CreateOutcomeUnknown)
         gate.set()
+
+    @pytest.mark.parametrize("turns", range(1, 12))
+    async def test_a_close_cancelled_in_any_turn_lets_go_of_the_journal(
+        self, open_session: OpenSession, tmp_path: Path, turns: int
+    ) -> None:
+        kie = await open_session(journal=tmp_path / "run.db")
+        closing = asyncio.create_task(kie.aclose())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        closing.cancel()
+        await asyncio.wait({closing})
+
+        async with asyncio.timeout(5):
+            while True:
+                with contextlib.suppress(JournalLocked):
+                    await open_session(journal=tmp_path / "run.db")
+                    break
+                await asyncio.sleep(0.01)
 
     async def test_nothing_is_asked_after_the_close(
         self, clock: Clock, sandbox: Sandbox, kie: KieSession
