@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from functools import partial
 from weakref import WeakValueDictionary
@@ -101,9 +101,13 @@ class Intake:
         if wish.ref is None:
             return await self._create(wish, b"", timeout_s, is_patient)
         asked = await asyncio.to_thread(fingerprint, wish)
-        async with self._refs.setdefault(wish.ref, asyncio.Lock()):
+        async with self._turn_of(wish.ref):
             known = await self._known(wish.ref, asked, timeout_s)
             return known or await self._create(wish, asked, timeout_s, is_patient)
+
+    def _turn_of(self, ref: str | None) -> AbstractAsyncContextManager[object]:
+        """Return the turn of who would create for a ref: one at a time, and without a ref all at once."""
+        return nullcontext() if ref is None else self._refs.setdefault(ref, asyncio.Lock())
 
     async def _known(self, ref: str, asked: bytes, timeout_s: float) -> TaskHandle | None:
         """Return the handle a ref stands for, if it stands for one.
@@ -347,9 +351,10 @@ class Intake:
         """Send the request of an unknown create as a new task; see `TaskHandle.resubmit`."""
         if handle.request is None:
             raise InvalidRequest("this handle does not hold its request; create a new task")
-        if not await self._intents.write_off(handle, frees_ref=True):
-            raise InvalidRequest(f"the create became task {handle.task_id} meanwhile; await its handle")
-        return await self._create(handle.request, handle._fingerprint, self._task_timeout_s)
+        async with self._turn_of(handle.ref):
+            if not await self._intents.write_off(handle, frees_ref=True):
+                raise InvalidRequest(f"the create became task {handle.task_id} meanwhile; await its handle")
+            return await self._create(handle.request, handle._fingerprint, self._task_timeout_s)
 
     # --- checks --------------------------------------------------------------------------------
 

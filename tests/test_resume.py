@@ -586,6 +586,26 @@ async def test_resubmit_pays_again_only_on_demand_and_keeps_the_ref(
     assert len(sandbox.tasks) == 2
 
 
+@pytest.mark.parametrize("is_resubmit_first", [True, False])
+async def test_a_resubmit_and_a_create_of_its_ref_at_once_are_one_more_task(
+    either: Path | None, sandbox: Sandbox, open_session: OpenSession, is_resubmit_first: bool
+) -> None:
+    kie = await open_session(journal=either)
+    handle = (await lose(kie, sandbox)).handle
+
+    async def create() -> TaskHandle:
+        try:
+            return await kie.create(ECHO)
+        except CreateOutcomeUnknown as unknown:  # that came first, and found the old one
+            return unknown.handle
+
+    works = [handle.resubmit(accept_double_charge=True), create()]
+    found = await asyncio.gather(*(works if is_resubmit_first else reversed(works)))
+
+    assert len(sandbox.tasks) == 2
+    assert len({task.task_id for task in found if task is not handle}) == 1
+
+
 async def test_a_resubmit_that_sent_nothing_leaves_the_ref_free(sandbox: Sandbox, restart: Restart) -> None:
     kie = await restart()
     handle = (await lose(kie, sandbox)).handle
