@@ -35,6 +35,7 @@ from kie_async import (
     SqliteJournal,
     TaskDetached,
     TaskFailed,
+    TaskHandle,
     TaskRequest,
     TaskTimedOut,
 )
