@@ -118,7 +118,7 @@ class _Patience:
     the socket.
     """
 
-    __slots__ = ("_cancels", "_gate", "_loop", "_task", "_timer")
+    __slots__ = ("_cancels", "_gate", "_has_cut", "_loop", "_task", "_timer")
 
     def __init__(self, gate: Gate, timeout_s: float) -> None:
         loop = self._loop = asyncio.get_running_loop()
@@ -126,6 +126,7 @@ class _Patience:
         assert task is not None  # noqa: S101  (a coroutine of ours runs in one)
         self._task = task
         self._cancels = task.cancelling()
+        self._has_cut = False
         self._gate = gate
         self._timer = loop.call_later(timeout_s, self._close)
 
@@ -134,12 +135,14 @@ class _Patience:
         self._timer = self._loop.call_later(_LATE_ANSWER_S, self._cut)
 
     def _cut(self) -> None:
-        self._cancels += 1
+        self._has_cut = True
         self._task.cancel()
 
     def end(self) -> bool:
         """Cut nothing any more; tell whether somebody else cancelled the task meanwhile."""
         self._timer.cancel()
+        if self._has_cut:
+            self._task.uncancel()
         return self._task.cancelling() > self._cancels
 
 
