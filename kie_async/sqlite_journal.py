@@ -166,7 +166,7 @@ class SqliteJournal(Journal):
     # --- writing -------------------------------------------------------------------------------
 
     async def sending(self, intent: Intent) -> None:
-        """Note that the body is about to leave; called inside the hook before the first byte.
+        """Note that the body is about to leave; called at the gate, before the first byte.
 
         The intent takes over the ref of one that never became a task.
         """
