@@ -32,21 +32,13 @@ class Limiter:
 
     async def acquire(self) -> None:
         """Wait for a permit, in the order of the calls; a cancelled wait takes none."""
-        if self.take():
-            return
-        self._in_line += 1
-        try:
-            await self._wait_for_turn()
-        finally:
-            self._in_line -= 1
-        self._unused -= 1
-
-    def take(self) -> bool:
-        """Take a permit that is at hand and that nobody waits for; tell whether there was one."""
         if self._in_line or self._wait_s() > 0:
-            return False
+            self._in_line += 1
+            try:
+                await self._wait_for_turn()
+            finally:
+                self._in_line -= 1
         self._unused -= 1
-        return True
 
     async def _wait_for_turn(self) -> None:
         async with self._turn:

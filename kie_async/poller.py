@@ -262,8 +262,7 @@ class Poller:
     async def _look_while_due(self) -> None:
         try:
             while self._due:
-                if not self._limiter.take():
-                    await self._limiter.acquire()
+                await self._limiter.acquire()
                 now = self._now()
                 watch = self._due.pop(now)
                 if watch is None or watch.handle is None:

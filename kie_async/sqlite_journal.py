@@ -213,9 +213,9 @@ class SqliteJournal(Journal):
         another intent may have its ref, though it may be a task: somebody accepted to pay for both.
         """
         values = (state.value, reason[:_MAX_REASON], code)
-        change, is_new = "state = ?, reason = ?, code = ?", False
-        if state is IntentState.NOT_CREATED:
-            change, is_new = f"{change}, sends = 0", True
+        change, is_new = "state = ?, reason = ?, code = ?", state is IntentState.NOT_CREATED
+        if is_new:
+            change = f"{change}, sends = 0"
         if frees_ref:
             change = f"{change}, {_FREE_REF}"
         await self._update(change, *values, where="task_id IS NULL", intent_id=intent_id, is_new=is_new)

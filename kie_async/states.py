@@ -39,7 +39,6 @@ class TaskState(StrEnum):
 TASK_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 """What an id of the service looks like; anything else never goes into a URL or a signature."""
 
-TERMINAL = frozenset(state for state in TaskState if state.is_terminal)
 _WORDS = {state.value: state for state in TaskState}
 _MAX_WORDS = 100
 _logged: set[str] = set()

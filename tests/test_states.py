@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from tables import together
 
 from kie_async import states
-from kie_async.states import TASK_ID, TERMINAL, TaskState, advance, read_state
+from kie_async.states import TASK_ID, TaskState, advance, read_state
+
+TERMINAL = frozenset({TaskState.SUCCESS, TaskState.FAIL})
 
 STATES = st.sampled_from(TaskState)
 ORDER = list(TaskState)
