@@ -53,14 +53,12 @@ class Agenda:
             self._later.append(watch)
             self._arm(self._review_at)
         elif watch.handle is not None:
-            self._enter(watch.handle.deadline, watch)
+            self.put(watch, watch.handle.deadline)
 
-    def put(self, watch: Watch) -> None:
-        """Enter the next look of a watch that was taken in; an entry it may have had is void."""
-        if watch.at < self._horizon:
-            self._enter(watch.at, watch)
-
-    def _enter(self, at: float, watch: Watch) -> None:
+    def put(self, watch: Watch, at: float) -> None:
+        """Enter the next look, or the deadline, of a watch that was taken in; other entries stay, and are void."""
+        if at >= self._horizon:
+            return
         tick = math.ceil(at / TICK_S)
         if (entries := self._soon.get(tick)) is not None:
             entries.append(watch)
@@ -84,9 +82,9 @@ class Agenda:
             if watch.handle is None:
                 continue
             if before <= watch.at < self._horizon:
-                self._enter(watch.at, watch)
+                self.put(watch, watch.at)
             if watch.handle.deadline < self._horizon:
-                self._enter(watch.handle.deadline, watch)
+                self.put(watch, watch.handle.deadline)
             else:
                 self._later.append(watch)
 

@@ -114,13 +114,13 @@ class Attempt:
 class _Patience:
     """Ends an exchange of the running task that takes too long: first nothing leaves, then it is cut.
 
-    Not aiohttp's own timeout: after a blocked loop it would throw away an answer that already lies in
+    Not aiohttp's own timeouts: after a blocked loop they would throw away an answer that already lies in
     the socket.
     """
 
-    __slots__ = ("_cancels", "_gate", "_has_cut", "_loop", "_task", "_timer")
+    __slots__ = ("_cancels", "_ends_at", "_gate", "_has_cut", "_loop", "_task", "_timer")
 
-    def __init__(self, gate: Gate, timeout_s: float) -> None:
+    def __init__(self, gate: Gate, timeout_s: float, connect_timeout_s: float) -> None:
         loop = self._loop = asyncio.get_running_loop()
         task = asyncio.current_task(loop)
         assert task is not None  # noqa: S101  (a coroutine of ours runs in one)
@@ -128,7 +128,15 @@ class _Patience:
         self._cancels = task.cancelling()
         self._has_cut = False
         self._gate = gate
-        self._timer = loop.call_later(timeout_s, self._close)
+        now = loop.time()
+        self._ends_at = now + timeout_s
+        self._timer = loop.call_at(now + min(connect_timeout_s, timeout_s), self._look)
+
+    def _look(self) -> None:
+        if self._gate.may_be_noted:  # there is a connection
+            self._timer = self._loop.call_at(self._ends_at, self._close)
+        else:
+            self._close()
 
     def _close(self) -> None:
         self._gate.close()  # what leaves now would have no time to be answered
@@ -166,11 +174,12 @@ class CreateTransport:
         self._base_url = base_url
         self._key = key
         self._timeout_s = timeout_s
+        self._connect_timeout_s = connect_timeout_s
         self.place = asyncio.Semaphore(connections)
         """Held from before the turn at the limiter until the answer: who waits can still be held back."""
         self._http = client_session(
             aiohttp.TCPConnector(limit=connections, force_close=True, ssl=ssl_context or True),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s),
+            timeout=aiohttp.ClientTimeout(total=None),
         )
 
     async def post(self, request: WireRequest, gate: Gate) -> Attempt:
@@ -180,7 +189,7 @@ class CreateTransport:
             SessionMisuse: This aiohttp is not one that is known.
         """
         _check_aiohttp(aiohttp.__version__)
-        patience = _Patience(gate, self._timeout_s)
+        patience = _Patience(gate, self._timeout_s, self._connect_timeout_s)
         try:
             attempt = await self._exchange(request, gate)
         finally:
@@ -215,7 +224,7 @@ class CreateTransport:
         gate.close()
         return Attempt(
             answer=decode_create(response, sent=gate.sent, partial=bytes(body)),
-            reason=reason or _unread(response),
+            reason=reason or _unread(response, gate),
             is_final=is_final,
         )
 
@@ -228,8 +237,10 @@ class CreateTransport:
         let_go(self._http)
 
 
-def _unread(response: WireResponse | None) -> str:
-    return "no answer in time" if response is None else f"unreadable answer, HTTP {response.status}"
+def _unread(response: WireResponse | None, gate: Gate) -> str:
+    if response is not None:
+        return f"unreadable answer, HTTP {response.status}"
+    return "no answer in time" if gate.may_be_noted else "no connection in time"
 
 
 @lru_cache(maxsize=1)

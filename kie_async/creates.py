@@ -144,21 +144,15 @@ class Creation:
                 await asyncio.sleep(wait_s)
 
     async def _attempt(self) -> Attempt:
+        """Send once, when it is its turn."""
+        gate = self._gate = Gate(partial(self._journal.sending, self._intent))
         async with self._transport.place:
             await self._limiter.acquire()
             try:
                 self._breaker.check()
-            except CreatesHalted:
-                self._limiter.unused()
-                raise
-            return await self._send_once()
-
-    async def _send_once(self) -> Attempt:
-        gate = self._gate = Gate(partial(self._journal.sending, self._intent))
-        try:
-            attempt = await self._transport.post(self._request, gate)
-        finally:
-            self._limiter.answered() if gate.sent else self._limiter.unused()
+                attempt = await self._transport.post(self._request, gate)
+            finally:
+                self._limiter.answered() if gate.sent else self._limiter.unused()
         if isinstance(gate.failure, JournalError):
             raise gate.failure.with_traceback(None)  # its traceback leads through aiohttp's headers
         return attempt

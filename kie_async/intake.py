@@ -93,16 +93,21 @@ class Intake:
         self._orphans: dict[str, _Sending] = {}
         self._sending: dict[_Sending, Creation] = {}
 
-    async def create(self, wish: TaskRequest, timeout_s: float, *, is_patient: bool = False) -> TaskHandle:
-        """Return the handle of a new task, or the one a ref stands for; see `KieSession.create`.
+    def create(
+        self, wish: TaskRequest, timeout_s: float, *, is_patient: bool = False
+    ) -> Coroutine[object, object, TaskHandle]:
+        """Return, when awaited, the handle of a new task, or the one a ref stands for; see `KieSession.create`.
 
         With *is_patient* a first cancel stops only what has not left; what has left is waited for.
         """
         if wish.ref is None:
-            return await self._create(wish, b"", timeout_s, is_patient)
+            return self._create(wish, b"", timeout_s, is_patient)
+        return self._create_once(wish, wish.ref, timeout_s, is_patient)
+
+    async def _create_once(self, wish: TaskRequest, ref: str, timeout_s: float, is_patient: bool) -> TaskHandle:
         asked = await asyncio.to_thread(fingerprint, wish)
-        async with self._turn_of(wish.ref):
-            known = await self._known(wish.ref, asked, timeout_s)
+        async with self._turn_of(ref):
+            known = await self._known(ref, asked, timeout_s)
             return known or await self._create(wish, asked, timeout_s, is_patient)
 
     def _turn_of(self, ref: str | None) -> AbstractAsyncContextManager[object]:
@@ -231,23 +236,19 @@ class Intake:
     ) -> TaskHandle | KieError:
         """Return what became of a create: there may be nobody left to take an error that is raised."""
         try:
-            return await self._outcome(handle, creation, timeout_s, intent)
-        except KieError as exc:
-            return exc
-
-    async def _outcome(
-        self, handle: TaskHandle, creation: Creation, timeout_s: float, intent: Intent
-    ) -> TaskHandle:
-        try:
             task_id = await creation.run()
         except asyncio.CancelledError:
             await self._forget(handle)
-            self._check_open()
+            if self._is_closing:
+                return SessionMisuse(_CLOSED)
             raise
         except KieError as exc:
             await self._note_failure(handle, exc)
-            raise
-        await self._note_created(handle, task_id)
+            return exc
+        try:
+            await self._note_created(handle, task_id)
+        except KieError as exc:
+            return exc
         if (known := self._table.get(task_id)) is not None:  # attached meanwhile: one task, one handle
             self._intents.cancel(handle)
             return known

@@ -30,29 +30,34 @@ class Limiter:
         self._turn = asyncio.Lock()
         self._news = asyncio.Event()
 
-    async def acquire(self) -> None:
-        """Wait for a permit, in the order of the calls; a cancelled wait takes none."""
-        if self._in_line or self._wait_s() > 0:
+    async def acquire(self) -> float:
+        """Wait for a permit, in the order of the calls, and return when it came; a cancelled wait takes none."""
+        now = self._now()
+        if self._in_line or self._wait_s(now) > 0:
             self._in_line += 1
             try:
-                await self._wait_for_turn()
+                now = await self._wait_for_turn()
             finally:
                 self._in_line -= 1
         self._unused -= 1
+        return now
 
-    async def _wait_for_turn(self) -> None:
+    async def _wait_for_turn(self) -> float:
         async with self._turn:
-            while (wait_s := self._wait_s()) > 0:
+            while (wait_s := self._wait_s(now := self._now())) > 0:
                 self._news.clear()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(None if wait_s == math.inf else max(wait_s, _SOONEST_S)):
                         await self._news.wait()
+            return now
 
-    def answered(self) -> None:
-        """Give a permit back, to be used again ``per_s`` from now: its answer is here."""
-        self._back_at.append(self._now() + self._rate.per_s)
+    def answered(self) -> float:
+        """Give a permit back, to be used again ``per_s`` after its answer: after now, which is returned."""
+        now = self._now()
+        self._back_at.append(now + self._rate.per_s)
         if self._in_line:
             self._news.set()
+        return now
 
     def unused(self) -> None:
         """Give a permit back at once: no request was sent with it."""
@@ -64,8 +69,7 @@ class Limiter:
         """Let nobody through for so many seconds; the longest of several pauses counts."""
         self._paused_until = max(self._paused_until, self._now() + pause_s)
 
-    def _wait_s(self) -> float:
-        now = self._now()
+    def _wait_s(self, now: float) -> float:
         while self._back_at and self._back_at[0] <= now:
             self._back_at.popleft()
             self._unused += 1

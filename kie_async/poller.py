@@ -89,7 +89,7 @@ class Poller:
             if expects_callback and self._timetable.take_scout():
                 self._scouts.add(watch)
             watch.at = self._next_at(watch, self._rng.random(), watch.since)
-        self._agenda.put(watch)
+        self._agenda.put(watch, watch.at)
 
     def watch_deadline(self, handle: TaskHandle) -> None:
         """Only wait for the deadline of a handle whose task id is not known."""
@@ -118,7 +118,7 @@ class Poller:
         if watch.setback is not None:
             watch.setback.rechecks = 0
         if not watch.is_looking:
-            self._plan(watch, None)
+            self._plan(watch, None, self._now())
 
     async def aclose(self) -> None:
         """Stop looking."""
@@ -189,7 +189,7 @@ class Poller:
                 at = self._next_at(watch, self._rng.random(), now)
                 if at < watch.at - TICK_S:
                     watch.at = at
-                    self._agenda.put(watch)
+                    self._agenda.put(watch, watch.at)
 
     # --- when --------------------------------------------------------------------------------------
 
@@ -246,7 +246,7 @@ class Poller:
         if is_asked_for or not self._is_by_callback(watch) or self._next_at(watch, 0.0, now) <= now + TICK_S:
             return False
         watch.at = self._next_at(watch, self._rng.random(), now)
-        self._agenda.put(watch)
+        self._agenda.put(watch, watch.at)
         return True
 
     def _dispatch(self) -> None:
@@ -262,8 +262,7 @@ class Poller:
     async def _look_while_due(self) -> None:
         try:
             while self._due:
-                await self._limiter.acquire()
-                now = self._now()
+                now = await self._limiter.acquire()
                 watch = self._due.pop(now)
                 if watch is None or watch.handle is None:
                     self._limiter.unused()
@@ -283,21 +282,21 @@ class Poller:
         watch.is_looking, watch.is_rung = True, False
         watch.looked_at = now
         try:
-            record = await self._ask(handle.task_id)
+            try:
+                record = await self._ask(handle.task_id)
+            finally:
+                now = self._limiter.answered()
+                watch.is_looking = False
         except Exception as exc:  # whatever a look ends in, the task is paid and will be looked at again
             self._setbacks.meet(watch, exc)
             wait_s = self._recheck_s(watch, source)
         else:
             self._setbacks.over(watch)
             wait_s = self._after_record(watch, record, source)
-        finally:
-            self._limiter.answered()
-            watch.is_looking = False
         if watch.handle is not None:
-            self._plan(watch, wait_s)
+            self._plan(watch, wait_s, now)
 
-    def _plan(self, watch: Watch, wait_s: float | None) -> None:
-        now = self._now()
+    def _plan(self, watch: Watch, wait_s: float | None, now: float) -> None:
         if watch.is_rung:  # rings of strangers must not become a flood of queries
             at = watch.looked_at + self._schedule.ring_gap_s
         elif wait_s is not None:
@@ -306,7 +305,7 @@ class Poller:
             at = self._next_at(watch, self._rng.random(), now)
         watch.at = at
         if at > now:
-            self._agenda.put(watch)
+            self._agenda.put(watch, watch.at)
         else:
             self._due.put(watch)
             self._dispatch()
@@ -321,7 +320,7 @@ class Poller:
                 setback.empties += 1
                 return rechecks[setback.empties - 1]
         self._deliver(record, source)
-        return self._recheck_s(watch, source)
+        return None if watch.setback is None and source is Source.POLL else self._recheck_s(watch, source)
 
     def _still_running(self, watch: Watch, record: TaskRecord) -> None:
         age_s = watch.looked_at - watch.since
