@@ -53,12 +53,14 @@ class Agenda:
             self._later.append(watch)
             self._arm(self._review_at)
         elif watch.handle is not None:
-            self.put(watch, watch.handle.deadline)
+            self._enter(watch.handle.deadline, watch)
 
-    def put(self, watch: Watch, at: float) -> None:
-        """Enter the next look, or the deadline, of a watch that was taken in; other entries stay, and are void."""
-        if at >= self._horizon:
-            return
+    def put(self, watch: Watch) -> None:
+        """Enter the next look of a watch that was taken in; an entry it may have had is void."""
+        if watch.at < self._horizon:
+            self._enter(watch.at, watch)
+
+    def _enter(self, at: float, watch: Watch) -> None:
         tick = math.ceil(at / TICK_S)
         if (entries := self._soon.get(tick)) is not None:
             entries.append(watch)
@@ -82,9 +84,9 @@ class Agenda:
             if watch.handle is None:
                 continue
             if before <= watch.at < self._horizon:
-                self.put(watch, watch.at)
+                self._enter(watch.at, watch)
             if watch.handle.deadline < self._horizon:
-                self.put(watch, watch.handle.deadline)
+                self._enter(watch.handle.deadline, watch)
             else:
                 self._later.append(watch)
 

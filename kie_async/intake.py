@@ -93,21 +93,16 @@ class Intake:
         self._orphans: dict[str, _Sending] = {}
         self._sending: dict[_Sending, Creation] = {}
 
-    def create(
-        self, wish: TaskRequest, timeout_s: float, *, is_patient: bool = False
-    ) -> Coroutine[object, object, TaskHandle]:
-        """Return, when awaited, the handle of a new task, or the one a ref stands for; see `KieSession.create`.
+    async def create(self, wish: TaskRequest, timeout_s: float, *, is_patient: bool = False) -> TaskHandle:
+        """Return the handle of a new task, or the one a ref stands for; see `KieSession.create`.
 
         With *is_patient* a first cancel stops only what has not left; what has left is waited for.
         """
         if wish.ref is None:
-            return self._create(wish, b"", timeout_s, is_patient)
-        return self._create_once(wish, wish.ref, timeout_s, is_patient)
-
-    async def _create_once(self, wish: TaskRequest, ref: str, timeout_s: float, is_patient: bool) -> TaskHandle:
+            return await self._create(wish, b"", timeout_s, is_patient)
         asked = await asyncio.to_thread(fingerprint, wish)
-        async with self._turn_of(ref):
-            known = await self._known(ref, asked, timeout_s)
+        async with self._turn_of(wish.ref):
+            known = await self._known(wish.ref, asked, timeout_s)
             return known or await self._create(wish, asked, timeout_s, is_patient)
 
     def _turn_of(self, ref: str | None) -> AbstractAsyncContextManager[object]:

@@ -31,7 +31,10 @@ class Limiter:
         self._news = asyncio.Event()
 
     async def acquire(self) -> float:
-        """Wait for a permit, in the order of the calls, and return when it came; a cancelled wait takes none."""
+        """Wait for a permit, in the order of the calls, and return when it came.
+
+        A cancelled wait takes none.
+        """
         now = self._now()
         if self._in_line or self._wait_s(now) > 0:
             self._in_line += 1

@@ -89,7 +89,7 @@ class Poller:
             if expects_callback and self._timetable.take_scout():
                 self._scouts.add(watch)
             watch.at = self._next_at(watch, self._rng.random(), watch.since)
-        self._agenda.put(watch, watch.at)
+        self._agenda.put(watch)
 
     def watch_deadline(self, handle: TaskHandle) -> None:
         """Only wait for the deadline of a handle whose task id is not known."""
@@ -189,7 +189,7 @@ class Poller:
                 at = self._next_at(watch, self._rng.random(), now)
                 if at < watch.at - TICK_S:
                     watch.at = at
-                    self._agenda.put(watch, watch.at)
+                    self._agenda.put(watch)
 
     # --- when --------------------------------------------------------------------------------------
 
@@ -246,7 +246,7 @@ class Poller:
         if is_asked_for or not self._is_by_callback(watch) or self._next_at(watch, 0.0, now) <= now + TICK_S:
             return False
         watch.at = self._next_at(watch, self._rng.random(), now)
-        self._agenda.put(watch, watch.at)
+        self._agenda.put(watch)
         return True
 
     def _dispatch(self) -> None:
@@ -305,7 +305,7 @@ class Poller:
             at = self._next_at(watch, self._rng.random(), now)
         watch.at = at
         if at > now:
-            self._agenda.put(watch, watch.at)
+            self._agenda.put(watch)
         else:
             self._due.put(watch)
             self._dispatch()
@@ -320,7 +320,7 @@ class Poller:
                 setback.empties += 1
                 return rechecks[setback.empties - 1]
         self._deliver(record, source)
-        return None if watch.setback is None and source is Source.POLL else self._recheck_s(watch, source)
+        return self._recheck_s(watch, source)
 
     def _still_running(self, watch: Watch, record: TaskRecord) -> None:
         age_s = watch.looked_at - watch.since

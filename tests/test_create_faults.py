@@ -33,6 +33,7 @@ from misbehaving import (
     Misbehaving,
     Peer,
     answer,
+    black_hole,
     bomb,
     breaks_off,
     certified,
@@ -42,6 +43,7 @@ from misbehaving import (
     nobody,
     refused,
     says,
+    trickles,
 )
 from tables import each
 
@@ -261,6 +263,23 @@ async def test_an_answer_that_came_while_the_loop_was_blocked_counts() -> None:
             time.sleep(0.5)  # noqa: ASYNC251  what a careless user does
             assert await running == TASK_ID
         thread.join()
+
+
+async def test_a_create_that_finds_no_connection_in_time_says_so() -> None:
+    with black_hole() as port:
+        async with creating(f"http://127.0.0.1:{port}", connect_timeout_s=0.05) as transport:
+            with pytest.raises(TransportError, match=r"not sent: no connection in time\Z"):
+                await creation(transport).run()
+
+
+async def test_an_answer_may_take_longer_than_a_connection_may() -> None:
+    async with (
+        Misbehaving(trickles(OK, 0.002)) as server,
+        creating(server.url, connect_timeout_s=0.1) as transport,
+    ):
+        began = time.monotonic()
+        assert await creation(transport).run() == TASK_ID
+        assert time.monotonic() > began + 0.1
 
 
 async def test_a_bomb_is_not_unpacked() -> None:
