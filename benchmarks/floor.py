@@ -76,23 +76,33 @@ def task_id_of(answer: bytes) -> str:
 
 
 class Everyday:
-    """A coroutine per task that creates, sleeps and asks, over one pool of kept connections."""
+    """A coroutine per task that creates, sleeps and asks, over one pool of kept connections.
 
-    def __init__(self, url: str, *, every_s: float) -> None:
+    With *is_careful* every create has a connection of its own, as ours have.
+    """
+
+    def __init__(self, url: str, *, every_s: float, is_careful: bool = False) -> None:
         self._url = f"{url}/api/v1/jobs/"
         self._every_s = every_s
+        self._is_careful = is_careful
 
     async def __aenter__(self) -> Self:
-        self._http = aiohttp.ClientSession(headers={"Authorization": "Bearer a-key"})
+        headers = {"Authorization": "Bearer a-key"}
+        self._http = self._creates = aiohttp.ClientSession(headers=headers)
+        if self._is_careful:
+            self._creates = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(force_close=True), headers=headers
+            )
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self._creates.close()
         await self._http.close()
 
     async def run(self) -> list[str]:
         """Return the URLs of a new task's result."""
         wish = {"model": AVATAR, "input": AVATAR_INPUT}
-        async with self._http.post(self._url + "createTask", json=wish) as answer:
+        async with self._creates.post(self._url + "createTask", json=wish) as answer:
             asked = {"taskId": (await answer.json())["data"]["taskId"]}
         while True:
             await asyncio.sleep(self._every_s)

@@ -2,14 +2,15 @@
 the client that everybody writes.
 
 At once, aiohttp alone makes as many requests over as many connections and does nothing with the answers.
-Paced, most of the cost is waking up: there the everyday client sleeps and asks in a coroutine per task.
+Paced, most of the cost is waking up: there the everyday client sleeps and asks in a coroutine per task,
+once over kept connections and once with a new one for each create, as ours are.
 Figures are CPU seconds of this process; the turns alternate.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from kie_async import KieSession, PollSchedule
 
@@ -108,16 +109,18 @@ async def at_a_pace(rounds: int, tasks: int) -> list[Figure]:
         Emulator(durations=("uniform", SHORTEST * EVERY_S, LONGEST * EVERY_S)) as service,
         free_session(service.url, poll=PollSchedule.fixed(EVERY_S)) as kie,
         Everyday(service.url, every_s=EVERY_S) as everyday,
+        Everyday(service.url, every_s=EVERY_S, is_careful=True) as careful,
     ):
 
-        async def ours() -> float:
-            return await cpu_s(lambda: paced(tasks, PER_S, lambda _: kie.run(AVATAR, AVATAR_INPUT)))
-
-        async def written() -> float:
-            return await cpu_s(lambda: paced(tasks, PER_S, lambda _: everyday.run()))
+        def spent(run: Callable[[], Awaitable[object]]) -> Callable[[], Awaitable[float]]:
+            return lambda: cpu_s(lambda: paced(tasks, PER_S, lambda _: run()))
 
         found = await alternating(
-            {"the everyday client": written, "ours": ours},
+            {
+                "the everyday client": spent(everyday.run),
+                "the same with our connections": spent(careful.run),
+                "ours": spent(lambda: kie.run(AVATAR, AVATAR_INPUT)),
+            },
             rounds=rounds,
             beside=[service.pid],
             warms_up=False,
@@ -125,6 +128,11 @@ async def at_a_pace(rounds: int, tasks: int) -> list[Figure]:
         assert kie.stats().settled_by_poll == kie.stats().creates
     return [
         *[Figure(name=f"paced, {name}", values=values, unit="CPU s") for name, values in found.items()],
+        Figure(
+            name="paced, ours / the same with our connections",
+            values=ratios(found["ours"], found["the same with our connections"]),
+            unit="of its CPU time",
+        ),
         Figure(
             name="paced, ours / the everyday client",
             values=ratios(found["ours"], found["the everyday client"]),

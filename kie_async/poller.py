@@ -199,16 +199,18 @@ class Poller:
             self._model(watch),
             watch.looked_s,
             is_first=watch.looked_at == -math.inf,
-            by_callback=watch.expects_callback and self._is_by_callback(watch),
+            by_callback=self._is_by_callback(watch),
             chance=chance,
             now=now,
         )
         return watch.since + age_s
 
     def _is_by_callback(self, watch: Watch) -> bool:
+        if not watch.expects_callback:
+            return False
         if self._scouts and self._timetable.lost.is_proven:
             self._scouts.clear()
-        return watch.expects_callback and watch not in self._scouts
+        return watch not in self._scouts
 
     def _model(self, watch: Watch) -> str:
         handle = watch.handle
@@ -233,9 +235,7 @@ class Poller:
             if watch.handle.deadline <= now:
                 self._expire(watch.handle)
             elif watch.at <= now and not (
-                watch.is_queued
-                or watch.is_looking
-                or (watch.expects_callback and self._is_put_off(watch, now))
+                watch.is_queued or watch.is_looking or self._is_put_off(watch, now)
             ):
                 self._due.put(watch)
         self._dispatch()
