@@ -37,9 +37,7 @@ class Way:
 WAYS = (
     Way("with callbacks", True, makespan.QUERIES, 1.005),
     Way("polling freely", False, makespan.MANY, 1.015),
-    Way(
-        "polling, 10 queries a second", False, makespan.QUERIES, 1.025, 3
-    ),  # the only one that is not always the same
+    Way("polling, 10 queries a second", False, makespan.QUERIES, 1.025, 9),  # seeds differ here alone
 )
 
 

@@ -72,7 +72,7 @@ class LookQueue:
         self._rung: deque[Watch] = deque()
         self._first: deque[Watch] = deque()
         self._again: deque[Watch] = deque()
-        self._round: list[Watch] = []
+        self._round: deque[Watch] = deque()
         self._round_ends = -math.inf
 
     def __bool__(self) -> bool:
@@ -89,35 +89,31 @@ class LookQueue:
         (self._rung if watch.is_rung else self._first if is_first else self._again).append(watch)
 
     def pop(self, now: float) -> Watch | None:
-        """Return the watch to look at now; None if nobody waits."""
-        while (watch := self._most_urgent(now)) is not None:
-            watch.is_queued = False
-            if watch.handle is not None:
-                return watch
-        return None
+        """Take out the watch to look at now, which may be over meanwhile; None if nobody waits."""
+        queue = self._rung or self._first
+        if not queue:
+            if self._round or (self._again and self._again[0].at + PATIENCE_S < now):
+                self._judge(now)
+            queue = self._round or self._again
+        if not queue:
+            return None
+        watch = queue.popleft()
+        watch.is_queued = False
+        return watch
 
-    def _most_urgent(self, now: float) -> Watch | None:
-        if self._rung:
-            return self._rung.popleft()
-        if self._first:
-            return self._first.popleft()
-        if self._round and now > self._round_ends:
-            self._again.extendleft(self._round)
-            self._round = []
-        if not self._round and self._again and self._again[0].at + PATIENCE_S < now:
-            self._begin_round(now)
-        if self._round:
-            return self._round.pop()
-        return self._again.popleft() if self._again else None
-
-    def _begin_round(self, now: float) -> None:
+    def _judge(self, now: float) -> None:
         """Set the likeliest quarter of those waiting apart: they come first, until all are judged anew."""
+        if self._round and now <= self._round_ends:
+            return
+        self._again.extendleft(reversed(self._round))
+        self._round.clear()
+        if self._again[0].at + PATIENCE_S >= now:
+            return
         waiting = [watch for watch in self._again if watch.handle is not None]
-        self._again.clear()
-        ranked = sorted(waiting, key=lambda watch: self._rank(watch, now))
-        self._round = ranked[-max(_ROUND, len(ranked) // 4) :]
+        ranked = sorted(waiting, key=lambda watch: self._rank(watch, now), reverse=True)
+        self._round = deque(ranked[: max(_ROUND, len(ranked) // 4)])
         taken = set(map(id, self._round))
-        self._again.extend(watch for watch in waiting if id(watch) not in taken)
+        self._again = deque(watch for watch in waiting if id(watch) not in taken)
         self._round_ends = now + _ROUND_S
 
     def _rank(self, watch: Watch, now: float) -> float:

@@ -266,7 +266,7 @@ class Poller:
                 watch = self._due.pop(now)
                 if watch is None or watch.handle is None:
                     self._limiter.unused()
-                    return
+                    continue
                 self._idle -= 1
                 self._dispatch()
                 try:
