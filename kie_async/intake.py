@@ -234,7 +234,7 @@ class Intake:
             task_id = await creation.run()
         except asyncio.CancelledError:
             await self._forget(handle)
-            if self._is_closing:
+            if self._is_closing:  # what was cancelled is the create, and not its caller
                 return SessionMisuse(_CLOSED)
             raise
         except KieError as exc:

@@ -55,7 +55,7 @@ class Limiter:
             return now
 
     def answered(self) -> float:
-        """Give a permit back, to be used again ``per_s`` after its answer: after now, which is returned."""
+        """Give a permit back, to be used again ``per_s`` from now: its answer is here. Return now."""
         now = self._now()
         self._back_at.append(now + self._rate.per_s)
         if self._in_line:
