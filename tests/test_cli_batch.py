@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
@@ -225,6 +226,39 @@ async def test_the_results_file_is_whole_at_every_moment(patient: Sandbox, tmp_p
     assert (await running.end())[0] == 0
     assert outcomes_in(path) == {"done": 12}
     assert len(files_in(path.parent)) == 13
+
+
+async def test_a_writing_that_was_given_up_on_does_not_undo_a_later_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    may_end, has_ended, replace = threading.Event(), threading.Event(), results_file._replace
+
+    def slowly(path: Path, lines: list[bytes]) -> None:
+        if b"running" in lines[0]:
+            may_end.wait(5)
+        replace(path, lines)
+        if b"running" in lines[0]:
+            has_ended.set()
+
+    monkeypatch.setattr(results_file, "_replace", slowly)
+    results = results_file.ResultsFile(tmp_path / "results.jsonl", [{"outcome": "running"}])
+    given_up = asyncio.create_task(results.write())
+    await asyncio.sleep(0.01)
+    given_up.cancel()
+    results.put(0, {"outcome": "done"})
+    last = asyncio.create_task(results.write())
+    await asyncio.sleep(0.05)
+    may_end.set()
+    await last
+    assert await asyncio.to_thread(has_ended.wait, 5)
+    assert outcomes_in(results.path) == {"done": 1}
+
+
+def test_a_writing_that_was_overtaken_leaves_the_newer_one(tmp_path: Path) -> None:
+    results = results_file.ResultsFile(tmp_path / "results.jsonl", [])
+    results._replace(2, [b'{"outcome":"done"}\n'])
+    results._replace(1, [b'{"outcome":"running"}\n'])
+    assert outcomes_in(results.path) == {"done": 1}
 
 
 # --- nothing sent ----------------------------------------------------------------------------------

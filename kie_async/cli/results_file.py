@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import secrets
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ class ResultsFile:
         self.path = path
         self._lines = [_encoded(line) for line in lines]
         self._changed = asyncio.Event()
+        self._asked = self._on_disk = 0
+        """Numbers of writings: one that was given up on goes on in its thread, and must not be the last."""
+        self._turn = threading.Lock()
 
     def put(self, index: int, line: dict[str, Any]) -> None:
         """Change a line."""
@@ -49,7 +53,14 @@ class ResultsFile:
             OSError: The file stays as it was.
         """
         self._changed.clear()
-        await asyncio.to_thread(_replace, self.path, self._lines.copy())
+        self._asked += 1
+        await asyncio.to_thread(self._replace, self._asked, self._lines.copy())
+
+    def _replace(self, number: int, lines: list[bytes]) -> None:
+        with self._turn:
+            if number > self._on_disk:
+                _replace(self.path, lines)
+                self._on_disk = number
 
 
 def _encoded(line: dict[str, Any]) -> bytes:
