@@ -254,10 +254,24 @@ async def test_a_writing_that_was_given_up_on_does_not_undo_a_later_one(
     assert outcomes_in(results.path) == {"done": 1}
 
 
-def test_a_writing_that_was_overtaken_leaves_the_newer_one(tmp_path: Path) -> None:
-    results = results_file.ResultsFile(tmp_path / "results.jsonl", [])
-    results._replace(2, [b'{"outcome":"done"}\n'])
-    results._replace(1, [b'{"outcome":"running"}\n'])
+async def test_a_writing_that_was_overtaken_leaves_the_newer_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    written, replace = [], results_file._replace
+
+    def counted(path: Path, lines: list[bytes]) -> None:
+        replace(path, lines)
+        written.append(lines)
+
+    monkeypatch.setattr(results_file, "_replace", counted)
+    results = results_file.ResultsFile(tmp_path / "results.jsonl", [{"outcome": "running"}])
+    with results._turn:
+        overtaken = asyncio.create_task(results.write())
+        await asyncio.sleep(0.01)
+        overtaken.cancel()
+        results.put(0, {"outcome": "done"})
+        replace(results.path, results._lines)  # as the newer one does, whose turn it is
+    await until(lambda: written)
     assert outcomes_in(results.path) == {"done": 1}
 
 

@@ -24,8 +24,6 @@ class ResultsFile:
         self.path = path
         self._lines = [_encoded(line) for line in lines]
         self._changed = asyncio.Event()
-        self._asked = self._on_disk = 0
-        """Numbers of writings: one that was given up on goes on in its thread, and must not be the last."""
         self._turn = threading.Lock()
 
     def put(self, index: int, line: dict[str, Any]) -> None:
@@ -53,14 +51,12 @@ class ResultsFile:
             OSError: The file stays as it was.
         """
         self._changed.clear()
-        self._asked += 1
-        await asyncio.to_thread(self._replace, self._asked, self._lines.copy())
+        await asyncio.to_thread(self._write)
 
-    def _replace(self, number: int, lines: list[bytes]) -> None:
+    def _write(self) -> None:
+        """Write the lines as they are now: a writing that was given up on may come here late, or last."""
         with self._turn:
-            if number > self._on_disk:
-                _replace(self.path, lines)
-                self._on_disk = number
+            _replace(self.path, self._lines.copy())
 
 
 def _encoded(line: dict[str, Any]) -> bytes:
