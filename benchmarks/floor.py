@@ -21,6 +21,8 @@ from .emulator import AVATAR, AVATAR_INPUT
 CREATES, QUERIES = 16, 64
 """Connections: more creates at once buy nothing."""
 MANY = Rate(100_000, per_s=1)
+NOBODY: Any = None
+"""The owner of a handle that asks nothing of a session."""
 FREE = Limits(create=MANY, query=MANY, create_connections=CREATES, query_connections=QUERIES)
 
 _T = TypeVar("_T")

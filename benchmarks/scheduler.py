@@ -27,7 +27,7 @@ from kie_async.limiter import Limiter
 from kie_async.poller import Poller
 from kie_async.timetable import Timetable
 
-from .floor import MANY
+from .floor import MANY, NOBODY
 from .measuring import Figure, alternating, parser, ratios, tell
 
 FEW, MANY_HANDLES = 10_000, 100_000
@@ -91,17 +91,13 @@ async def scheduler(count: int, looks: Looks, loop: Any, period_s: float) -> Asy
     deadline = loop.time() + 10**6
     handles = []
     for number in range(count):
-        made: Any = TaskHandle(owner=_NOBODY, loop=loop, deadline=deadline, task_id=f"{number:032x}")
+        made: Any = TaskHandle(owner=NOBODY, loop=loop, deadline=deadline, task_id=f"{number:032x}")
         poller.watch(made, expects_callback=False, at_once=True)  # spread over a period
         handles.append(made)
     try:
         yield
     finally:
         await poller.aclose()
-
-
-_NOBODY: Any = None
-"""What a handle asks of its session is not asked here."""
 
 
 @asynccontextmanager

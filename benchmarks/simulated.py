@@ -15,7 +15,7 @@ from kie_async.limiter import Limiter
 from kie_async.poller import Poller, Source
 from kie_async.timetable import Timetable
 
-from .floor import MANY
+from .floor import MANY, NOBODY
 from .makespan import Hurried
 
 MODEL = "model"
@@ -24,8 +24,6 @@ CALLBACK_S = 0.3
 """From the end of a task to its callback."""
 _STEPS = 200_000
 _RUNNING = TaskRecord(task_id="any", state=TaskState.GENERATING)
-_NOBODY: Any = None
-"""What a handle asks of its session is not asked here."""
 
 
 class Durations(Protocol):
@@ -186,7 +184,7 @@ class Run:
 
     def _begin(self, name: str, ran_s: float) -> None:
         handle = TaskHandle(
-            owner=_NOBODY, loop=self.loop, deadline=math.inf, task_id=name, intent_id=name, model=MODEL
+            owner=NOBODY, loop=self.loop, deadline=math.inf, task_id=name, intent_id=name, model=MODEL
         )
         ended = TaskRecord(task_id=name, state=TaskState.SUCCESS, urls=("url",), duration_s=ran_s)
         self.running[name] = Task(handle, self.loop.time() + ran_s, ended)

@@ -130,10 +130,10 @@ class _Patience:
         self._gate = gate
         now = loop.time()
         self._ends_at = now + timeout_s
-        self._timer = loop.call_at(now + min(connect_timeout_s, timeout_s), self._look)
+        self._timer = loop.call_at(now + min(connect_timeout_s, timeout_s), self._check_connection)
 
-    def _look(self) -> None:
-        if self._gate.may_be_noted:  # there is a connection
+    def _check_connection(self) -> None:
+        if self._gate.may_be_noted:  # there is one: a body came to the gate
             self._timer = self._loop.call_at(self._ends_at, self._close)
         else:
             self._close()

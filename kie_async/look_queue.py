@@ -92,8 +92,7 @@ class LookQueue:
         """Take out the watch to look at now, which may be over meanwhile; None if nobody waits."""
         queue = self._rung or self._first
         if not queue:
-            if self._round or (self._again and self._again[0].at + PATIENCE_S < now):
-                self._judge(now)
+            self._judge(now)
             queue = self._round or self._again
         if not queue:
             return None
@@ -102,12 +101,11 @@ class LookQueue:
         return watch
 
     def _judge(self, now: float) -> None:
-        """Set the likeliest quarter of those waiting apart: they come first, until all are judged anew."""
-        if self._round and now <= self._round_ends:
-            return
-        self._again.extendleft(reversed(self._round))
-        self._round.clear()
-        if self._again[0].at + PATIENCE_S >= now:
+        """Set the likeliest quarter of those that wait too long apart: they come first, for a while."""
+        if self._round and now > self._round_ends:
+            self._again.extendleft(reversed(self._round))
+            self._round.clear()
+        if self._round or not self._again or self._again[0].at + PATIENCE_S >= now:
             return
         waiting = [watch for watch in self._again if watch.handle is not None]
         ranked = sorted(waiting, key=lambda watch: self._rank(watch, now), reverse=True)

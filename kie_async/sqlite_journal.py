@@ -166,10 +166,7 @@ class SqliteJournal(Journal):
     # --- writing -------------------------------------------------------------------------------
 
     async def sending(self, intent: Intent) -> None:
-        """Note that the body is about to leave; called at the gate, before the first byte.
-
-        The intent takes over the ref of one that never became a task.
-        """
+        """Note that the body is about to leave; see `Journal.sending`."""
         now_ms = _now_ms()
         body = without_mac(intent.body) if self._keep_bodies and intent.body else None
         values = (
@@ -207,11 +204,7 @@ class SqliteJournal(Journal):
         code: int | None = None,
         frees_ref: bool = False,
     ) -> None:
-        """Note that an intent was rejected, not created, is unknown or written off.
-
-        Of one that was not created there may be no note: nothing was about to leave. With *frees_ref*
-        another intent may have its ref, though it may be a task: somebody accepted to pay for both.
-        """
+        """Note that an intent was rejected, not created, is unknown or written off; see `Journal.ended`."""
         values = (state.value, reason[:_MAX_REASON], code)
         change, is_new = "state = ?, reason = ?, code = ?", state is IntentState.NOT_CREATED
         if is_new:
