@@ -137,15 +137,15 @@ def aiohttp_routes(path: str, knock: Knock) -> list[web.RouteDef]:
 
 def _reader(request: web.BaseRequest, *, packing: str = "") -> Read:
     async def read(limit: int) -> bytes:
-        if request.headers.get("Expect", "").lower() == "100-continue":
-            await request.writer.write(_GO_ON)
-            request.writer.output_size = 0  # the answer is yet to begin
         content = request.content
         if content.is_eof() and not packing and content.exception() is None:  # all of it is here
             body = content.read_nowait()
             if len(body) > limit:
                 raise CallbackRejected("body too large", 413)
             return body
+        if request.headers.get("Expect", "").lower() == "100-continue":
+            await request.writer.write(_GO_ON)
+            request.writer.output_size = 0  # the answer is yet to begin
         return await read_bounded(content.readany, limit, packing=packing)
 
     return read
