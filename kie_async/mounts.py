@@ -152,10 +152,10 @@ def _reader(request: web.BaseRequest, *, packing: str = "") -> Read:
 
 
 def _response(status: int, body: bytes = b"") -> web.Response:
-    headers = _HEADERS.copy()
+    response = web.Response(status=status, body=body, headers=_HEADERS)
     if status == 405:
-        headers["Allow"] = "POST"
-    return web.Response(status=status, body=body, headers=headers)
+        response.headers["Allow"] = "POST"
+    return response
 
 
 # --- ASGI ----------------------------------------------------------------------------------------

@@ -269,6 +269,22 @@ class TestBody:
 
         assert (verdict.status, verdict.reason) == (400, "id of another task")
 
+    @pytest.mark.parametrize(("turns", "status"), [(2, 400), (3, 200)])
+    async def test_that_id_is_the_one_known_when_the_answer_is_given(self, turns: int, status: int) -> None:
+        inbox = Inbox(tasks={INTENT: ""})
+        receiver = receiver_with(inbox=inbox)
+
+        async def read(_: int) -> bytes:
+            return body_of(TASK)
+
+        knocking = asyncio.create_task(receiver._knock(tail(), {}, read))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        inbox.tasks[INTENT] = "another"  # by a create answer, while other deliveries were read
+
+        assert (await knocking).status == status
+        assert len(inbox.taken) == (status == 200)
+
     def test_while_the_intent_has_no_task_any_id_is_heard(self) -> None:
         assert judge(receiver_with(inbox=Inbox(tasks={INTENT: ""})), {}, body_of("any")).status == 200
 
