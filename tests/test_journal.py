@@ -274,7 +274,7 @@ async def test_an_id_learned_in_the_last_turns_of_a_loop_is_kept(path: Path) -> 
     await asyncio.to_thread(
         python,
         """
-        import asyncio, sys, time
+        import asyncio, sys, threading
         from kie_async import SqliteJournal
         from kie_async.journal import Intent
 
@@ -286,9 +286,13 @@ async def test_an_id_learned_in_the_last_turns_of_a_loop_is_kept(path: Path) -> 
             for number in range(5):
                 asyncio.create_task(journal.created(f"i{number}", f"t{number}"))
             await asyncio.sleep(0)  # asked for, and nothing more: the loop ends here
+            return journal
 
-        asyncio.run(main())
-        time.sleep(0.5)
+        journal = asyncio.run(main())
+        journal._thread._jobs.put(None)  # its thread ends after what was asked before
+        for thread in threading.enumerate():
+            if thread.name == "kie_async journal":
+                thread.join(30)
         """,
         path,
     )
