@@ -60,6 +60,10 @@ class Address:
     """The sessions whose secret made it."""
 
 
+_NOWHERE = Address(intent_id="", inboxes=())
+"""Where a knock came to whose address was not right."""
+
+
 @attrs.frozen(kw_only=True)
 class Verdict:
     """What to answer to a delivery, and why."""
@@ -144,7 +148,8 @@ class CallbackReceiver:
     def receive(self, address: Address, headers: Headers, body: bytes, now: float) -> Verdict:
         """Judge a delivery; nothing is changed by it. *now* is unix time in seconds."""
         try:
-            return self._verdict(address, self._read(headers, body, now))
+            record = self._read(headers, body, now)
+            return self._accepted(address, record, _owner(address, record.task_id))
         except CallbackRejected as exc:
             return _refusal(exc, address)
 
@@ -157,11 +162,7 @@ class CallbackReceiver:
             self._verify(record.task_id, headers, now)
         return record
 
-    def _verdict(self, address: Address, record: TaskRecord) -> Verdict:
-        """Return the yes to a delivery, if it is for a session of ours as that stands now."""
-        inbox = _owner(address)
-        if inbox.task_of(address.intent_id) not in {"", record.task_id}:
-            raise CallbackRejected("id of another task", 400)
+    def _accepted(self, address: Address, record: TaskRecord, inbox: Inbox) -> Verdict:
         return Verdict(
             status=200,
             record=record,
@@ -183,7 +184,7 @@ class CallbackReceiver:
 
         *path_tail* is ``{intent}/{mac}``. Answer with the verdict's ``status`` and ``body``.
         """
-        address = None
+        address = _NOWHERE
         try:
             address = self.address(path_tail)
             return self._take_in(address, self._read(headers, body, self._now()))
@@ -196,7 +197,7 @@ class CallbackReceiver:
         Of many that come together all bodies are read first, then all records, then all are answered:
         the same step again and again finds its code in the processor's caches, which saves a sixth.
         """
-        address = None
+        address = _NOWHERE
         try:
             address = self.address(path_tail)
             body = await read(self._max_body)
@@ -208,15 +209,15 @@ class CallbackReceiver:
             return self._refuse(exc, address)
 
     def _take_in(self, address: Address, record: TaskRecord) -> Verdict:
-        verdict = self._verdict(address, record)
-        if verdict.inbox is not None:
-            verdict.inbox.take(address.intent_id, record, is_signed=verdict.is_signed)
-        return verdict
+        """Bring a delivery to the session whose it is as that stands now."""
+        inbox = _owner(address, record.task_id)
+        inbox.take(address.intent_id, record, is_signed=bool(self._keys))
+        return self._accepted(address, record, inbox)
 
-    def _refuse(self, why: CallbackRejected, address: Address | None) -> Verdict:
+    def _refuse(self, why: CallbackRejected, address: Address) -> Verdict:
         """Note a refusal, in the sessions too whose address it came to."""
         self._log(why.reason)
-        for inbox in address.inboxes if address is not None else ():
+        for inbox in address.inboxes:
             inbox.note_rejection(why.reason)
         return _refusal(why, address)
 
@@ -261,19 +262,20 @@ class CallbackReceiver:
         return serve(host, port, path, self._knock)
 
 
-def _refusal(why: CallbackRejected, address: Address | None) -> Verdict:
-    intent_id = address.intent_id if address is not None else ""
-    return Verdict(status=why.status, reason=why.reason, intent_id=intent_id)
+def _refusal(why: CallbackRejected, address: Address) -> Verdict:
+    return Verdict(status=why.status, reason=why.reason, intent_id=address.intent_id)
 
 
-def _owner(address: Address) -> Inbox:
-    """Return the session that knows the intent.
+def _owner(address: Address, task_id: str) -> Inbox:
+    """Return the session that knows the intent, which has this task or none yet.
 
     Raises:
-        CallbackRejected: None does: another worker may get the service's next try.
+        CallbackRejected: None does: another worker may get the service's next try. Or it has another task.
     """
     for inbox in address.inboxes:
-        if inbox.task_of(address.intent_id) is not None:
+        if (known := inbox.task_of(address.intent_id)) is not None:
+            if known not in {"", task_id}:
+                raise CallbackRejected("id of another task", 400)
             return inbox
     raise CallbackRejected("intent is not known here", 503)
 
