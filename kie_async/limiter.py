@@ -30,26 +30,19 @@ class Limiter:
         self._turn = asyncio.Lock()
         self._news = asyncio.Event()
 
-    def take(self) -> float | None:
-        """Take a permit if one is at hand and nobody stands in line; return the instant, else None."""
-        now = self._now()
-        if self._in_line or self._wait_s(now) > 0:
-            return None
-        self._unused -= 1
-        return now
-
     async def acquire(self) -> float:
         """Wait for a permit, in the order of the calls, and return when it came.
 
         A cancelled wait takes none.
         """
-        if (now := self.take()) is None:
+        now = self._now()
+        if self._in_line or self._wait_s(now) > 0:
             self._in_line += 1
             try:
                 now = await self._wait_for_turn()
             finally:
                 self._in_line -= 1
-            self._unused -= 1
+        self._unused -= 1
         return now
 
     async def _wait_for_turn(self) -> float:

@@ -199,14 +199,15 @@ class Poller:
             self._model(watch),
             watch.looked_s,
             is_first=watch.looked_at == -math.inf,
-            by_callback=watch.expects_callback and self._counts_on_callback(watch),
+            by_callback=self._is_by_callback(watch),
             chance=chance,
             now=now,
         )
         return watch.since + age_s
 
-    def _counts_on_callback(self, watch: Watch) -> bool:
-        """Tell whether the looks at a watch that expects a callback wait for it."""
+    def _is_by_callback(self, watch: Watch) -> bool:
+        if not watch.expects_callback:
+            return False
         if self._scouts and self._timetable.lost.is_proven:
             self._scouts.clear()
         return watch not in self._scouts
@@ -223,7 +224,7 @@ class Poller:
             self._model(watch),
             watch.looked_s,
             now - watch.since,
-            by_callback=watch.expects_callback and self._counts_on_callback(watch),
+            by_callback=self._is_by_callback(watch),
             now=now,
         )
 
@@ -234,9 +235,7 @@ class Poller:
             if watch.handle.deadline <= now:
                 self._expire(watch.handle)
             elif watch.at <= now and not (
-                watch.is_queued
-                or watch.is_looking
-                or (watch.expects_callback and self._is_put_off(watch, now))
+                watch.is_queued or watch.is_looking or self._is_put_off(watch, now)
             ):
                 self._due.put(watch)
         self._dispatch()
@@ -244,9 +243,7 @@ class Poller:
     def _is_put_off(self, watch: Watch, now: float) -> bool:
         """Put a look off that callbacks have made needless since it was planned."""
         is_asked_for = watch.is_rung or watch.setback is not None or watch.seen_s == math.inf
-        if is_asked_for or not self._counts_on_callback(watch):
-            return False
-        if self._next_at(watch, 0.0, now) <= now + TICK_S:
+        if is_asked_for or not self._is_by_callback(watch) or self._next_at(watch, 0.0, now) <= now + TICK_S:
             return False
         watch.at = self._next_at(watch, self._rng.random(), now)
         self._agenda.put(watch)
@@ -265,42 +262,37 @@ class Poller:
     async def _look_while_due(self) -> None:
         try:
             while self._due:
-                if (now := self._limiter.take()) is None:
-                    now = await self._limiter.acquire()
+                now = await self._limiter.acquire()
                 watch = self._due.pop(now)
                 if watch is None or watch.handle is None:
                     self._limiter.unused()
                     continue
                 self._idle -= 1
-                if not self._idle:
-                    self._dispatch()
-                source = Source.CALLBACK if watch.is_rung else Source.POLL
-                watch.is_looking, watch.is_rung, watch.looked_at = True, False, now
-                found: TaskRecord | Exception
+                self._dispatch()
                 try:
-                    found = await self._ask(watch.handle.task_id)
-                except Exception as exc:  # whatever it is, the task is paid and will be looked at again
-                    found = exc
+                    await self._look(watch, watch.handle, now)
                 finally:
-                    now = self._limiter.answered()
-                    watch.is_looking = False
                     self._idle += 1
-                self._looked(watch, found, source, now)
-                watch = None
-                del found  # who waits for a permit keeps no handle alive, nor do a traceback's frames
+                watch = None  # who waits for a permit keeps no handle alive
         finally:
             self._idle -= 1
 
-    def _looked(self, watch: Watch, found: TaskRecord | Exception, source: Source, now: float) -> None:
-        """Take in what a look found, and plan the next."""
-        wait_s = None
-        if isinstance(found, Exception):
-            self._setbacks.meet(watch, found)
+    async def _look(self, watch: Watch, handle: TaskHandle, now: float) -> None:
+        source = Source.CALLBACK if watch.is_rung else Source.POLL
+        watch.is_looking, watch.is_rung = True, False
+        watch.looked_at = now
+        try:
+            try:
+                record = await self._ask(handle.task_id)
+            finally:
+                now = self._limiter.answered()
+                watch.is_looking = False
+        except Exception as exc:  # whatever a look ends in, the task is paid and will be looked at again
+            self._setbacks.meet(watch, exc)
+            wait_s = self._recheck_s(watch, source)
         else:
             self._setbacks.over(watch)
-            wait_s = self._after_record(watch, found, source)
-        if wait_s is None and (source is Source.CALLBACK or watch.setback is not None):
-            wait_s = self._recheck_s(watch, source)
+            wait_s = self._after_record(watch, record, source)
         if watch.handle is not None:
             self._plan(watch, wait_s, now)
 
@@ -319,7 +311,7 @@ class Poller:
             self._dispatch()
 
     def _after_record(self, watch: Watch, record: TaskRecord, source: Source) -> float | None:
-        """Take news to the session; return the delay to the next look at a success without its result."""
+        """Take news to the session; return the delay to the next look, if the timetable shall not say it."""
         if not record.state.is_terminal:
             self._still_running(watch, record)
         elif record.state is TaskState.SUCCESS and not record.has_result:
@@ -328,7 +320,7 @@ class Poller:
                 setback.empties += 1
                 return rechecks[setback.empties - 1]
         self._deliver(record, source)
-        return None
+        return self._recheck_s(watch, source)
 
     def _still_running(self, watch: Watch, record: TaskRecord) -> None:
         age_s = watch.looked_at - watch.since
@@ -345,8 +337,10 @@ class Poller:
 
     def _recheck_s(self, watch: Watch, source: Source) -> float | None:
         """Return the delay of a look after a ring, which comes soon; None for any other."""
+        if source is Source.POLL and (watch.setback is None or not watch.setback.rechecks):
+            return None
         rechecks, setback = self._schedule.recheck_s, watch.need_setback()
-        if setback.rechecks == len(rechecks) or (source is Source.POLL and not setback.rechecks):
+        if setback.rechecks == len(rechecks):
             return None
         setback.rechecks += 1  # the callback outran the record, or somebody rang for fun
         return rechecks[setback.rechecks - 1]

@@ -174,7 +174,7 @@ def read_number(value: object) -> float | None:
 
 def read_time(value: object) -> datetime | None:
     """Return a unix time in milliseconds or seconds as aware UTC; 0, null and nonsense are None."""
-    number = value if type(value) is int else read_number(value)  # nearly all are whole milliseconds
+    number = read_number(value)
     if not number or number < 0:
         return None
     try:

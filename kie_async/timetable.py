@@ -65,7 +65,7 @@ class Timetable:
         self, model: str, looked_s: float, *, is_first: bool, by_callback: bool, chance: float, now: float
     ) -> float:
         """Return the age for the look after the one at *looked_s*; *chance* is uniform in [0, 1)."""
-        schedule, curve = self.schedule, self._curve(model, now) if self._models else self._tiers
+        schedule, curve = self.schedule, self._curve(model, now)
         stretch = 1 + schedule.jitter * (2 * chance - 1)
         if is_first and not curve.is_learned:
             next_s = looked_s + schedule.first_s * stretch

@@ -64,9 +64,7 @@ def describe(exc: BaseException) -> str:
 
 def read_retry_after(headers: Mapping[str, str]) -> float | None:
     """Return the seconds of a Retry-After header, at most 60; dates and nonsense are None."""
-    if (value := headers.get("Retry-After")) is None:
-        return None
-    value = value.strip()
+    value = headers.get("Retry-After", "").strip()
     if not value.isascii() or not value.replace(".", "", 1).isdigit() or len(value) > 12:
         return None
     return min(float(value), MAX_RETRY_AFTER_S)
