@@ -21,8 +21,8 @@ import attrs
 from aiohttp import web
 
 from kie_async import CallbackReceiver, KieSession, Limits, PollSchedule, Rate, Sandbox, TaskRecord
+from kie_async.callbacks.address import callback_mac
 from kie_async.sandbox import Never
-from kie_async.signing import address_mac
 
 from .decode import readers
 from .load import Load
@@ -32,7 +32,7 @@ KEY = "a-key-from-the-settings"
 SECRET = b"a callback secret"
 INTENT = "0123456789abcdef" * 2
 TASK = "e989621f54392584b05867f87b160672"
-PATH = f"/kie/{INTENT}/{address_mac(INTENT, secret=SECRET)}"
+PATH = f"/kie/{INTENT}/{callback_mac(INTENT, secret=SECRET)}"
 CHUNK, ROUNDS, LINES = 400, 25, 16
 SLOW, JUNK_PER_S, GENUINE_PER_S, SECONDS = 500, 1000, 50, 12
 LOADS = list(readers().values())[-1]

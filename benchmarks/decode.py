@@ -16,8 +16,8 @@ from typing import Any
 
 import attrs
 
-from kie_async import jsontext
-from kie_async.wire import WireResponse, decode_callback, decode_query
+from kie_async import _json as jsontext
+from kie_async.wire.responses import WireResponse, decode_callback, decode_query
 
 from .measuring import Figure, alternating, parser, tell
 

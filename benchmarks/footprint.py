@@ -16,7 +16,7 @@ from .measuring import Figure, alternating, parser, ratios, tell
 
 ROUNDS = 10
 _ROOT = Path(__file__).parent.parent
-_ASKED = """
+_REQUEST_HEADERS = """
 import sys, time
 began = time.process_time()
 for name in sys.argv[1:]:
@@ -30,7 +30,7 @@ print(spent * 1000, int(status["VmRSS"].split()[0]) / 1024)
 async def imported(*names: str) -> tuple[float, float]:
     """Return the CPU milliseconds of an import in a fresh process, and the resident MB after it."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", _ASKED, *names), cwd=_ROOT, stdout=asyncio.subprocess.PIPE
+        *(sys.executable, "-c", _REQUEST_HEADERS, *names), cwd=_ROOT, stdout=asyncio.subprocess.PIPE
     )
     told, _ = await process.communicate()
     spent, resident = told.split()

@@ -16,7 +16,7 @@ from typing import Protocol
 import attrs
 
 from kie_async import Limits, Rate
-from kie_async.limiter import Limiter
+from kie_async.limits.rate_limiter import RateLimiter
 from kie_async.sandbox.window import Window
 
 from .floor import at_most
@@ -36,7 +36,7 @@ class Rule(Protocol):
     async def acquire(self) -> None:
         """Wait for a turn."""
 
-    def answered(self) -> None:
+    def release(self) -> None:
         """Be told that the answer is here."""
 
 
@@ -56,7 +56,7 @@ class BySending:
                 await asyncio.sleep(wait_s)
         self._sent.append(self._now())
 
-    def answered(self) -> None:
+    def release(self) -> None:
         pass
 
 
@@ -83,7 +83,7 @@ async def creates(make: Callable[..., Rule], rate: Rate, *, count: int, spread: 
             is_in = window.admit(loop.time())
             accepted, refused = loop.time(), refused + (not is_in)
             await asyncio.sleep(rng.lognormvariate(math.log(ONE_WAY_S), spread))
-            rule.answered()
+            rule.release()
 
     await at_most(LINES, one, range(count))
     return Found(accepted - began, refused)
@@ -94,14 +94,14 @@ def measured(count: int, seeds: int) -> list[Figure]:
     rate = Limits().create
     ideal_s = (count - 1) // rate.count * rate.per_s
     figures = [Figure(name="ideal", values=[ideal_s], unit="s")]
-    rules: dict[str, Callable[..., Rule]] = {"by sending": BySending, "ours": Limiter}
+    rules: dict[str, Callable[..., Rule]] = {"by sending": BySending, "ours": RateLimiter}
     for name, rule in rules.items():
         for spread in SPREADS:
             found = []
             for seed in range(seeds):
                 with asyncio.Runner(loop_factory=Hurried) as runner:
                     found.append(runner.run(creates(rule, rate, count=count, spread=spread, seed=seed)))
-            no_more, at_latest, goal = (0, 1.03, "P9") if rule is Limiter else (None, None, "")
+            no_more, at_latest, goal = (0, 1.03, "P9") if rule is RateLimiter else (None, None, "")
             figures += [
                 Figure(
                     name=f"{name}, spread {spread}: refused",

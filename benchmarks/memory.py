@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from kie_async import CallbackReceiver, KieSession, PollSchedule, TaskHandle, TaskRequest
-from kie_async.attempts import Attempt, Gate
-from kie_async.codes import Verdict
-from kie_async.wire import CreateAnswer, WireRequest
+from kie_async.creating.create_transport import Attempt
+from kie_async.creating.send_gate import SendGate
+from kie_async.wire.codes import CreateVerdict
+from kie_async.wire.requests import WireRequest
+from kie_async.wire.responses import CreateAnswer
 
 from .floor import free_session
 from .measuring import Figure, parser, resident, tell
@@ -41,9 +43,9 @@ class Stub:
         self._ids = iter(ids)
         self.place = asyncio.Semaphore(1)
 
-    async def post(self, request: WireRequest, gate: Gate) -> Attempt:
+    async def post(self, request: WireRequest, gate: SendGate) -> Attempt:
         await gate.passing()
-        return Attempt(answer=CreateAnswer(verdict=Verdict.CREATED, task_id=next(self._ids)))
+        return Attempt(answer=CreateAnswer(verdict=CreateVerdict.CREATED, task_id=next(self._ids)))
 
 
 def session(count: int, **options: Any) -> KieSession:

@@ -19,7 +19,7 @@ import attrs
 from yarl import URL
 
 from kie_async import KieSession, Limits, PollSchedule, Rate
-from kie_async.attempts import SealedBody
+from kie_async.creating.send_gate import OneShotBody
 
 from .decode import BODIES, TASK, plain, readers
 from .measuring import Figure, alternating, cpu_s, parser, tell
@@ -79,7 +79,7 @@ class Http:
 
     def post(self, url: object, *, data: Any = None, **_: object) -> Exchange:
         name = f"{next(_ids):032x}"
-        sealed = data if isinstance(data, SealedBody) else None
+        sealed = data if isinstance(data, OneShotBody) else None
         return Exchange(b'{"code":200,"msg":"success","data":{"taskId":"%s"}}' % name.encode(), sealed)
 
     def request(self, method: str, url: object, **_: object) -> Exchange:

@@ -23,9 +23,9 @@ from typing import Any
 import attrs
 
 from kie_async import Limits, PollSchedule, TaskHandle, TaskRecord, TaskState
-from kie_async.limiter import Limiter
-from kie_async.poller import Poller
-from kie_async.timetable import Timetable
+from kie_async.limits.rate_limiter import RateLimiter
+from kie_async.planning.planner import PollPlanner
+from kie_async.polling.poller import Poller
 
 from .floor import MANY, NOBODY
 from .measuring import Figure, alternating, parser, ratios, tell
@@ -82,8 +82,8 @@ async def scheduler(count: int, looks: Looks, loop: Any, period_s: float) -> Asy
         deliver=_nothing,
         give_up=_nothing,
         expire=_nothing,
-        limiter=Limiter(MANY, now=loop.time),
-        timetable=Timetable(PollSchedule.fixed(period_s)),
+        limiter=RateLimiter(MANY, now=loop.time),
+        timetable=PollPlanner(PollSchedule.fixed(period_s)),
         connections=Limits().query_connections,
         loop=loop,
         rng=random.Random(0),

@@ -11,9 +11,10 @@ from typing import Any, Protocol
 import attrs
 
 from kie_async import Limits, PollSchedule, Rate, TaskHandle, TaskRecord, TaskState
-from kie_async.limiter import Limiter
-from kie_async.poller import Poller, Source
-from kie_async.timetable import Timetable
+from kie_async.events import Source
+from kie_async.limits.rate_limiter import RateLimiter
+from kie_async.planning.planner import PollPlanner
+from kie_async.polling.poller import Poller
 
 from .floor import MANY, NOBODY
 from .makespan import Hurried
@@ -149,8 +150,8 @@ class Run:
         self.durations = durations
         self.lost = lost
         self.slots = asyncio.Semaphore(SLOTS)
-        self.creates = Limiter(creates, now=loop.time)
-        table = Timetable(schedule)
+        self.creates = RateLimiter(creates, now=loop.time)
+        table = PollPlanner(schedule)
         for _ in range(known):
             table.finished(MODEL, durations(self.rng, 0), seen_s=0.0)
         self.poller = Poller(
@@ -158,7 +159,7 @@ class Run:
             deliver=self._deliver,
             give_up=_never,
             expire=_never,
-            limiter=Limiter(queries, now=loop.time),
+            limiter=RateLimiter(queries, now=loop.time),
             timetable=table,
             connections=Limits().query_connections,
             loop=loop,
@@ -175,7 +176,7 @@ class Run:
             await self.slots.acquire()
             await self.creates.acquire()
             self._begin(str(number), self.durations(self.rng, number))
-            self.creates.answered()
+            self.creates.release()
         for _ in range(SLOTS):
             await self.slots.acquire()  # all of them are free once the last task is known to have ended
         took_s = self.loop.time() - began
@@ -202,7 +203,7 @@ class Run:
         if ended.task_id in self.running:
             self._deliver(ended, Source.CALLBACK)
         else:
-            self.poller.late_callback(ended.task_id)
+            self.poller.note_late_callback(ended.task_id)
 
     def _deliver(self, record: TaskRecord, source: Source) -> None:
         if not record.state.is_terminal:

@@ -1,7 +1,10 @@
 """An asyncio client for the Kie.ai jobs API that never pays twice and never loses a paid task."""
 
 from .batch import Batch, Outcome
-from .callbacks import Address, CallbackReceiver, Verdict
+from .callbacks.base import Address, CallbackVerdict
+from .callbacks.receiver import CallbackReceiver
+from .callbacks.server import ServedReceiver
+from .config import Budget, Limits, PollSchedule, Rate
 from .errors import (
     AnswerUnreadable,
     ApiError,
@@ -36,24 +39,14 @@ from .errors import (
     TransportError,
     UploadRefused,
 )
+from .events import SessionEvent, SessionStats
 from .handle import TaskHandle
-from .inputs import KlingAvatar, TaskRequest
-from .models import (
-    Budget,
-    Limits,
-    Rate,
-    SessionEvent,
-    SessionStats,
-    TaskRecord,
-    TaskResult,
-    UploadedFile,
-)
-from .mounts import ServedReceiver
-from .poll_schedule import PollSchedule
+from .inputs.kling import KlingAvatar
+from .inputs.request import TaskRequest
+from .journal.sqlite import SqliteJournal
+from .models import TaskRecord, TaskResult, TaskState, UploadedFile
 from .sandbox import Sandbox
 from .session import KieSession
-from .sqlite_journal import SqliteJournal
-from .states import TaskState
 
 __version__ = "0.1.0"
 
@@ -111,5 +104,5 @@ __all__ = [
     "TransportError",
     "UploadRefused",
     "UploadedFile",
-    "Verdict",
+    "CallbackVerdict",
 ]

@@ -28,7 +28,8 @@ from .errors import (
     TaskTimedOut,
 )
 from .handle import TaskHandle
-from .inputs import TaskRequest, TypedInput, as_request, fingerprint
+from .inputs.fingerprint import fingerprint
+from .inputs.request import TaskRequest, TypedInput, as_request
 from .models import TaskResult
 
 Requests = Iterable[TaskRequest | TypedInput] | AsyncIterable[TaskRequest | TypedInput]
@@ -91,7 +92,7 @@ class Desk(Protocol):
     async def download(self, result: TaskResult, folder: str | Path) -> list[Path]:
         """Fetch the files of a result."""
 
-    async def occurrence(self, key: bytes) -> int:
+    async def count_occurrence(self, key: bytes) -> int:
         """Return how often *key* was asked for, this time included."""
 
     def spawn(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
@@ -118,7 +119,7 @@ class Batch:
         adoption_grace_s: float,
         download_to: str | Path | None,
     ) -> None:
-        self._flow = _Flow(requests, desk, room, creating, adoption_grace_s, download_to)
+        self._flow = _BatchRun(requests, desk, room, creating, adoption_grace_s, download_to)
 
     def __aiter__(self) -> Self:
         return self
@@ -136,7 +137,7 @@ class Batch:
 
     def __del__(self) -> None:
         if (flow := getattr(self, "_flow", None)) is not None:
-            flow.let_go()
+            flow.close_nowait()
 
     def stop(self) -> None:
         """Create nothing more; the outcomes of what is begun still come.
@@ -150,7 +151,7 @@ class Batch:
         await self._flow.aclose()
 
 
-class _Flow:
+class _BatchRun:
     """What runs behind a `Batch`. It does not hold the batch, so one that is let go can be noticed."""
 
     def __init__(
@@ -162,7 +163,7 @@ class _Flow:
         adoption_grace_s: float,
         download_to: str | Path | None,
     ) -> None:
-        self._pull = _puller(requests)
+        self._pull = _pull_from(requests)
         self._desk = desk
         self._adoption_grace_s = adoption_grace_s
         self._download_to = download_to
@@ -223,7 +224,7 @@ class _Flow:
                 task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
 
-    def let_go(self) -> None:
+    def close_nowait(self) -> None:
         """Close without waiting, from wherever the last reference was dropped."""
         if self._running and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._close_soon)
@@ -309,7 +310,7 @@ class _Flow:
         if request.ref is not None or not self._desk.is_durable or self._is_stopped:
             return request
         asked = (await asyncio.to_thread(fingerprint, request))[:12]
-        number = await self._desk.occurrence(self._token + asked)
+        number = await self._desk.count_occurrence(self._token + asked)
         return attrs.evolve(request, ref=f"auto:{asked.hex()}:{number}")
 
     # --- creating ------------------------------------------------------------------------------
@@ -364,7 +365,7 @@ class _Flow:
         return handle
 
 
-def _puller(requests: Requests) -> Callable[[], Awaitable[tuple[TaskRequest | TypedInput] | None]]:
+def _pull_from(requests: Requests) -> Callable[[], Awaitable[tuple[TaskRequest | TypedInput] | None]]:
     """Return what pulls the next item out of either kind of iterable, and None after the last.
 
     What was given is borrowed: it is not closed, so the rest of a generator stays the caller's.

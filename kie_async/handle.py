@@ -18,16 +18,15 @@ from .errors import (
     TaskFailed,
     TaskTimedOut,
 )
-from .inputs import TaskRequest
-from .models import TaskRecord, TaskResult
-from .states import TaskState, advance
+from .inputs.request import TaskRequest
+from .models import TaskRecord, TaskResult, TaskState, advance
 
-_TOLD = (TaskDetached, TaskAbandoned, CreateOutcomeUnknown)
+_ALREADY_LOGGED = (TaskDetached, TaskAbandoned, CreateOutcomeUnknown)
 """Ends that were logged when they came, or that the user asked for."""
 _log = logging.getLogger("kie_async")
 
 
-class Owner(Protocol):
+class HandleOwner(Protocol):
     """What a handle asks of the session that made it."""
 
     def abandon(self, handle: TaskHandle) -> None:
@@ -76,7 +75,7 @@ class TaskHandle:
     def __init__(
         self,
         *,
-        owner: Owner,
+        owner: HandleOwner,
         loop: asyncio.AbstractEventLoop,
         deadline: float,
         task_id: str = "",
@@ -115,7 +114,11 @@ class TaskHandle:
         return f"<TaskHandle {self.task_id or 'unknown'} {self._state}{' done' if self.is_done else ''}>"
 
     def __del__(self) -> None:
-        if not self._seen and isinstance(self._outcome, KieError) and not isinstance(self._outcome, _TOLD):
+        if (
+            not self._seen
+            and isinstance(self._outcome, KieError)
+            and not isinstance(self._outcome, _ALREADY_LOGGED)
+        ):
             _log.warning("nobody awaited a task that yielded no result: %s", self._outcome)
 
     @property

@@ -2,15 +2,47 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Literal
+from enum import StrEnum
 
 import attrs
 
-from . import jsontext
-from .checks import above_zero, whole_above_zero
-from .states import TaskState
+from ._json import decode_object
+
+
+class TaskState(StrEnum):
+    """Where a task stands, in the service's own words; ``str()`` gives the wire word.
+
+    Source: https://docs.kie.ai/market/common/get-task-detail
+    """
+
+    UNKNOWN = "unknown"
+    """No state was read, or a word this version does not know. Counts as still running."""
+    WAITING = "waiting"
+    QUEUING = "queuing"
+    GENERATING = "generating"
+    SUCCESS = "success"
+    FAIL = "fail"
+
+    rank: int
+    """How far the task has come: a state of a lower rank is older news."""
+    is_terminal: bool
+    """Whether the task has ended."""
+
+    def __init__(self, word: str) -> None:
+        self.rank = len(type(self).__members__)  # attributes: a look at a set of members costs ten times more
+        self.is_terminal = word in {"success", "fail"}
+
+
+TASK_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+"""What an id of the service looks like; anything else never goes into a URL or a signature."""
+
+
+def advance(current: TaskState, observed: TaskState) -> TaskState:
+    """Return the state after *observed*; terminal states stay, a stale replica moves nothing back."""
+    return current if current.is_terminal or observed.rank <= current.rank else observed
 
 
 @attrs.frozen(kw_only=True)
@@ -59,16 +91,6 @@ class TaskRecord:
         return bool(self.urls or self.result_object)
 
 
-def decode_object(value: object) -> dict[str, object] | None:
-    """Return *value* if it is an object, the object in it if it is JSON text, else None."""
-    if isinstance(value, str) and value:
-        try:
-            value = jsontext.parse(value)
-        except jsontext.NotJson:
-            return None
-    return value if isinstance(value, dict) else None
-
-
 @attrs.frozen(kw_only=True)
 class TaskResult:
     """What a successful task yields."""
@@ -110,101 +132,3 @@ class UploadedFile:
     size: int | None = None
     """Bytes."""
     mime_type: str = ""
-
-
-@attrs.frozen
-class Rate:
-    """So many requests in any window of so many seconds."""
-
-    count: int = attrs.field(validator=whole_above_zero)
-    per_s: float = attrs.field(kw_only=True, validator=above_zero)
-
-
-@attrs.frozen(kw_only=True)
-class Limits:
-    """The limits of the account and of this process; the published ones are the defaults.
-
-    Source: https://docs.kie.ai (20 new tasks in 10 seconds, 10 queries a second)
-    """
-
-    create: Rate = Rate(20, per_s=10.0)
-    query: Rate = Rate(10, per_s=1.0)
-    create_connections: int = attrs.field(default=4, validator=whole_above_zero)
-    """Creates on the wire at once: also the most that one crash can leave unknown."""
-    query_connections: int = attrs.field(default=16, validator=whole_above_zero)
-
-
-@attrs.frozen(kw_only=True)
-class Budget:
-    """A hard stop before the next create, for the life of the session (or of its journal)."""
-
-    credits: float | None = attrs.field(default=None, validator=above_zero)
-    """What has not settled, or may exist after an unknown create, counts as the mean of what has."""
-    tasks: int | None = attrs.field(default=None, validator=whole_above_zero)
-
-
-@attrs.frozen(kw_only=True)
-class SessionStats:
-    """What a session did so far."""
-
-    creates: int = 0
-    """Tasks created."""
-    queries: int = 0
-    """recordInfo requests sent."""
-    retries: int = 0
-    """Requests sent again after a failure, a limit or before the first byte."""
-    rate_limited: int = 0
-    """Answers that said: too many requests, or maintenance."""
-    callbacks_accepted: int = 0
-    callbacks_duplicate: int = 0
-    """Deliveries for tasks that had settled."""
-    callbacks_rejected: Mapping[str, int] = attrs.field(factory=dict)
-    """By reason."""
-    settled_by_callback: int = 0
-    settled_by_poll: int = 0
-    unknown_creates: int = 0
-    ghost_creates: int = 0
-    """Creates judged as not created that turned out to be; should be 0."""
-    credits_consumed: float = 0.0
-    in_flight: int = 0
-
-
-EventKind = Literal["created", "updated", "settled", "unknown", "adopted"]
-
-
-@attrs.frozen(kw_only=True)
-class SessionEvent:
-    """One thing that happened in a session, for its ``on_event`` hook."""
-
-    kind: EventKind
-    task_id: str
-    ref: str | None = None
-    source: Literal["", "callback", "poll"] = ""
-    """Which side settled the task; empty when nobody did: a timeout, a close."""
-    record: TaskRecord | None = None
-
-
-@attrs.define(kw_only=True)
-class Counters:
-    """The running counts behind `SessionStats`."""
-
-    creates: int = 0
-    queries: int = 0
-    retries: int = 0
-    rate_limited: int = 0
-    callbacks_accepted: int = 0
-    callbacks_duplicate: int = 0
-    callbacks_rejected: dict[str, int] = attrs.field(factory=dict)
-    settled_by_callback: int = 0
-    settled_by_poll: int = 0
-    unknown_creates: int = 0
-    ghost_creates: int = 0
-    credits_consumed: float = 0.0
-
-    def reject(self, reason: str) -> None:
-        """Count one refused delivery."""
-        self.callbacks_rejected[reason] = self.callbacks_rejected.get(reason, 0) + 1
-
-    def snapshot(self, *, in_flight: int) -> SessionStats:
-        """Return the counts as they stand."""
-        return SessionStats(**attrs.asdict(self), in_flight=in_flight)

@@ -10,9 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from .batch import Batch, Requests
-from .callbacks import CallbackReceiver
-from .checks import (
+from ._secrets import Secret, as_secrets
+from ._validation import (
     check_above_zero,
     check_callback_url,
     check_count,
@@ -21,24 +20,18 @@ from .checks import (
     is_loopback,
     read_key,
 )
-from .engine import Engine, Settings
+from .batch import Batch, Requests
+from .callbacks.address import derive_callback_secret
+from .callbacks.receiver import CallbackReceiver
+from .config import Budget, Limits, PollSchedule
+from .engine.engine import Engine, Settings
 from .errors import InvalidRequest, SessionMisuse
+from .events import Counters, SessionEvent, SessionStats
 from .handle import TaskHandle
-from .inputs import TaskRequest, TypedInput, as_request
-from .journal import Intent, Journal
-from .models import (
-    Budget,
-    Counters,
-    Limits,
-    SessionEvent,
-    SessionStats,
-    TaskRecord,
-    TaskResult,
-    UploadedFile,
-)
-from .poll_schedule import PollSchedule
-from .signing import as_keys, derive_callback_secret
-from .transport import Secret
+from .inputs.request import TaskRequest, TypedInput, as_request
+from .journal.base import Intent
+from .journal.memory import Journal
+from .models import TaskRecord, TaskResult, UploadedFile
 
 BASE_URL = "https://api.kie.ai"
 ADOPTION_GRACE_S = 5.0
@@ -86,7 +79,7 @@ class KieSession:
             raise InvalidRequest("callback_url is missing: a receiver hears nothing without it")
         key = Secret(read_key(api_key))
         base_url = check_origin("base_url", base_url or os.environ.get("KIE_BASE_URL") or BASE_URL)
-        secrets = as_keys(callback_secrets, field="callback_secrets")
+        secrets = as_secrets(callback_secrets, field="callback_secrets")
         if callback_url is not None:
             is_local = allow_insecure_callbacks or is_loopback(base_url)
             callback_url = check_callback_url(callback_url, allow_insecure=is_local)
@@ -347,10 +340,10 @@ class _Desk:
         self.download = session.download
         self.spawn = engine.spawn
         self.is_durable = engine.journal.is_durable
-        self.occurrence = engine.journal.occurrence
+        self.count_occurrence = engine.journal.count_occurrence
 
     async def create(self, request: TaskRequest) -> TaskHandle:
-        return await self._engine.intake.create(request, self._timeout_s, is_patient=True)
+        return await self._engine.intake.create(request, self._timeout_s, wait_if_sent=True)
 
 
 def _upload_url_for(base_url: str) -> str:

@@ -44,8 +44,10 @@ from misbehaving import (
 )
 
 from kie_async import KieSession
-from kie_async.attempts import CreateTransport
-from kie_async.creates import Breaker, Creation
+from kie_async._secrets import Secret
+from kie_async.config import Rate
+from kie_async.creating.create_call import CreateCall
+from kie_async.creating.create_transport import CreateTransport
 from kie_async.errors import (
     ApiError,
     CreateOutcomeUnknown,
@@ -54,11 +56,12 @@ from kie_async.errors import (
     RateLimited,
     TransportError,
 )
-from kie_async.journal import Intent, Journal
-from kie_async.limiter import Limiter
-from kie_async.models import Counters, Rate
-from kie_async.transport import Secret
-from kie_async.wire import WireRequest
+from kie_async.events import Counters
+from kie_async.journal.base import Intent
+from kie_async.journal.memory import Journal
+from kie_async.limits.circuit_breaker import CircuitBreaker
+from kie_async.limits.rate_limiter import RateLimiter
+from kie_async.wire.requests import WireRequest
 
 KEY = "kie-canary-key-5ecret"
 BODY = b'{"model":"test/echo","input":{"prompt":"a lighthouse"}}'
@@ -88,14 +91,14 @@ class Notes(Journal):
         self.notes: list[str] = []
         self._commit = commit
 
-    async def sending(self, intent: Intent) -> None:
+    async def mark_sending(self, intent: Intent) -> None:
         self.notes.append("sending")
         if self._commit is not None:
             waiting = self._commit()
             if asyncio.iscoroutine(waiting):
                 await waiting
 
-    async def unsent(self, intent_id: str) -> None:
+    async def mark_unsent(self, intent_id: str) -> None:
         self.notes.append("unsent")
 
 
@@ -144,19 +147,19 @@ def creation(
     transport: CreateTransport,
     *,
     journal: Journal | None = None,
-    limiter: Limiter | None = None,
+    limiter: RateLimiter | None = None,
     counters: Counters | None = None,
     body: bytes = BODY,
     patience_s: float = 0.1,
-) -> Creation:
+) -> CreateCall:
     """Return a create that tries again as long as *patience_s* allows: at 0.1 s not at all."""
     now = asyncio.get_running_loop().time
-    return Creation(
+    return CreateCall(
         intent=Intent(intent_id="0" * 32, model="test/echo"),
         request=WireRequest(method="POST", path="/api/v1/jobs/createTask", body=body),
         transport=transport,
-        limiter=limiter or Limiter(Rate(1000, per_s=0.01), now=now),
-        breaker=Breaker(now=now),
+        limiter=limiter or RateLimiter(Rate(1000, per_s=0.01), now=now),
+        breaker=CircuitBreaker(now=now),
         journal=journal or Journal(),
         counters=counters or Counters(),
         rng=random.Random(1),

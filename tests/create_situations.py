@@ -51,11 +51,13 @@ from kie_async import (
     TaskHandle,
     TaskRequest,
 )
-from kie_async.attempts import CreateTransport, Gate
-from kie_async.journal import Intent, Journal
-from kie_async.models import Counters
-from kie_async.sqlite_journal import SqliteJournal
-from kie_async.wire import WireRequest
+from kie_async.creating.create_transport import CreateTransport
+from kie_async.creating.send_gate import SendGate
+from kie_async.events import Counters
+from kie_async.journal.base import Intent
+from kie_async.journal.memory import Journal
+from kie_async.journal.sqlite import SqliteJournal
+from kie_async.wire.requests import WireRequest
 
 ECHO = TaskRequest(model="test/echo", input={"prompt": "a lighthouse"})
 NAMED = attrs.evolve(ECHO, ref="jobs/1")
@@ -97,7 +99,7 @@ class Stage:
         journal = SqliteJournal(self.journal)
         try:
             await journal.open()
-            return await journal.everything()
+            return await journal.list_intents()
         finally:
             await journal.aclose()
 
@@ -192,7 +194,7 @@ def makes_tasks(answer_s: float = 0.0) -> Behaviour:
 class SlowNotes(Journal):
     """Takes its time for the note before the first byte."""
 
-    async def sending(self, intent: Intent) -> None:
+    async def mark_sending(self, intent: Intent) -> None:
         await asyncio.sleep(SHORT_S)
 
 
@@ -244,7 +246,7 @@ async def _waits_for_the_pool(stage: Stage) -> list[str]:
     request = WireRequest(method="POST", path="/api/v1/jobs/createTask", body=BODY)
 
     async def post(transport: CreateTransport) -> str:
-        attempt = await transport.post(request, Gate(partial(asyncio.sleep, 0)))
+        attempt = await transport.post(request, SendGate(partial(asyncio.sleep, 0)))
         return attempt.answer.verdict.value.replace("_", " ")
 
     async with creating(stage.server.url, connections=1, timeout_s=SHORT_S) as transport:

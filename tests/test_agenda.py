@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from clock import Clock
 
-from kie_async.agenda import TICK_S, Agenda
-from kie_async.look_queue import Watch
+from kie_async.polling.entry import PollEntry
+from kie_async.polling.timer_wheel import TICK_S, TimerWheel
 
 
 class Handle:
@@ -24,9 +24,9 @@ class Noted:
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        self.agenda = Agenda(asyncio.get_running_loop(), self.tick)
-        self.looked: list[tuple[Watch, float]] = []
-        self.expired: list[tuple[Watch, float]] = []
+        self.agenda = TimerWheel(asyncio.get_running_loop(), self.tick)
+        self.looked: list[tuple[PollEntry, float]] = []
+        self.expired: list[tuple[PollEntry, float]] = []
         self.wakes = 0
 
     def tick(self, now: float) -> None:
@@ -39,9 +39,11 @@ class Noted:
                 watch.at = math.inf
                 self.looked.append((watch, self.clock.now))
 
-    def watch(self, *, look_s: float = math.inf, deadline_s: float = math.inf) -> Watch:
+    def watch(self, *, look_s: float = math.inf, deadline_s: float = math.inf) -> PollEntry:
         handle: Any = Handle(self.clock.now + deadline_s)
-        watch = Watch(handle=handle, since=self.clock.now, expects_callback=False, at=self.clock.now + look_s)
+        watch = PollEntry(
+            handle=handle, since=self.clock.now, expects_callback=False, at=self.clock.now + look_s
+        )
         self.agenda.add(watch)
         self.agenda.put(watch)
         return watch

@@ -22,6 +22,7 @@ from tables import together
 from kie_async import (
     CallbackReceiver,
     CallbackRejected,
+    CallbackVerdict,
     CreateOutcomeUnknown,
     InvalidRequest,
     KieSession,
@@ -34,10 +35,10 @@ from kie_async import (
     TaskRecord,
     TaskRequest,
     TaskState,
-    Verdict,
 )
+from kie_async.callbacks.address import callback_mac
 from kie_async.sandbox.tasks import encode_param
-from kie_async.signing import address_mac, sign
+from kie_async.wire.signatures import sign
 
 INTENT = "0123456789abcdef" * 2
 SECRET = b"secret of the addresses"
@@ -68,7 +69,7 @@ class Inbox:
 
 
 def tail(intent_id: str = INTENT, secret: bytes = SECRET) -> str:
-    return f"{intent_id}/{address_mac(intent_id, secret=secret)}"
+    return f"{intent_id}/{callback_mac(intent_id, secret=secret)}"
 
 
 def body_of(task_id: str = TASK, state: str = "success", code: int = 200, **fields: Any) -> bytes:
@@ -92,7 +93,7 @@ def receiver_with(
     return receiver
 
 
-def judge(receiver: CallbackReceiver, headers: Any, body: bytes, *, now: float = NOW) -> Verdict:
+def judge(receiver: CallbackReceiver, headers: Any, body: bytes, *, now: float = NOW) -> CallbackVerdict:
     return receiver.receive(receiver.address(tail()), headers, body, now)
 
 
@@ -277,7 +278,7 @@ class TestBody:
         async def read(_: int) -> bytes:
             return body_of(TASK)
 
-        knocking = asyncio.create_task(receiver._knock(tail(), {}, read))
+        knocking = asyncio.create_task(receiver._on_request(tail(), {}, read))
         for _ in range(turns):
             await asyncio.sleep(0)
         inbox.tasks[INTENT] = "another"  # by a create answer, while other deliveries were read
@@ -443,7 +444,7 @@ class TestTheAddressOfATask:
         handle = await begin(kie)
 
         intent_id, _, mac = intent_of(sandbox, handle.task_id).partition("/")
-        assert mac == address_mac(intent_id, secret=b"current")
+        assert mac == callback_mac(intent_id, secret=b"current")
 
     async def test_the_record_a_user_sees_does_not_hold_the_mac(
         self, clock: Clock, sandbox: Sandbox, hearing: KieSession

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tables import together
 
-from kie_async.checks import (
+from kie_async._validation import (
     above_zero,
     check_above_zero,
     check_callback_url,

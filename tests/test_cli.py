@@ -17,7 +17,8 @@ import pytest
 import typer
 
 from kie_async import cli
-from kie_async.cli import exits, voice_and_face
+from kie_async.cli import demo_media as voice_and_face
+from kie_async.cli import runtime as exits
 from kie_async.sandbox import Fixed, Never, Sandbox
 
 KEY = "kie-key-0123456789"

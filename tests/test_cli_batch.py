@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from kie_async import cli
-from kie_async.cli import results_file, voice_and_face
+from kie_async.cli import demo_media as voice_and_face
+from kie_async.cli import results_file
 from kie_async.sandbox import Fixed, Never, Sandbox
 
 KEY = "kie-key-0123456789"

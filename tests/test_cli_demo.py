@@ -13,10 +13,10 @@ import pytest
 from rich.console import Console
 from test_cli import nothing_left_running, start  # noqa: F401  (the fixture works here too)
 
-from kie_async.cli import voice_and_face
+from kie_async.cli import demo_media as voice_and_face
 from kie_async.cli.demo import DemoOptions, run_demo
-from kie_async.cli.display import make_board, show_report
-from kie_async.cli.report import Job, Report
+from kie_async.cli.demo_display import make_board, show_report
+from kie_async.cli.demo_report import Job, Report
 from kie_async.errors import InvalidRequest
 from kie_async.sandbox import Faults, Fixed
 

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tables import together
 
-from kie_async.codes import Verdict, create_verdict, error_for, is_invisible
 from kie_async.errors import (
     ApiError,
     AuthenticationError,
@@ -24,10 +23,11 @@ from kie_async.errors import (
     RequestRejected,
     ServerError,
 )
-from kie_async.wire import WireResponse, decode_create
+from kie_async.wire.codes import CreateVerdict, create_verdict, error_for, is_invisible
+from kie_async.wire.responses import WireResponse, decode_create
 
-CREATED, REFUSED, HELD_BACK = Verdict.CREATED, Verdict.REFUSED, Verdict.HELD_BACK
-NOT_SENT, UNKNOWN = Verdict.NOT_SENT, Verdict.UNKNOWN
+CREATED, REFUSED, HELD_BACK = CreateVerdict.CREATED, CreateVerdict.REFUSED, CreateVerdict.HELD_BACK
+NOT_SENT, UNKNOWN = CreateVerdict.NOT_SENT, CreateVerdict.UNKNOWN
 ID = "e989621f54392584b05867f87b160672"
 HTML = b"<html><head><title>502 Bad Gateway</title></head></html>"
 
@@ -38,7 +38,7 @@ def body(code: object, data: object = None, msg: str = "words") -> bytes:
 
 # --- the table of answers to a create ------------------------------------------------------------
 
-ANSWERS: list[tuple[int, bytes, Verdict, type[ApiError] | None]] = [
+ANSWERS: list[tuple[int, bytes, CreateVerdict, type[ApiError] | None]] = [
     # HTTP 200, code 200, a usable id
     (200, body(200, {"taskId": ID}), CREATED, None),
     (200, body(200, {"taskId": ID, "recordId": ID}), CREATED, None),
@@ -165,7 +165,7 @@ ANSWERS: list[tuple[int, bytes, Verdict, type[ApiError] | None]] = [
 
 @together(("http_status", "text", "verdict", "error"), ANSWERS)
 def test_an_answer_to_a_create_proves(
-    http_status: int, text: bytes, verdict: Verdict, error: type[ApiError] | None
+    http_status: int, text: bytes, verdict: CreateVerdict, error: type[ApiError] | None
 ) -> None:
     answer = decode_create(WireResponse(status=http_status, body=text), sent=True)
     assert answer.verdict is verdict
@@ -176,7 +176,7 @@ def test_an_answer_to_a_create_proves(
 
 @together(("http_status", "text", "verdict", "error"), ANSWERS)
 def test_a_body_read_in_parts_proves_the_same(
-    http_status: int, text: bytes, verdict: Verdict, error: type[ApiError] | None
+    http_status: int, text: bytes, verdict: CreateVerdict, error: type[ApiError] | None
 ) -> None:
     whole = decode_create(WireResponse(status=http_status, body=text), sent=True)
     parts = decode_create(WireResponse(status=http_status, body=b""), sent=True, partial=text)
@@ -189,7 +189,7 @@ def test_a_body_read_in_parts_proves_the_same(
 
 @together(("http_status", "text", "verdict", "error"), ANSWERS)
 def test_what_was_not_sent_was_not_created_whatever_came(
-    http_status: int, text: bytes, verdict: Verdict, error: type[ApiError] | None
+    http_status: int, text: bytes, verdict: CreateVerdict, error: type[ApiError] | None
 ) -> None:
     answer = decode_create(WireResponse(status=http_status, body=text), sent=False)
     assert answer.verdict is NOT_SENT

@@ -16,9 +16,10 @@ from create_faults import KEY, Notes, creating, creation
 from misbehaving import TASK_ID, Behaviour, Misbehaving, Peer, answer, breaks_off, created, refused, says
 
 from kie_async import CreateOutcomeUnknown, KieSession, Limits, Rate, RateLimited, SessionMisuse
-from kie_async.journal import IntentState, Journal
-from kie_async.limiter import Limiter
-from kie_async.sqlite_journal import SqliteJournal
+from kie_async.journal.base import IntentState
+from kie_async.journal.memory import Journal
+from kie_async.journal.sqlite import SqliteJournal
+from kie_async.limits.rate_limiter import RateLimiter
 
 OK = answer(created())
 ECHO = ("test/echo", {"prompt": "a lighthouse"})
@@ -98,7 +99,7 @@ async def test_a_create_given_up_while_it_was_noted_is_not_unknown_after_a_resta
     assert (seen.word, seen.objection) == ("not sent", "")
     journal = SqliteJournal(only_file(tmp_path))
     assert await journal.open() == []
-    [intent] = await journal.everything()
+    [intent] = await journal.list_intents()
     assert intent.state is IntentState.NOT_CREATED
     await journal.aclose()
 
@@ -186,7 +187,7 @@ async def test_what_had_come_counts_when_a_create_is_cut_off(
 
 async def test_cutting_off_twice_what_has_left_is_unknown_and_not_unsent() -> None:
     class Stubborn(Notes):
-        async def unsent(self, intent_id: str) -> None:
+        async def mark_unsent(self, intent_id: str) -> None:
             raise AssertionError("the body had left")
 
     async with Misbehaving(breaks_off(b"", "hang")) as server, creating(server.url) as transport:
@@ -241,7 +242,7 @@ async def test_an_interrupt_leaves_a_journal_that_knows_every_task(number: int, 
         assert len(server.bodies) == bodies == len(made)
     journal = SqliteJournal(tmp_path / "run.db")
     await journal.open()
-    intents = await journal.everything()
+    intents = await journal.list_intents()
     await journal.aclose()
     known = {intent.task_id for intent in intents} - {""}
     unknown = [intent for intent in intents if intent.state is IntentState.UNKNOWN]
@@ -254,7 +255,7 @@ async def test_an_interrupt_leaves_a_journal_that_knows_every_task(number: int, 
 
 async def test_a_limiter_gets_back_the_permit_of_a_create_given_up() -> None:
     now = asyncio.get_running_loop().time
-    limiter = Limiter(Rate(1, per_s=60), now=now)
+    limiter = RateLimiter(Rate(1, per_s=60), now=now)
 
     async def slow() -> None:
         await asyncio.sleep(1)
@@ -269,7 +270,7 @@ async def test_a_limiter_gets_back_the_permit_of_a_create_given_up() -> None:
 
 async def test_giving_up_while_the_end_is_noted_leaves_no_slot_behind() -> None:
     class Slow(Journal):
-        async def ended(self, *_: object, **__: object) -> None:
+        async def mark_ended(self, *_: object, **__: object) -> None:
             await asyncio.sleep(0.05)
 
     async with Misbehaving(breaks_off(b"", "close")) as server:

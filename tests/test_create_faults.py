@@ -56,12 +56,15 @@ from kie_async import (
     SessionMisuse,
     TransportError,
 )
-from kie_async.attempts import CreateTransport, Gate, GateClosed, SealedBody, _check_aiohttp
-from kie_async.creates import Breaker
-from kie_async.journal import Intent, Journal
-from kie_async.limiter import Limiter
-from kie_async.models import Counters, Rate
-from kie_async.transport import Secret
+from kie_async._secrets import Secret
+from kie_async.config import Rate
+from kie_async.creating.create_transport import CreateTransport, _check_aiohttp
+from kie_async.creating.send_gate import GateClosed, OneShotBody, SendGate
+from kie_async.events import Counters
+from kie_async.journal.base import Intent
+from kie_async.journal.memory import Journal
+from kie_async.limits.circuit_breaker import CircuitBreaker
+from kie_async.limits.rate_limiter import RateLimiter
 
 OK = answer(created())
 Row = TypeVar("Row", Fault, Situation)
@@ -117,8 +120,8 @@ async def test_what_was_not_sent_is_sent_once_it_can_be() -> None:
     counters = Counters()
 
     class FailsTwice(Notes):
-        async def sending(self, intent: Intent) -> None:
-            await super().sending(intent)
+        async def mark_sending(self, intent: Intent) -> None:
+            await super().mark_sending(intent)
             if self.notes.count("sending") < 3:
                 raise OSError(5, "Input/output error")
 
@@ -185,10 +188,10 @@ async def test_a_limit_holds_back_the_whole_line_at_once() -> None:
         await peer.send(no if len(server.bodies) == 1 else answer(created(f"task_{peer.number}")))
 
     class SlowToForget(Journal):
-        async def unsent(self, intent_id: str) -> None:
+        async def mark_unsent(self, intent_id: str) -> None:
             await asyncio.sleep(0.1)  # the next in line must not slip through meanwhile
 
-    limiter = Limiter(Rate(100, per_s=0.001), now=now)
+    limiter = RateLimiter(Rate(100, per_s=0.001), now=now)
     async with Misbehaving(refuses_the_first) as server, creating(server.url, connections=1) as transport:
         creates = [
             creation(transport, limiter=limiter, journal=SlowToForget(), patience_s=5).run() for _ in range(8)
@@ -302,14 +305,14 @@ async def nothing() -> None:
 
 
 async def test_an_open_gate_lets_one_body_pass() -> None:
-    gate = Gate(nothing)
+    gate = SendGate(nothing)
     await gate.passing()
     assert gate.sent
 
 
 async def test_a_closed_gate_lets_nothing_pass_and_notes_nothing() -> None:
     notes = Notes()
-    gate = Gate(lambda: notes.sending(Intent(intent_id="x", model="m")))
+    gate = SendGate(lambda: notes.mark_sending(Intent(intent_id="x", model="m")))
     gate.close()
     with pytest.raises(GateClosed):
         await gate.passing()
@@ -318,7 +321,7 @@ async def test_a_closed_gate_lets_nothing_pass_and_notes_nothing() -> None:
 
 
 async def test_a_gate_closed_while_noting_lets_nothing_pass() -> None:
-    gate = Gate(lambda: asyncio.sleep(0.01))
+    gate = SendGate(lambda: asyncio.sleep(0.01))
     passing = asyncio.create_task(gate.passing())
     await asyncio.sleep(0)
     gate.close()
@@ -328,7 +331,7 @@ async def test_a_gate_closed_while_noting_lets_nothing_pass() -> None:
 
 
 async def test_closing_a_gate_behind_a_body_does_not_call_it_back() -> None:
-    gate = Gate(nothing)
+    gate = SendGate(nothing)
     await gate.passing()
     gate.close()
     assert gate.sent
@@ -346,8 +349,8 @@ class Writer:
 
 async def test_a_body_leaves_once_and_no_second_time() -> None:
     writer: Any = Writer()
-    gate = Gate(nothing)
-    body = SealedBody(b"{}", gate)
+    gate = SendGate(nothing)
+    body = OneShotBody(b"{}", gate)
     await body.write(writer)
     with pytest.raises(GateClosed):
         await body.write_with_length(writer, None)
@@ -358,15 +361,15 @@ async def test_a_body_leaves_once_and_no_second_time() -> None:
 
 async def test_a_body_behind_a_closed_gate_stays() -> None:
     writer: Any = Writer()
-    gate = Gate(nothing)
+    gate = SendGate(nothing)
     gate.close()
     with pytest.raises(GateClosed):
-        await SealedBody(b"{}", gate).write(writer)
+        await OneShotBody(b"{}", gate).write(writer)
     assert not writer.written
 
 
 async def test_nobody_gets_at_the_bytes_but_through_the_gate() -> None:
-    body = SealedBody(b"{}", Gate(nothing))
+    body = OneShotBody(b"{}", SendGate(nothing))
     with pytest.raises(GateClosed):
         await body.as_bytes()
     with pytest.raises(GateClosed):
@@ -398,7 +401,7 @@ def test_an_aiohttp_that_is_known_is_taken(version: str) -> None:
 
 def test_the_breaker_opens_after_three_unknowns_and_lets_one_try_after_a_minute() -> None:
     now = 0.0
-    breaker = Breaker(now=lambda: now)
+    breaker = CircuitBreaker(now=lambda: now)
     for _ in range(3):
         breaker.check()
         breaker.unknown()

@@ -24,9 +24,9 @@ from raw_server import NoWait, RawServer, http, silence
 from tables import together
 
 from kie_async import DownloadFailed, InvalidRequest, ResultExpired
-from kie_async import downloads as downloads_module
-from kie_async.downloads import Downloads, may_connect
-from kie_async.transport import USER_AGENT
+from kie_async.files import downloads as downloads_module
+from kie_async.files.downloads import Downloads, may_connect
+from kie_async.http.transport import USER_AGENT
 
 FILM = b"\x00\x00\x00\x20ftypisom\x00\x00\x02\x00" + bytes(range(256))
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)

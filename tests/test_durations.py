@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 from tables import together
 
-from kie_async.durations import BINS, EDGES_S, MEMORY, Durations, place
+from kie_async.planning.durations import BINS, EDGES_S, MEMORY, DurationModel, place
 
 
 def ended(hazards: list[float], age_s: float) -> float:
@@ -20,8 +20,8 @@ def ended(hazards: list[float], age_s: float) -> float:
     return 1 - math.exp(-sum(hazards[:number]) - share * hazards[number])
 
 
-def seen(*durations_s: float) -> Durations:
-    found = Durations()
+def seen(*durations_s: float) -> DurationModel:
+    found = DurationModel()
     for duration_s in durations_s:
         found.finished(duration_s, seen_s=0.0)
     return found
@@ -60,7 +60,7 @@ def test_tasks_still_running_say_that_the_quick_ones_do_not_speak_for_all() -> N
 
 
 def test_many_looks_at_one_task_weigh_like_one() -> None:
-    once, often = seen(80.0), Durations()
+    once, often = seen(80.0), DurationModel()
     for before_s, after_s in pairwise([0.0, *(float(age_s) for age_s in range(3, 80, 3))]):
         often.still_running(before_s, after_s)
     often.finished(80.0, seen_s=78.0)
@@ -82,7 +82,7 @@ def test_where_nothing_was_seen_an_end_is_neither_sure_nor_impossible() -> None:
 
 
 def test_a_hundred_thousand_ends_take_no_more_room_and_stay_in_bounds() -> None:
-    found = Durations()
+    found = DurationModel()
     for number in range(100_000):
         found.finished(60.0 + number % 60, seen_s=0.0)
     assert len(json.dumps(found.dump())) < 5_000
@@ -91,7 +91,7 @@ def test_a_hundred_thousand_ends_take_no_more_room_and_stay_in_bounds() -> None:
 
 def test_what_was_dumped_is_loaded() -> None:
     found = seen(*drawn(50, 120.0, 0.42))
-    loaded = Durations.load(json.loads(json.dumps(found.dump())))
+    loaded = DurationModel.load(json.loads(json.dumps(found.dump())))
     assert loaded is not None
     assert loaded.hazards() == pytest.approx(found.hazards(), rel=1e-3)
     loaded.finished(100.0, seen_s=0.0)
@@ -99,7 +99,7 @@ def test_what_was_dumped_is_loaded() -> None:
     assert loaded.hazards() == pytest.approx(found.hazards(), rel=1e-3)
 
 
-GOOD = Durations().dump()
+GOOD = DurationModel().dump()
 
 
 @together(
@@ -117,4 +117,4 @@ GOOD = Durations().dump()
     ],
 )
 def test_what_is_no_dump_is_not_loaded(dumped: object) -> None:
-    assert Durations.load(dumped) is None
+    assert DurationModel.load(dumped) is None

@@ -35,8 +35,7 @@ from kie_async.errors import (
     TaskFailed,
     TaskTimedOut,
 )
-from kie_async.models import TaskRecord
-from kie_async.states import TaskState
+from kie_async.models import TaskRecord, TaskState
 
 SINCE = datetime(2026, 1, 2, tzinfo=UTC)
 FAILED = TaskRecord(task_id="t1", state=TaskState.FAIL, fail_code="500", fail_message="Internal Error")

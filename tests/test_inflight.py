@@ -23,8 +23,9 @@ from kie_async import (
     TaskHandle,
     TaskRequest,
 )
-from kie_async.inflight import REMEMBERED
-from kie_async.journal import IntentState, Journal
+from kie_async.engine.tracker import REMEMBERED
+from kie_async.journal.base import IntentState
+from kie_async.journal.memory import Journal
 
 ECHO = ("sandbox/echo", {})
 
@@ -36,10 +37,10 @@ class GatedJournal(Journal):
         super().__init__()
         self.is_asked, self.may_note = asyncio.Event(), asyncio.Event()
 
-    async def created(self, intent_id: str, task_id: str, *, adopted_by: str = "") -> None:
+    async def mark_created(self, intent_id: str, task_id: str, *, adopted_by: str = "") -> None:
         self.is_asked.set()
         await self.may_note.wait()
-        await super().created(intent_id, task_id, adopted_by=adopted_by)
+        await super().mark_created(intent_id, task_id, adopted_by=adopted_by)
 
 
 class TestMemory:

@@ -13,15 +13,9 @@ import pytest
 from tables import together
 
 from kie_async.errors import InvalidRequest
-from kie_async.inputs import (
-    AVATAR_MODELS,
-    MAX_PROMPT,
-    KlingAvatar,
-    TaskRequest,
-    TypedInput,
-    as_request,
-    fingerprint,
-)
+from kie_async.inputs.fingerprint import fingerprint
+from kie_async.inputs.kling import AVATAR_MODELS, MAX_PROMPT, KlingAvatar
+from kie_async.inputs.request import TaskRequest, TypedInput, as_request
 
 FACE, VOICE = "https://files.example/face.png", "https://files.example/voice.mp3"
 

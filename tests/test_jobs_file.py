@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from kie_async.cli import voice_and_face
-from kie_async.cli.exits import CannotRun
+from kie_async.cli import demo_media as voice_and_face
 from kie_async.cli.jobs_file import Problem, read_jobs
+from kie_async.cli.runtime import CannotRun
 
 AVATAR = "kling/v1-avatar-standard"
 URL = "https://x.example/a"

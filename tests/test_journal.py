@@ -39,10 +39,10 @@ from kie_async import (
     TaskRequest,
     TaskState,
 )
-from kie_async.journal import Intent, IntentState
-from kie_async.signing import address_mac, derive_callback_secret
-from kie_async.sqlite_file import _SCHEMA as SCHEMA
-from kie_async.sqlite_file import APPLICATION_ID, VERSION
+from kie_async.callbacks.address import callback_mac, derive_callback_secret
+from kie_async.journal.base import Intent, IntentState
+from kie_async.journal.sqlite_file import _SCHEMA as SCHEMA
+from kie_async.journal.sqlite_file import APPLICATION_ID, VERSION
 
 ROOT = Path(__file__).parent.parent
 ECHO = TaskRequest(model="sandbox/echo", input={"prompt": "a smile"})
@@ -90,12 +90,12 @@ def intent(number: int | str = 1, **fields: Any) -> Intent:
 
 async def created(journal: SqliteJournal, number: int | str = 1) -> None:
     """Take an intent all the way to its task."""
-    await journal.sending(intent(number))
-    await journal.created(f"i{number}", f"t{number}")
+    await journal.mark_sending(intent(number))
+    await journal.mark_created(f"i{number}", f"t{number}")
 
 
 async def states(journal: SqliteJournal) -> dict[str, str]:
-    return {intent.intent_id: intent.state.value for intent in await journal.everything()}
+    return {intent.intent_id: intent.state.value for intent in await journal.list_intents()}
 
 
 def as_left_by_a_crash(path: Path, to: Path) -> Path:
@@ -176,13 +176,13 @@ async def test_the_schema_refuses_what_must_not_be(path: Path, change: str) -> N
 
 
 async def test_an_intent_is_sent_once(journal: SqliteJournal) -> None:
-    await journal.sending(intent())
+    await journal.mark_sending(intent())
     with pytest.raises(JournalError, match="state it must be in"):
-        await journal.sending(intent())
-    await journal.unsent("i1")
-    await journal.sending(intent())
-    await journal.created("i1", "t1")
-    for again in (journal.sending(intent()), journal.unsent("i1")):
+        await journal.mark_sending(intent())
+    await journal.mark_unsent("i1")
+    await journal.mark_sending(intent())
+    await journal.mark_created("i1", "t1")
+    for again in (journal.mark_sending(intent()), journal.mark_unsent("i1")):
         with pytest.raises(JournalError):
             await again
     assert await states(journal) == {"i1": "CREATED"}
@@ -190,13 +190,13 @@ async def test_an_intent_is_sent_once(journal: SqliteJournal) -> None:
 
 async def test_a_task_belongs_to_one_intent(journal: SqliteJournal) -> None:
     await created(journal)
-    await journal.sending(intent(2))
+    await journal.mark_sending(intent(2))
     with pytest.raises(JournalError, match="task t1 belongs to another intent, i1"):
-        await journal.created("i2", "t1")
+        await journal.mark_created("i2", "t1")
     assert not journal.rescue_path.exists()
-    await journal.created("i1", "t1")  # said again, it is no news
+    await journal.mark_created("i1", "t1")  # said again, it is no news
     with pytest.raises(JournalError, match="another task"):
-        await journal.created("i1", "t3")
+        await journal.mark_created("i1", "t3")
 
 
 async def test_a_ref_belongs_to_one_intent_that_may_be_a_task(journal: SqliteJournal) -> None:
@@ -210,28 +210,28 @@ async def test_a_ref_belongs_to_one_intent_that_may_be_a_task(journal: SqliteJou
         (IntentState.WRITTEN_OFF, None, False),
     ]:
         name = f"{state}{code}"
-        await journal.sending(intent(name))
-        await journal.ended(f"i{name}", state, reason="words", code=code)
-        assert (await journal.find(f"r{name}") is None) is is_free
+        await journal.mark_sending(intent(name))
+        await journal.mark_ended(f"i{name}", state, reason="words", code=code)
+        assert (await journal.find_by_ref(f"r{name}") is None) is is_free
         if is_free:
-            await journal.sending(intent(name, intent_id=f"second {name}"))
+            await journal.mark_sending(intent(name, intent_id=f"second {name}"))
         elif state is not IntentState.WRITTEN_OFF:
             with pytest.raises(JournalError, match=r"intent\.ref"):
-                await journal.sending(intent(name, intent_id=f"second {name}"))
+                await journal.mark_sending(intent(name, intent_id=f"second {name}"))
 
 
 async def test_what_a_task_became_is_never_changed(journal: SqliteJournal) -> None:
     await created(journal)
-    await journal.settled("i1", DONE)
+    await journal.mark_settled("i1", DONE)
     for change in (
-        journal.settled("i1", TaskRecord(task_id="t1", state=TaskState.FAIL)),
-        journal.ended("i1", IntentState.UNKNOWN),
-        journal.unsent("i1"),
+        journal.mark_settled("i1", TaskRecord(task_id="t1", state=TaskState.FAIL)),
+        journal.mark_ended("i1", IntentState.UNKNOWN),
+        journal.mark_unsent("i1"),
     ):
         with pytest.raises(JournalError):
             await change
-    await journal.created("i1", "t1")
-    (found,) = await journal.everything()
+    await journal.mark_created("i1", "t1")
+    (found,) = await journal.list_intents()
     assert (found.state, found.credits, json.loads(found.record)["state"]) == (
         IntentState.SUCCEEDED,
         1.0,
@@ -240,7 +240,7 @@ async def test_what_a_task_became_is_never_changed(journal: SqliteJournal) -> No
 
 
 async def test_one_note_that_fails_takes_nothing_else_back(journal: SqliteJournal) -> None:
-    notes = [journal.sending(intent(number)) for number in (1, 2, 1, 3)]
+    notes = [journal.mark_sending(intent(number)) for number in (1, 2, 1, 3)]
     outcomes = await asyncio.gather(*notes, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [type(None), type(None), JournalError, type(None)]
     assert set(await states(journal)) == {"i1", "i2", "i3"}
@@ -256,14 +256,14 @@ async def test_many_notes_share_few_commits(journal: SqliteJournal) -> None:
         check()
 
     journal._file.check = counted  # type: ignore[method-assign]
-    await asyncio.gather(*(journal.sending(intent(number)) for number in range(1000)))
-    assert len(await journal.everything()) == 1000
+    await asyncio.gather(*(journal.mark_sending(intent(number)) for number in range(1000)))
+    assert len(await journal.list_intents()) == 1000
     assert commits < 20
 
 
 async def test_a_close_right_after_a_note_was_asked_for_keeps_it(path: Path) -> None:
     async with opened(path) as journal:
-        notes = [asyncio.create_task(journal.sending(intent(number))) for number in range(3)]
+        notes = [asyncio.create_task(journal.mark_sending(intent(number))) for number in range(3)]
         await asyncio.sleep(0)
     await asyncio.gather(*notes)
     async with opened(path) as journal:
@@ -276,15 +276,15 @@ async def test_an_id_learned_in_the_last_turns_of_a_loop_is_kept(path: Path) -> 
         """
         import asyncio, sys, threading
         from kie_async import SqliteJournal
-        from kie_async.journal import Intent
+        from kie_async.journal.base import Intent
 
         async def main():
             journal = SqliteJournal(sys.argv[1])
             await journal.open()
             for number in range(5):
-                await journal.sending(Intent(intent_id=f"i{number}", model="m"))
+                await journal.mark_sending(Intent(intent_id=f"i{number}", model="m"))
             for number in range(5):
-                asyncio.create_task(journal.created(f"i{number}", f"t{number}"))
+                asyncio.create_task(journal.mark_created(f"i{number}", f"t{number}"))
             await asyncio.sleep(0)  # asked for, and nothing more: the loop ends here
             return journal
 
@@ -297,20 +297,22 @@ async def test_an_id_learned_in_the_last_turns_of_a_loop_is_kept(path: Path) -> 
         path,
     )
     async with opened(path) as journal:
-        assert {found.task_id for found in await journal.unsettled()} == {f"t{number}" for number in range(5)}
+        assert {found.task_id for found in await journal.list_unsettled()} == {
+            f"t{number}" for number in range(5)
+        }
 
 
 async def test_a_note_of_two_changes_that_fails_takes_both_back(journal: SqliteJournal) -> None:
-    await journal.sending(intent(1))
-    await journal.ended("i1", IntentState.NOT_CREATED)
-    await journal.sending(intent(2))
+    await journal.mark_sending(intent(1))
+    await journal.mark_ended("i1", IntentState.NOT_CREATED)
+    await journal.mark_sending(intent(2))
     notes = (
-        journal.sending(intent(1, intent_id="i2")),  # frees the ref, and then finds its own id taken
-        journal.sending(intent(3)),
+        journal.mark_sending(intent(1, intent_id="i2")),  # frees the ref, and then finds its own id taken
+        journal.mark_sending(intent(3)),
     )
     outcomes = await asyncio.gather(*notes, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [JournalError, type(None)]
-    assert {found.intent_id: found.ref for found in await journal.everything()} == {
+    assert {found.intent_id: found.ref for found in await journal.list_intents()} == {
         "i1": "r1",
         "i2": "r2",
         "i3": "r3",
@@ -326,10 +328,10 @@ HOSTILE = [
 async def test_any_text_is_a_ref(path: Path) -> None:
     async with opened(path) as journal:
         for number, ref in enumerate(HOSTILE):
-            await journal.sending(intent(number, ref=ref))
+            await journal.mark_sending(intent(number, ref=ref))
     async with opened(path) as journal:
         for number, ref in enumerate(HOSTILE):
-            found = await journal.find(ref)
+            found = await journal.find_by_ref(ref)
             assert found is not None
             assert (found.intent_id, found.ref) == (f"i{number}", ref)
 
@@ -351,7 +353,7 @@ async def test_only_its_owner_can_read_it(path: Path) -> None:
                 assert stat.S_IMODE(name.stat().st_mode) == 0o600
             journal._file.distrust = "made up"
             with pytest.raises(JournalError):
-                await journal.created("i1", "t1")
+                await journal.mark_created("i1", "t1")
             assert stat.S_IMODE(journal.rescue_path.stat().st_mode) == 0o600
     finally:
         os.umask(mask)
@@ -398,7 +400,7 @@ async def test_a_fork_is_refused_and_keeps_nothing(path: Path) -> None:
         """
         import asyncio, gc, os, signal, subprocess, sys
         from kie_async import JournalError, SqliteJournal
-        from kie_async.journal import Intent
+        from kie_async.journal.base import Intent
 
         async def told(work):
             try:
@@ -410,16 +412,16 @@ async def test_a_fork_is_refused_and_keeps_nothing(path: Path) -> None:
         async def main():
             journal = SqliteJournal(sys.argv[1])
             await journal.open()
-            await journal.sending(Intent(intent_id="i1", model="m"))
+            await journal.mark_sending(Intent(intent_id="i1", model="m"))
             if (child := os.fork()) == 0:
-                print(asyncio.run(told(journal.sending(Intent(intent_id="i2", model="m")))), flush=True)
+                print(asyncio.run(told(journal.mark_sending(Intent(intent_id="i2", model="m")))), flush=True)
                 print(asyncio.run(told(SqliteJournal(sys.argv[1]).open())), flush=True)
                 asyncio.run(journal.aclose())
                 del journal
                 gc.collect()
                 os._exit(0)
             os.waitpid(child, 0)
-            print(await told(journal.sending(Intent(intent_id="i3", model="m"))), flush=True)
+            print(await told(journal.mark_sending(Intent(intent_id="i3", model="m"))), flush=True)
             if os.fork() == 0:
                 os.close(1), os.close(2)
                 import time
@@ -444,14 +446,14 @@ async def test_a_fork_is_refused_and_keeps_nothing(path: Path) -> None:
 async def test_a_closed_journal_says_so(path: Path) -> None:
     journal = SqliteJournal(path)
     with pytest.raises(JournalError, match="is closed"):
-        await journal.find("r1")
+        await journal.find_by_ref("r1")
     await journal.open()
     with pytest.raises(JournalError, match="is open already"):
         await journal.open()
     closing = asyncio.create_task(journal.aclose())
     await asyncio.sleep(0)
     with pytest.raises(JournalError, match="is closed"):
-        await journal.sending(intent())
+        await journal.mark_sending(intent())
     await closing
     await journal.aclose()
     await journal.open()
@@ -586,13 +588,13 @@ async def test_a_file_of_version_1_is_read(path: Path, tmp_path: Path) -> None:
         ("i2", "UNKNOWN"),
         ("i6", "REJECTED"),
     ]
-    assert [intent.task_id for intent in await journal.unsettled()] == ["t3"]
-    assert attrs.astuple(await journal.totals()) == (3, 1, 8.0)
-    found = await journal.find("r4")
+    assert [intent.task_id for intent in await journal.list_unsettled()] == ["t3"]
+    assert attrs.astuple(await journal.load_totals()) == (3, 1, 8.0)
+    found = await journal.find_by_ref("r4")
     assert found is not None
     assert found.fingerprint == b"f"
     assert json.loads(found.record) == {"taskId": "t4", "state": "success"}
-    assert await journal.find("r1") is None
+    assert await journal.find_by_ref("r1") is None
     await journal.aclose()
 
 
@@ -606,14 +608,14 @@ async def facts(path: Path) -> Facts:
     async with opened(path) as journal:
         return {
             intent.intent_id: (intent.ref, intent.task_id, intent.state)
-            for intent in await journal.everything()
+            for intent in await journal.list_intents()
         }
 
 
 async def fifty(path: Path) -> bytes:
     async with opened(path) as journal:
         await asyncio.gather(*(created(journal, number) for number in range(50)))
-        await asyncio.gather(*(journal.settled(f"i{number}", DONE) for number in range(0, 50, 2)))
+        await asyncio.gather(*(journal.mark_settled(f"i{number}", DONE) for number in range(0, 50, 2)))
     return path.read_bytes()
 
 
@@ -654,8 +656,8 @@ async def test_a_log_cut_by_a_crash_tells_a_prefix_of_the_truth(ram: Path) -> No
     history: list[Facts] = []
     async with opened(path) as journal:
         for number in range(5):
-            await journal.sending(intent(number))
-            await journal.created(f"i{number}", f"t{number}")
+            await journal.mark_sending(intent(number))
+            await journal.mark_created(f"i{number}", f"t{number}")
         crashed = as_left_by_a_crash(path, ram / "crash")
     log = Path(f"{crashed}-wal").read_bytes()
     for number, size in enumerate([*range(33, len(log), 4001), len(log) - 1, len(log)]):
@@ -870,7 +872,7 @@ async def test_a_file_that_may_not_grow_keeps_all_it_confirmed(path: Path) -> No
         import asyncio, resource, sys
         from pathlib import Path
         from kie_async import JournalError, SqliteJournal
-        from kie_async.journal import Intent
+        from kie_async.journal.base import Intent
 
         path = Path(sys.argv[1])
 
@@ -886,7 +888,7 @@ async def test_a_file_that_may_not_grow_keeps_all_it_confirmed(path: Path) -> No
                 allow(97 * number * number % 400_000)
                 name = f"i{number}"
                 try:
-                    await journal.sending(Intent(intent_id=name, model="m", ref=name))
+                    await journal.mark_sending(Intent(intent_id=name, model="m", ref=name))
                     confirmed.add(name)
                 except JournalError:
                     refused += 1
@@ -894,7 +896,7 @@ async def test_a_file_that_may_not_grow_keeps_all_it_confirmed(path: Path) -> No
                 if number % 50 == 49:
                     await journal.aclose()
                     await journal.open()
-            found = {intent.intent_id for intent in await journal.everything() if intent.state == "UNKNOWN"}
+            found = {intent.intent_id for intent in await journal.list_intents() if intent.state == "UNKNOWN"}
             assert found == confirmed, found ^ confirmed
             await journal.aclose()
             print(len(confirmed) > 10 and refused > 10)
@@ -949,7 +951,7 @@ async def test_an_fsync_that_fails_once_costs_no_confirmed_note(
         import asyncio, os, sys
         from pathlib import Path
         from kie_async import JournalError, SqliteJournal
-        from kie_async.journal import Intent
+        from kie_async.journal.base import Intent
 
         switch = Path(os.environ["FSYNC_FAILS"])
 
@@ -963,14 +965,14 @@ async def test_an_fsync_that_fails_once_costs_no_confirmed_note(
                     if not is_open:
                         is_open = await journal.open() is not None
                     asked.append(name)
-                    await journal.sending(Intent(intent_id=name, model="m", ref=name))
+                    await journal.mark_sending(Intent(intent_id=name, model="m", ref=name))
                     confirmed.append(name)
                 except JournalError as exc:
                     refusals.append(str(exc))
             switch.unlink()
             await journal.aclose()
             await journal.open()
-            found = [intent.intent_id for intent in await journal.everything() if intent.state == "UNKNOWN"]
+            found = [intent.intent_id for intent in await journal.list_intents() if intent.state == "UNKNOWN"]
             await journal.aclose()
             assert found[: len(confirmed)] == confirmed, (found, confirmed)
             assert len(found) <= len(confirmed) + 1
@@ -1061,12 +1063,12 @@ async def test_requests_are_kept_only_on_demand_and_secrets_never(
     ended, begun = await kie.create(request), await kie.create("sandbox/echo", {"prompt": "my private words"})
     sandbox.finish(ended.task_id)
     await ended
-    intents = {intent.intent_id for intent in await journal.everything()}
+    intents = {intent.intent_id for intent in await journal.list_intents()}
     crash = as_left_by_a_crash(path, path.with_name("crash"))
     await kie.aclose()
     written = b"".join(file.read_bytes() for file in (crash, Path(f"{crash}-wal"), path))
     secret = derive_callback_secret("sandbox-key")
-    for key in ("sandbox-key", HMAC_KEY, *(address_mac(intent_id, secret=secret) for intent_id in intents)):
+    for key in ("sandbox-key", HMAC_KEY, *(callback_mac(intent_id, secret=secret) for intent_id in intents)):
         assert key.encode() not in written
     assert (b"my private words" in written) is keeps
     assert ended.task_id.encode() in written
@@ -1092,16 +1094,16 @@ class Gated(SqliteJournal):
         if name in self.gates:
             await self.gates[name].wait()
 
-    async def sending(self, intent_id: str) -> None:
+    async def mark_sending(self, intent_id: str) -> None:
         await self._pass("sending")
-        await super().sending(intent_id)
+        await super().mark_sending(intent_id)
 
-    async def created(self, *args: Any, **options: Any) -> None:
-        await super().created(*args, **options)
+    async def mark_created(self, *args: Any, **options: Any) -> None:
+        await super().mark_created(*args, **options)
         await self._pass("created")
 
-    async def settled(self, *args: Any) -> None:
-        await super().settled(*args)
+    async def mark_settled(self, *args: Any) -> None:
+        await super().mark_settled(*args)
         await self._pass("settled")
 
 
@@ -1209,10 +1211,13 @@ async def test_r6_a_journal_that_cannot_be_trusted_takes_nothing(journal: Sqlite
 
     words = "cannot be trusted any more"
     outcomes = await asyncio.gather(
-        journal.sending(intent(2)), journal._do(fail), journal.sending(intent(3)), return_exceptions=True
+        journal.mark_sending(intent(2)),
+        journal._do(fail),
+        journal.mark_sending(intent(3)),
+        return_exceptions=True,
     )
     assert all(isinstance(outcome, JournalError) and words in str(outcome) for outcome in outcomes)
-    for note in (journal.sending(intent(4)), journal.unsent("i1"), journal.find("r1")):
+    for note in (journal.mark_sending(intent(4)), journal.mark_unsent("i1"), journal.find_by_ref("r1")):
         with pytest.raises(JournalError, match=words):
             await note
 
@@ -1234,7 +1239,7 @@ async def test_rescued_lines_that_cannot_be_used_are_kept(
     async with opened(path) as journal:
         await created(journal, 1)
         for number in (2, 3):
-            await journal.sending(intent(number))
+            await journal.mark_sending(intent(number))
     good = '{"intent_id": "i2", "task_id": "t2"}'
     bad = [
         '{"intent_id": "i3", "task_id": "t1"}',
@@ -1253,39 +1258,39 @@ async def test_rescued_lines_that_cannot_be_used_are_kept(
 
 async def test_what_was_on_its_way_is_unknown_and_never_planned_again(path: Path, tmp_path: Path) -> None:
     async with opened(path) as journal:
-        await journal.sending(intent(1))
-        await journal.sending(intent(2))
-        await journal.unsent("i2")
+        await journal.mark_sending(intent(1))
+        await journal.mark_sending(intent(2))
+        await journal.mark_unsent("i2")
         crashed = as_left_by_a_crash(path, tmp_path / "crash")
     for _ in range(3):
         async with opened(crashed) as journal:
             assert await states(journal) == {"i1": "UNKNOWN", "i2": "NOT_CREATED"}
-            assert await journal.find("r1")
+            assert await journal.find_by_ref("r1")
             with pytest.raises(JournalError):
-                await journal.sending(intent(1))
+                await journal.mark_sending(intent(1))
             with pytest.raises(JournalError):
-                await journal.unsent("i1")
+                await journal.mark_unsent("i1")
             with pytest.raises(JournalError):
-                await journal.sending(intent(1, intent_id="again"))
+                await journal.mark_sending(intent(1, intent_id="again"))
 
 
 async def test_occurrences_are_counted_for_one_run(path: Path) -> None:
     for _ in range(2):
         async with opened(path) as journal:
-            assert [await journal.occurrence(key) for key in (b"a", b"b", b"a", b"a")] == [1, 1, 2, 3]
+            assert [await journal.count_occurrence(key) for key in (b"a", b"b", b"a", b"a")] == [1, 1, 2, 3]
 
 
 async def test_a_killed_process_leaves_a_journal_that_opens(path: Path) -> None:
     script = """
         import asyncio, os, signal, sys
         from kie_async import SqliteJournal
-        from kie_async.journal import Intent
+        from kie_async.journal.base import Intent
 
         async def main():
             journal = SqliteJournal(sys.argv[1])
             await journal.open()
             for number in range(20):
-                await journal.sending(Intent(intent_id=f"i{number}", model="m", ref=f"r{number}"))
+                await journal.mark_sending(Intent(intent_id=f"i{number}", model="m", ref=f"r{number}"))
             print("ready", flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -1297,4 +1302,4 @@ async def test_a_killed_process_leaves_a_journal_that_opens(path: Path) -> None:
     assert run.returncode == -signal.SIGKILL
     async with opened(path) as journal:
         assert list((await states(journal)).values()) == ["UNKNOWN"] * 20
-        assert attrs.astuple(await journal.totals()) == (20, 0, 0.0)
+        assert attrs.astuple(await journal.load_totals()) == (20, 0, 0.0)

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tables import together
 
-from kie_async import jsontext
-from kie_async.jsontext import MAX_BYTES, NotJson, parse, write
+from kie_async import _json as jsontext
+from kie_async._json import MAX_BYTES, NotJson, parse, write
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)))
 JSON = st.recursive(

@@ -18,16 +18,18 @@ import pytest
 from clock import Clock
 
 from kie_async import KieError, KieSession, PollSchedule, Sandbox, TaskRecord, TaskRequest, TaskState
-from kie_async.durations import Durations
+from kie_async.config import Rate
 from kie_async.errors import ServerError
+from kie_async.events import Source
 from kie_async.handle import TaskHandle
-from kie_async.limiter import Limiter
-from kie_async.look_queue import PATIENCE_S, LookQueue, Watch
-from kie_async.models import Rate
-from kie_async.poller import Poller, Source
+from kie_async.journal.sqlite import SqliteJournal
+from kie_async.limits.rate_limiter import RateLimiter
+from kie_async.planning.durations import Durations
+from kie_async.planning.planner import PollPlanner
+from kie_async.polling.entry import PollEntry
+from kie_async.polling.poll_queue import PATIENCE_S, PollQueue
+from kie_async.polling.poller import Poller
 from kie_async.sandbox.durations import Fixed
-from kie_async.sqlite_journal import SqliteJournal
-from kie_async.timetable import Timetable
 
 MODEL = "kling/v1-avatar-standard"
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -49,13 +51,13 @@ class Service:
         self._ends: dict[str, float] = {}
         self._begins: dict[str, float] = {}
         self._handles: dict[str, TaskHandle] = {}
-        self.table = Timetable(schedule)
+        self.table = PollPlanner(schedule)
         self.poller = Poller(
             ask=self.ask,
             deliver=self.deliver,
             give_up=self.give_up,
             expire=lambda handle: self.poller.forget(handle),
-            limiter=Limiter(Rate(1000, per_s=0.001), now=loop.time),
+            limiter=RateLimiter(Rate(1000, per_s=0.001), now=loop.time),
             timetable=self.table,
             connections=16,
             loop=loop,
@@ -248,7 +250,7 @@ class TestWithCallbacks:
         service = serve(runs_s=lambda _: 60.0)
         service.callbacks, service.says_duration = True, False
         await service.pass_tasks(30)
-        at_s = service.table.next_look_s(
+        at_s = service.table.next_poll_s(
             MODEL, 0.0, is_first=True, by_callback=False, chance=0.5, now=clock.now + 10
         )
         assert 40 < at_s < 62
@@ -300,7 +302,7 @@ class TestWithCallbacks:
         name = service.create()
         await clock.advance(70.0)
         assert name in service.waits_s
-        service.poller.late_callback(name)
+        service.poller.note_late_callback(name)
         await clock.advance(30.0)
         service.create()
         await clock.advance(5.0)
@@ -316,16 +318,16 @@ def _lasting(record: TaskRecord, duration_s: float) -> TaskRecord:
 class TestWhoIsFirst:
     """While looks are short."""
 
-    def queue(self, **chances: float) -> tuple[LookQueue, dict[str, Watch]]:
-        queue = LookQueue(lambda watch, _: by_watch[id(watch)], longest_s=100.0)
-        watches = {name: Watch(handle=_somebody(), since=0.0, expects_callback=False) for name in chances}
+    def queue(self, **chances: float) -> tuple[PollQueue, dict[str, PollEntry]]:
+        queue = PollQueue(lambda watch, _: by_watch[id(watch)], longest_s=100.0)
+        watches = {name: PollEntry(handle=_somebody(), since=0.0, expects_callback=False) for name in chances}
         by_watch = {id(watches[name]): chance for name, chance in chances.items()}
         for watch in watches.values():
-            watch.at = watch.looked_at = 0.0
+            watch.at = watch.last_polled_at = 0.0
             queue.put(watch)
         return queue, watches
 
-    def order(self, queue: LookQueue, watches: dict[str, Watch], now: float) -> str:
+    def order(self, queue: PollQueue, watches: dict[str, PollEntry], now: float) -> str:
         names = {id(watch): name for name, watch in watches.items()}
         found = ""
         while (watch := queue.pop(now)) is not None:
@@ -348,14 +350,14 @@ class TestWhoIsFirst:
     def test_a_ring_and_a_first_look_go_before_all_others(self) -> None:
         queue, watches = self.queue(a=0.9)
         for name in "fr":
-            watches[name] = Watch(handle=_somebody(), since=0.0, expects_callback=False, at=9.0)
-            watches[name].is_rung = name == "r"
+            watches[name] = PollEntry(handle=_somebody(), since=0.0, expects_callback=False, at=9.0)
+            watches[name].is_urgent = name == "r"
             queue.put(watches[name])
         assert self.order(queue, watches, 10.0) == "rfa"
 
     def test_a_ring_moves_forward_and_is_there_once(self) -> None:
         queue, watches = self.queue(a=0.9, b=0.1)
-        watches["b"].is_rung = True
+        watches["b"].is_urgent = True
         queue.put(watches["b"])
         assert self.order(queue, watches, 10.0) == "ba"
 
@@ -369,10 +371,12 @@ class TestWhoIsFirst:
 
     def test_of_many_a_quarter_is_chosen_at_a_time(self) -> None:
         asked = []
-        queue = LookQueue(lambda watch, _: asked.append(watch) or watch.since, longest_s=100.0)  # type: ignore[func-returns-value]
+        queue = PollQueue(lambda watch, _: asked.append(watch) or watch.since, longest_s=100.0)  # type: ignore[func-returns-value]
         for number in range(100):
             queue.put(
-                Watch(handle=_somebody(), since=number / 100, expects_callback=False, at=0.0, looked_at=0.0)
+                PollEntry(
+                    handle=_somebody(), since=number / 100, expects_callback=False, at=0.0, last_polled_at=0.0
+                )
             )
         first = [queue.pop(10.0) for _ in range(25)]
         assert [round(watch.since * 100) for watch in first if watch] == list(range(99, 74, -1))
@@ -412,7 +416,7 @@ class TestInASession:
             await asyncio.gather(*(kie.run(ECHO) for _ in range(10)))
         journal = SqliteJournal(path)
         await journal.open()
-        learned = await journal.learned()
+        learned = await journal.load_durations()
         await journal.aclose()
         kept = Durations.load(learned[ECHO.model])
         assert kept is not None
@@ -425,7 +429,7 @@ class TestInASession:
             known.finished(100.0, seen_s=0.0)
         journal = SqliteJournal(path)
         await journal.open()
-        await journal.keep_learned({ECHO.model: known.dump()})
+        await journal.save_durations({ECHO.model: known.dump()})
         await journal.aclose()
         async with learner(quick, path) as kie:
             handle = await kie.create(ECHO)

@@ -9,8 +9,8 @@ from collections import deque
 import pytest
 from clock import Clock, settle
 
-from kie_async.limiter import Limiter
-from kie_async.models import Rate
+from kie_async.config import Rate
+from kie_async.limits.rate_limiter import RateLimiter
 
 TWENTY_IN_TEN = Rate(20, per_s=10.0)
 
@@ -36,17 +36,17 @@ class Service:
 
 async def send_all(count: int, rate: Rate, rng: random.Random, clock: Clock, *, counts_from: str) -> Service:
     """Send so many requests at once through a limiter, over a network that takes its time."""
-    service, limiter, start = Service(rate), Limiter(rate, now=lambda: clock.now), clock.now
+    service, limiter, start = Service(rate), RateLimiter(rate, now=lambda: clock.now), clock.now
 
     async def send() -> None:
         await limiter.acquire()
         if counts_from == "send":
-            limiter.answered()
+            limiter.release()
         await asyncio.sleep(rng.uniform(0.005, 0.15))
         service.arrive(clock.now - start)
         await asyncio.sleep(rng.uniform(0.005, 0.15))
         if counts_from == "answer":
-            limiter.answered()
+            limiter.release()
 
     sending = asyncio.gather(*(send() for _ in range(count)))
     await clock.advance(2 * count / rate.count * rate.per_s)
@@ -81,7 +81,7 @@ class Line:
     """Waiters of one limiter, and the order in which they got through."""
 
     def __init__(self, clock: Clock, rate: Rate) -> None:
-        self.limiter = Limiter(rate, now=lambda: clock.now)
+        self.limiter = RateLimiter(rate, now=lambda: clock.now)
         self.through: list[int] = []
         self.waiters: list[asyncio.Task[None]] = []
 
@@ -123,7 +123,7 @@ async def test_without_an_answer_no_permit_comes_back_however_long_it_takes(line
 async def test_a_permit_comes_back_its_time_after_the_answer_and_not_before(line: Line, clock: Clock) -> None:
     await line.join(4)
     await clock.advance(100)
-    line.limiter.answered()
+    line.limiter.release()
     await clock.advance(9.9)
     assert line.through == [0, 1, 2]
     await clock.advance(0.11)
@@ -132,17 +132,17 @@ async def test_a_permit_comes_back_its_time_after_the_answer_and_not_before(line
 
 async def test_an_unused_permit_comes_back_at_once(line: Line) -> None:
     await line.join(4)
-    line.limiter.unused()
+    line.limiter.release_unused()
     await settle()
     assert line.through == [0, 1, 2, 3]
 
 
 async def test_an_unused_permit_is_not_slept_over_by_who_waits_for_another(line: Line, clock: Clock) -> None:
     await line.join(3)
-    line.limiter.answered()  # back in ten seconds
+    line.limiter.release()  # back in ten seconds
     await line.join(1)
     await clock.advance(1)
-    line.limiter.unused()
+    line.limiter.release_unused()
     await settle()
     assert line.through == [0, 1, 2, 3]
 
@@ -150,17 +150,17 @@ async def test_an_unused_permit_is_not_slept_over_by_who_waits_for_another(line:
 async def test_they_pass_in_the_order_they_came(line: Line, clock: Clock) -> None:
     await line.join(50)
     for _ in range(20):
-        line.limiter.answered()
-        line.limiter.answered()
-        line.limiter.answered()
+        line.limiter.release()
+        line.limiter.release()
+        line.limiter.release()
         await clock.advance(11)
     assert line.through == list(range(50))
 
 
 async def test_who_comes_as_permits_come_back_does_not_overtake(line: Line) -> None:
     await line.join(5)
-    line.limiter.unused()
-    line.limiter.unused()
+    line.limiter.release_unused()
+    line.limiter.release_unused()
     await line.join(1)  # its turn comes after number 3 has moved and before number 4 does
     assert line.through == [0, 1, 2, 3, 4]
     await line.leave()
@@ -172,7 +172,7 @@ async def test_who_leaves_the_line_frees_the_place_and_takes_no_permit(line: Lin
         line.waiters[leaving].cancel()
     await settle()
     for _ in range(3):
-        line.limiter.answered()
+        line.limiter.release()
     await clock.advance(10.1)
     assert line.through == [0, 1, 2, 4, 7, 8]
     await line.leave()
@@ -180,7 +180,7 @@ async def test_who_leaves_the_line_frees_the_place_and_takes_no_permit(line: Lin
 
 async def test_who_leaves_as_the_permit_comes_leaves_it_to_the_next(line: Line) -> None:
     await line.join(5)
-    line.limiter.unused()
+    line.limiter.release_unused()
     line.waiters[3].cancel()
     await settle()
     assert line.through == [0, 1, 2, 4]
@@ -198,11 +198,11 @@ async def test_no_permit_is_lost_or_made_whoever_leaves_when(seed: int, clock: C
         held = len(line.through) - given_back
         assert 0 <= held <= rate.count
         if held and rng.random() < 0.8:
-            rng.choice([line.limiter.answered, line.limiter.unused])()
+            rng.choice([line.limiter.release, line.limiter.release_unused])()
             given_back += 1
     await line.leave()
     for _ in range(len(line.through) - given_back):
-        line.limiter.unused()
+        line.limiter.release_unused()
     await clock.advance(2)
     last = Line(clock, rate)
     last.limiter = line.limiter
@@ -215,7 +215,7 @@ async def test_no_permit_is_lost_or_made_whoever_leaves_when(seed: int, clock: C
 
 
 async def test_a_pause_holds_everybody_back_though_permits_are_there(line: Line, clock: Clock) -> None:
-    line.limiter.pause(5)
+    line.limiter.throttle(5)
     await line.join(2)
     await clock.advance(4.9)
     assert line.through == []
@@ -224,11 +224,11 @@ async def test_a_pause_holds_everybody_back_though_permits_are_there(line: Line,
 
 
 async def test_the_longest_of_several_pauses_counts(line: Line, clock: Clock) -> None:
-    line.limiter.pause(5)
-    line.limiter.pause(1)
+    line.limiter.throttle(5)
+    line.limiter.throttle(1)
     await line.join(1)
     await clock.advance(4)
-    line.limiter.pause(2)
+    line.limiter.throttle(2)
     await clock.advance(1.9)
     assert line.through == []
     await clock.advance(0.2)
@@ -237,9 +237,9 @@ async def test_the_longest_of_several_pauses_counts(line: Line, clock: Clock) ->
 
 async def test_a_pause_reaches_who_waits_for_a_permit_already(line: Line, clock: Clock) -> None:
     await line.join(4)
-    line.limiter.answered()
+    line.limiter.release()
     await clock.advance(9)
-    line.limiter.pause(30)
+    line.limiter.throttle(30)
     await clock.advance(29)
     assert line.through == [0, 1, 2]
     await clock.advance(1.1)
@@ -248,8 +248,8 @@ async def test_a_pause_reaches_who_waits_for_a_permit_already(line: Line, clock:
 
 async def test_a_pause_reaches_who_waits_for_any_answer(line: Line, clock: Clock) -> None:
     await line.join(4)
-    line.limiter.pause(30)
-    line.limiter.unused()
+    line.limiter.throttle(30)
+    line.limiter.release_unused()
     await clock.advance(29)
     assert line.through == [0, 1, 2]
     await clock.advance(1.1)

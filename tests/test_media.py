@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kie_async import InvalidRequest
-from kie_async.media import (
+from kie_async.files.media_types import (
     AAC,
     ENDINGS,
     GIF,

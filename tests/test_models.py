@@ -11,19 +11,11 @@ import pytest
 from tables import together
 
 from kie_async import models
+from kie_async._json import decode_object
+from kie_async.config import Budget, Limits, Rate
 from kie_async.errors import InvalidRequest
-from kie_async.models import (
-    Budget,
-    Counters,
-    Limits,
-    Rate,
-    SessionStats,
-    TaskRecord,
-    TaskResult,
-    UploadedFile,
-    decode_object,
-)
-from kie_async.states import TaskState
+from kie_async.events import Counters, SessionStats
+from kie_async.models import TaskRecord, TaskResult, TaskState, UploadedFile
 
 REQUEST = {"model": "a/b", "callBackUrl": "https://bot.example/kie", "input": {"prompt": "héllo", "n": [1]}}
 

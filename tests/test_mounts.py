@@ -32,15 +32,17 @@ from knocking import MOUNTS, PATH, Mounted, aiohttp_on, knock, line_to, request,
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from kie_async import CallbackReceiver, PollSchedule, Sandbox, SessionEvent, TaskRecord, mounts, states
-from kie_async.signing import address_mac
+from kie_async import CallbackReceiver, PollSchedule, Sandbox, SessionEvent, TaskRecord
+from kie_async.wire import records as states
+from kie_async.callbacks import server as mounts
+from kie_async.callbacks.address import callback_mac
 
 VECTORS: list[dict[str, Any]] = json.loads(Path(__file__).with_name("signature_vectors.json").read_text())[
     "vectors"
 ]
 SECRET = b"a callback secret"
 INTENT = "0123456789abcdef0123456789abcdef"
-MAC = address_mac(INTENT, secret=SECRET)
+MAC = callback_mac(INTENT, secret=SECRET)
 RIGHT = f"{PATH}/{INTENT}/{MAC}"
 WRONG = f"{PATH}/{INTENT}/{'a' * 26}"
 TASK = "task_12345678"
@@ -750,7 +752,7 @@ async def test_a_mistake_in_the_server_itself_is_told_by_its_type_alone(
     async def answer(_: web.BaseRequest) -> web.StreamResponse:
         raise RuntimeError(MAC)
 
-    door = mounts._Door(answer)
+    door = mounts._Server(answer)
     async with await asyncio.get_running_loop().create_server(door.open, "127.0.0.1", 0) as server:
         heard = await knock(server.sockets[0].getsockname()[1], RIGHT, body=BODY)
         await door.stop()
@@ -762,7 +764,7 @@ async def test_a_connection_that_ends_before_it_begins_gives_its_place_back(cloc
     async def answer(_: web.BaseRequest) -> web.StreamResponse:
         raise AssertionError
 
-    door = mounts._Door(answer)
+    door = mounts._Server(answer)
     watching = asyncio.create_task(door.watch())
     door.open()
     assert len(door._deadlines) == 1

@@ -8,8 +8,8 @@ import attrs
 import pytest
 from tables import together
 
+from kie_async.config import DOCUMENTED, PollSchedule
 from kie_async.errors import InvalidRequest
-from kie_async.poll_schedule import DOCUMENTED, PollSchedule
 
 
 @together(("tier", "low_s", "high_s"), [(0, 2, 3), (1, 5, 10), (2, 15, 30)])

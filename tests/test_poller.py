@@ -38,14 +38,15 @@ from kie_async import (
     TaskRecord,
     TaskState,
 )
-from kie_async.agenda import TICK_S, Agenda
-from kie_async.codes import error_for
 from kie_async.errors import AnswerUnreadable, ServerError, TransportError
+from kie_async.events import Source
 from kie_async.handle import TaskHandle
-from kie_async.limiter import Limiter
-from kie_async.look_queue import Watch
-from kie_async.poller import Poller, Source
-from kie_async.timetable import Timetable
+from kie_async.limits.rate_limiter import RateLimiter
+from kie_async.planning.planner import PollPlanner
+from kie_async.polling.entry import PollEntry
+from kie_async.polling.poller import Poller
+from kie_async.polling.timer_wheel import TICK_S, TimerWheel
+from kie_async.wire.codes import error_for
 
 Answer = TaskRecord | Exception
 
@@ -76,8 +77,8 @@ class Bench:
             deliver=self.deliver,
             give_up=self.give_up,
             expire=self.expire,
-            limiter=Limiter(rate, now=loop.time),
-            timetable=Timetable(schedule),
+            limiter=RateLimiter(rate, now=loop.time),
+            timetable=PollPlanner(schedule),
             connections=connections,
             loop=loop,
             rng=random.Random(1),
@@ -307,7 +308,7 @@ class TestDeadlines:
         bench = bench(EVERY_SECOND)
         handle = TaskHandle(owner=None, loop=asyncio.get_running_loop(), deadline=clock.now + 5.0)
 
-        bench.poller.watch_deadline(handle)
+        bench.poller.wait_for_deadline(handle)
         await clock.advance(5.1)
 
         assert bench.expired == [handle]
@@ -620,7 +621,7 @@ class TestRefusedKeys:
     async def test_handles_without_a_task_id_wait_on(self, clock: Clock, bench: NewBench) -> None:
         bench = bench(EVERY_SECOND)
         unknown = TaskHandle(owner=None, loop=asyncio.get_running_loop(), deadline=clock.now + 60.0)
-        bench.poller.watch_deadline(unknown)
+        bench.poller.wait_for_deadline(unknown)
         bench.watch()
         bench.answer = lambda _: error_for(401, "no")
 
@@ -1103,9 +1104,9 @@ def test_what_is_overdue_comes_at_once_on_uvloop_too() -> None:
 
     async def overdue() -> None:
         loop = asyncio.get_running_loop()
-        agenda = Agenda(loop, ticks.append)
+        agenda = TimerWheel(loop, ticks.append)
         for late_s in (1.0, 2.0):
-            agenda.put(Watch(handle=None, since=0.0, expects_callback=False, at=loop.time() - late_s))
+            agenda.put(PollEntry(handle=None, since=0.0, expects_callback=False, at=loop.time() - late_s))
         await asyncio.sleep(0.01)
         agenda.close()
 

@@ -8,13 +8,15 @@ import random
 
 import pytest
 
+from kie_async.config import Rate
 from kie_async.errors import AnswerUnreadable, KieError, ServerError
+from kie_async.events import Counters
 from kie_async.handle import TaskHandle
-from kie_async.limiter import Limiter
-from kie_async.models import Counters, Rate, TaskRecord
-from kie_async.reader import Reader
-from kie_async.states import TaskState
-from kie_async.wire import WireRequest, WireResponse
+from kie_async.http.query_client import QueryClient
+from kie_async.limits.rate_limiter import RateLimiter
+from kie_async.models import TaskRecord, TaskState
+from kie_async.wire.requests import WireRequest
+from kie_async.wire.responses import WireResponse
 
 ID = "t1"
 
@@ -29,8 +31,8 @@ class Asked:
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
         self.response = WireResponse(status=200, body=body())
-        limiter = Limiter(Rate(100, per_s=1.0), now=loop.time)
-        self.reader = Reader(self, limiter, counters=Counters(), rng=random.Random(0))  # type: ignore[arg-type]
+        limiter = RateLimiter(Rate(100, per_s=1.0), now=loop.time)
+        self.reader = QueryClient(self, limiter, counters=Counters(), rng=random.Random(0))  # type: ignore[arg-type]
         self.handle = TaskHandle(owner=None, loop=loop, deadline=0.0, task_id=ID)  # type: ignore[arg-type]
 
     async def send(self, _: WireRequest) -> WireResponse:

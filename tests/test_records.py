@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tables import together
 
-from kie_async import states
-from kie_async.models import TaskRecord
-from kie_async.records import (
+from kie_async.wire import records as states
+from kie_async.models import TaskRecord, TaskState
+from kie_async.wire.records import (
     clean_text,
     decode_record,
     is_url,
@@ -28,7 +28,6 @@ from kie_async.records import (
     read_time,
     without_mac,
 )
-from kie_async.states import TaskState
 
 URL, OTHER_URL = "https://tempfile.example/a.mp4", "https://tempfile.example/b.mp4"
 PARAM = json.dumps({"model": "kling/v1-avatar-standard", "input": json.dumps({"prompt": ""})})

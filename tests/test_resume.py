@@ -39,8 +39,8 @@ from kie_async import (
     TaskRequest,
     TaskTimedOut,
 )
-from kie_async.creates import HALT_S, UNKNOWN_IN_A_ROW, Breaker
-from kie_async.journal import Intent
+from kie_async.journal.base import Intent
+from kie_async.limits.circuit_breaker import HALT_S, UNKNOWN_IN_A_ROW, CircuitBreaker
 
 ECHO = TaskRequest(model="sandbox/echo", input={"prompt": "a smile"}, ref="a")
 OTHER = attrs.evolve(ECHO, input={"prompt": "a frown"})
@@ -91,7 +91,7 @@ async def journalled(path: Path) -> list[Intent]:
     journal = SqliteJournal(path)
     await journal.open()
     try:
-        return await journal.everything()
+        return await journal.list_intents()
     finally:
         await journal.aclose()
 
@@ -479,11 +479,11 @@ async def test_an_adoption_that_cannot_be_noted_is_tried_again(
     class Failing(SqliteJournal):
         fails = 1
 
-        async def created(self, *args: Any, **options: Any) -> None:
+        async def mark_created(self, *args: Any, **options: Any) -> None:
             if self.fails:
                 self.fails -= 1
                 raise JournalError("made up")
-            await super().created(*args, **options)
+            await super().mark_created(*args, **options)
 
     journal = Failing(path)
     kie = await restart(journal=journal)
@@ -683,7 +683,7 @@ async def test_a_batch_run_again_waits_a_little_for_an_adoption(sandbox: Sandbox
 
 def test_the_breaker_opens_after_three_in_a_row_and_lets_one_try() -> None:
     now = 100.0
-    breaker = Breaker(now=lambda: now)
+    breaker = CircuitBreaker(now=lambda: now)
     for _ in range(UNKNOWN_IN_A_ROW):
         breaker.check()
         breaker.unknown()

@@ -575,7 +575,7 @@ async def test_a_bad_upload_says_what_is_missing(path: str, body: Any, said: str
 async def test_uploads_need_the_key() -> None:
     async with Opened(key="wrong") as caller:
         answer = await caller.upload(b"sound")
-        assert answer == {"success": False, "code": 401, "msg": "Authentication failed: Invalid API Key"}
+        assert answer == {"success": False, "code": 401, "msg": "Authentication failed: Invalid API Secret"}
 
 
 async def test_a_download_url_is_a_string_and_only_for_files_of_the_sandbox() -> None:

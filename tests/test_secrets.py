@@ -36,10 +36,11 @@ from misbehaving import (
 from tables import each
 
 from kie_async import CallbackReceiver, KieError, KieSession, TaskHandle, TransportError
-from kie_async.attempts import CreateTransport
-from kie_async.signing import address_mac
-from kie_async.transport import Secret, Transport
-from kie_async.wire import encode_credits
+from kie_async._secrets import Secret
+from kie_async.callbacks.address import callback_mac
+from kie_async.creating.create_transport import CreateTransport
+from kie_async.http.transport import Transport
+from kie_async.wire.requests import encode_credits
 
 KEY = "kie-canary-api-key"
 HMAC_KEY = "canary-hmac-key"
@@ -60,7 +61,7 @@ class Plans(Notes):
 
     @property
     def macs(self) -> list[str]:
-        return [address_mac(intent_id, secret=CALLBACK_SECRET) for intent_id in self.planned]
+        return [callback_mac(intent_id, secret=CALLBACK_SECRET) for intent_id in self.planned]
 
 
 # --- everything that may show something -----------------------------------------------------------

@@ -47,7 +47,8 @@ from kie_async import (
     TaskState,
     TransportError,
 )
-from kie_async.journal import Intent, Journal
+from kie_async.journal.base import Intent
+from kie_async.journal.memory import Journal
 from kie_async.sandbox import Uniform
 
 LOCAL = "http://127.0.0.1:1"
@@ -1059,10 +1060,10 @@ class SlowJournal(Journal):
         super().__init__()
         self.is_asked, self.may_note = asyncio.Event(), asyncio.Event()
 
-    async def sending(self, intent: Intent) -> None:
+    async def mark_sending(self, intent: Intent) -> None:
         self.is_asked.set()
         await self.may_note.wait()
-        await super().sending(intent)
+        await super().mark_sending(intent)
 
 
 class TestClosingWhileReading:

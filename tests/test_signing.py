@@ -20,16 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tables import together
 
+from kie_async._secrets import as_secrets
+from kie_async.callbacks.address import callback_mac, derive_callback_secret, is_valid_mac, new_intent_id
 from kie_async.errors import CallbackRejected, InvalidRequest
-from kie_async.signing import (
-    address_mac,
-    as_keys,
-    derive_callback_secret,
-    is_address,
-    new_intent_id,
-    sign,
-    verify,
-)
+from kie_async.wire.signatures import sign, verify
 
 VECTORS: list[dict[str, Any]] = json.loads(Path(__file__).with_name("signature_vectors.json").read_text())[
     "vectors"
@@ -82,7 +76,7 @@ def test_a_vector_is_judged_as_the_file_says(vector: dict[str, Any]) -> None:
             vector["task_id"],
             vector["timestamp"],
             vector["signature"],
-            keys=as_keys(vector["keys"]),
+            keys=as_secrets(vector["keys"]),
             now=vector["now"],
             tolerance_s=vector["tolerance_s"],
         )
@@ -95,7 +89,7 @@ def test_a_vector_is_judged_as_the_file_says(vector: dict[str, Any]) -> None:
 def test_a_set_of_keys_is_judged_as_the_file_says(vector: dict[str, Any]) -> None:
     judged = "accept"
     try:
-        as_keys(vector["keys"])
+        as_secrets(vector["keys"])
     except InvalidRequest:
         judged = "refused"
     assert judged == vector["expect"]
@@ -158,11 +152,11 @@ def test_a_tolerance_that_is_no_number_lets_nothing_through(tolerance_s: float) 
 class _Counted(list[bytes]):
     """Keys that count how many of them were looked at."""
 
-    looked_at = 0
+    last_polled_at = 0
 
     def __iter__(self) -> Iterator[bytes]:
         for key in super().__iter__():
-            self.looked_at += 1
+            self.last_polled_at += 1
             yield key
 
 
@@ -170,7 +164,7 @@ class _Counted(list[bytes]):
 def test_every_key_is_tried_whichever_fits(keys: list[bytes]) -> None:
     counted = _Counted(keys)
     verify(TASK, TIMESTAMP, SIGNATURE, keys=counted, now=NOW, tolerance_s=300)
-    assert counted.looked_at == 3
+    assert counted.last_polled_at == 3
 
 
 @given(
@@ -204,47 +198,50 @@ def test_a_right_signature_passes_exactly_within_the_tolerance(seconds: int, dri
 
 
 def test_text_keys_are_utf_8_and_bytes_are_bytes() -> None:
-    assert as_keys(["ключ", b"\x00\xff"]) == ("ключ".encode(), b"\x00\xff")
+    assert as_secrets(["ключ", b"\x00\xff"]) == ("ключ".encode(), b"\x00\xff")
 
 
 @together("keys", ["one key", b"one key"])
 def test_one_bare_key_is_refused_with_the_right_spelling(keys: str | bytes) -> None:
     with pytest.raises(InvalidRequest, match=r"hmac_keys=\[KEY\]"):
-        as_keys(keys)  # type: ignore[arg-type]
+        as_secrets(keys)  # type: ignore[arg-type]
 
 
 @together("keys", [[""], [b""], ["right", ""], ("", "right")])
 def test_an_empty_key_is_refused(keys: list[str | bytes]) -> None:
     with pytest.raises(InvalidRequest, match="empty key"):
-        as_keys(keys)
+        as_secrets(keys)
 
 
 @together("key", [5, None, 1.5, True, [1, 2]])
 def test_a_key_that_is_neither_text_nor_bytes_is_refused(key: object) -> None:
     with pytest.raises(InvalidRequest, match="text or bytes"):
-        as_keys([key])  # type: ignore[list-item]
+        as_secrets([key])  # type: ignore[list-item]
 
 
 def test_a_refusal_names_the_field_and_no_key() -> None:
     with pytest.raises(InvalidRequest) as caught:
-        as_keys(["s3cret", ""], field="callback_secrets")
+        as_secrets(["s3cret", ""], field="callback_secrets")
     assert "callback_secrets" in str(caught.value)
     assert "s3cret" not in str(caught.value)
 
 
-@together("key", [*as_keys(["s3cret", b"s3cret"]), derive_callback_secret("s3cret")])
+@together("key", [*as_secrets(["s3cret", b"s3cret"]), derive_callback_secret("s3cret")])
 def test_a_key_shows_in_no_repr_and_no_format(key: bytes) -> None:
-    assert f"{key!r} {key!s} {key} {[key]} {(key,)}" == "Key(***) Key(***) Key(***) [Key(***)] (Key(***),)"
+    assert (
+        f"{key!r} {key!s} {key} {[key]} {(key,)}"
+        == "Secret(***) Secret(***) Secret(***) [Secret(***)] (Secret(***),)"
+    )
 
 
 def test_a_key_is_used_as_the_bytes_it_is() -> None:
-    (key,) = as_keys([KEY])
+    (key,) = as_secrets([KEY])
     assert key == KEY
     assert sign(TASK, TIMESTAMP, key=key) == SIGNATURE
 
 
 def test_keys_may_come_from_a_generator() -> None:
-    assert as_keys(key for key in ("a", "b")) == (b"a", b"b")
+    assert as_secrets(key for key in ("a", "b")) == (b"a", b"b")
 
 
 # --- the address of an intent --------------------------------------------------------------------
@@ -252,8 +249,8 @@ def test_keys_may_come_from_a_generator() -> None:
 
 def test_a_mac_has_a_known_answer() -> None:
     digest = hmac.new(SECRET, b"cb1." + INTENT.encode(), hashlib.sha256).digest()
-    assert address_mac(INTENT, secret=SECRET) == base64.b32encode(digest).decode()[:26].lower()
-    assert address_mac(INTENT, secret=SECRET) == "vge4o7xz3mstx35qc7hukmbgf2"
+    assert callback_mac(INTENT, secret=SECRET) == base64.b32encode(digest).decode()[:26].lower()
+    assert callback_mac(INTENT, secret=SECRET) == "vge4o7xz3mstx35qc7hukmbgf2"
 
 
 def test_the_secret_of_an_account_has_a_known_answer() -> None:
@@ -264,36 +261,36 @@ def test_the_secret_of_an_account_has_a_known_answer() -> None:
 
 @given(intent_id=st.text("0123456789abcdef", min_size=32, max_size=32), secret=st.binary(min_size=1))
 def test_a_mac_is_26_characters_of_lower_case_base32(intent_id: str, secret: bytes) -> None:
-    mac = address_mac(intent_id, secret=secret)
+    mac = callback_mac(intent_id, secret=secret)
     assert re.fullmatch("[a-z2-7]{26}", mac)
-    assert is_address(intent_id, mac, callback_secrets=[secret])
+    assert is_valid_mac(intent_id, mac, callback_secrets=[secret])
 
 
 def test_a_right_mac_is_known_under_any_of_the_secrets() -> None:
-    mac = address_mac(INTENT, secret=SECRET)
-    assert is_address(INTENT, mac, callback_secrets=[SECRET, b"new"])
-    assert is_address(INTENT, mac, callback_secrets=[b"new", b"newer", SECRET])
+    mac = callback_mac(INTENT, secret=SECRET)
+    assert is_valid_mac(INTENT, mac, callback_secrets=[SECRET, b"new"])
+    assert is_valid_mac(INTENT, mac, callback_secrets=[b"new", b"newer", SECRET])
 
 
 def test_a_right_mac_is_not_known_under_other_secrets() -> None:
-    mac = address_mac(INTENT, secret=SECRET)
-    assert not is_address(INTENT, mac, callback_secrets=[b"new"])
-    assert not is_address(INTENT, mac, callback_secrets=[])
+    mac = callback_mac(INTENT, secret=SECRET)
+    assert not is_valid_mac(INTENT, mac, callback_secrets=[b"new"])
+    assert not is_valid_mac(INTENT, mac, callback_secrets=[])
 
 
 @together("secrets", [[SECRET, b"2", b"3"], [b"2", b"3", SECRET], [b"2", b"3", b"4"]])
 def test_every_secret_is_tried_whichever_fits(secrets: list[bytes]) -> None:
     counted = _Counted(secrets)
-    is_address(INTENT, address_mac(INTENT, secret=SECRET), callback_secrets=counted)
-    assert counted.looked_at == 3
+    is_valid_mac(INTENT, callback_mac(INTENT, secret=SECRET), callback_secrets=counted)
+    assert counted.last_polled_at == 3
 
 
 def test_a_mac_belongs_to_one_intent() -> None:
-    mac = address_mac(INTENT, secret=SECRET)
-    assert not is_address(INTENT[::-1], mac, callback_secrets=[SECRET])
+    mac = callback_mac(INTENT, secret=SECRET)
+    assert not is_valid_mac(INTENT[::-1], mac, callback_secrets=[SECRET])
 
 
-RIGHT = address_mac(INTENT, secret=SECRET)
+RIGHT = callback_mac(INTENT, secret=SECRET)
 
 
 @together(
@@ -319,12 +316,12 @@ RIGHT = address_mac(INTENT, secret=SECRET)
     ],
 )
 def test_any_other_spelling_of_an_address_is_wrong(intent_id: str, mac: str) -> None:
-    assert not is_address(intent_id, mac, callback_secrets=[SECRET])
+    assert not is_valid_mac(intent_id, mac, callback_secrets=[SECRET])
 
 
 @given(intent_id=st.text(max_size=40), mac=st.text(max_size=30))
 def test_no_guessed_address_is_right(intent_id: str, mac: str) -> None:
-    assert not is_address(intent_id, mac, callback_secrets=[SECRET])
+    assert not is_valid_mac(intent_id, mac, callback_secrets=[SECRET])
 
 
 def test_intent_ids_are_128_random_bits() -> None:

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tables import together
 
-from kie_async import states
-from kie_async.states import TASK_ID, TaskState, advance, read_state
+from kie_async.wire import records as states
+from kie_async.models import TASK_ID, TaskState, advance
+from kie_async.wire.records import read_state
 
 TERMINAL = frozenset({TaskState.SUCCESS, TaskState.FAIL})
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from tables import together
 
-from kie_async.poll_schedule import PollSchedule
-from kie_async.timetable import SHORTEST_GAP_S, Timetable
+from kie_async.config import PollSchedule
+from kie_async.planning.planner import SHORTEST_GAP_S, PollPlanner
 
 MIDDLE = 0.5
 """The chance that adds no jitter."""
@@ -19,8 +19,8 @@ MODEL = "kling/v1-avatar-standard"
 
 
 def after(
-    table: Timetable,
-    looked_s: float,
+    table: PollPlanner,
+    last_polled_s: float,
     *,
     model: str = MODEL,
     first: bool = False,
@@ -28,38 +28,40 @@ def after(
     chance: float = MIDDLE,
     now: float = 1e6,
 ) -> float:
-    return table.next_look_s(model, looked_s, is_first=first, by_callback=callback, chance=chance, now=now)
+    return table.next_poll_s(
+        model, last_polled_s, is_first=first, by_callback=callback, chance=chance, now=now
+    )
 
 
-def looks(table: Timetable, until_s: float, **options: Any) -> list[float]:
+def looks(table: PollPlanner, until_s: float, **options: Any) -> list[float]:
     found: list[float] = []
     while (at_s := after(table, found[-1] if found else 0.0, first=not found, **options)) < until_s:
         found.append(at_s)
     return found
 
 
-def taught(*, median_s: float = 120.0, sigma: float = 0.42, count: int = 60, **options: float) -> Timetable:
-    table, rng = Timetable(PollSchedule(**options)), random.Random(3)  # type: ignore[arg-type]
+def taught(*, median_s: float = 120.0, sigma: float = 0.42, count: int = 60, **options: float) -> PollPlanner:
+    table, rng = PollPlanner(PollSchedule(**options)), random.Random(3)  # type: ignore[arg-type]
     for _ in range(count):
         table.finished(MODEL, median_s * math.exp(rng.gauss(0, sigma)), seen_s=0.0)
     return table
 
 
-def hear(table: Timetable, count: int) -> None:
+def hear(table: PollPlanner, count: int) -> None:
     for number in range(count):
         table.lost.came(str(number), is_news=True)
 
 
 class TestWhileLittleIsKnown:
     def test_the_first_look_comes_after_two_seconds(self) -> None:
-        assert after(Timetable(PollSchedule()), 0.0, first=True) == 2.0
+        assert after(PollPlanner(PollSchedule()), 0.0, first=True) == 2.0
 
-    @together(("looked_s", "gap_s"), [(5.0, 2.5), (60.0, 7.5), (300.0, 22.5)])
-    def test_looks_follow_the_advice_of_the_service(self, looked_s: float, gap_s: float) -> None:
-        assert after(Timetable(PollSchedule()), looked_s) == pytest.approx(looked_s + gap_s)
+    @together(("last_polled_s", "gap_s"), [(5.0, 2.5), (60.0, 7.5), (300.0, 22.5)])
+    def test_looks_follow_the_advice_of_the_service(self, last_polled_s: float, gap_s: float) -> None:
+        assert after(PollPlanner(PollSchedule()), last_polled_s) == pytest.approx(last_polled_s + gap_s)
 
     def test_tasks_still_running_spare_younger_ones_the_looks_that_found_nothing(self) -> None:
-        table = Timetable(PollSchedule())
+        table = PollPlanner(PollSchedule())
         for _ in range(20):
             table.still_running(MODEL, 0.0, 30.0)
         assert len(looks(table, 30.0)) <= 6  # the tiers alone make 12
@@ -70,7 +72,7 @@ class TestWhileLittleIsKnown:
         assert after(table, 5.0, model="another") == pytest.approx(7.5)
 
     def test_the_hundred_and_first_model_is_looked_at_by_the_tiers(self) -> None:
-        table = Timetable(PollSchedule())
+        table = PollPlanner(PollSchedule())
         for number in range(101):
             for _ in range(10):
                 table.finished(f"model {number}", 60.0, seen_s=0.0)
@@ -125,12 +127,12 @@ class TestOnceItHasLearned:
         assert after(table, 0.0, first=True, now=101.1) < before
 
     def test_jitter_is_a_share_of_the_looks(self) -> None:
-        table = Timetable(PollSchedule(jitter=0.2))
+        table = PollPlanner(PollSchedule(jitter=0.2))
         assert after(table, 60.0, chance=0.0) == pytest.approx(66.0)
         assert after(table, 60.0, chance=1.0) == pytest.approx(69.0)
 
     def test_a_schedule_that_does_not_learn_stays_as_it_is(self) -> None:
-        table = Timetable(PollSchedule.fixed(3.0, jitter=0.0))
+        table = PollPlanner(PollSchedule.fixed(3.0, jitter=0.0))
         for _ in range(50):
             table.finished(MODEL, 60.0, seen_s=0.0)
         assert after(table, 0.0) == pytest.approx(3.0)
@@ -139,18 +141,18 @@ class TestOnceItHasLearned:
 
 class TestWithCallbacks:
     def test_an_unknown_model_is_looked_at_once_a_minute(self) -> None:
-        table = Timetable(PollSchedule())
+        table = PollPlanner(PollSchedule())
         assert after(table, 0.0, first=True, callback=True) == pytest.approx(60.0)
 
     def test_the_first_tasks_are_looked_at_as_if_none_came_until_one_does(self) -> None:
-        table = Timetable(PollSchedule())
-        assert [table.take_scout() for _ in range(7)] == [True] * 5 + [False] * 2
-        another = Timetable(PollSchedule())
+        table = PollPlanner(PollSchedule())
+        assert [table.should_probe() for _ in range(7)] == [True] * 5 + [False] * 2
+        another = PollPlanner(PollSchedule())
         hear(another, 1)
-        assert not another.take_scout()
+        assert not another.should_probe()
 
     def test_a_schedule_that_does_not_learn_sends_no_scouts(self) -> None:
-        assert not Timetable(PollSchedule.documented()).take_scout()
+        assert not PollPlanner(PollSchedule.documented()).should_probe()
 
     def test_the_net_waits_past_the_expected_end_while_they_come(self) -> None:
         table = taught()
@@ -178,14 +180,14 @@ class TestWithCallbacks:
         assert after(table, 90.0, callback=True) == pytest.approx(after(table, 90.0), rel=0.01)
 
     def test_a_miss_after_silence_calls_for_new_plans_once(self) -> None:
-        table = Timetable(PollSchedule())
+        table = PollPlanner(PollSchedule())
         assert not table.is_tighter()
         table.lost.found_ended("x", 0.0, late_s=60.0)
         assert table.is_tighter()
         assert not table.is_tighter()
 
     def test_after_better_times_a_miss_calls_for_new_plans_again(self) -> None:
-        table = Timetable(PollSchedule())
+        table = PollPlanner(PollSchedule())
         hear(table, 200)
         assert not table.is_tighter()
         table.lost.found_ended("x", 0.0, late_s=60.0)
@@ -200,7 +202,7 @@ class TestWithCallbacks:
 
 class TestWhatIsKept:
     def test_it_is_worth_keeping_after_so_many_ends(self) -> None:
-        table = Timetable(PollSchedule())
+        table = PollPlanner(PollSchedule())
         for _ in range(24):
             table.finished(MODEL, 60.0, seen_s=0.0)
         assert table.worth_keeping() is None
@@ -209,19 +211,19 @@ class TestWhatIsKept:
         assert table.worth_keeping() is None
 
     def test_another_timetable_goes_on_with_it(self) -> None:
-        table, another = taught(), Timetable(PollSchedule())
+        table, another = taught(), PollPlanner(PollSchedule())
         learned = table.worth_keeping(1)
         assert learned is not None
         another.restore(learned)
         assert after(another, 0.0, first=True) == pytest.approx(after(table, 0.0, first=True), rel=0.01)
 
     def test_what_cannot_be_read_is_left_out(self) -> None:
-        table = Timetable(PollSchedule())
+        table = PollPlanner(PollSchedule())
         table.restore({MODEL: {"bins": "?"}, "another": None})
         assert after(table, 5.0) == pytest.approx(7.5)
 
     def test_a_schedule_that_does_not_learn_takes_nothing(self) -> None:
-        table = Timetable(PollSchedule.documented())
+        table = PollPlanner(PollSchedule.documented())
         learned = taught().worth_keeping(1)
         assert learned is not None
         table.restore(learned)

@@ -33,9 +33,12 @@ from misbehaving import (
 from tables import together
 
 from kie_async import TransportError
-from kie_async.jsontext import MAX_BYTES
-from kie_async.transport import USER_AGENT, Secret, Transport, delays, describe, read_retry_after
-from kie_async.wire import WireRequest, WireResponse, encode_credits, encode_query
+from kie_async._json import MAX_BYTES
+from kie_async._secrets import Secret
+from kie_async.http.backoff import delays, read_retry_after
+from kie_async.http.transport import USER_AGENT, Transport, describe
+from kie_async.wire.requests import WireRequest, encode_credits, encode_query
+from kie_async.wire.responses import WireResponse
 
 OK = answer({"code": 200, "msg": "success", "data": 42})
 pytestmark = pytest.mark.usefixtures("leaks")

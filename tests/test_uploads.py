@@ -26,9 +26,9 @@ from kie_async import (
     TransportError,
     UploadRefused,
 )
+from kie_async._secrets import Secret
+from kie_async.files.uploads import REUSE_UPLOAD_S, UPLOAD_FOLDER, Uploads
 from kie_async.sandbox import Sandbox
-from kie_async.transport import Secret
-from kie_async.uploads import REUSE_UPLOAD_S, UPLOAD_FOLDER, Uploads
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
 UPLOADED = envelope(downloadUrl="https://files.example/face.png", fileName="face.png", fileSize=108.0)

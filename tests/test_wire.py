@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tables import together
 
-from kie_async import states, wire
-from kie_async.codes import Verdict, is_invisible
+from kie_async.wire import records as states
 from kie_async.errors import (
     AnswerUnreadable,
     ApiError,
@@ -30,9 +29,12 @@ from kie_async.errors import (
     RequestRejected,
     ServerError,
 )
-from kie_async.inputs import TaskRequest
-from kie_async.states import TaskState
-from kie_async.wire import (
+from kie_async.inputs.request import TaskRequest
+from kie_async.models import TaskState
+from kie_async.wire import responses as wire
+from kie_async.wire.codes import CreateVerdict, is_invisible
+from kie_async.wire.requests import encode_create, encode_credits, encode_query
+from kie_async.wire.responses import (
     WireResponse,
     decode_answer,
     decode_callback,
@@ -41,9 +43,6 @@ from kie_async.wire import (
     decode_credits,
     decode_query,
     decode_upload,
-    encode_create,
-    encode_credits,
-    encode_query,
 )
 
 ID = "e989621f54392584b05867f87b160672"
@@ -291,7 +290,7 @@ def test_a_hostile_delivery_is_rejected_with_400(text: bytes) -> None:
 
 @together("text", HOSTILE.values())
 def test_a_hostile_answer_to_a_create_leaves_it_unknown(text: bytes) -> None:
-    assert decode_create(WireResponse(status=200, body=text), sent=True).verdict is Verdict.UNKNOWN
+    assert decode_create(WireResponse(status=200, body=text), sent=True).verdict is CreateVerdict.UNKNOWN
 
 
 @together("text", HOSTILE.values())
@@ -403,7 +402,7 @@ def test_neither_a_yes_nor_a_no_is_unreadable(response: WireResponse) -> None:
 )
 def test_a_created_task_has_its_id_in_any_shape(text: bytes) -> None:
     found = decode_create(WireResponse(status=200, body=text.replace(b"%b", ID.encode())), sent=True)
-    assert (found.verdict, found.task_id, found.error) == (Verdict.CREATED, ID, None)
+    assert (found.verdict, found.task_id, found.error) == (CreateVerdict.CREATED, ID, None)
 
 
 WHOLE = body(200, {"taskId": ID, "recordId": ID})
@@ -413,7 +412,7 @@ ID_ENDS = WHOLE.index(ID.encode()) + len(ID) + 1
 @together("length", range(len(WHOLE)))
 def test_an_id_is_salvaged_from_a_body_that_broke_off_behind_it(length: int) -> None:
     found = decode_create(WireResponse(status=200, body=b""), sent=True, partial=WHOLE[:length])
-    expected = (Verdict.CREATED, ID) if length >= ID_ENDS else (Verdict.UNKNOWN, "")
+    expected = (CreateVerdict.CREATED, ID) if length >= ID_ENDS else (CreateVerdict.UNKNOWN, "")
     assert (found.verdict, found.task_id) == expected
 
 
@@ -437,19 +436,19 @@ def test_an_id_is_salvaged_from_a_body_that_broke_off_behind_it(length: int) -> 
 )
 def test_nothing_is_salvaged_that_is_not_clear(partial: bytes) -> None:
     found = decode_create(WireResponse(status=200, body=b""), sent=True, partial=partial)
-    assert found.verdict is Verdict.UNKNOWN
+    assert found.verdict is CreateVerdict.UNKNOWN
 
 
 @together("status", [202, 200])
 def test_a_salvaged_id_counts_under_any_yes_of_http(status: int) -> None:
     found = decode_create(WireResponse(status=status, body=b""), sent=True, partial=WHOLE[:-2])
-    assert found.verdict is Verdict.CREATED
+    assert found.verdict is CreateVerdict.CREATED
 
 
 @together("status", [301, 429, 500, 502])
 def test_a_salvaged_id_is_no_proof_under_a_no_of_http(status: int) -> None:
     found = decode_create(WireResponse(status=status, body=b""), sent=True, partial=WHOLE[:-2])
-    assert found.verdict is Verdict.UNKNOWN
+    assert found.verdict is CreateVerdict.UNKNOWN
 
 
 # --- recordInfo ----------------------------------------------------------------------------------
@@ -763,10 +762,12 @@ def test_judging_a_create_never_raises(text: bytes, status: int | None, sent: bo
         response and attrs.evolve(response, body=b""), sent=sent, partial=text[: len(text) - cut]
     )
     for found in (whole, broken):
-        assert isinstance(found.verdict, Verdict)
-        assert (found.verdict is Verdict.NOT_SENT) == (not sent)
-        assert found.verdict is not Verdict.CREATED or states.TASK_ID.fullmatch(found.task_id)
-        assert (found.error is not None) == (found.verdict in {Verdict.REFUSED, Verdict.HELD_BACK})
+        assert isinstance(found.verdict, CreateVerdict)
+        assert (found.verdict is CreateVerdict.NOT_SENT) == (not sent)
+        assert found.verdict is not CreateVerdict.CREATED or states.TASK_ID.fullmatch(found.task_id)
+        assert (found.error is not None) == (
+            found.verdict in {CreateVerdict.REFUSED, CreateVerdict.HELD_BACK}
+        )
 
 
 @FUZZ

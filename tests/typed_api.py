@@ -11,6 +11,7 @@ from kie_async import (
     Batch,
     Budget,
     CallbackReceiver,
+    CallbackVerdict,
     CreateOutcomeUnknown,
     KieSession,
     KlingAvatar,
@@ -28,7 +29,6 @@ from kie_async import (
     TaskResult,
     TaskState,
     UploadedFile,
-    Verdict,
 )
 
 
@@ -85,6 +85,6 @@ async def use(face: Path, voice: str) -> None:
             assert_type(failed.record, TaskRecord | None)
         except CreateOutcomeUnknown as unknown:
             assert_type(unknown.handle, TaskHandle | None)
-    assert_type(await receiver.feed("intent/mac", {"X-Webhook-Timestamp": "1"}, b"{}"), Verdict)
+    assert_type(await receiver.feed("intent/mac", {"X-Webhook-Timestamp": "1"}, b"{}"), CallbackVerdict)
     async with Sandbox(seed=1) as sandbox:
         assert_type(sandbox.url, str)

@@ -11,8 +11,8 @@ import typer
 from .. import __version__
 from .batch import batch
 from .demo import demo
-from .exits import keep_log
 from .journal import journal
+from .runtime import keep_log
 from .sandbox import sandbox
 from .tasks import balance, run, status
 

@@ -14,16 +14,17 @@ import attrs
 import typer
 
 from ..batch import Batch
-from ..callbacks import CallbackReceiver
+from ..callbacks.receiver import CallbackReceiver
+from ..config import Budget
 from ..errors import BatchStopped, FileError, JournalError, KieError
-from ..inputs import TaskRequest
-from ..models import Budget, SessionEvent
+from ..events import SessionEvent
+from ..inputs.request import TaskRequest
 from ..session import KieSession
-from .batch_board import Board, open_board
-from .books import Books
-from .exits import DONE, FAILED, INTERRUPTED, CannotRun, conduct, explain, require_folder, require_key, say
+from .batch_ledger import Books
+from .batch_progress import Board, open_board
 from .jobs_file import read_jobs
-from .showing import put
+from .output import put
+from .runtime import DONE, FAILED, INTERRUPTED, CannotRun, conduct, explain, require_folder, require_key, say
 
 _PORT = 8080
 _WRITE_AGAIN_S = 60.0

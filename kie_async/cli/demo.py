@@ -15,17 +15,17 @@ import attrs
 import typer
 from rich.console import Console
 
-from ..callbacks import CallbackReceiver
+from ..callbacks.receiver import CallbackReceiver
+from ..config import PollSchedule
 from ..errors import KieError
-from ..inputs import KlingAvatar
-from ..models import SessionEvent
-from ..poll_schedule import PollSchedule
+from ..events import SessionEvent
+from ..inputs.kling import KlingAvatar
 from ..sandbox import Durations, Faults, Lognormal, Sandbox
 from ..session import KieSession
-from . import voice_and_face
-from .display import Board, make_board, make_console, show_report
-from .exits import DONE, FAILED, conduct, require_folder, require_renderer, say
-from .report import Job, Report
+from . import demo_media as voice_and_face
+from .demo_display import Board, make_board, make_console, show_report
+from .demo_report import Job, Report
+from .runtime import DONE, FAILED, conduct, require_folder, require_renderer, say
 
 # The real service takes minutes (median about 120 s) and its callbacks some seconds. The demo's clock
 # runs 24 times as fast: tasks take about 5 s, the safety net under the callbacks spans 2.5 s, not 60.

@@ -22,11 +22,12 @@ from typing import Any, Self, TextIO, TypeVar
 
 import attrs
 
-from .. import jsontext
+from .. import _json as jsontext
 from ..errors import InvalidRequest
-from ..inputs import AVATAR_MODELS, KlingAvatar, TaskRequest
-from ..media import HEAD_BYTES, check_media
-from .exits import CannotRun
+from ..files.media_types import HEAD_BYTES, check_media
+from ..inputs.kling import AVATAR_MODELS, KlingAvatar
+from ..inputs.request import TaskRequest
+from .runtime import CannotRun
 
 _KEYS = ("ref", "model")
 _JSON = ":json"

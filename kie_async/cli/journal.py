@@ -10,11 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import JournalError
-from ..journal import Intent
-from ..sqlite_journal import SqliteJournal
-from .exits import DONE, CannotRun, conduct
-from .report import number
-from .showing import put
+from ..journal.base import Intent
+from ..journal.sqlite import SqliteJournal
+from .demo_report import number
+from .output import put
+from .runtime import DONE, CannotRun, conduct
 
 journal = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look into the journal of a batch.")
 
@@ -52,7 +52,7 @@ async def _show(file: Path, *, as_json: bool) -> int:
     source = SqliteJournal(file)
     try:
         await source.open()
-        intents = await source.everything()
+        intents = await source.list_intents()
     except JournalError as exc:
         raise CannotRun(str(exc)) from None
     finally:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..sandbox import Durations, ServeOptions, parse_durations, serve
-from .exits import DONE, CannotRun, conduct, require_renderer
+from .runtime import DONE, CannotRun, conduct, require_renderer
 
 
 def sandbox(

@@ -13,25 +13,16 @@ import attrs
 import typer
 
 from ..errors import FileError, KieError, ResultExpired, TaskError
+from ..events import SessionEvent
 from ..handle import TaskHandle
-from ..inputs import AvatarModel, KlingAvatar, TaskRequest
-from ..models import SessionEvent, TaskRecord
+from ..inputs.kling import AvatarModel, KlingAvatar
+from ..inputs.request import TaskRequest
+from ..models import TaskRecord, TaskState
 from ..session import KieSession
-from ..states import TaskState
-from .display import waiting
-from .exits import (
-    DONE,
-    FAILED,
-    CannotRun,
-    conduct,
-    explain,
-    how_to_get,
-    require_folder,
-    require_key,
-    say,
-)
-from .report import number
-from .showing import put, show, show_id
+from .demo_display import waiting
+from .demo_report import number
+from .output import put, show, show_id
+from .runtime import DONE, FAILED, CannotRun, conduct, explain, how_to_get, require_folder, require_key, say
 
 Out = Annotated[Path | None, typer.Option(help="Download the results into this folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]

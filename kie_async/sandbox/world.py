@@ -11,7 +11,7 @@ from typing import Any
 
 import attrs
 
-from . import bodies
+from ..sandbox import bodies
 from .catalogue import ModelRule, Refusal, check_input, rule_for, unusable_media
 from .durations import Durations
 from .faults import Faults, strikes

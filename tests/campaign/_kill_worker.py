@@ -97,18 +97,18 @@ class DyingJournal(SqliteJournal):
     async def open(self) -> Any:
         return await self._dying("open", super().open)
 
-    async def sending(self, *args: Any) -> None:
-        await self._dying("sending", lambda: SqliteJournal.sending(self, *args))
+    async def mark_sending(self, *args: Any) -> None:
+        await self._dying("sending", lambda: SqliteJournal.mark_sending(self, *args))
 
-    async def created(self, *args: Any, **options: Any) -> None:
+    async def mark_created(self, *args: Any, **options: Any) -> None:
         note = "adopted" if options.get("adopted_by") else "created"
-        await self._dying(note, lambda: SqliteJournal.created(self, *args, **options))
+        await self._dying(note, lambda: SqliteJournal.mark_created(self, *args, **options))
 
-    async def ended(self, *args: Any, **options: Any) -> None:
-        await self._dying("ended", lambda: SqliteJournal.ended(self, *args, **options))
+    async def mark_ended(self, *args: Any, **options: Any) -> None:
+        await self._dying("ended", lambda: SqliteJournal.mark_ended(self, *args, **options))
 
-    async def settled(self, *args: Any) -> None:
-        await self._dying("settled", lambda: SqliteJournal.settled(self, *args))
+    async def mark_settled(self, *args: Any) -> None:
+        await self._dying("settled", lambda: SqliteJournal.mark_settled(self, *args))
 
 
 async def work(job: dict[str, Any]) -> None:

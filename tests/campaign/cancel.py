@@ -26,8 +26,9 @@ from create_faults import KEY, trust_the_authority
 from misbehaving import Misbehaving, Peer, answer, certified, created, refused
 
 from kie_async import CreateOutcomeUnknown, KieError, KieSession, Limits, Rate, TaskHandle
-from kie_async.journal import Intent, IntentState, Journal
-from kie_async.sqlite_journal import SqliteJournal
+from kie_async.journal.base import Intent, IntentState
+from kie_async.journal.memory import Journal
+from kie_async.journal.sqlite import SqliteJournal
 
 _LIMITS = Limits(create=Rate(1000, per_s=0.01))
 _HOWS = ("cancel", "cancel twice", "close", "cancel and close", "tear down")
@@ -104,7 +105,7 @@ class _SlowJournal(Journal):
         super().__init__()
         self._wait = wait
 
-    async def sending(self, intent: Intent) -> None:
+    async def mark_sending(self, intent: Intent) -> None:
         await self._wait()
 
 
@@ -115,8 +116,8 @@ class _SlowFile(SqliteJournal):
         super().__init__(path)
         self._commit_s = commit_s
 
-    async def sending(self, intent: Intent) -> None:
-        await super().sending(intent)
+    async def mark_sending(self, intent: Intent) -> None:
+        await super().mark_sending(intent)
         await asyncio.sleep(self._commit_s)
 
 
@@ -130,7 +131,7 @@ async def probe(point: Point, folder: Path) -> Seen:
             journal = await _prepare(kie, point, path, server.url)
             outcome = await _give_up(kie, point)
             is_torn_down = point.how == "tear down"
-            word, objection = await _judge(kie, outcome, server, tasks, is_torn_down=is_torn_down)
+            word, objection = await respond(kie, outcome, server, tasks, is_torn_down=is_torn_down)
             if word.startswith("unknown") and point.server == "answers" and not is_torn_down:
                 objection = "unknown, although the answer came"
             await kie.aclose()
@@ -189,7 +190,7 @@ async def _close_early(kie: KieSession) -> None:
     await engine.intake.drain()
 
 
-async def _judge(
+async def respond(
     kie: KieSession,
     outcome: TaskHandle | BaseException,
     server: Misbehaving,
@@ -235,7 +236,7 @@ async def _check_journal(path: Path, tasks: _Tasks, server: Misbehaving) -> str:
     journal = SqliteJournal(path)
     try:
         await journal.open()
-        intents = await journal.everything()
+        intents = await journal.list_intents()
     finally:
         await journal.aclose()
     if len(intents) > 1:

@@ -27,14 +27,14 @@ from benchmarks.emulator import AVATAR, AVATAR_INPUT, Emulator
 from benchmarks.floor import CREATES, MANY, QUERIES, at_most, free_session
 from benchmarks.measuring import OUR_CORE, pin, quantile, resident
 from kie_async import CallbackReceiver, KieError, KieSession, Limits, Rate, SessionEvent, TaskHandle
-from kie_async.look_queue import Watch
+from kie_async.polling.entry import PollEntry
 
 LOST_CALLBACKS = 0.1
 QUERIES_PER_S = 1500
 DURATIONS = ("uniform", 60.0, 80.0)
 TIMEOUT_S = 300.0
 MAX_GROWTH = 1.05
-LEARNED = {"LookCurve"}
+LEARNED = {"PollCurve"}
 """One for a model, not for a task."""
 
 
@@ -54,7 +54,7 @@ class Traces:
             type(found).__qualname__
             for found in gc.get_objects()
             if str(type(found).__module__).startswith("kie_async")
-            and not (type(found) is Watch and not found.handle)
+            and not (type(found) is PollEntry and not found.handle)
         )
         objects["task of the loop"] = len(asyncio.all_tasks())
         traced = tracemalloc.get_traced_memory()[0] if tracemalloc.is_tracing() else 0

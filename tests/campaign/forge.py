@@ -374,8 +374,8 @@ def bomb(rng: random.Random, side: Side) -> Delivery:
     return Delivery(f"bomb, {shape}", tail, {}, body, _only(400, 413))
 
 
-_PACKED = gzip.compress(bytes(16 * 1024 * 1024), 9)
-_PACKED = b"Content-Length: %d\r\n\r\n" % len(_PACKED) + _PACKED
+_COMPRESSED = gzip.compress(bytes(16 * 1024 * 1024), 9)
+_COMPRESSED = b"Content-Length: %d\r\n\r\n" % len(_COMPRESSED) + _COMPRESSED
 
 
 @_kind
@@ -391,7 +391,7 @@ def broken_http(rng: random.Random, side: Side) -> Delivery:
         "two lengths": start + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n{}",
         "half a head": start[: rng.randrange(1, len(start))],
         "endless": start + b"Transfer-Encoding: chunked\r\n\r\n" + b"ffff\r\n" + b" " * 65_535 + b"\r\n",
-        "packed bomb": start + b"Content-Encoding: gzip\r\n" + _PACKED,
+        "packed bomb": start + b"Content-Encoding: gzip\r\n" + _COMPRESSED,
     }
     names = list(raws)
     name = rng.choices(names, [10] * (len(names) - 1) + [1])[0]

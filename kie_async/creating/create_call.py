@@ -1,0 +1,129 @@
+"""The paid path: attempts to create a task, repeated only while it is proven that none has left."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from datetime import UTC, datetime
+from functools import partial
+
+from ..errors import CreateOutcomeUnknown, JournalError, KieError, RateLimited, TransportError
+from ..events import Counters
+from ..http.backoff import delays
+from ..journal.base import Intent
+from ..journal.memory import Journal
+from ..limits.circuit_breaker import CircuitBreaker
+from ..limits.rate_limiter import RateLimiter
+from ..wire.codes import CreateVerdict
+from ..wire.requests import WireRequest
+from .create_transport import Attempt, CreateTransport
+from .send_gate import SendGate
+
+
+class CreateCall:
+    """One create on its way: sent again only while it is proven that nothing was created.
+
+    It belongs to the session, not to the caller: a cancelled caller stops it only before the first
+    byte. What each verdict leads to is in the table of `codes.create_verdict`.
+    """
+
+    def __init__(
+        self,
+        *,
+        intent: Intent,
+        request: WireRequest,
+        transport: CreateTransport,
+        limiter: RateLimiter,
+        breaker: CircuitBreaker,
+        journal: Journal,
+        counters: Counters,
+        rng: random.Random,
+        deadline: float,
+    ) -> None:
+        self.is_orphan = False
+        """Whether the caller was cancelled after the body had left."""
+        self._intent = intent
+        self._request = request
+        self._transport = transport
+        self._limiter = limiter
+        self._breaker = breaker
+        self._journal = journal
+        self._counters = counters
+        self._waits = delays(rng)
+        self._deadline = deadline
+        self._gate: SendGate | None = None
+        self._is_stopped = False
+
+    @property
+    def may_have_left(self) -> bool:
+        """Tell whether a body has crossed the line and no answer proved that it created nothing."""
+        return self._gate is not None and self._gate.sent
+
+    def stop(self) -> bool:
+        """Send nothing from now on; tell whether nothing has left."""
+        self._is_stopped = True
+        if self._gate is not None:
+            self._gate.close()
+        return not self.may_have_left
+
+    async def run(self) -> str:
+        """Return the id of the created task.
+
+        Raises:
+            ApiError: The service refused; nothing was created, says its answer.
+            CreatesHalted: Nothing was sent, since too many creates before it had unknown outcomes.
+            TransportError: Nothing was sent, and there is no time or no sense in trying again.
+            CreateOutcomeUnknown: The body left and no answer proved what happened.
+            JournalError: Nothing was sent, since it could not be recorded.
+        """
+        while True:
+            attempt = await self._attempt()
+            answer = attempt.answer
+            if answer.verdict is CreateVerdict.UNKNOWN:
+                self._breaker.unknown()
+                raise self._unknown(attempt.reason)
+            if answer.verdict is not CreateVerdict.NOT_SENT:
+                self._breaker.answered()
+            if answer.verdict is CreateVerdict.CREATED:
+                return answer.task_id
+            if answer.verdict is CreateVerdict.REFUSED and answer.error is not None:
+                raise answer.error
+            gate, self._gate = self._gate, None  # that body made no task: who gives up now stops the next one
+            error = answer.error or TransportError(f"create was not sent: {attempt.reason}")
+            wait_s = self._hold_back(error)  # before anything is awaited: the next in line is awake
+            if gate is not None and gate.may_be_noted:
+                await self._journal.mark_unsent(self._intent.intent_id)
+            if attempt.is_final or self._is_stopped or self._is_too_late(wait_s):
+                raise error
+            self._counters.retries += 1
+            if not isinstance(error, RateLimited):
+                await asyncio.sleep(wait_s)
+
+    async def _attempt(self) -> Attempt:
+        """Send once, when it is its turn."""
+        gate = self._gate = SendGate(partial(self._journal.mark_sending, self._intent))
+        async with self._transport.place:
+            await self._limiter.acquire()
+            try:
+                self._breaker.check()
+                attempt = await self._transport.post(self._request, gate)
+            finally:
+                self._limiter.release() if gate.sent else self._limiter.release_unused()
+        if isinstance(gate.failure, JournalError):
+            raise gate.failure.with_traceback(None)  # its traceback leads through aiohttp's headers
+        return attempt
+
+    def _hold_back(self, error: KieError) -> float:
+        """Return the wait before the next attempt; a limit of the service holds back every create."""
+        wait_s = next(self._waits)
+        if isinstance(error, RateLimited):
+            self._counters.rate_limited += 1
+            wait_s = error.retry_after_s or wait_s
+            self._limiter.throttle(wait_s)
+        return wait_s
+
+    def _is_too_late(self, wait_s: float) -> bool:
+        return asyncio.get_running_loop().time() + wait_s > self._deadline
+
+    def _unknown(self, reason: str) -> CreateOutcomeUnknown:
+        return CreateOutcomeUnknown(self._intent.intent_id, reason, datetime.now(UTC), self._intent.ref)

@@ -1,0 +1,85 @@
+"""TODO"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Literal
+
+import attrs
+
+from .models import TaskRecord
+
+
+@attrs.frozen(kw_only=True)
+class SessionStats:
+    """What a session did so far."""
+
+    creates: int = 0
+    """Tasks created."""
+    queries: int = 0
+    """recordInfo requests sent."""
+    retries: int = 0
+    """Requests sent again after a failure, a limit or before the first byte."""
+    rate_limited: int = 0
+    """Answers that said: too many requests, or maintenance."""
+    callbacks_accepted: int = 0
+    callbacks_duplicate: int = 0
+    """Deliveries for tasks that had settled."""
+    callbacks_rejected: Mapping[str, int] = attrs.field(factory=dict)
+    """By reason."""
+    settled_by_callback: int = 0
+    settled_by_poll: int = 0
+    unknown_creates: int = 0
+    ghost_creates: int = 0
+    """Creates judged as not created that turned out to be; should be 0."""
+    credits_consumed: float = 0.0
+    in_flight: int = 0
+
+
+EventKind = Literal["created", "updated", "settled", "unknown", "adopted"]
+
+
+@attrs.frozen(kw_only=True)
+class SessionEvent:
+    """One thing that happened in a session, for its ``on_event`` hook."""
+
+    kind: EventKind
+    task_id: str
+    ref: str | None = None
+    source: Literal["", "callback", "poll"] = ""
+    """Which side settled the task; empty when nobody did: a timeout, a close."""
+    record: TaskRecord | None = None
+
+
+@attrs.define(kw_only=True)
+class Counters:
+    """The running counts behind `SessionStats`."""
+
+    creates: int = 0
+    queries: int = 0
+    retries: int = 0
+    rate_limited: int = 0
+    callbacks_accepted: int = 0
+    callbacks_duplicate: int = 0
+    callbacks_rejected: dict[str, int] = attrs.field(factory=dict)
+    settled_by_callback: int = 0
+    settled_by_poll: int = 0
+    unknown_creates: int = 0
+    ghost_creates: int = 0
+    credits_consumed: float = 0.0
+
+    def reject(self, reason: str) -> None:
+        """Count one refused delivery."""
+        self.callbacks_rejected[reason] = self.callbacks_rejected.get(reason, 0) + 1
+
+    def snapshot(self, *, in_flight: int) -> SessionStats:
+        """Return the counts as they stand."""
+        return SessionStats(**attrs.asdict(self), in_flight=in_flight)
+
+
+class Source(StrEnum):
+    """Which side the news came from."""
+
+    POLL = "poll"
+    CALLBACK = "callback"

@@ -1,0 +1,70 @@
+"""Result files on the disk: under their name when they are complete, and only then."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import secrets
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from .media_types import ENDINGS, HEAD_BYTES
+
+
+class PartFile:
+    """A file that gets its name when it is complete, and is gone if it never is."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.size = 0
+        self.head = b""
+        self._path = folder / f".{name}.{secrets.token_hex(8)}.part"
+        self._file: BinaryIO = io.BytesIO()  # until it is open
+
+    def open(self) -> None:
+        """Make the file, for nobody else to read until it is complete."""
+        self._file = open(self._path, "xb", opener=_open_new)  # noqa: SIM115  closed in seal or discard
+        self._mode = stat.S_IMODE(os.fstat(self._file.fileno()).st_mode)  # what the umask leaves
+        self._change_mode(0o600)
+
+    def write(self, block: bytes) -> None:
+        """Append *block*; the first one holds all of the head."""
+        self.size += len(block)
+        self.head = self.head or block[:HEAD_BYTES]
+        self._file.write(block)
+
+    def seal(self, name: str) -> Path:
+        """Give the file its name, now that every byte of it lies on the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._change_mode(self._mode)
+        self._file.close()
+        return self._path.replace(self._path.with_name(name))
+
+    def _change_mode(self, mode: int) -> None:
+        with contextlib.suppress(PermissionError, AttributeError):  # where there are no modes: FAT, Windows
+            os.fchmod(self._file.fileno(), mode)
+
+    def discard(self) -> None:
+        """Close the file, and remove it unless it is sealed."""
+        with contextlib.suppress(OSError):  # a full disk says so again at close
+            self._file.close()
+        with contextlib.suppress(OSError):
+            self._path.unlink()
+
+
+def _open_new(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
+def find_complete(folder: Path, name: str, url: str) -> Path | None:
+    """Return the complete file of that name; others may lie beside it, a poster made of a film."""
+    address = url.partition("?")[0].lower()
+    for ending in sorted(ENDINGS, key=lambda ending: not address.endswith(ending)):
+        path = folder / (name + ending)
+        with contextlib.suppress(FileNotFoundError):
+            status = path.lstat()
+            if stat.S_ISREG(status.st_mode) and status.st_size:
+                return path
+    return None

@@ -1,0 +1,99 @@
+"""Authenticated reads that cost nothing: records and the balance, under one shared limit."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from .._validation import check_task_id
+from ..errors import RateLimited, ServerError, TransportError
+from ..events import Counters
+from ..handle import TaskHandle
+from ..limits.rate_limiter import RateLimiter
+from ..models import TaskRecord
+from ..wire.requests import encode_credits, encode_query
+from ..wire.responses import WireResponse, decode_confirmation, decode_credits, decode_query
+from .backoff import delays
+from .transport import Transport
+
+_ATTEMPTS = 4
+
+_T = TypeVar("_T")
+
+
+class QueryClient:
+    """Reads once for the poller, which asks later by itself, and several times for a user."""
+
+    def __init__(
+        self, transport: Transport, limiter: RateLimiter, *, counters: Counters, rng: random.Random
+    ) -> None:
+        self._transport = transport
+        self._limiter = limiter
+        self._counters = counters
+        self._rng = rng
+
+    async def ask(self, task_id: str, handle: TaskHandle | None = None) -> TaskRecord:
+        """Return a record; the caller holds a permit of the limiter.
+
+        A task that goes on mostly says the same again, byte by byte: the record of *handle* is then that
+        answer's, and it is not read again.
+        """
+        response = await self._answer(task_id)
+        answer = hash(response.body)
+        known = handle.record if handle is not None and handle.record is handle._answered else None
+        if handle is not None and known is not None and response.status == 200 and answer == handle._answer:
+            return known
+        record = self._decoded(decode_query, response, task_id)
+        if handle is not None and not record.state.is_terminal:
+            handle._answer, handle._answered = answer, record
+        return record
+
+    async def confirm(self, task_id: str) -> tuple[TaskRecord, str | None]:
+        """Return a record and the callback URL its task was created with."""
+        return await self._limited(lambda: self._read(task_id, decode_confirmation))
+
+    async def query(self, task_id: str) -> TaskRecord:
+        """Return a record; see `KieSession.query`."""
+        check_task_id(task_id)
+        return await self._retrying(lambda: self.ask(task_id))
+
+    async def credits(self) -> float:
+        """Return the balance; see `KieSession.credits`."""
+        return await self._retrying(self._read_credits)
+
+    async def _read(self, task_id: str, decode: Callable[[WireResponse, str], _T]) -> _T:
+        return self._decoded(decode, await self._answer(task_id), task_id)
+
+    async def _answer(self, task_id: str) -> WireResponse:
+        self._counters.queries += 1
+        return await self._transport.send(encode_query(task_id))
+
+    def _decoded(self, decode: Callable[[WireResponse, str], _T], response: WireResponse, task_id: str) -> _T:
+        try:
+            return decode(response, task_id)
+        except RateLimited:
+            self._counters.rate_limited += 1
+            raise
+
+    async def _read_credits(self) -> float:
+        return decode_credits(await self._transport.send(encode_credits()))
+
+    async def _retrying(self, read: Callable[[], Awaitable[_T]]) -> _T:
+        waits = delays(self._rng)
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return await self._limited(read)
+            except (TransportError, ServerError, RateLimited) as exc:
+                wait_s = exc.retry_after_s if isinstance(exc, RateLimited) else None
+                await asyncio.sleep(next(waits) if wait_s is None else wait_s)
+                self._counters.retries += 1
+        return await self._limited(read)
+
+    async def _limited(self, read: Callable[[], Awaitable[_T]]) -> _T:
+        await self._limiter.acquire()
+        try:
+            return await read()
+        finally:
+            self._limiter.release()

@@ -1,0 +1,134 @@
+"""Requests that cost nothing, over HTTP. Foreign errors stop here; the key goes to one origin."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from typing import Any
+
+import aiohttp
+from yarl import URL
+
+from .. import _json as jsontext
+from .._secrets import Secret
+from ..errors import TransportError
+from ..wire.requests import WireRequest
+from ..wire.responses import WireResponse
+from .backoff import read_retry_after
+
+USER_AGENT = "kie_async/0.1 (+https://pypi.org/project/kie-async)"
+
+QUERY_TIMEOUT_S = 30.0
+
+CONNECT_TIMEOUT_S = 10.0
+
+KEEP_ALIVE_S = 75.0  # longer than the widest poll interval: no new handshake for every poll
+
+FAILURES = (aiohttp.ClientError, aiohttp.InvalidURL, OSError, TimeoutError, ValueError, RuntimeError)
+"""What an exchange with a misbehaving peer can end in, and nothing wider."""
+
+
+def describe(exc: BaseException) -> str:
+    """Return what went wrong in words that hold no header, no key and no query of a URL."""
+    if isinstance(exc, aiohttp.ClientConnectorError):
+        why = exc.strerror or type(exc.os_error).__name__
+        if exc.errno and why.startswith("Connect call failed"):  # asyncio's words leave out the reason
+            why = os.strerror(exc.errno)
+        return f"cannot connect to {exc.host}:{exc.port} ({why})"
+    if isinstance(exc, TimeoutError):
+        return "timed out"
+    if isinstance(exc, aiohttp.ServerDisconnectedError):
+        return "the server closed the connection"
+    if isinstance(exc, OSError) and exc.strerror and "://" not in exc.strerror:
+        return exc.strerror
+    return f"broken exchange ({type(exc).__name__})"
+
+
+def client_session(connector: aiohttp.TCPConnector, **options: Any) -> aiohttp.ClientSession:
+    """Return an HTTP session that keeps no cookies and listens to no environment."""
+    return aiohttp.ClientSession(
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        trust_env=False,  # a proxy or netrc of the environment must not get the key
+        headers={"User-Agent": USER_AGENT},
+        **options,
+    )
+
+
+async def read_bounded(answer: aiohttp.ClientResponse, into: bytearray) -> None:
+    """Read a body into *into*, up to one byte more than `jsontext.parse` takes."""
+    content = answer.content
+    while len(into) <= jsontext.MAX_BYTES and not content.at_eof():
+        into += (await content.readany())[: jsontext.MAX_BYTES + 1 - len(into)]
+
+
+def close_nowait(http: aiohttp.ClientSession) -> None:
+    """Close an HTTP session whose event loop has ended: nothing can be awaited, nothing is to be said."""
+    if http.connector is not None:
+        for _ in http.connector.close().__await__():  # has nothing to wait for: all transports are gone
+            break
+
+
+class Transport:
+    """Sends one request that costs nothing and reads its answer."""
+
+    def __init__(
+        self,
+        base_url: str,
+        key: Secret,
+        *,
+        connections: int,
+        timeout_s: float = QUERY_TIMEOUT_S,
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> None:
+        self._base_url = base_url
+        self._key = key
+        self._http = client_session(
+            aiohttp.TCPConnector(limit=connections, keepalive_timeout=KEEP_ALIVE_S, ssl=ssl_context or True),
+            timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S),
+        )
+
+    async def send(self, request: WireRequest, *, form: aiohttp.FormData | None = None) -> WireResponse:
+        """Send *request* once; *form* takes the place of its body.
+
+        Raises:
+            TransportError: No complete answer came; the message holds no secret.
+        """
+        failure = ""
+        target = f"{request.path}?{request.query}" if request.query else request.path
+        url = URL(self._base_url + target, encoded=True)
+        body = bytearray()
+        try:
+            async with self._http.request(
+                request.method,
+                url,
+                data=request.body if form is None else form,
+                headers=headers_for(self._key, json=form is None),
+                allow_redirects=False,
+            ) as answer:
+                await read_bounded(answer, body)
+                return WireResponse(
+                    status=answer.status,
+                    body=bytes(body),
+                    retry_after_s=read_retry_after(answer.headers),
+                )
+        except FAILURES as exc:
+            failure = describe(exc)
+        # Raised outside the except block: aiohttp's error would carry the key along in its context.
+        raise TransportError(f"{request.method} {request.path}: {failure}")
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._http.close()
+
+    def close_nowait(self) -> None:
+        """Close without an event loop."""
+        close_nowait(self._http)
+
+
+def headers_for(key: Secret, *, json: bool) -> dict[str, str]:
+    """Return the headers of a call to the API, the key in them."""
+    headers = {"Authorization": f"Bearer {key.reveal()}"}
+    if json:
+        headers["Content-Type"] = "application/json"
+    return headers

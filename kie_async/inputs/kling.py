@@ -1,0 +1,78 @@
+"""TODO"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import attrs
+
+from .._validation import check_url
+from ..errors import InvalidRequest
+from .request import TaskRequest
+
+AvatarModel = Literal[
+    "kling/v1-avatar-standard", "kling/ai-avatar-v1-pro", "kling/ai-avatar-standard", "kling/ai-avatar-pro"
+]
+
+AVATAR_MODELS: tuple[AvatarModel, ...] = (
+    "kling/v1-avatar-standard",
+    "kling/ai-avatar-v1-pro",
+    "kling/ai-avatar-standard",
+    "kling/ai-avatar-pro",
+)
+
+MAX_PROMPT = 5000
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+
+
+def _media(value: str | Path) -> str | Path:
+    """Return a URL as text and a local file as a path."""
+    return Path(value) if isinstance(value, str) and not _SCHEME.match(value) and value.strip() else value
+
+
+def _check_media(_: object, attribute: attrs.Attribute[Any], value: str | Path) -> None:
+    if not isinstance(value, Path):
+        check_url(attribute.name, value)
+
+
+def _check_prompt(_: object, __: attrs.Attribute[Any], prompt: str) -> None:
+    if not isinstance(prompt, str):
+        raise InvalidRequest(f"prompt must be text, got {type(prompt).__name__}; use '' for none")
+    if len(prompt) > MAX_PROMPT:
+        raise InvalidRequest(f"prompt must have at most {MAX_PROMPT} characters, got {len(prompt)}")
+
+
+def _check_avatar_model(_: object, __: attrs.Attribute[Any], model: str) -> None:
+    if model not in AVATAR_MODELS:
+        raise InvalidRequest(f"model must be one of {', '.join(AVATAR_MODELS)}, got {model!r}")
+
+
+@attrs.frozen(kw_only=True)
+class KlingAvatar:
+    """A portrait and a voice that become a talking-head video.
+
+    Source: https://docs.kie.ai/market/kling/v1-avatar-standard
+
+    Raises:
+        InvalidRequest: A field is out of its range; the message names it.
+    """
+
+    image_url: str | Path = attrs.field(converter=_media, validator=_check_media)
+    """An http(s) URL the service can fetch, or a local JPEG, PNG or WebP file of at most 10 MB."""
+    audio_url: str | Path = attrs.field(converter=_media, validator=_check_media)
+    """An http(s) URL the service can fetch, or a local MP3, WAV, AAC, M4A or OGG file."""
+    prompt: str = attrs.field(default="", repr=False, validator=_check_prompt)
+    """What the face should express; at most 5000 characters. Sent even when empty, as the model wants."""
+    model: AvatarModel = attrs.field(default="kling/v1-avatar-standard", validator=_check_avatar_model)
+
+    def as_request(self, *, ref: str | None = None) -> TaskRequest:
+        """Return the request for this input.
+
+        Raises:
+            InvalidRequest: The ref is blank.
+        """
+        fields = {"image_url": self.image_url, "audio_url": self.audio_url, "prompt": self.prompt}
+        return TaskRequest(model=self.model, input=fields, ref=ref)

@@ -1,0 +1,326 @@
+"""The durable journal: what is noted of every intent, in one SQLite file.
+
+The rules it keeps: a body leaves only after SENDING is committed; an id is committed before user code
+sees it, an end before a handle tells it; an intent is sent at most once, says the schema; a commit that
+failed sends nothing, and an id that could not be committed goes to a file beside the journal.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .._json import decode_object
+from ..errors import JournalError
+from ..models import TaskRecord, TaskState
+from ..wire.records import without_mac
+from .base import Intent, IntentState, TaskAlreadyBound, Totals
+from .memory import Journal
+from .sqlite_file import JournalFile
+from .sqlite_thread import SqliteThread
+
+_COLUMNS = (
+    "intent_id, model, ref, fingerprint, body, state, task_id, reason, code, credits, record, "
+    "expects_callback, planned_ms"
+)
+
+_SENDING = """
+INSERT INTO intent(
+  intent_id, ref, model, fingerprint, body, expects_callback, planned_ms, sending_ms, state, sends
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'SENDING', 1)
+ON CONFLICT(intent_id) DO UPDATE SET state = 'SENDING', sends = sends + 1, sending_ms = excluded.sending_ms
+WHERE state = 'PLANNED'
+"""
+
+_CREATED = """
+UPDATE intent SET state = 'CREATED', task_id = ?, sends = 1, created_ms = ?, adopted_by = ?
+WHERE intent_id = ? AND task_id IS NULL
+"""
+
+_FREE_REF = "former_ref = ref, ref = NULL"
+
+_ASKED_FOR = ("param", "paramJson")
+"""Where a record echoes the request, which is kept only when bodies are."""
+
+_MAX_REASON = 500
+
+_GHOST_HORIZON_MS = 14 * 86_400_000
+"""How long a refused create is expected to call back: results are not kept longer."""
+
+_log = logging.getLogger("kie_async")
+
+_T = TypeVar("_T")
+
+
+class SqliteJournal(Journal):
+    """A journal in one file: it survives crashes, and one process at a time has it.
+
+    Of a request it keeps a digest; with *keep_bodies* also the request itself.
+    """
+
+    is_durable = True
+
+    def __init__(self, path: str | Path, *, keep_bodies: bool = False) -> None:
+        super().__init__()
+        self._file = JournalFile(path)
+        self._keep_bodies = keep_bodies
+        self._thread: SqliteThread | None = None
+
+    def __repr__(self) -> str:
+        return f"<SqliteJournal {self._file.path}>"
+
+    @property
+    def rescue_path(self) -> Path:
+        """Return where ids go that could not be committed; read again at the next open."""
+        return self._file.rescue_path
+
+    # --- open and close ------------------------------------------------------------------------
+
+    async def open(self) -> list[Intent]:
+        """Open or make the file; return what a former process left unknown or may have created.
+
+        Raises:
+            JournalError: The file is no journal of this version, is damaged or cannot be written.
+            JournalLocked: Another session or process has it open.
+        """
+        if self._thread is not None:
+            raise JournalError(f"journal {self._file.path} is open already")
+        self._thread = SqliteThread(self._file)
+        try:
+            await self._thread.start()
+            lines = await self._do(self._replay)
+            await self._do(lambda _: self._put_away_rescued(lines))  # a job of its own: after the commit
+            may_be_tasks = "state = 'UNKNOWN' OR (state = 'REJECTED' AND sends = 1 AND planned_ms > ?)"
+            return await self._select(may_be_tasks, _now_ms() - _GHOST_HORIZON_MS)
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def aclose(self) -> None:
+        """Finish what was begun and let go of the file."""
+        if self._thread is not None:
+            thread, self._thread = self._thread, None
+            await thread.aclose()
+
+    def _replay(self, db: sqlite3.Connection) -> list[str]:
+        """Bring up to date what a former process left: rescued ids first, then what may be on its way.
+
+        Returns the rescued lines that could not be used.
+        """
+        unused = []
+        if self.rescue_path.exists():
+            lines = self.rescue_path.read_text(encoding="utf-8", errors="replace").splitlines()
+            unused = [line for line in lines if not _take_rescued(db, line)]
+        db.execute("UPDATE intent SET state = 'UNKNOWN', reason = 'crash' WHERE state = 'SENDING'")
+        db.execute("UPDATE intent SET state = 'NOT_CREATED', reason = 'never sent' WHERE state = 'PLANNED'")
+        return unused
+
+    def _put_away_rescued(self, unused: list[str]) -> None:
+        if not unused:
+            self.rescue_path.unlink(missing_ok=True)
+            return
+        kept = self.rescue_path.with_suffix(".unused")
+        os.replace(self.rescue_path, kept)
+        _log.error("%d rescued ids could not be put into the journal; they are in %s", len(unused), kept)
+
+    # --- reading -------------------------------------------------------------------------------
+
+    async def find_by_ref(self, ref: str) -> Intent | None:
+        """Return the intent that has a ref, unless the ref may be used again."""
+        found = await self._select("ref = ?", ref)
+        return found[0] if found and not found[0].frees_its_ref else None
+
+    async def list_unsettled(self) -> list[Intent]:
+        """Return the intents with a task that was not seen to end."""
+        return await self._select("state = 'CREATED'")
+
+    async def list_intents(self) -> list[Intent]:
+        """Return all intents in the order they were planned."""
+        return await self._select("true")
+
+    async def load_totals(self) -> Totals:
+        """Return what was spent."""
+        query = (
+            "SELECT count(*), count(*) FILTER (WHERE state IN ('SUCCEEDED', 'FAILED')), total(credits) "
+            "FROM intent WHERE sends = 1 AND state != 'REJECTED'"
+        )
+        return Totals(*await self._do(lambda db: db.execute(query).fetchone()))
+
+    async def load_durations(self) -> Mapping[str, object]:
+        """Return what former processes learned of each model; what cannot be read is left out."""
+        rows = await self._do(lambda db: db.execute("SELECT model, durations FROM learned").fetchall())
+        return {model: decode_object(durations) for model, durations in rows}
+
+    async def save_durations(self, learned: Mapping[str, object]) -> None:
+        """Note what was learned of each model, in the place of what was noted before."""
+        rows = [(model, json.dumps(durations)) for model, durations in learned.items()]
+        await self._do(lambda db: db.executemany("INSERT OR REPLACE INTO learned VALUES (?, ?)", rows))
+
+    async def count_occurrence(self, key: bytes) -> int:
+        """Return how often *key* was asked for since open, this time included."""
+        count = (
+            "INSERT INTO temp.asked VALUES (?, 1) ON CONFLICT DO UPDATE SET times = times + 1 RETURNING times"
+        )
+        return int(await self._do(lambda db: db.execute(count, (key,)).fetchall()[0][0]))
+
+    async def _select(self, where: str, *values: object) -> list[Intent]:
+        return await self._do(lambda db: _intents(db, where, *values))
+
+    # --- writing -------------------------------------------------------------------------------
+
+    async def mark_sending(self, intent: Intent) -> None:
+        """Note that the body is about to leave; see `Journal.mark_sending`."""
+        now_ms = _now_ms()
+        body = without_mac(intent.body) if self._keep_bodies and intent.body else None
+        values = (
+            *(intent.intent_id, intent.ref, intent.model, intent.fingerprint, body),
+            *(intent.expects_callback, now_ms, now_ms),
+        )
+
+        def job(db: sqlite3.Connection) -> None:
+            if intent.ref is not None:
+                _free_ref(db, intent.ref, intent.intent_id)
+            _must_change(db, _SENDING, values)
+
+        await self._do(job)
+
+    async def mark_unsent(self, intent_id: str) -> None:
+        """Take `sending` back: it is proven that no task was created."""
+        change = "state = 'PLANNED', sends = 0, sending_ms = NULL"
+        await self._update(change, where="state IN ('PLANNED', 'SENDING')", intent_id=intent_id)
+
+    async def mark_created(self, intent_id: str, task_id: str, *, adopted_by: str = "") -> None:
+        """Note the id of the task an intent became; if that fails, the id goes to `rescue_path`."""
+        values = (task_id, _now_ms(), adopted_by, intent_id)
+
+        def job(db: sqlite3.Connection) -> None:
+            _take_id(db, *values)
+
+        await self._do(job, rescue=lambda: _append(self.rescue_path, intent_id, task_id))
+
+    async def mark_ended(
+        self,
+        intent_id: str,
+        state: IntentState,
+        *,
+        reason: str = "",
+        code: int | None = None,
+        frees_ref: bool = False,
+    ) -> None:
+        """Note that an intent was rejected, not created, is unknown or written off; see `Journal.mark_ended`."""
+        values = (state.value, reason[:_MAX_REASON], code)
+        change, is_new = "state = ?, reason = ?, code = ?", state is IntentState.NOT_CREATED
+        if is_new:
+            change = f"{change}, sends = 0"
+        if frees_ref:
+            change = f"{change}, {_FREE_REF}"
+        await self._update(change, *values, where="task_id IS NULL", intent_id=intent_id, is_new=is_new)
+
+    async def mark_settled(self, intent_id: str, record: TaskRecord) -> None:
+        """Note the terminal record of the intent's task."""
+        state = IntentState.SUCCEEDED if record.state is TaskState.SUCCESS else IntentState.FAILED
+        raw = dict(record.raw) or {"taskId": record.task_id, "state": record.state.value}
+        if not self._keep_bodies:
+            raw = {key: value for key, value in raw.items() if key not in _ASKED_FOR}
+        values = (state.value, json.dumps(raw), record.credits, _now_ms())
+        change = "state = ?, record = ?, credits = ?, terminal_ms = ?"
+        await self._update(change, *values, where="state = 'CREATED'", intent_id=intent_id)
+
+    def discard(self, intent_id: str) -> None:
+        """Forget nothing."""
+
+    async def _update(
+        self, change: str, *values: object, where: str, intent_id: str, is_new: bool = False
+    ) -> None:
+        """Change an intent that must be there in this state, or, if it may be new, not at all."""
+        statement = f"UPDATE intent SET {change} WHERE {where} AND intent_id = ?"  # noqa: S608  (no value in it)
+
+        def job(db: sqlite3.Connection) -> None:
+            if not is_new or _intents(db, "intent_id = ?", intent_id):
+                _must_change(db, statement, (*values, intent_id))
+
+        await self._do(job)
+
+    async def _do(
+        self, job: Callable[[sqlite3.Connection], _T], *, rescue: Callable[[], None] | None = None
+    ) -> _T:
+        """Run *job* in the journal's thread and return when its commit is durable."""
+        if self._thread is None:
+            raise JournalError(f"journal {self._file.path} is closed")
+        return await self._thread.run(job, rescue=rescue)
+
+
+def _intents(db: sqlite3.Connection, where: str, *values: object) -> list[Intent]:
+    query = f"SELECT {_COLUMNS} FROM intent WHERE {where} ORDER BY seq"  # noqa: S608  (no value in it)
+    return [_intent(row) for row in db.execute(query, values).fetchall()]
+
+
+def _intent(row: tuple[Any, ...]) -> Intent:
+    found = dict(zip(_COLUMNS.split(", "), row, strict=True))
+    found["state"] = IntentState(found["state"])
+    found["task_id"] = found["task_id"] or ""
+    found["expects_callback"] = bool(found["expects_callback"])
+    return Intent(**found)
+
+
+def _must_change(db: sqlite3.Connection, statement: str, values: tuple[object, ...]) -> None:
+    """Change one intent.
+
+    Raises:
+        JournalError: It is not there, or in another state.
+    """
+    if db.execute(statement, values).rowcount != 1:
+        raise JournalError("the journal does not hold this intent in the state it must be in")
+
+
+def _free_ref(db: sqlite3.Connection, ref: str, intent_id: str) -> None:
+    """Take a ref from an intent that never became a task; any other keeps it, and no second one gets in."""
+    for holder in _intents(db, "ref = ? AND intent_id != ?", ref, intent_id):
+        if holder.frees_its_ref:
+            db.execute(f"UPDATE intent SET {_FREE_REF} WHERE intent_id = ?", (holder.intent_id,))  # noqa: S608
+
+
+def _take_id(db: sqlite3.Connection, task_id: str, now_ms: int, adopted_by: str, intent_id: str) -> None:
+    """Bind an intent to its task, once.
+
+    Raises:
+        TaskAlreadyBound: The task has another intent.
+        JournalError: The intent has another task.
+    """
+    try:
+        taken = db.execute(_CREATED, (task_id, now_ms, adopted_by, intent_id)).rowcount
+    except sqlite3.IntegrityError:
+        taken = 0
+    if taken or _intents(db, "intent_id = ? AND task_id = ?", intent_id, task_id):
+        return
+    if holders := _intents(db, "task_id = ?", task_id):
+        raise TaskAlreadyBound(f"task {task_id} belongs to another intent, {holders[0].intent_id}")
+    raise JournalError(f"task {task_id} cannot be noted: its intent {intent_id} has another task or is gone")
+
+
+def _take_rescued(db: sqlite3.Connection, line: str) -> bool:
+    """Put a rescued id where it belongs; tell whether that was possible."""
+    try:
+        found = json.loads(line)
+        _take_id(db, str(found["task_id"]), _now_ms(), "rescue", str(found["intent_id"]))
+    except (ValueError, TypeError, KeyError, JournalError):
+        return False  # cut off while it was written, or not ours
+    return True
+
+
+def _append(path: Path, intent_id: str, task_id: str) -> None:
+    line = json.dumps({"intent_id": intent_id, "task_id": task_id}) + "\n"
+    with os.fdopen(os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600), "a") as file:
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

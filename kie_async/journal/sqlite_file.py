@@ -1,0 +1,290 @@
+"""The file under a durable journal: made whole, held by one session, recognised, checked.
+
+A journal that was cut, mixed up or lost in part must not look like one with nothing in it: what it no
+longer tells would be paid again. https://www.sqlite.org/howtocorrupt.html
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import sqlite3
+import stat
+import sys
+import threading
+from pathlib import Path
+
+from ..errors import JournalError, JournalLocked
+from .base import IntentState
+
+if sys.platform != "win32":
+    import fcntl
+
+APPLICATION_ID = 0x6B696541
+
+VERSION = 1
+
+_SMALLEST = 512
+"""Bytes of the smallest page; SQLite takes a shorter file for an empty database."""
+
+_STATES = ", ".join(f"'{state}'" for state in IntentState)
+
+_SCHEMA = f"""
+PRAGMA application_id = {APPLICATION_ID};
+PRAGMA user_version = {VERSION};
+CREATE TABLE intent(
+  seq INTEGER PRIMARY KEY,
+  intent_id TEXT UNIQUE NOT NULL,
+  ref TEXT UNIQUE,
+  former_ref TEXT,
+  model TEXT NOT NULL,
+  fingerprint BLOB NOT NULL,
+  body TEXT,
+  state TEXT NOT NULL CHECK(state IN ({_STATES})),
+  task_id TEXT UNIQUE,
+  sends INTEGER NOT NULL DEFAULT 0 CHECK(sends <= 1),
+  expects_callback INTEGER NOT NULL DEFAULT 0,
+  planned_ms INTEGER NOT NULL,
+  sending_ms INTEGER,
+  created_ms INTEGER,
+  terminal_ms INTEGER,
+  code INTEGER,
+  reason TEXT NOT NULL DEFAULT '',
+  adopted_by TEXT NOT NULL DEFAULT '',
+  record TEXT NOT NULL DEFAULT '',
+  credits REAL
+) STRICT;
+CREATE INDEX intent_by_state ON intent(state);
+CREATE TABLE run(is_open INTEGER NOT NULL) STRICT;
+INSERT INTO run VALUES (0);
+"""  # noqa: S608  (made of constants)
+
+_LEARNED = """
+CREATE TABLE IF NOT EXISTS learned(
+  model TEXT PRIMARY KEY,
+  durations TEXT NOT NULL
+) STRICT, WITHOUT ROWID
+"""
+"""Made at open: it is no part of the promise, and journals without it are as good."""
+
+_CACHE_KIB = 256
+
+_OF_THIS_RUN = "CREATE TEMP TABLE asked(key BLOB PRIMARY KEY, times INTEGER NOT NULL) WITHOUT ROWID"
+
+_held: dict[tuple[int, int], int] = {}
+"""The journals this process has open, by device and inode, each with the descriptor that holds its lock."""
+
+_holding = threading.Lock()
+
+
+class JournalFile:
+    """One journal's file, the log beside it, and who may have them."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).absolute()
+        self.log_path = self.path.with_name(self.path.name + "-wal")
+        self.rescue_path = self.path.with_name(self.path.name + ".rescue.jsonl")
+        """Where ids go that could not be committed; read again at the next open."""
+        self.distrust = ""
+        """Why nothing may rely on the file any more; empty while it can be trusted."""
+        self._key = (0, 0)
+        self._identity: tuple[int, ...] = ()
+
+    def connect(self) -> sqlite3.Connection:
+        """Return the only connection to the file, which is made if it is not there.
+
+        Raises:
+            JournalError: It is not a journal of this version, is damaged or cannot be written.
+            JournalLocked: Another session or process has it.
+        """
+        self.distrust = ""
+        if not self.path.exists():
+            self._refuse_to_replace_a_lost_one()
+            _make(self.path)
+        self._claim()
+        try:
+            db = self._open()
+        except BaseException:
+            self._release()
+            raise
+        self._identity = self._look()
+        return db
+
+    def disconnect(self, db: sqlite3.Connection) -> None:
+        """Close the connection and let go of the file."""
+        _end_run(db)
+        self._release()
+
+    def check(self) -> None:
+        """Refuse to go on when the file is gone: what is noted in it would be lost.
+
+        Raises:
+            JournalError: It, or the log beside it, was deleted or replaced.
+        """
+        if self._look() != self._identity:
+            self.distrust = (
+                f"journal {self.path} was deleted or replaced while in use; nothing more is sent with it"
+            )
+            raise JournalError(self.distrust)
+
+    def error_from(self, exc: Exception) -> JournalError:
+        """Return what an exception means for the journal, in one sentence."""
+        if isinstance(exc, JournalError):
+            return exc
+        name, code = f"journal {self.path}", getattr(exc, "sqlite_errorcode", 0) or 0
+        kind = code & 0xFF
+        if isinstance(exc, OSError):
+            return JournalError(f"{name} cannot be opened for writing: {exc.strerror or exc}")
+        if kind in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
+            return self._locked()
+        if kind == sqlite3.SQLITE_CANTOPEN:
+            return JournalError(f"{name} cannot be opened: its folder must be there and writable")
+        if kind in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
+            self.distrust = f"{name} is damaged or no journal at all ({exc}); restore a copy of it"
+        elif kind == sqlite3.SQLITE_IOERR and code != sqlite3.SQLITE_IOERR_WRITE:
+            # After a failed fsync nobody knows what the disk holds, and asking again would not tell.
+            self.distrust = f"{name} cannot be trusted any more ({exc}); nothing more is sent with it"
+        else:
+            return JournalError(f"{name}: {exc}")
+        return JournalError(self.distrust)
+
+    # --- opening -------------------------------------------------------------------------------
+
+    def _open(self) -> sqlite3.Connection:
+        has_log = self.log_path.exists() and self.log_path.stat().st_size > 0
+        db = sqlite3.connect(self.path, isolation_level=None, timeout=0.0)
+        try:
+            db.execute("PRAGMA locking_mode = EXCLUSIVE")
+            db.execute("PRAGMA trusted_schema = OFF")
+            db.execute("BEGIN EXCLUSIVE")
+            self._check_content(db, has_log=has_log)
+            db.execute("COMMIT")
+            if _ask(db, "PRAGMA journal_mode = WAL") != "wal":
+                raise JournalError(f"journal {self.path}: this file system cannot hold a write-ahead log")
+        except BaseException:
+            db.close()
+            raise
+        try:
+            db.execute("PRAGMA synchronous = FULL")
+            db.execute("PRAGMA fullfsync = ON")
+            db.execute(_LEARNED)
+            db.execute(_OF_THIS_RUN)
+            for schema in ("main", "temp"):  # the operating system caches as well; memory must not grow
+                db.execute(f"PRAGMA {schema}.cache_size = -{_CACHE_KIB}")
+            db.execute("UPDATE run SET is_open = 1")
+            db.execute("PRAGMA wal_checkpoint(FULL)")  # the file itself must say so, not only the log
+        except BaseException:
+            _end_run(db)
+            raise
+        return db
+
+    def _check_content(self, db: sqlite3.Connection, *, has_log: bool) -> None:
+        """Refuse what is not ours, of another version, damaged, or not all there."""
+        if _ask(db, "PRAGMA application_id") != APPLICATION_ID:
+            raise JournalError(f"{self.path} is a database, but not a journal of kie_async")
+        if (version := _ask(db, "PRAGMA user_version")) != VERSION:
+            raise JournalError(f"journal {self.path} has version {version}; this kie_async reads {VERSION}")
+        # Unlike quick_check this compares the indexes too: every id, ref and state stands twice.
+        if (verdict := _ask(db, "PRAGMA integrity_check(1)")) != "ok":
+            raise JournalError(f"journal {self.path} is damaged ({verdict}); restore a copy of it")
+        if _ask(db, "SELECT is_open FROM run") and not has_log:
+            remedy = f"sqlite3 {self.path.name} 'UPDATE run SET is_open = 0'"  # noqa: S608  (words to a person)
+            raise JournalError(
+                f"journal {self.path} was not closed and {self.log_path.name}, which holds its last notes, is"
+                " missing: put it back; or, if another program opened the journal since and nothing is lost,"
+                f" say so with {remedy}"
+            )
+
+    def _refuse_to_replace_a_lost_one(self) -> None:
+        for left in (self.log_path, self.rescue_path):
+            if left.exists():
+                raise JournalError(
+                    f"journal {self.path} is gone, but {left.name} is still there and tells of paid tasks;"
+                    " put the journal back, or move that file away to begin a new one"
+                )
+
+    # --- holding -------------------------------------------------------------------------------
+
+    def _claim(self) -> None:
+        """Hold the file against every other session.
+
+        SQLite's own lock is lost as soon as anything in this process closes a descriptor of the file,
+        so that a file held here is not even opened, and a lock that lasts is taken beside it.
+        """
+        with _holding:
+            status = self.path.stat()
+            key = (status.st_dev, status.st_ino)
+            if key in _held:
+                raise self._locked()
+            if status.st_size < _SMALLEST and stat.S_ISREG(status.st_mode):
+                raise JournalError(
+                    f"journal {self.path} was cut off, or is none; restore a copy or delete it to begin anew"
+                )
+            descriptor = os.open(self.path, os.O_RDWR)
+            try:
+                _lock(descriptor)
+            except OSError as exc:
+                os.close(descriptor)
+                raise self._locked() if isinstance(exc, BlockingIOError) else exc from None
+            _held[key], self._key = descriptor, key
+
+    def _release(self) -> None:
+        with _holding:
+            if (descriptor := _held.pop(self._key, None)) is not None:
+                os.close(descriptor)
+
+    def _locked(self) -> JournalLocked:
+        return JournalLocked(f"journal {self.path} is open in another session or process")
+
+    def _look(self) -> tuple[int, ...]:
+        try:
+            return (self.path.stat().st_ino, self.log_path.stat().st_ino)
+        except OSError:
+            return ()
+
+
+def _make(path: Path) -> None:
+    """Make an empty journal, whole or not at all: a crash must not leave a file that looks cut off."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
+    try:
+        os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        db = sqlite3.connect(draft, isolation_level=None)
+        try:
+            db.executescript(f"BEGIN; {_SCHEMA} COMMIT")
+        finally:
+            db.close()
+        with contextlib.suppress(FileExistsError):  # another process was faster; its journal is as good
+            os.link(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _end_run(db: sqlite3.Connection) -> None:
+    with contextlib.suppress(sqlite3.Error):
+        db.execute("UPDATE run SET is_open = 0")
+    with contextlib.suppress(sqlite3.Error):
+        db.close()  # puts the log into the file, unless that was moved away
+
+
+def _ask(db: sqlite3.Connection, question: str) -> object:
+    return db.execute(question).fetchone()[0]
+
+
+def _lock(descriptor: int) -> None:
+    if sys.platform != "win32":
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _let_go_after_fork() -> None:
+    """In a forked child: the parent's locks must not live on in it."""
+    global _holding
+    _holding = threading.Lock()
+    for descriptor in _held.values():
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_after_fork)

@@ -1,0 +1,47 @@
+"""TODO"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..errors import CreatesHalted
+
+UNKNOWN_IN_A_ROW = 3
+
+HALT_S = 60.0
+
+
+class CircuitBreaker:
+    """Stops creates after several unknown outcomes in a row: an outage must not cost a whole batch.
+
+    After a pause one create may try whether the service answers again; any answer closes the breaker.
+    """
+
+    def __init__(self, *, now: Callable[[], float]) -> None:
+        self._now = now
+        self._unknown_in_a_row = 0
+        self._halted_until = 0.0
+
+    def check(self) -> None:
+        """Let a create pass.
+
+        Raises:
+            CreatesHalted: Nothing was sent.
+        """
+        if self._unknown_in_a_row < UNKNOWN_IN_A_ROW:
+            return
+        if self._now() < self._halted_until:
+            raise CreatesHalted(
+                f"{self._unknown_in_a_row} creates in a row had unknown outcomes; nothing was sent; "
+                "one more may try in a minute"
+            )
+        self._halted_until = self._now() + HALT_S
+
+    def answered(self) -> None:
+        """Note that the service answered."""
+        self._unknown_in_a_row = 0
+
+    def unknown(self) -> None:
+        """Note that nobody knows what became of a create."""
+        self._unknown_in_a_row += 1
+        self._halted_until = self._now() + HALT_S

@@ -1,0 +1,83 @@
+"""So many requests per window, first come first served, never a refusal."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+
+from ..config import Rate
+
+_SOONEST_S = 0.001
+
+
+class RateLimiter:
+    """Permits that come back ``per_s`` after the *answer* they were used for.
+
+    A request reaches the service before its answer reaches us, so no window of the service can
+    hold more than the rate allows, whatever the network does. Nobody has to guess a margin.
+    """
+
+    def __init__(self, rate: Rate, *, now: Callable[[], float]) -> None:
+        self._rate = rate
+        self._now = now
+        self._unused = rate.count
+        self._back_at: deque[float] = deque()
+        self._paused_until = -math.inf
+        self._in_line = 0
+        self._turn = asyncio.Lock()
+        self._news = asyncio.Event()
+
+    async def acquire(self) -> float:
+        """Wait for a permit, in the order of the calls, and return when it came.
+
+        A cancelled wait takes none.
+        """
+        now = self._now()
+        if self._in_line or self._wait_s(now) > 0:
+            self._in_line += 1
+            try:
+                now = await self._wait_for_turn()
+            finally:
+                self._in_line -= 1
+        self._unused -= 1
+        return now
+
+    async def _wait_for_turn(self) -> float:
+        async with self._turn:
+            while (wait_s := self._wait_s(now := self._now())) > 0:
+                self._news.clear()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(None if wait_s == math.inf else max(wait_s, _SOONEST_S)):
+                        await self._news.wait()
+            return now
+
+    def release(self) -> float:
+        """Give a permit back, to be used again ``per_s`` from now: its answer is here. Return now."""
+        now = self._now()
+        self._back_at.append(now + self._rate.per_s)
+        if self._in_line:
+            self._news.set()
+        return now
+
+    def release_unused(self) -> None:
+        """Give a permit back at once: no request was sent with it."""
+        self._unused += 1
+        if self._in_line:
+            self._news.set()
+
+    def throttle(self, pause_s: float) -> None:
+        """Let nobody through for so many seconds; the longest of several pauses counts."""
+        self._paused_until = max(self._paused_until, self._now() + pause_s)
+
+    def _wait_s(self, now: float) -> float:
+        while self._back_at and self._back_at[0] <= now:
+            self._back_at.popleft()
+            self._unused += 1
+        if self._paused_until > now:
+            return self._paused_until - now
+        if self._unused:
+            return 0.0
+        return self._back_at[0] - now if self._back_at else math.inf

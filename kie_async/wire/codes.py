@@ -1,0 +1,112 @@
+"""What a code means: tables, and the pure verdict on a create.
+
+Sources: https://docs.kie.ai/market/common/get-task-detail and https://docs.kie.ai/common-api
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from ..errors import (
+    ApiError,
+    AuthenticationError,
+    InsufficientCredits,
+    Maintenance,
+    NotFound,
+    QuotaExceeded,
+    RateLimited,
+    RequestRejected,
+    ServerError,
+)
+
+_ERRORS: dict[int, type[ApiError]] = {
+    400: RequestRejected,
+    401: AuthenticationError,
+    402: InsufficientCredits,
+    403: AuthenticationError,
+    404: NotFound,
+    408: ServerError,
+    422: RequestRejected,
+    429: RateLimited,
+    430: RateLimited,
+    433: QuotaExceeded,
+    455: Maintenance,
+    505: RequestRejected,
+}
+
+TASK_FAILURE_CODES = frozenset({408, 501, 531})
+"""Envelope codes that on recordInfo speak of the task, not of the call."""
+
+_RETRY_CREATE = {429: (200, 429), 430: (200, 429, 430), 455: range(200, 600)}
+
+_UNCLEAR_CODES = frozenset({408, 409, 425})
+
+_REFUSED_CODES = frozenset({400, 505})
+
+_REFUSED_STATUS = frozenset({401, 402, 403, 404, 405, 413, 415, 422, 431})
+
+
+def error_for(
+    code: int, message: str, http_status: int = 200, retry_after_s: float | None = None
+) -> ApiError:
+    """Return the error a code stands for; the one code the service overloads is told by its words."""
+    kind = _ERRORS.get(code) or (ServerError if code >= 500 or code < 100 else RequestRejected)
+    if code == 500 and message.strip().lower().startswith("credits insufficient"):
+        kind = InsufficientCredits
+    if issubclass(kind, RateLimited):
+        return kind(code, message, http_status, retry_after_s)
+    return kind(code, message, http_status)
+
+
+def is_invisible(code: int, message: str) -> bool:
+    """Tell whether recordInfo says that it does not know the task, or not yet."""
+    return code == 404 or (code == 422 and "null" in message.lower())
+
+
+class CreateVerdict(Enum):
+    """What one attempt to create proved."""
+
+    CREATED = "created"
+    REFUSED = "refused"
+    """Not created, says the answer; a callback may still overrule it."""
+    HELD_BACK = "held back"
+    """Not created, by a limit or maintenance: the same body may be sent again after a pause."""
+    NOT_SENT = "not sent"
+    """No byte of the body left the process."""
+    UNKNOWN = "unknown"
+    """Anything else. Never sent again."""
+
+
+def create_verdict(
+    *, sent: bool, http_status: int | None, code: int | None, task_id: str | None
+) -> CreateVerdict:
+    """Judge one attempt to create by the line it crossed and the answer that came.
+
+    *http_status* is that of an answer really received (None without one: never the status that
+    an exception claims), *code* the envelope's, *task_id* a well-formed id found in it.
+    """
+    if not sent:
+        return CreateVerdict.NOT_SENT
+    if http_status is None:
+        return CreateVerdict.UNKNOWN
+    if task_id is not None:  # even beside a no: a task that has an id is not paid for twice
+        return CreateVerdict.CREATED if code == 200 and 200 <= http_status < 300 else CreateVerdict.UNKNOWN
+    if code is None:
+        return _verdict_on_status(http_status)
+    if code in _RETRY_CREATE and http_status in _RETRY_CREATE[code]:
+        return CreateVerdict.HELD_BACK
+    if http_status == 200:
+        return CreateVerdict.UNKNOWN if 200 <= code < 300 or code in _UNCLEAR_CODES else CreateVerdict.REFUSED
+    if code == http_status and code in _REFUSED_CODES:
+        return CreateVerdict.REFUSED
+    if http_status == 429 and 200 <= code < 300:
+        return CreateVerdict.UNKNOWN
+    return _verdict_on_status(http_status)
+
+
+def _verdict_on_status(http_status: int) -> CreateVerdict:
+    if http_status == 429:
+        return CreateVerdict.HELD_BACK
+    if http_status in _REFUSED_STATUS or 300 <= http_status < 400:
+        return CreateVerdict.REFUSED
+    return CreateVerdict.UNKNOWN
