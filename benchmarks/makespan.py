@@ -18,7 +18,7 @@ from .measuring import Figure, parser, tell
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from campaign import makespan
-from clock import SteeredLoop
+from support.clock import SteeredLoop
 
 JOBS, SLOTS, ROUND_TRIP_S = 1000, 100, 0.1
 

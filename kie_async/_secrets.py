@@ -11,6 +11,8 @@ from .errors import InvalidRequest
 class Secret(bytes):
     """A key or a callback secret: bytes to sign with, text to send, stars to look at."""
 
+    __slots__ = ()
+
     def __new__(cls, value: str | bytes) -> Self:
         return super().__new__(cls, value.encode() if isinstance(value, str) else value)
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clock import Clock, SteeredLoop, eventually
 from hypothesis import settings
+from support.clock import Clock, SteeredLoop, eventually
 
 from kie_async import (
     CallbackReceiver,

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from campaign import makespan, memory
-from clock import SteeredLoop, eventually
 from conftest import NO_LIMITS, Events, OpenSession
+from support.clock import SteeredLoop, eventually
 
 from kie_async import (
     AuthenticationError,

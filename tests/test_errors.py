@@ -8,7 +8,7 @@ import re
 from datetime import UTC, datetime
 from typing import Any
 
-from tables import together
+from support.tables import together
 
 from kie_async import errors
 from kie_async.errors import (

@@ -9,8 +9,8 @@ import traceback
 from pathlib import Path
 
 import pytest
-from clock import Clock, eventually, settle
 from conftest import Events, OpenSession
+from support.clock import Clock, eventually, settle
 
 from kie_async import (
     InvalidRequest,

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from tables import together
+from support.tables import together
 
 ROOT = Path(__file__).parent.parent / "kie_async"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 import pytest
-from tables import together
+from support.tables import together
 
 from kie_async import models
 from kie_async._json import decode_object

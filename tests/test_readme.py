@@ -18,9 +18,9 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from crowd import Crowd, until
-from knocking import aiohttp_on
-from readme import ROOT, command, fences
+from support.crowd import Crowd, until
+from support.knocking import aiohttp_on
+from support.readme import ROOT, command, fences
 from test_bots_aiogram import telegram, update
 
 from kie_async import Sandbox

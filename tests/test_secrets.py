@@ -18,8 +18,8 @@ from typing import Any
 import attrs
 import pytest
 from conftest import NO_LIMITS
-from create_faults import Fault, Notes, rows
-from misbehaving import (
+from support.create_faults import Fault, Notes, rows
+from support.misbehaving import (
     Misbehaving,
     answer,
     breaks_off,
@@ -33,7 +33,7 @@ from misbehaving import (
     says,
     trusting,
 )
-from tables import each
+from support.tables import each
 
 from kie_async import CallbackReceiver, KieError, KieSession, TaskHandle, TransportError
 from kie_async._secrets import Secret

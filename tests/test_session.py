@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clock import Clock, eventually, settle
 from conftest import HMAC_KEY, NO_LIMITS, Events, OpenSession, open_files
+from support.clock import Clock, eventually, settle
 
 from kie_async import (
     AuthenticationError,

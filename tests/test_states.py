@@ -8,10 +8,10 @@ from functools import reduce
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tables import together
+from support.tables import together
 
-from kie_async.wire import records as states
 from kie_async.models import TASK_ID, TaskState, advance
+from kie_async.wire import records as states
 from kie_async.wire.records import read_state
 
 TERMINAL = frozenset({TaskState.SUCCESS, TaskState.FAIL})

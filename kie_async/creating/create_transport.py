@@ -20,6 +20,7 @@ from ..http.backoff import read_retry_after
 from ..http.transport import (
     CONNECT_TIMEOUT_S,
     client_session,
+    close,
     close_nowait,
     describe,
     headers_for,
@@ -164,7 +165,7 @@ class CreateTransport:
 
     async def aclose(self) -> None:
         """Close all connections."""
-        await self._http.close()
+        await close(self._http)
 
     def close_nowait(self) -> None:
         """Close without an event loop."""

@@ -19,7 +19,7 @@ from yarl import URL
 from .._validation import check_task_id, is_loopback
 from ..errors import DownloadFailed, ResultExpired, TransportError
 from ..http.backoff import delays
-from ..http.transport import CONNECT_TIMEOUT_S, FAILURES, client_session, close_nowait, describe
+from ..http.transport import CONNECT_TIMEOUT_S, FAILURES, client_session, close, close_nowait, describe
 from .media_types import UNKNOWN_ENDING, sniff
 from .part_file import PartFile, find_complete
 
@@ -94,7 +94,7 @@ class Downloads:
         for fetching in self._running:
             fetching.cancel()  # closing alone would leave them waiting for their bodies
         await asyncio.gather(*self._running, return_exceptions=True)
-        await self._http.close()
+        await close(self._http)
 
     def close_nowait(self) -> None:
         """Close without an event loop."""

@@ -24,6 +24,10 @@ CONNECT_TIMEOUT_S = 10.0
 
 KEEP_ALIVE_S = 75.0  # longer than the widest poll interval: no new handshake for every poll
 
+_open_sessions: set[aiohttp.ClientSession] = set()
+# When a loop ends without `aclose`, a garbage collector finalizes in an order of its own: held here, an HTTP
+# session outlives the part that owns it, which says what goes on and then closes it.
+
 FAILURES = (aiohttp.ClientError, aiohttp.InvalidURL, OSError, TimeoutError, ValueError, RuntimeError)
 """What an exchange with a misbehaving peer can end in, and nothing wider."""
 
@@ -45,14 +49,22 @@ def describe(exc: BaseException) -> str:
 
 
 def client_session(connector: aiohttp.TCPConnector, **options: Any) -> aiohttp.ClientSession:
-    """Return an HTTP session that keeps no cookies and listens to no environment."""
-    return aiohttp.ClientSession(
+    """Return an HTTP session that keeps no cookies and listens to no environment; `close` it."""
+    http = aiohttp.ClientSession(
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
         trust_env=False,  # a proxy or netrc of the environment must not get the key
         headers={"User-Agent": USER_AGENT},
         **options,
     )
+    _open_sessions.add(http)
+    return http
+
+
+async def close(http: aiohttp.ClientSession) -> None:
+    """Close an HTTP session and all its connections."""
+    _open_sessions.discard(http)
+    await http.close()
 
 
 async def read_bounded(answer: aiohttp.ClientResponse, into: bytearray) -> None:
@@ -64,6 +76,7 @@ async def read_bounded(answer: aiohttp.ClientResponse, into: bytearray) -> None:
 
 def close_nowait(http: aiohttp.ClientSession) -> None:
     """Close an HTTP session whose event loop has ended: nothing can be awaited, nothing is to be said."""
+    _open_sessions.discard(http)
     if http.connector is not None:
         for _ in http.connector.close().__await__():  # has nothing to wait for: all transports are gone
             break
@@ -119,7 +132,7 @@ class Transport:
 
     async def aclose(self) -> None:
         """Close all connections."""
-        await self._http.close()
+        await close(self._http)
 
     def close_nowait(self) -> None:
         """Close without an event loop."""

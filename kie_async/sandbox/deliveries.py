@@ -11,7 +11,7 @@ from typing import Literal
 import aiohttp
 import attrs
 
-from ..sandbox import bodies
+from . import bodies
 from .faults import strikes
 from .tasks import Delivery, SandboxTask
 from .world import World

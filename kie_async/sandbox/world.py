@@ -11,7 +11,7 @@ from typing import Any
 
 import attrs
 
-from ..sandbox import bodies
+from . import bodies
 from .catalogue import ModelRule, Refusal, check_input, rule_for, unusable_media
 from .durations import Durations
 from .faults import Faults, strikes

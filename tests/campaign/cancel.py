@@ -22,8 +22,8 @@ from typing import Any
 
 import aiohttp
 import attrs
-from create_faults import KEY, trust_the_authority
-from misbehaving import Misbehaving, Peer, answer, certified, created, refused
+from support.create_faults import KEY, trust_the_authority
+from support.misbehaving import Misbehaving, Peer, answer, certified, created, refused
 
 from kie_async import CreateOutcomeUnknown, KieError, KieSession, Limits, Rate, TaskHandle
 from kie_async.journal.base import Intent, IntentState

@@ -7,8 +7,8 @@ import asyncio
 import platform
 
 import aiohttp
-from create_faults import Fault, judge, objection, rows
-from create_situations import Situation, protest, see, situations
+from support.create_faults import Fault, judge, objection, rows
+from support.create_situations import Situation, protest, see, situations
 
 _BOTH = ("plain", "TLS")
 

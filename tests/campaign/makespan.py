@@ -25,7 +25,7 @@ from contextlib import AsyncExitStack
 import aiohttp
 import attrs
 from aiohttp import web
-from clock import SteeredLoop
+from support.clock import SteeredLoop
 
 from kie_async import CallbackReceiver, KieSession, Limits, PollSchedule, Rate, Sandbox, TaskRequest
 from kie_async.sandbox.bodies import encode_envelope, signature_headers

@@ -1,0 +1,44 @@
+"""Asyncio tasks that run beside their owner: held while they run, ended when the owner closes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterator
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
+
+
+class BackgroundTasks:
+    """The background tasks of one owner. The event loop itself holds a task only weakly.
+
+    *name* is what each is called in asyncio's own messages.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._running: set[asyncio.Task[Any]] = set()
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def __iter__(self) -> Iterator[asyncio.Task[Any]]:
+        return iter(list(self._running))
+
+    def spawn(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
+        """Run *work* until it ends or the owner closes."""
+        task = asyncio.get_running_loop().create_task(work, name=self._name)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return task
+
+    async def drain(self) -> None:
+        """Wait until none runs any more, those begun meanwhile included."""
+        while self._running:
+            await asyncio.wait(set(self._running))
+
+    async def aclose(self) -> None:
+        """Cancel all that run and wait for their ends."""
+        for task in self:
+            task.cancel()
+        await asyncio.gather(*self, return_exceptions=True)

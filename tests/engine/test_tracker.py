@@ -1,0 +1,202 @@
+"""The table of tasks in flight, and intents without a task: what they remember, who decides on them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+from conftest import OpenSession
+from support.clock import eventually, settle
+
+from kie_async import (
+    CallbackReceiver,
+    CreateOutcomeUnknown,
+    InvalidRequest,
+    JournalError,
+    KieError,
+    KieSession,
+    RequestRejected,
+    Sandbox,
+    ServedReceiver,
+    TaskAbandoned,
+    TaskHandle,
+    TaskRequest,
+)
+from kie_async.engine.tracker import REMEMBERED
+from kie_async.journal.base import IntentState
+from kie_async.journal.memory import Journal
+
+ECHO = ("sandbox/echo", {})
+
+
+class GatedJournal(Journal):
+    """Forgets, like the journal it is made of, but takes its time to note the id of a task."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_asked, self.may_note = asyncio.Event(), asyncio.Event()
+
+    async def mark_created(self, intent_id: str, task_id: str, *, adopted_by: str = "") -> None:
+        self.is_asked.set()
+        await self.may_note.wait()
+        await super().mark_created(intent_id, task_id, adopted_by=adopted_by)
+
+
+class TestMemory:
+    """What is left of tasks that have ended and of creates that were refused is bounded."""
+
+    @pytest.fixture
+    def make(self, kie: KieSession) -> Callable[[str], TaskHandle]:
+        """Return a function that makes the handle of an intent; nothing is sent."""
+        intents = kie._parts.intents
+
+        def make(intent_id: str) -> TaskHandle:
+            handle = TaskHandle(
+                owner=intents.owner,
+                loop=asyncio.get_running_loop(),
+                deadline=asyncio.get_running_loop().time() + 60.0,
+                intent_id=intent_id,
+                request=TaskRequest(model="sandbox/echo", input={}),
+            )
+            intents.begin(handle)
+            return handle
+
+        return make
+
+    async def test_ten_thousand_settled_intents_are_remembered(
+        self, kie: KieSession, make: Callable[[str], TaskHandle]
+    ) -> None:
+        table, intents = kie._parts.table, kie._parts.intents
+        for number in range(REMEMBERED + 1):
+            handle = make(f"intent-{number}")
+            intents.created(handle, f"task_{number}", expects_callback=True)
+            table.close(handle, TaskAbandoned(handle.task_id))
+
+        assert intents.task_of("intent-0") is None
+        assert intents.task_of("intent-1") == "task_1"
+        assert intents.task_of(f"intent-{REMEMBERED}") == f"task_{REMEMBERED}"
+
+    async def test_ten_thousand_refused_creates_are_remembered(
+        self, kie: KieSession, make: Callable[[str], TaskHandle]
+    ) -> None:
+        intents = kie._parts.intents
+        for number in range(REMEMBERED + 1):
+            intents.rejected(make(f"intent-{number}"))
+
+        assert intents.task_of("intent-0") is None
+        assert intents.task_of("intent-1") == ""
+
+
+async def test_a_task_is_bound_to_one_handle(kie: KieSession) -> None:
+    handle = await kie.create(*ECHO)
+    other = kie.attach("task_1")
+
+    with pytest.raises(InvalidRequest, match="belongs to another handle already"):
+        kie._parts.table.bind(other, handle.task_id, expects_callback=False)
+
+    assert kie.attach(handle.task_id) is handle
+
+
+class FullJournal(Journal):
+    """Cannot note how a create ended."""
+
+    async def mark_ended(
+        self, intent_id: str, state: IntentState, *, reason: str = "", code: int | None = None
+    ) -> None:
+        raise JournalError("disk full")
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [("lose_answers_next", CreateOutcomeUnknown), ("refuse_but_create_next", RequestRejected)],
+)
+async def test_an_end_that_cannot_be_noted_is_told_all_the_same_and_gives_the_slot_back(
+    sandbox: Sandbox,
+    open_session: OpenSession,
+    caplog: pytest.LogCaptureFixture,
+    fault: str,
+    error: type[KieError],
+) -> None:
+    kie = await open_session(journal=FullJournal(), max_in_flight=1)
+    setattr(sandbox.faults, fault, 1)
+
+    with pytest.raises(error):
+        await kie.create(*ECHO)
+
+    assert "could not be noted" in caplog.text
+    assert await asyncio.wait_for(kie.create(*ECHO), 5.0)
+
+
+class TestWhoDecides:
+    """While one is deciding what became of a create, nobody else does."""
+
+    @pytest.fixture
+    def journal(self) -> GatedJournal:
+        return GatedJournal()
+
+    @pytest.fixture
+    async def handle(
+        self,
+        sandbox: Sandbox,
+        open_session: OpenSession,
+        receiver: CallbackReceiver,
+        served: ServedReceiver,
+        journal: GatedJournal,
+    ) -> TaskHandle:
+        """Return the handle of an unknown create whose adoption is just being noted."""
+        kie = await open_session(receiver=receiver, callback_url=served.url, journal=journal)
+        sandbox.faults.lose_answers_next = 1
+        with pytest.raises(CreateOutcomeUnknown) as caught:
+            await kie.create(*ECHO)
+        sandbox.finish(next(iter(sandbox.tasks)))
+        await journal.is_asked.wait()
+        return caught.value.handle
+
+    async def test_it_is_not_told_another_task(
+        self, sandbox: Sandbox, handle: TaskHandle, journal: GatedJournal
+    ) -> None:
+        (task_id,) = sandbox.tasks
+
+        with pytest.raises(InvalidRequest, match="not unknown any more"):
+            await handle.resolve(task_id)
+
+        journal.may_note.set()
+        assert (await handle).task_id == task_id
+
+    async def test_it_is_not_sent_again(
+        self, sandbox: Sandbox, handle: TaskHandle, journal: GatedJournal
+    ) -> None:
+        with pytest.raises(InvalidRequest, match="meanwhile"):
+            await handle.resubmit(accept_double_charge=True)
+
+        journal.may_note.set()
+        assert await handle
+        assert len(sandbox.tasks) == 1
+
+    async def test_it_is_not_written_off(self, handle: TaskHandle, journal: GatedJournal) -> None:
+        handle.write_off()
+        await settle()
+
+        journal.may_note.set()
+        assert await handle
+
+
+async def test_a_task_attached_while_its_create_is_being_noted_leaves_the_slot_free(
+    sandbox: Sandbox, open_session: OpenSession
+) -> None:
+    journal = GatedJournal()
+    kie = await open_session(journal=journal, max_in_flight=1)
+    creating = asyncio.create_task(kie.create(*ECHO))
+    await eventually(lambda: sandbox.tasks)
+    (task_id,) = sandbox.tasks
+    await journal.is_asked.wait()
+
+    attached = kie.attach(task_id)
+    journal.may_note.set()
+    (outcome,) = await asyncio.gather(creating, return_exceptions=True)
+    sandbox.finish(task_id)
+
+    assert (await attached).task_id == task_id
+    assert not isinstance(outcome, InvalidRequest)  # that would say: nothing was sent
+    assert await asyncio.wait_for(kie.create(*ECHO), 5.0)

@@ -1,0 +1,1115 @@
+"""One scheduler looks at all tasks: when their schedule says so, within one limit, whatever comes back.
+
+The first part asks a poller alone, in virtual time; the second asks the sandbox over sockets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import logging
+import math
+import random
+import weakref
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from conftest import NO_LIMITS, OpenSession
+from support.clock import Clock, settle
+
+from kie_async import (
+    ApiError,
+    AuthenticationError,
+    KieError,
+    KieSession,
+    Limits,
+    NotFound,
+    PollSchedule,
+    Rate,
+    RequestRejected,
+    ResultUnreadable,
+    Sandbox,
+    TaskFailed,
+    TaskRecord,
+    TaskState,
+)
+from kie_async.errors import AnswerUnreadable, ServerError, TransportError
+from kie_async.events import Source
+from kie_async.handle import TaskHandle
+from kie_async.limits.rate_limiter import RateLimiter
+from kie_async.planning.planner import PollPlanner
+from kie_async.polling.entry import PollEntry
+from kie_async.polling.poller import Poller
+from kie_async.polling.timer_wheel import TICK_S, TimerWheel
+from kie_async.wire.codes import error_for
+
+Answer = TaskRecord | Exception
+
+
+def running(task_id: str) -> TaskRecord:
+    return TaskRecord(task_id=task_id, state=TaskState.GENERATING)
+
+
+def done(task_id: str, *urls: str) -> TaskRecord:
+    return TaskRecord(task_id=task_id, state=TaskState.SUCCESS, urls=urls or ("https://files.example/a.mp4",))
+
+
+class Bench:
+    """A poller alone: what it asks is answered by *answer*, what it does is written down."""
+
+    def __init__(self, clock: Clock, schedule: PollSchedule, rate: Rate, connections: int) -> None:
+        self.clock = clock
+        self.answer: Callable[[str], Answer] = running
+        self.gate: asyncio.Event | None = None
+        self.looks: list[tuple[float, str]] = []
+        self.news: list[tuple[TaskRecord, Source]] = []
+        self.given_up: list[tuple[TaskHandle, KieError]] = []
+        self.expired: list[TaskHandle] = []
+        self.handles: dict[str, TaskHandle] = {}
+        loop = asyncio.get_running_loop()
+        self.poller = Poller(
+            ask=self.ask,
+            deliver=self.deliver,
+            give_up=self.give_up,
+            expire=self.expire,
+            limiter=RateLimiter(rate, now=loop.time),
+            timetable=PollPlanner(schedule),
+            connections=connections,
+            loop=loop,
+            rng=random.Random(1),
+        )
+
+    async def ask(self, task_id: str) -> TaskRecord:
+        self.looks.append((self.clock.now, task_id))
+        if self.gate is not None:
+            await self.gate.wait()
+        answer = self.answer(task_id)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def deliver(self, record: TaskRecord, source: Source) -> None:
+        self.news.append((record, source))
+        if record.state.is_terminal:
+            self.poller.forget(self.handles[record.task_id])
+
+    def give_up(self, handle: TaskHandle, error: KieError) -> None:
+        self.given_up.append((handle, error))
+        self.poller.forget(handle)
+
+    def expire(self, handle: TaskHandle) -> None:
+        self.expired.append(handle)
+        self.poller.forget(handle)
+
+    def watch(
+        self,
+        task_id: str = "t",
+        *,
+        timeout_s: float = math.inf,
+        expects_callback: bool = False,
+        **options: Any,
+    ) -> TaskHandle:
+        handle = self.handles[task_id] = TaskHandle(
+            owner=None,  # type: ignore[arg-type]  (nobody asks for it)
+            loop=asyncio.get_running_loop(),
+            deadline=self.clock.now + timeout_s,
+            task_id=task_id,
+        )
+        self.poller.watch(handle, expects_callback=expects_callback, **options)
+        return handle
+
+    def times(self, task_id: str = "t") -> list[float]:
+        """Return when a task was looked at, in seconds since the clock began."""
+        return [at - 1000.0 for at, looked in self.looks if looked == task_id]
+
+    def gaps(self, task_id: str = "t") -> list[float]:
+        return [later - at for at, later in pairwise(self.times(task_id))]
+
+
+NewBench = Callable[..., Bench]
+
+
+@pytest.fixture
+async def bench(clock: Clock) -> AsyncIterator[NewBench]:
+    """Return a function that makes a poller to try."""
+    made: list[Bench] = []
+
+    def new_bench(
+        schedule: PollSchedule = PollSchedule(),  # noqa: B008  (frozen)
+        rate: Rate = Rate(1000, per_s=0.001),  # noqa: B008
+        connections: int = 16,
+    ) -> Bench:
+        made.append(Bench(clock, schedule, rate, connections))
+        return made[-1]
+
+    yield new_bench
+    for each in made:
+        await each.poller.aclose()
+
+
+EVERY_SECOND = PollSchedule.fixed(1.0, jitter=0.0)
+
+
+class TestCadence:
+    async def test_the_first_look_comes_after_two_seconds_or_so(self, clock: Clock, bench: NewBench) -> None:
+        bench = bench()
+        for number in range(100):
+            bench.watch(f"t{number}")
+
+        await clock.advance(3.0)
+
+        firsts = [at - 1000.0 for at, _ in bench.looks[:100]]
+        assert len({task_id for _, task_id in bench.looks[:100]}) == 100
+        assert 1.8 <= min(firsts) < 1.9
+        assert 2.1 < max(firsts) <= 2.2 + TICK_S
+
+    async def test_looks_follow_the_documented_advice(self, clock: Clock, bench: NewBench) -> None:
+        bench = bench(PollSchedule.documented())
+        bench.watch()
+
+        await clock.advance(1200.0)
+
+        times = bench.times()
+        for at, later in pairwise(times):
+            low_s = 2.0 if at < 30 else 6.0 if at < 120 else 18.0
+            high_s = 3.0 if later < 30 else 9.0 if later < 120 else 27.0
+            assert low_s <= later - at <= high_s + TICK_S
+        assert times[-1] > 1170
+
+    async def test_jitter_keeps_tasks_that_began_together_apart(self, clock: Clock, bench: NewBench) -> None:
+        bench = bench()
+        for number in range(200):
+            bench.watch(f"t{number}")
+
+        await clock.advance(300.0)
+
+        late = Counter(at for at, _ in bench.looks if at > 1200)
+        assert max(late.values()) < 10
+
+    async def test_with_a_callback_expected_the_poll_is_only_the_net(
+        self, clock: Clock, bench: NewBench
+    ) -> None:
+        bench = bench(PollSchedule.documented())
+        bench.watch(expects_callback=True)
+
+        await clock.advance(1200.0)
+
+        times = [0.0, *bench.times()]
+        assert all(48.0 <= later - at <= 72.0 + TICK_S for at, later in pairwise(times))
+        assert len(times) > 15
+
+    async def test_tasks_of_former_times_are_looked_at_at_once_but_not_all_in_one_moment(
+        self, clock: Clock, bench: NewBench
+    ) -> None:
+        bench = bench()
+        for number in range(500):
+            bench.watch(f"t{number}", expects_callback=True, at_once=True)
+
+        await clock.advance(2.5)
+
+        assert len({task_id for _, task_id in bench.looks}) == 500
+        per_tick = Counter(at for at, _ in bench.looks)
+        assert len(per_tick) > 30
+        assert max(per_tick.values()) < 50
+
+    async def test_looks_due_within_one_tick_are_woken_together(self, clock: Clock, bench: NewBench) -> None:
+        bench = bench()
+        for number in range(500):
+            bench.watch(f"t{number}")
+
+        await clock.advance(3.0)
+
+        ticks = {round((at - 1000.0) / TICK_S, 6) for at, _ in bench.looks}
+        assert all(tick.is_integer() for tick in ticks)
+
+    async def test_watching_again_starts_anew(self, clock: Clock, bench: NewBench) -> None:
+        bench = bench(EVERY_SECOND)
+        handle = bench.watch()
+        await clock.advance(0.7)
+
+        bench.poller.watch(handle, expects_callback=False)
+        await clock.advance(0.7)
+        assert not bench.looks
+
+        await clock.advance(0.5)
+        assert len(bench.looks) == 1
+
+    async def test_a_suspend_makes_one_look_due_not_all_that_were_missed(
+        self, clock: Clock, bench: NewBench
+    ) -> None:
+        bench = bench(EVERY_SECOND)
+        bench.watch()
+        await clock.advance(10.5)
+        before = len(bench.looks)
+
+        clock.jump(3600.0)
+        await settle()
+        await clock.advance(0.1)
+
+        assert len(bench.looks) == before + 1
+
+    async def test_nothing_is_looked_at_after_the_close(self, clock: Clock, bench: NewBench) -> None:
+        bench = bench(EVERY_SECOND)
+        bench.gate = asyncio.Event()
+        handles = [bench.watch("t0"), bench.watch("t1")]
+        await clock.advance(1.1)
+        assert len(bench.looks) == 2
+
+        await bench.poller.aclose()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        assert all(timer.cancelled() for timer in asyncio.get_running_loop()._scheduled)
+        await clock.advance(5.0)
+        bench.poller.ring(handles[0])
+        bench.watch("t2")
+        await clock.advance(100.0)
+
+        assert len(bench.looks) == 2
+        assert not bench.news
+
+
+class TestDeadlines:
+    async def test_a_handle_expires_at_its_deadline(self, clock: Clock, bench: NewBench) -> None:
+        bench = bench(EVERY_SECOND)
+        handle = bench.watch(timeout_s=10.0)
+
+        await clock.advance(9.99)
+        assert not bench.expired
+        await clock.advance(TICK_S)
+
+        assert bench.expired == [handle]
+
+    async def test_an_expired_handle_is_not_looked_at_again(self, clock: Clock, bench: NewBench) -> None:
+        bench = bench(EVERY_SECOND)
+        bench.watch(timeout_s=10.0)
+
+        await clock.advance(100.0)
+
+        assert max(bench.times()) < 10.1
+
+    async def test_an_endless_deadline_stops_nothing(self, clock: Clock, bench: NewBench) -> None:
+        bench = bench(EVERY_SECOND)
+        bench.watch("forever", timeout_s=math.inf)
+
+        await clock.advance(10.5)
+        bench.watch("later", timeout_s=math.inf)
+        await clock.advance(10.5)
+
+        assert len(bench.times("forever")) >= 19
+        assert len(bench.times("later")) >= 9
+
+    async def test_a_handle_without_a_task_only_waits_for_its_deadline(
+        self, clock: Clock, bench: NewBench
+    ) -> None:
+        bench = bench(EVERY_SECOND)
+        handle = TaskHandle(owner=None, loop=asyncio.get_running_loop(), deadline=clock.now + 5.0)
+
+        bench.poller.wait_for_deadline(handle)
+        await clock.advance(5.1)
+
+        assert bench.expired == [handle]
+        assert not bench.looks
+
+    async def test_a_settled_handle_does_not_expire(self, clock: Clock, bench: NewBench) -> None:
+        bench = bench(EVERY_SECOND)
+        bench.answer = done
+        bench.watch(timeout_s=10.0)
+
+        await clock.advance(20.0)
+
+        assert not bench.expired
+
+
+class TestTheLimit:
+    async def test_no_window_holds_more_looks_than_the_rate_allows(
+        self, clock: Clock, bench: NewBench
+    ) -> None:
+        bench = bench(rate=Rate(10, per_s=1.0))
+        for number in range(300):
+            bench.watch(f"t{number}")
+
+        await clock.advance(120.0)
+
+        times = [at for at, _ in bench.looks]
+        most = max(bisect_left(times, at + 1.0) - index for index, at in enumerate(times))
+        assert most == 10
+        assert len(times) > 0.95 * 10 * 118
+
+    async def test_under_overload_each_gets_its_turn(self, clock: Clock, bench: NewBench) -> None:
+        bench = bench(rate=Rate(10, per_s=1.0))
+        for number in range(500):
+            bench.watch(f"t{number}")
+
+        await clock.advance(600.0)
+
+        looks = Counter(task_id for _, task_id in bench.looks)
+        assert len(looks) == 500
+        assert max(looks.values()) - min(looks.values()) <= 2
+
+    async def test_first_looks_go_before_further_ones(self, clock: Clock, bench: NewBench) -> None:
+        bench = bench(rate=Rate(10, per_s=1.0))
+        for number in range(500):
+            bench.watch(f"t{number}")
+        await clock.advance(120.0)
+
+        bench.watch("new")
+        await clock.advance(2.4 + TICK_S + 1.0)
+
+        assert bench.times("new")
+
+    async def test_rung_handles_go_before_all_others(self, clock: Clock, bench: NewBench) -> None:
+        bench = bench(rate=Rate(1, per_s=1.0))
+        handles = [bench.watch(f"t{number}") for number in range(50)]
+        await clock.advance(30.0)
+        before = len(bench.looks)
+
+        for handle in handles[40:]:
+            bench.poller.ring(handle)
+        await clock.advance(11.0)
+
+        assert {task_id for _, task_id in bench.looks[before : before + 10]} == {
+            handle.task_id for handle in handles[40:]
+        }
+
+    async def test_no_more_looks_are_out_at_once_than_connections(
+        self, clock: Clock, bench: NewBench
+    ) -> None:
+        bench = bench(EVERY_SECOND, connections=4)
+        bench.gate = asyncio.Event()
+        for number in range(20):
+            bench.watch(f"t{number}")
+
+        await clock.advance(1.1)
+        assert len(bench.looks) == 4
+
+        bench.gate.set()
+        await settle(200)
+        assert len(bench.looks) == 20
+
+
+class TestRefusedForTheRate:
+    async def test_a_wish_to_wait_holds_every_look_back(self, clock: Clock, bench: NewBench) -> None:
+        bench = bench(EVERY_SECOND)
+        bench.watch("t0")
+        await clock.advance(0.5)
+        bench.watch("t1")
+
+        bench.answer = lambda _: error_for(429, "too often", retry_after_s=7.0)
+        await clock.advance(0.55)
+        bench.answer = running
+        await clock.advance(6.9)
+        assert len(bench.looks) == 1
+
+        await clock.advance(0.2)
+        assert {task_id for _, task_id in bench.looks[1:]} == {"t0", "t1"}
+
+    async def test_a_wish_to_wait_is_heard_up_to_a_minute(self, clock: Clock, bench: NewBench) -> None:
+        bench = bench(EVERY_SECOND)
+        bench.watch()
+
+        bench.answer = lambda _: error_for(429, "too often", retry_after_s=3600.0)
+        await clock.advance(61.2)
+
+        assert len(bench.looks) == 2
+
+    async def test_without_a_wish_the_pauses_grow(self, clock: Clock, bench: NewBench) -> None:
+        bench = bench(PollSchedule.fixed(0.1, jitter=0.0))
+        bench.watch()
+
+        bench.answer = lambda _: error_for(429, "too often")
+        await clock.advance(300.0)
+
+        for gap_s, pause_s in zip(bench.gaps(), (1, 2, 4, 8, 16, 32, 60), strict=False):
+            assert pause_s / 2 <= gap_s <= pause_s + 0.2
+
+    @pytest.mark.parametrize("answer", [running("t"), ServerError(500, "oops")], ids=["record", "error"])
+    async def test_any_other_answer_ends_the_growth(
+        self, clock: Clock, bench: NewBench, answer: Answer
+    ) -> None:
+        bench = bench(PollSchedule.fixed(0.1, jitter=0.0))
+        bench.watch()
+        bench.answer = lambda _: error_for(429, "too often")
+        await clock.advance(30.0)
+
+        bench.answer = lambda _: answer
+        await clock.advance(60.0)
+        bench.answer = lambda _: error_for(429, "too often")
+        before = len(bench.looks)
+        await clock.advance(0.2)
+        bench.answer = running
+        await clock.advance(1.2)
+
+        assert len(bench.looks) > before + 2
+
+    async def test_one_burst_of_refusals_is_one_refusal(self, clock: Clock, bench: NewBench) -> None:
+        bench = bench(EVERY_SECOND)
+        bench.gate = asyncio.Event()
+        for number in range(10):
+            bench.watch(f"t{number}")
+        bench.answer = lambda _: error_for(429, "too often")
+        await clock.advance(1.1)
+        assert len(bench.looks) == 10
+
+        bench.gate.set()
+        await settle()
+        bench.answer = running
+        await clock.advance(2.2)
+
+        assert len(bench.looks) >= 20
+
+    async def test_it_settles_nothing(self, clock: Clock, bench: NewBench) -> None:
+        bench = bench(EVERY_SECOND)
+        bench.watch()
+        bench.answer = lambda _: error_for(429, "too often")
+
+        await clock.advance(3600.0)
+
+        assert not bench.given_up
+        assert not bench.news
+
+
+TRANSIENT = (
+    TransportError("the server closed the connection"),
+    AnswerUnreadable("the answer holds the record of another task"),
+    ServerError(500, "server error"),
+    ServerError(502, "no readable answer", 502),
+    KeyError("a bug of ours"),
+)
+
+
+class TestFailedLooks:
+    @pytest.mark.parametrize("error", TRANSIENT, ids=lambda error: f"{type(error).__name__}: {error}")
+    async def test_a_transient_failure_settles_nothing_and_is_asked_again(
+        self, clock: Clock, bench: NewBench, error: Exception
+    ) -> None:
+        bench = bench(EVERY_SECOND)
+        bench.watch()
+        bench.answer = lambda _: error
+
+        await clock.advance(1000.5)
+        assert not bench.given_up
+        assert len(bench.looks) == 1000
+
+        bench.answer = done
+        await clock.advance(1.0)
+        assert [record.state for record, _ in bench.news] == [TaskState.SUCCESS]
+
+    async def test_failures_are_noted_and_the_fifth_in_a_row_is_a_warning(
+        self, clock: Clock, bench: NewBench, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO, "kie_async")
+        bench = bench(EVERY_SECOND)
+        bench.watch()
+        bench.answer = lambda _: TransportError("timed out")
+
+        await clock.advance(10.5)
+
+        assert [record.levelno for record in caplog.records] == [logging.INFO] * 4 + [logging.WARNING] + [
+            logging.INFO
+        ] * 5
+        assert caplog.messages[4] == "look 5 at task t failed: timed out"
+
+    async def test_an_answer_ends_the_row(
+        self, clock: Clock, bench: NewBench, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        bench = bench(EVERY_SECOND)
+        bench.watch()
+        answers = ([TransportError("timed out")] * 4 + [running("t")]) * 10
+        bench.answer = lambda _: answers.pop()
+
+        await clock.advance(50.5)
+
+        assert not answers
+        assert not caplog.records
+
+    async def test_a_refusal_settles_the_handle_at_the_third_in_a_row(
+        self, clock: Clock, bench: NewBench
+    ) -> None:
+        bench = bench(EVERY_SECOND)
+        handle = bench.watch()
+        bench.answer = lambda _: error_for(400, "no")
+
+        await clock.advance(2.5)
+        assert not bench.given_up
+        await clock.advance(10.0)
+
+        ((given_up, error),) = bench.given_up
+        assert given_up is handle
+        assert isinstance(error, RequestRejected)
+
+    async def test_a_record_between_refusals_begins_a_new_row(self, clock: Clock, bench: NewBench) -> None:
+        bench = bench(EVERY_SECOND)
+        bench.watch()
+        answers: list[Answer] = [error_for(400, "no"), error_for(400, "no"), running("t")] * 20
+        bench.answer = lambda _: answers.pop()
+
+        await clock.advance(60.5)
+
+        assert not answers
+        assert not bench.given_up
+
+    @pytest.mark.parametrize(
+        "error", [error_for(404, "Task not found"), error_for(422, "recordInfo is null")]
+    )
+    async def test_a_task_may_be_invisible_for_ninety_seconds(
+        self, clock: Clock, bench: NewBench, error: ApiError
+    ) -> None:
+        bench = bench(EVERY_SECOND)
+        bench.watch()
+        bench.answer = lambda _: error
+
+        await clock.advance(91.5)
+        assert not bench.given_up
+        await clock.advance(1.0)
+
+        assert [given for _, given in bench.given_up] == [error]
+
+    async def test_a_422_that_is_not_of_visibility_is_a_refusal(self, clock: Clock, bench: NewBench) -> None:
+        bench = bench(EVERY_SECOND)
+        bench.watch()
+        bench.answer = lambda _: error_for(422, "taskId is malformed")
+
+        await clock.advance(3.5)
+
+        assert len(bench.given_up) == 1
+
+    async def test_a_refusal_that_comes_after_the_end_settles_nothing_again(
+        self, clock: Clock, bench: NewBench
+    ) -> None:
+        bench = bench(EVERY_SECOND)
+        handle = bench.watch()
+        bench.answer = lambda _: error_for(400, "no")
+        await clock.advance(2.5)
+        bench.gate = asyncio.Event()
+        await clock.advance(1.0)
+        assert len(bench.looks) == 3
+
+        bench.poller.forget(handle)
+        bench.gate.set()
+        await settle()
+
+        assert not bench.given_up
+
+
+class TestRefusedKeys:
+    async def test_a_lone_refusal_of_the_key_is_asked_again(self, clock: Clock, bench: NewBench) -> None:
+        bench = bench(EVERY_SECOND)
+        bench.watch()
+        answers: list[Answer] = [done("t"), *[error_for(401, "no"), error_for(401, "no"), running("t")] * 10]
+        bench.answer = lambda _: answers.pop()
+
+        await clock.advance(60.0)
+
+        assert not bench.given_up
+        assert not answers
+
+    async def test_the_third_in_a_row_settles_all_that_wait(self, clock: Clock, bench: NewBench) -> None:
+        bench = bench(EVERY_SECOND)
+        handles = {bench.watch(f"t{number}") for number in range(10)}
+        bench.answer = lambda _: error_for(401, "no")
+
+        await clock.advance(1.1)
+
+        assert {handle for handle, _ in bench.given_up} == handles
+        assert {type(error) for _, error in bench.given_up} == {AuthenticationError}
+        assert len(bench.given_up) == 10
+
+    async def test_handles_without_a_task_id_wait_on(self, clock: Clock, bench: NewBench) -> None:
+        bench = bench(EVERY_SECOND)
+        unknown = TaskHandle(owner=None, loop=asyncio.get_running_loop(), deadline=clock.now + 60.0)
+        bench.poller.wait_for_deadline(unknown)
+        bench.watch()
+        bench.answer = lambda _: error_for(401, "no")
+
+        await clock.advance(30.0)
+        assert [handle.task_id for handle, _ in bench.given_up] == ["t"]
+        await clock.advance(31.0)
+
+        assert bench.expired == [unknown]
+
+    async def test_what_is_watched_after_that_has_three_chances_again(
+        self, clock: Clock, bench: NewBench
+    ) -> None:
+        bench = bench(EVERY_SECOND)
+        bench.watch()
+        bench.answer = lambda _: error_for(401, "no")
+        await clock.advance(3.5)
+        assert len(bench.given_up) == 1
+
+        bench.watch("again")
+        await clock.advance(2.5)
+        assert len(bench.given_up) == 1
+        bench.answer = done
+        await clock.advance(1.0)
+
+        assert [record.task_id for record, _ in bench.news] == ["again"]
+
+
+WITH_CALLBACKS = PollSchedule(learns=False, jitter=0.0)
+
+
+class TestRings:
+    async def test_a_ring_is_a_look_at_once(self, clock: Clock, bench: NewBench) -> None:
+        bench = bench(WITH_CALLBACKS)
+        bench.answer = done
+        handle = bench.watch(expects_callback=True)
+        await clock.advance(10.0)
+
+        bench.poller.ring(handle)
+        await settle()
+
+        assert bench.times() == [10.0]
+        assert [source for _, source in bench.news] == [Source.CALLBACK]
+
+    async def test_a_thousand_rings_are_one_look(self, clock: Clock, bench: NewBench) -> None:
+        bench = bench(WITH_CALLBACKS)
+        bench.gate = asyncio.Event()
+        handle = bench.watch(expects_callback=True)
+
+        for _ in range(1000):
+            bench.poller.ring(handle)
+        await settle()
+
+        assert len(bench.looks) == 1
+
+    async def test_rings_while_a_look_is_out_make_one_more(self, clock: Clock, bench: NewBench) -> None:
+        bench = bench(PollSchedule(learns=False, recheck_s=(30.0,)))
+        bench.gate = asyncio.Event()
+        handle = bench.watch(expects_callback=True)
+        bench.poller.ring(handle)
+        await settle()
+
+        for _ in range(1000):
+            bench.poller.ring(handle)
+        bench.gate.set()
+        await clock.advance(20.0)
+
+        assert bench.times() == pytest.approx([0.0, 1.0], abs=TICK_S)
+
+    async def test_rings_while_the_last_look_is_out_make_none(self, clock: Clock, bench: NewBench) -> None:
+        bench = bench(WITH_CALLBACKS)
+        bench.gate = asyncio.Event()
+        bench.answer = done
+        handle = bench.watch(expects_callback=True)
+        bench.poller.ring(handle)
+        await settle()
+
+        bench.poller.ring(handle)
+        bench.gate.set()
+        await clock.advance(20.0)
+
+        assert len(bench.looks) == 1
+
+    async def test_a_flood_of_rings_is_one_look_a_second(self, clock: Clock, bench: NewBench) -> None:
+        bench = bench(WITH_CALLBACKS)
+        handle = bench.watch(expects_callback=True)
+
+        for _ in range(200):
+            bench.poller.ring(handle)
+            await clock.advance(0.1)
+
+        assert 19 <= len(bench.looks) <= 21
+        assert min(bench.gaps()) >= 1.0
+
+    async def test_a_ring_that_outran_the_record_is_followed_by_looks_after_one_two_and_four_seconds(
+        self, clock: Clock, bench: NewBench
+    ) -> None:
+        bench = bench(WITH_CALLBACKS)
+        handle = bench.watch(expects_callback=True)
+
+        bench.poller.ring(handle)
+        await clock.advance(60.0)
+        assert bench.times() == pytest.approx([0.0, 1.0, 3.0, 7.0], abs=4 * TICK_S)
+
+        await clock.advance(60.0)
+        assert len(bench.looks) == 5
+
+    async def test_each_ring_has_its_own_row_of_further_looks(self, clock: Clock, bench: NewBench) -> None:
+        bench = bench(WITH_CALLBACKS)
+        handle = bench.watch(expects_callback=True)
+        bench.poller.ring(handle)
+        await clock.advance(20.0)
+        assert len(bench.looks) == 4
+
+        bench.poller.ring(handle)
+        await clock.advance(20.0)
+
+        assert len(bench.looks) == 8
+
+    @pytest.mark.parametrize(
+        "error",
+        [*TRANSIENT, error_for(422, "recordInfo is null"), error_for(401, "no")],
+        ids=lambda error: f"{type(error).__name__}: {error}",
+    )
+    async def test_a_ring_whose_look_fails_is_not_forgotten(
+        self, clock: Clock, bench: NewBench, error: Exception
+    ) -> None:
+        bench = bench(WITH_CALLBACKS)
+        answers: list[Answer] = [done("t"), error]
+        bench.answer = lambda _: answers.pop()
+        handle = bench.watch(expects_callback=True)
+
+        bench.poller.ring(handle)
+        await clock.advance(1.1)
+
+        assert [record.state for record, _ in bench.news] == [TaskState.SUCCESS]
+
+    async def test_a_ring_goes_before_the_look_that_is_queued_already(
+        self, clock: Clock, bench: NewBench
+    ) -> None:
+        bench = bench(EVERY_SECOND, rate=Rate(1, per_s=10.0))
+        handles = [bench.watch(f"t{number}") for number in range(5)]
+        await clock.advance(1.1)
+        assert len(bench.looks) == 1
+
+        bench.poller.ring(handles[4])
+        await clock.advance(40.0)
+
+        order = [task_id for _, task_id in bench.looks]
+        assert order[:2] == ["t0", "t4"]
+        assert sorted(order[2:]) == ["t1", "t2", "t3"]
+
+    async def test_a_ring_of_a_task_nobody_waits_for_is_nothing(self, clock: Clock, bench: NewBench) -> None:
+        bench = bench(WITH_CALLBACKS)
+        handle = bench.watch(expects_callback=True)
+        bench.poller.forget(handle)
+
+        bench.poller.ring(handle)
+        await clock.advance(100.0)
+
+        assert not bench.looks
+
+
+class TestEmptySuccesses:
+    async def test_a_success_without_a_result_is_asked_again(self, clock: Clock, bench: NewBench) -> None:
+        bench = bench(EVERY_SECOND)
+        empty = TaskRecord(task_id="t", state=TaskState.SUCCESS)
+        answers: list[Answer] = [done("t"), empty, empty]
+        bench.answer = lambda _: answers.pop()
+        bench.watch()
+
+        await clock.advance(10.0)
+
+        assert bench.times() == pytest.approx([1.0, 2.0, 4.0], abs=4 * TICK_S)
+        assert [record.has_result for record, _ in bench.news] == [True]
+
+    async def test_one_that_stays_empty_is_delivered_after_three_more_looks(
+        self, clock: Clock, bench: NewBench
+    ) -> None:
+        bench = bench(EVERY_SECOND)
+        bench.answer = lambda task_id: TaskRecord(task_id=task_id, state=TaskState.SUCCESS)
+        bench.watch()
+
+        await clock.advance(20.0)
+
+        assert bench.times() == pytest.approx([1.0, 2.0, 4.0, 8.0], abs=5 * TICK_S)
+        assert len(bench.news) == 1
+
+
+class TestMemory:
+    async def test_settled_handles_leave_nothing_behind(self, clock: Clock, bench: NewBench) -> None:
+        bench = bench(EVERY_SECOND)
+        bench.answer = done
+        for number in range(5_000):
+            bench.watch(f"t{number}", timeout_s=3600.0)
+            if number % 100 == 99:
+                await clock.advance(1.1)
+
+        await clock.advance(2.0)
+
+        assert len(bench.news) == 5_000
+        assert len(bench.poller._agenda) < 150
+        assert not bench.poller._due
+
+    async def test_handles_that_are_given_up_leave_nothing_behind(
+        self, clock: Clock, bench: NewBench
+    ) -> None:
+        bench = bench()
+        keep = [bench.watch(f"keep{number}") for number in range(100)]
+
+        for number in range(10_000):
+            bench.poller.forget(bench.watch(f"t{number}"))
+
+        assert len(bench.poller._agenda) < 500
+        await clock.advance(3.0)
+        assert {task_id for _, task_id in bench.looks} == {handle.task_id for handle in keep}
+
+    async def test_those_that_stay_are_looked_at_and_expire_in_time(
+        self, clock: Clock, bench: NewBench
+    ) -> None:
+        bench = bench(EVERY_SECOND)
+        rng = random.Random(7)
+        handles = [bench.watch(f"t{n}", timeout_s=rng.uniform(0.1, 0.9)) for n in range(1_000)]
+
+        for handle in handles[::2]:
+            bench.poller.forget(handle)
+        await clock.advance(0.5)
+
+        late = {handle for handle in handles[1::2] if handle.deadline <= clock.now - TICK_S}
+        assert late <= set(bench.expired)
+        assert len(bench.expired) < 300
+
+    async def test_a_closed_poller_keeps_no_handle_alive(self, clock: Clock, bench: NewBench) -> None:
+        bench = bench(rate=Rate(1, per_s=60.0))
+        alive = [weakref.ref(bench.watch(f"t{number}")) for number in range(10)]
+        await clock.advance(3.0)
+
+        await bench.poller.aclose()
+        bench.handles.clear()
+        gc.collect()
+
+        assert not any(handle() for handle in alive)
+
+    async def test_a_handle_in_the_heap_is_not_kept_alive(self, clock: Clock, bench: NewBench) -> None:
+        bench = bench()
+        handle = bench.watch()
+        alive = weakref.ref(handle)
+
+        bench.poller.forget(handle)
+        bench.handles.clear()
+        del handle
+
+        assert alive() is None
+
+
+# --- over sockets --------------------------------------------------------------------------------
+
+
+def envelope(code: int, message: str = "", data: object = None) -> tuple[int, bytes]:
+    return 200, json.dumps({"code": code, "msg": message, "data": data}).encode()
+
+
+async def outcome_of(awaitable: Any) -> object:
+    """Return the result, or the error as a value."""
+    (outcome,) = await asyncio.gather(awaitable, return_exceptions=True)
+    return outcome
+
+
+class TestAgainstTheSandbox:
+    async def test_the_service_never_sees_more_than_the_rate(
+        self, leaks: None, open_session: OpenSession, sandbox: Sandbox
+    ) -> None:
+        strict = Sandbox(query_limit=(10, 0.3), create_limit=None)
+        async with strict:
+            limits = Limits(create=NO_LIMITS.create, query=Rate(10, per_s=0.3), create_connections=50)
+            kie = await open_session(base_url=strict.url, limits=limits)
+            handles = [kie.attach(f"task_{number}") for number in range(50)]
+            querying = [asyncio.create_task(outcome_of(kie.query("task_1"))) for _ in range(10)]
+
+            await asyncio.sleep(1.5)
+
+            assert strict.counts["query.429"] == 0
+            assert 40 <= strict.counts["query"] <= 60
+            for waiting in (*handles, *querying):
+                waiting.abandon() if isinstance(waiting, TaskHandle) else waiting.cancel()
+
+    @pytest.mark.parametrize("code", [408, 501, 531])
+    async def test_an_envelope_may_tell_that_the_task_failed(
+        self, clock: Clock, sandbox: Sandbox, kie: KieSession, code: int
+    ) -> None:
+        handle = await kie.create("sandbox/echo", {})
+        sandbox.faults.query_answers_next = [envelope(code, "generation failed")]
+
+        await clock.advance(0.1)
+
+        with pytest.raises(TaskFailed, match="generation failed") as caught:
+            await handle
+        assert caught.value.record.fail_code == str(code)
+
+    @pytest.mark.parametrize("as_404", [True, False])
+    async def test_a_task_is_found_once_it_becomes_visible(
+        self, clock: Clock, sandbox: Sandbox, kie: KieSession, as_404: bool
+    ) -> None:
+        sandbox.faults.invisible_s, sandbox.faults.invisible_as_404 = 3600.0, as_404
+        handle = await kie.create("sandbox/echo", {})
+        sandbox.finish(handle.task_id)
+        await clock.advance(1.0)
+        assert sandbox.counts["query"] > 5
+        assert not handle.is_done
+
+        sandbox.faults.invisible_s = 0.0
+        await clock.advance(0.1)
+
+        assert await handle
+
+    async def test_a_task_that_stays_invisible_ends_with_the_services_answer(
+        self, clock: Clock, sandbox: Sandbox, open_session: OpenSession
+    ) -> None:
+        kie = await open_session(poll=PollSchedule.fixed(10.0))
+
+        handle = kie.attach("nobodys_task")
+        sandbox.faults.invisible_as_404 = True
+        await clock.advance(130.0)
+
+        with pytest.raises(NotFound):
+            await handle
+
+    async def test_a_success_is_asked_again_until_its_url_shows(
+        self, clock: Clock, sandbox: Sandbox, kie: KieSession
+    ) -> None:
+        sandbox.faults.empty_result_looks = 1
+        handle = await kie.create("sandbox/echo", {})
+        sandbox.finish(handle.task_id)
+
+        await clock.advance(1.0)
+
+        assert (await handle).urls
+        assert sandbox.counts["query"] == 2
+
+    async def test_a_success_whose_url_never_shows_is_an_error_with_what_came(
+        self, clock: Clock, sandbox: Sandbox, kie: KieSession
+    ) -> None:
+        sandbox.faults.empty_result_rate = 1.0
+        handle = await kie.create("sandbox/echo", {})
+        sandbox.finish(handle.task_id)
+
+        await clock.advance(1.0)
+
+        with pytest.raises(ResultUnreadable) as caught:
+            await handle
+        assert caught.value.record.raw["resultJson"] == '{"resultUrls":[]}'
+
+    @pytest.mark.parametrize("word", ["completed", "failed", "SUCCEEDED?", "", None, 7])
+    async def test_a_state_nobody_knows_counts_as_running(
+        self, clock: Clock, sandbox: Sandbox, kie: KieSession, word: object
+    ) -> None:
+        handle = await kie.create("sandbox/echo", {})
+        strange = envelope(200, "success", {"taskId": handle.task_id, "state": word})
+        sandbox.faults.query_answers_next = [strange] * 3
+
+        await clock.advance(0.3)
+        assert not handle.is_done
+        assert handle.record is not None
+        sandbox.finish(handle.task_id)
+        await clock.advance(0.3)
+
+        assert await handle
+
+    async def test_the_record_of_another_task_is_thrown_away(
+        self, clock: Clock, sandbox: Sandbox, kie: KieSession
+    ) -> None:
+        handle = await kie.create("sandbox/echo", {})
+        other = {"taskId": "other", "state": "success", "resultJson": '{"resultUrls":["https://x.y/z"]}'}
+        sandbox.faults.query_answers_next = [envelope(200, "success", other)] * 3
+
+        await clock.advance(0.3)
+
+        assert not handle.is_done
+        assert handle.record is None or handle.record.task_id == handle.task_id
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            (200, b""),
+            (200, b"null"),
+            (200, b"[]"),
+            (200, b"{"),
+            (200, b"\xff\xfe"),
+            (200, b'{"code":200}'),
+            (200, b'{"code":200,"data":null}'),
+            (200, b'{"code":200,"data":[1]}'),
+            (200, b'{"code":200,"data":{"taskId":7,"state":"success"}}'),
+            (200, b'{"code":"?","data":{}}'),
+            (200, b"[" * 100_000),
+            (200, b'"' + b"x" * 2_000_000 + b'"'),
+            (204, b""),
+            (302, b""),
+            (502, b"<html>bad gateway</html>"),
+            (503, b'{"code":200,"data":{}}'),
+        ],
+        ids=lambda answer: f"HTTP {answer[0]} {answer[1][:20]!r}",
+    )
+    async def test_a_broken_answer_stops_nothing(
+        self, clock: Clock, sandbox: Sandbox, kie: KieSession, answer: tuple[int, bytes]
+    ) -> None:
+        handle = await kie.create("sandbox/echo", {})
+        sandbox.finish(handle.task_id)
+        sandbox.faults.query_answers_next = [answer]
+
+        await clock.advance(0.5)
+
+        assert await handle
+        assert sandbox.counts["query"] == 2
+
+    async def test_a_revoked_key_ends_the_waits_and_the_ids_stay_attachable(
+        self, clock: Clock, sandbox: Sandbox, kie: KieSession
+    ) -> None:
+        handles = [await kie.create("sandbox/echo", {}) for _ in range(5)]
+        sandbox.faults.revoke_key = True
+        await clock.advance(0.3)
+        for handle in handles:
+            assert isinstance(await outcome_of(handle), AuthenticationError)
+
+        sandbox.faults.revoke_key = False
+        again = [kie.attach(handle.task_id) for handle in handles]
+        for handle in handles:
+            sandbox.finish(handle.task_id)
+        await clock.advance(0.3)
+
+        assert [(await handle).task_id for handle in again] == list(sandbox.tasks)
+
+    async def test_the_wish_of_the_service_to_wait_is_heard(
+        self, clock: Clock, sandbox: Sandbox, kie: KieSession
+    ) -> None:
+        handle = await kie.create("sandbox/echo", {})
+        sandbox.faults.retry_after_s, sandbox.faults.query_429_next = 5.0, 1
+        sandbox.finish(handle.task_id)
+
+        await clock.advance(5.0)
+        assert sandbox.counts["query"] == 1
+        await clock.advance(0.2)
+
+        assert await handle
+        assert kie.stats().rate_limited == 1
+
+    async def test_maintenance_holds_the_looks_back_and_settles_nothing(
+        self, clock: Clock, sandbox: Sandbox, kie: KieSession
+    ) -> None:
+        handle = await kie.create("sandbox/echo", {})
+        sandbox.finish(handle.task_id)
+        sandbox.faults.maintenance = True
+        await clock.advance(60.0)
+        assert not handle.is_done
+        assert sandbox.counts["query"] < 10
+
+        sandbox.faults.maintenance = False
+        await clock.advance(60.0)
+
+        assert await handle
+
+    async def test_an_end_the_service_takes_back_stays(
+        self, clock: Clock, sandbox: Sandbox, kie: KieSession
+    ) -> None:
+        handle = await kie.create("sandbox/echo", {})
+        sandbox.finish(handle.task_id)
+        await clock.advance(0.1)
+        sandbox.faults.query_answers_next = [
+            envelope(200, "success", {"taskId": handle.task_id, "state": "generating"})
+        ]
+
+        again = kie.attach(handle.task_id)
+        await clock.advance(0.1)
+
+        assert (await handle).task_id == handle.task_id
+        again.abandon()
+
+
+def test_what_is_overdue_comes_at_once_on_uvloop_too() -> None:
+    uvloop = pytest.importorskip("uvloop")
+    ticks: list[float] = []
+
+    async def overdue() -> None:
+        loop = asyncio.get_running_loop()
+        agenda = TimerWheel(loop, ticks.append)
+        for late_s in (1.0, 2.0):
+            agenda.put(PollEntry(handle=None, since=0.0, expects_callback=False, at=loop.time() - late_s))
+        await asyncio.sleep(0.01)
+        agenda.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(overdue())
+    assert ticks

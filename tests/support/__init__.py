@@ -1,0 +1,1 @@
+"""What tests and campaigns stand on: clocks, misbehaving servers, tables, users."""
