@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from campaign import forge
 
-from kie_async import models as states
+from kie_async.wire import records as states
 
 pytestmark = pytest.mark.campaign
 
