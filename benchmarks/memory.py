@@ -41,10 +41,10 @@ class Stub:
 
     def __init__(self, ids: Sequence[str]) -> None:
         self._ids = iter(ids)
-        self.place = asyncio.Semaphore(1)
+        self.connection_slots = asyncio.Semaphore(1)
 
     async def post(self, request: WireRequest, gate: SendGate) -> Attempt:
-        await gate.passing()
+        await gate.pass_through()
         return Attempt(answer=CreateAnswer(verdict=CreateVerdict.CREATED, task_id=next(self._ids)))
 
 

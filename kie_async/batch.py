@@ -9,10 +9,11 @@ from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Itera
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Self
 
 import attrs
 
+from .engine.engine import Engine
 from .errors import (
     AuthenticationError,
     BatchStopped,
@@ -43,7 +44,8 @@ _STOPPING = (
     SessionMisuse,
 )
 """What the next request would meet as well."""
-_T = TypeVar("_T")
+ADOPTION_GRACE_S, _NO_GRACE_S = 5.0, 0.01
+"""How long a create of unknown outcome of a former run is given to be adopted, with and without callbacks."""
 
 
 @attrs.frozen(kw_only=True)
@@ -80,25 +82,6 @@ class Outcome:
         return self.result
 
 
-class Desk(Protocol):
-    """What a batch asks of its session."""
-
-    is_durable: bool
-    """Whether a restart would find what was asked for."""
-
-    async def create(self, request: TaskRequest) -> TaskHandle:
-        """Create one task. A first cancel stops only what has not left; the rest is waited for."""
-
-    async def download(self, result: TaskResult, folder: str | Path) -> list[Path]:
-        """Fetch the files of a result."""
-
-    async def count_occurrence(self, key: bytes) -> int:
-        """Return how often *key* was asked for, this time included."""
-
-    def spawn(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
-        """Run *work* until it ends or the session closes."""
-
-
 class Batch:
     """An asynchronous iterator of outcomes, in the order they finish.
 
@@ -110,22 +93,15 @@ class Batch:
     """
 
     def __init__(
-        self,
-        requests: Requests,
-        *,
-        desk: Desk,
-        room: int,
-        creating: int,
-        adoption_grace_s: float,
-        download_to: str | Path | None,
+        self, requests: Requests, engine: Engine, *, download_to: str | Path | None = None
     ) -> None:
-        self._flow = _BatchRun(requests, desk, room, creating, adoption_grace_s, download_to)
+        self._run = _BatchRun(requests, engine, download_to)
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Outcome:
-        return await self._flow.next()
+        return await self._run.next()
 
     async def __aenter__(self) -> Self:
         return self
@@ -136,43 +112,41 @@ class Batch:
         await self.aclose()
 
     def __del__(self) -> None:
-        if (flow := getattr(self, "_flow", None)) is not None:
-            flow.close_nowait()
+        if (run := getattr(self, "_run", None)) is not None:
+            run.close_nowait()
 
     def stop(self) -> None:
         """Create nothing more; the outcomes of what is begun still come.
 
         Requests that were pulled and whose create has not left become outcomes with a `BatchStopped`.
         """
-        self._flow.stop()
+        self._run.stop()
 
     async def aclose(self) -> None:
         """Stop creating and waiting, once creates on the wire know their id; tasks in flight go on."""
-        await self._flow.aclose()
+        await self._run.aclose()
 
 
 class _BatchRun:
     """What runs behind a `Batch`. It does not hold the batch, so one that is let go can be noticed."""
 
-    def __init__(
-        self,
-        requests: Requests,
-        desk: Desk,
-        room: int,
-        creating: int,
-        adoption_grace_s: float,
-        download_to: str | Path | None,
-    ) -> None:
+    def __init__(self, requests: Requests, engine: Engine, download_to: str | Path | None) -> None:
         self._pull = _pull_from(requests)
-        self._desk = desk
-        self._adoption_grace_s = adoption_grace_s
+        self._engine = engine
         self._download_to = download_to
         self._loop = asyncio.get_running_loop()
         self._begun_at = datetime.now(UTC)
         self._token = secrets.token_bytes(8)
-        self._room = asyncio.Semaphore(room)
-        self._shelf = asyncio.Semaphore(room)
-        self._creating = asyncio.Semaphore(creating)
+        settings = engine.settings
+        self._adoption_grace_s = ADOPTION_GRACE_S if settings.receiver is not None else _NO_GRACE_S
+        # A row waits in up to seven queues, always in this order: a slot of the batch, a turn to create, its
+        # ref's turn, a slot of the session, a connection, the rate limit, an unread slot. Whoever holds one
+        # gives it back without waiting for an earlier one (a session's slot comes back when a task settles,
+        # which needs none of them), so no circle of rows can wait for each other. Only a reader that stops
+        # reading stops them all, as it should.
+        self._slots = asyncio.Semaphore(settings.max_in_flight)
+        self._unread_slots = asyncio.Semaphore(settings.max_in_flight)
+        self._creating = asyncio.Semaphore(settings.limits.create_connections)
         self._pulling: asyncio.Task[None] | None = None
         self._running: set[asyncio.Task[None]] = set()
         self._creates: set[asyncio.Task[TaskHandle]] = set()
@@ -191,7 +165,7 @@ class _BatchRun:
             self._pulling = self._begin(self._pull_all())
         outcome = None if self._is_over else await self._finished.get()
         if outcome is not None:
-            self._shelf.release()
+            self._unread_slots.release()
             return outcome
         self._finished.put_nowait(None)  # for whoever asks again
         failure, self._failure = self._failure, None
@@ -231,7 +205,7 @@ class _BatchRun:
 
     def _close_soon(self) -> None:
         if self._running:
-            self._desk.spawn(self.aclose())
+            self._engine.background.spawn(self.aclose())
 
     def _not_sent(self) -> BatchStopped:
         return BatchStopped(str(self._reason) if self._reason else "stop() was called")
@@ -239,7 +213,7 @@ class _BatchRun:
     # --- running -------------------------------------------------------------------------------
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = self._desk.spawn(work)
+        task = self._engine.background.spawn(work)
         self._running.add(task)
         task.add_done_callback(self._note_end)
         return task
@@ -263,37 +237,37 @@ class _BatchRun:
     async def _pull_all(self) -> None:
         """Pull requests while there is room. What the user's iterable raises ends the iteration, later."""
         for index in itertools.count():
-            await self._room.acquire()
+            await self._slots.acquire()
             if (pulled := await self._pull()) is None:
                 return
             try:
                 request = as_request(pulled[0])
             except InvalidRequest as exc:
                 raise InvalidRequest(f"requests[{index}]: {exc}") from exc
-            self._begin(self._run(index, request))
+            self._begin(self._run_one(index, request))
             if self._is_stopped:
                 return
 
-    async def _run(self, index: int, request: TaskRequest) -> None:
+    async def _run_one(self, index: int, request: TaskRequest) -> None:
         try:
             outcome = await self._settled(Outcome(index=index, ref=request.ref, request=request))
-            await self._shelf.acquire()  # with room still taken: a reader who is slow slows the pulling
+            await self._unread_slots.acquire()  # with room still taken: a reader who is slow slows the pulling
         finally:
-            self._room.release()
+            self._slots.release()
         try:
             if outcome.result is not None and self._download_to is not None:
                 outcome = await self._downloaded(outcome, outcome.result, self._download_to)
         except BaseException:
-            self._shelf.release()  # no reader of the outcome will
+            self._unread_slots.release()  # no reader of the outcome will
             raise
         self._finished.put_nowait(outcome)
 
     async def _settled(self, outcome: Outcome) -> Outcome:
         """Create the task and wait for its end."""
         try:
-            request = await self._with_ref(outcome.request)
+            request, digest = await self._with_ref(outcome.request)
             outcome = attrs.evolve(outcome, ref=request.ref, request=request)
-            handle = await self._handle_for(request)
+            handle = await self._handle_for(request, digest)
             outcome = attrs.evolve(outcome, task_id=handle.task_id)
             return attrs.evolve(outcome, result=await handle)
         except KieError as exc:
@@ -301,24 +275,29 @@ class _BatchRun:
 
     async def _downloaded(self, outcome: Outcome, result: TaskResult, folder: str | Path) -> Outcome:
         try:
-            return attrs.evolve(outcome, files=tuple(await self._desk.download(result, folder)))
+            paths = await self._engine.downloads.download(result.urls, folder, task_id=result.task_id)
+            return attrs.evolve(outcome, files=tuple(paths))
         except KieError as exc:
             return attrs.evolve(outcome, error=exc)
 
-    async def _with_ref(self, request: TaskRequest) -> TaskRequest:
-        """Return the request with a ref: in a journal, what was asked for names a request that has none."""
-        if request.ref is not None or not self._desk.is_durable or self._is_stopped:
-            return request
-        asked = (await asyncio.to_thread(fingerprint, request))[:12]
-        number = await self._desk.count_occurrence(self._token + asked)
-        return attrs.evolve(request, ref=f"auto:{asked.hex()}:{number}")
+    async def _with_ref(self, request: TaskRequest) -> tuple[TaskRequest, bytes | None]:
+        """Return the request with a ref, and its fingerprint if that was needed.
+
+        In a journal, what was asked for names a request that has none.
+        """
+        if request.ref is not None or not self._engine.journal.is_durable or self._is_stopped:
+            return request, None
+        digest = await asyncio.to_thread(fingerprint, request)
+        name = digest[:12]
+        number = await self._engine.journal.count_occurrence(self._token + name)
+        return attrs.evolve(request, ref=f"auto:{name.hex()}:{number}"), digest
 
     # --- creating ------------------------------------------------------------------------------
 
-    async def _handle_for(self, request: TaskRequest) -> TaskHandle:
+    async def _handle_for(self, request: TaskRequest, digest: bytes | None) -> TaskHandle:
         async with self._creating:
             try:
-                return await self._create(request)
+                return await self._create(request, digest)
             except _STOPPING as exc:
                 self.stop(exc)
                 raise
@@ -328,7 +307,7 @@ class _BatchRun:
                 unknown = exc
         return await self._adopted(unknown)
 
-    async def _create(self, request: TaskRequest) -> TaskHandle:
+    async def _create(self, request: TaskRequest, digest: bytes | None) -> TaskHandle:
         """Create in a task of its own, so that `stop` can keep back what has not left.
 
         Raises:
@@ -337,7 +316,10 @@ class _BatchRun:
         """
         if self._is_stopped:
             raise self._not_sent()
-        create = self._desk.spawn(self._desk.create(request))
+        timeout_s = self._engine.settings.task_timeout_s
+        create = self._engine.background.spawn(
+            self._engine.creator.create(request, timeout_s, wait_if_sent=True, known_fingerprint=digest)
+        )
         self._creates.add(create)
         create.add_done_callback(self._creates.discard)
         await asyncio.wait({create})

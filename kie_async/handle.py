@@ -51,21 +51,18 @@ class TaskHandle:
 
     __slots__ = (
         "__weakref__",
-        "_answer",
-        "_answered",
-        "_fingerprint",
-        "_has_slot",
-        "_intent_id",
+        "_awaiters",
+        "_is_retrieved",
+        "_is_unknown",
         "_loop",
-        "_model",
-        "_news",
         "_outcome",
         "_owner",
-        "_seen",
+        "_readers",
         "_state",
-        "_waiters",
-        "_watch",
         "deadline",
+        "intent_id",
+        "model",
+        "poll_entry",
         "record",
         "ref",
         "request",
@@ -83,43 +80,43 @@ class TaskHandle:
         request: TaskRequest | None = None,
         ref: str | None = None,
         model: str = "",
-        fingerprint: bytes = b"",
     ) -> None:
         self.task_id = task_id
-        """The service's id; empty only while the outcome of the create is unknown."""
+        """The service's id; empty while the task is not known to exist."""
+        self.intent_id = intent_id
+        """The session's own id of the create, as journals and messages have it; empty for an attached task."""
         self.request = request
         """What was asked for; None for an attached or resumed task."""
         self.ref = request.ref if request else ref
         """The caller's own key."""
+        self.model = request.model if request else model
+        """Empty for an attached task."""
         self.record: TaskRecord | None = None
         """The latest observation."""
         self.deadline = deadline
         """The instant on the loop's clock at which the wait ends with `TaskTimedOut`."""
+        self.poll_entry: object = None
+        """For the tracker only: what the poller knows of the task."""
         self._owner = owner
         self._loop = loop
-        self._intent_id = intent_id
-        self._fingerprint = fingerprint
-        self._model = request.model if request else model
         self._state = TaskState.UNKNOWN
         self._outcome: TaskResult | KieError | None = None
-        self._waiters: asyncio.Future[TaskResult] | list[asyncio.Future[TaskResult]] | None = None
-        self._news: list[asyncio.Future[None]] | None = None
-        self._seen = False
-        self._has_slot = False
-        self._watch: object = None
-        self._answer: int | None = None
-        self._answered: TaskRecord | None = None
+        self._awaiters: asyncio.Future[TaskResult] | list[asyncio.Future[TaskResult]] | None = None
+        self._readers: dict[asyncio.Future[None], None] | None = None
+        self._is_retrieved = False
+        self._is_unknown = False
 
     def __repr__(self) -> str:
-        return f"<TaskHandle {self.task_id or 'unknown'} {self._state}{' done' if self.is_done else ''}>"
+        done = " done" if self.is_done else ""
+        if not self.task_id:
+            return f"<TaskHandle intent {self.intent_id} {'unknown' if self._is_unknown else 'new'}{done}>"
+        state = TaskState.WAITING if self._state is TaskState.UNKNOWN else self._state
+        return f"<TaskHandle {self.task_id} {state}{done}>"
 
     def __del__(self) -> None:
-        if (
-            not self._seen
-            and isinstance(self._outcome, KieError)
-            and not isinstance(self._outcome, _ALREADY_LOGGED)
-        ):
-            _log.warning("nobody awaited a task that yielded no result: %s", self._outcome)
+        error = self._outcome
+        if not self._is_retrieved and isinstance(error, KieError) and not isinstance(error, _ALREADY_LOGGED):
+            _log.warning("nobody awaited a task that yielded no result: %s", error)
 
     @property
     def state(self) -> TaskState:
@@ -130,11 +127,6 @@ class TaskHandle:
     def is_done(self) -> bool:
         """Tell whether awaiting would return at once."""
         return self._outcome is not None
-
-    @property
-    def _is_ending(self) -> bool:
-        """Tell whether the end is known: the rest is noting and telling it."""
-        return self._state.is_terminal
 
     def __await__(self) -> Generator[Any, None, TaskResult]:
         return self._claim().__await__()  # no frame of ours waits along: a thousand awaiters are cheap
@@ -174,8 +166,8 @@ class TaskHandle:
             elif self.is_done:
                 break
             else:
-                await self._wait_for_news()
-        self._seen = True
+                await self._wait_for_update()
+        self._is_retrieved = True
         if isinstance(self._outcome, KieError) and not isinstance(self._outcome, TaskFailed):
             await self
 
@@ -224,28 +216,27 @@ class TaskHandle:
         """
         future: asyncio.Future[TaskResult] = self._loop.create_future()
         if self._outcome is not None:
-            self._tell(future, self._outcome)
+            self._resolve_awaiter(future, self._outcome)
             return future
         self._check_loop()
-        if self._waiters is None:
-            self._waiters = future  # the one that most have needs no list
+        if self._awaiters is None:
+            self._awaiters = future  # the one that most have needs no list
         else:
-            others = self._waiting
+            others = self._list_awaiters()
             if (count := len(others)) & (count - 1) == 0:  # now and then, who left is let go of
-                others = [waiter for waiter in others if not waiter.done()]
+                others = [awaiter for awaiter in others if not awaiter.done()]
             others.append(future)
-            self._waiters = others
+            self._awaiters = others
         return future
 
-    @property
-    def _waiting(self) -> list[asyncio.Future[TaskResult]]:
-        if self._waiters is None:
+    def _list_awaiters(self) -> list[asyncio.Future[TaskResult]]:
+        if self._awaiters is None:
             return []
-        return self._waiters if isinstance(self._waiters, list) else [self._waiters]
+        return self._awaiters if isinstance(self._awaiters, list) else [self._awaiters]
 
-    def _tell(self, future: asyncio.Future[TaskResult], outcome: TaskResult | KieError) -> None:
+    def _resolve_awaiter(self, future: asyncio.Future[TaskResult], outcome: TaskResult | KieError) -> None:
         """Settle one awaiter's future; an error as a copy, whose traceback and context are his alone."""
-        self._seen = True
+        self._is_retrieved = True
         if isinstance(outcome, KieError):
             future.set_exception(copy.copy(outcome))
             future.exception()  # an awaiter cancelled in this very turn is no cause to complain
@@ -256,44 +247,58 @@ class TaskHandle:
         if asyncio.get_running_loop() is not self._loop:
             raise SessionMisuse("this handle belongs to another event loop; await it where its session runs")
 
-    async def _wait_for_news(self) -> None:
+    async def _wait_for_update(self) -> None:
         """Wait for the next record, or for the end."""
         self._check_loop()
-        queue = self._news = self._news or []
+        readers = self._readers = {} if self._readers is None else self._readers
         future: asyncio.Future[None] = self._loop.create_future()
-        queue.append(future)
+        readers[future] = None
         try:
             await future
         finally:
-            if future.cancelled() and future in queue:
-                queue.remove(future)
+            readers.pop(future, None)
 
-    # --- for the session ---------------------------------------------------------------------------
+    # --- for the tracker only ------------------------------------------------------------------
 
-    def _observe(self, record: TaskRecord) -> None:
-        """Take in a record, unless it is staler than the last; readers of `updates` hear of a change."""
+    @property
+    def is_settling(self) -> bool:
+        """Tell whether the end is known: what is left is to note it and to wake the awaiters."""
+        return self._state.is_terminal
+
+    def mark_unknown(self) -> None:
+        """Note that nobody knows what became of the create: from now on it can be decided by hand."""
+        self._is_unknown = True
+
+    def mark_retrieved(self) -> None:
+        """Log no failure that nobody awaits: the user asked for no wait."""
+        self._is_retrieved = True
+
+    def observe(self, record: TaskRecord) -> bool:
+        """Take in a record, unless it is staler than the last; tell whether the state has changed."""
         if record is self.record:
-            return
-        if record.state is not TaskState.UNKNOWN and advance(self._state, record.state) is not record.state:
-            return
-        changed = record != self.record
+            return False
+        state = advance(self._state, record.state)
+        if record.state is not TaskState.UNKNOWN and state is not record.state:
+            return False
+        has_news = record != self.record
+        before, self._state = self._state, state
         self.record = record
-        self._state = advance(self._state, record.state)
-        if changed:
+        if has_news:
             self._wake_readers()
+        return state is not before
 
-    def _settle(self, outcome: TaskResult | KieError) -> None:
+    def settle(self, outcome: TaskResult | KieError) -> None:
         """Settle once and wake everybody; later calls change nothing."""
         if self._outcome is None:
-            self._outcome, self._answered = outcome, None
-            waiting, self._waiters = self._waiting, None
-            for future in waiting:
+            self._outcome = outcome
+            awaiters, self._awaiters = self._list_awaiters(), None
+            for future in awaiters:
                 if not future.done():
-                    self._tell(future, outcome)
+                    self._resolve_awaiter(future, outcome)
             self._wake_readers()
 
     def _wake_readers(self) -> None:
-        readers, self._news = self._news, None
+        readers, self._readers = self._readers, None
         for future in readers or ():
             if not future.done():
                 future.set_result(None)

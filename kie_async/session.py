@@ -1,4 +1,4 @@
-"""The session: what the user opens, asks and closes."""
+"""The session with the service: what a user opens, creates tasks with and closes."""
 
 from __future__ import annotations
 
@@ -24,17 +24,16 @@ from .batch import Batch, Requests
 from .callbacks.address import derive_callback_secret
 from .callbacks.receiver import CallbackReceiver
 from .config import Budget, Limits, PollSchedule
-from .engine.engine import Engine, Settings
+from .engine.engine import Engine
+from .engine.settings import CallbackPolicy, Settings
 from .errors import InvalidRequest, SessionMisuse
 from .events import Counters, SessionEvent, SessionStats
 from .handle import TaskHandle
 from .inputs.request import TaskRequest, TypedInput, as_request
-from .journal.base import Intent
 from .journal.memory import Journal
 from .models import TaskRecord, TaskResult, UploadedFile
 
 BASE_URL = "https://api.kie.ai"
-ADOPTION_GRACE_S = 5.0
 UPLOAD_URL = "https://kieai.redpandaai.co"
 
 
@@ -87,26 +86,29 @@ class KieSession:
             key=key,
             base_url=base_url,
             upload_url=check_origin("upload_url", upload_url or _upload_url_for(base_url)),
-            callback_url=callback_url,
-            callback_secrets=secrets or (derive_callback_secret(key.reveal()),),
             receiver=receiver,
+            callbacks=CallbackPolicy(
+                url=callback_url,
+                secrets=secrets or (derive_callback_secret(key.reveal()),),
+                confirm=confirm_callbacks,
+                is_received=receiver is not None,
+            ),
             journal=journal,
             max_in_flight=max_in_flight,
             limits=limits,
             poll=poll,
             task_timeout_s=task_timeout_s,
             budget=budget,
-            confirm_callbacks=confirm_callbacks,
             on_event=on_event,
             rng=rng or random.Random(),
         )
         self._counters = Counters()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._parts: Engine | None = None
+        self._opened: Engine | None = None
         self._is_closed = False
 
     def __repr__(self) -> str:
-        state = "closed" if self._is_closed else "open" if self._parts else "not open"
+        state = "closed" if self._is_closed else "open" if self._opened else "not open"
         return f"<KieSession {self._settings.base_url} {state}>"
 
     # --- open and close ------------------------------------------------------------------------
@@ -122,9 +124,9 @@ class KieSession:
         if self._loop is not None or self._is_closed:
             raise SessionMisuse("a session opens once; make a new KieSession")
         self._loop = asyncio.get_running_loop()
-        parts = Engine(self._settings, self._counters)
-        await parts.open()
-        self._parts = parts
+        engine = Engine(self._settings, self._counters)
+        await engine.open()
+        self._opened = engine
         return self
 
     async def __aenter__(self) -> Self:
@@ -144,11 +146,11 @@ class KieSession:
         Raises:
             SessionMisuse: Called on another event loop.
         """
-        if self._parts is not None and not self._is_closed:
+        if self._opened is not None and not self._is_closed:
             self._check_loop()
         was_closed, self._is_closed = self._is_closed, True
-        if self._parts is not None and not was_closed:
-            await self._parts.aclose()
+        if self._opened is not None and not was_closed:
+            await self._opened.aclose()
 
     @property
     def _engine(self) -> Engine:
@@ -159,10 +161,10 @@ class KieSession:
         """
         if self._is_closed:
             raise SessionMisuse("the session is closed; open a new one")
-        if self._parts is None:
+        if self._opened is None:
             raise SessionMisuse("the session is not open; use 'async with KieSession() as kie'")
         self._check_loop()
-        return self._parts
+        return self._opened
 
     def _check_loop(self) -> None:
         try:
@@ -197,8 +199,7 @@ class KieSession:
             SessionMisuse: The session is not open here.
         """
         engine = self._engine
-        wish = as_request(request, input, ref)
-        return await engine.intake.create(wish, self._timeout_s(timeout_s))
+        return await engine.creator.create(as_request(request, input, ref), self._timeout_s(timeout_s))
 
     async def run(
         self,
@@ -226,13 +227,7 @@ class KieSession:
         """
         engine = self._engine
         check_task_id(task_id)
-        deadline = asyncio.get_running_loop().time() + self._timeout_s(timeout_s)
-        handle = engine.table.get(task_id)
-        if handle is None:
-            handle = engine.intents.new_handle(Intent(intent_id="", model=""))
-            handle.deadline = deadline
-            engine.table.bind(handle, task_id, expects_callback=False, at_once=True)
-        return handle
+        return engine.tracker.attach(task_id, self._deadline(timeout_s))
 
     async def resume(self) -> list[TaskHandle]:
         """Return a handle for every unsettled task of the journal; each is polled at once. Sends no create.
@@ -244,8 +239,7 @@ class KieSession:
             JournalError: The journal cannot be read.
             SessionMisuse: The session is not open here.
         """
-        engine = self._engine
-        return await engine.intents.resume(asyncio.get_running_loop().time() + self._timeout_s(None))
+        return await self._engine.recovery.resume(self._deadline(None))
 
     def batch(self, requests: Requests, *, download_to: str | Path | None = None) -> Batch:
         """Return the outcomes of many requests as they finish: ``async for outcome in kie.batch(jobs)``.
@@ -259,15 +253,7 @@ class KieSession:
             BatchStopped: From the iteration, when no further request could succeed.
             SessionMisuse: The session is not open here.
         """
-        engine = self._engine
-        return Batch(
-            requests,
-            desk=_Desk(self, engine, self._settings.task_timeout_s),
-            room=self._settings.max_in_flight,
-            creating=self._settings.limits.create_connections,
-            adoption_grace_s=ADOPTION_GRACE_S if self._settings.receiver is not None else 0.01,
-            download_to=download_to,
-        )
+        return Batch(requests, self._engine, download_to=download_to)
 
     async def query(self, task_id: str) -> TaskRecord:
         """Return the record of a task as it stands; transient failures are asked again a few times.
@@ -279,7 +265,7 @@ class KieSession:
             SessionMisuse: The session is not open here.
         """
         engine = self._engine
-        return await engine.until_closed(engine.reader.query(task_id))
+        return await engine.until_closed(engine.queries.query(task_id))
 
     async def credits(self) -> float:
         """Return the account's balance; one credit is 0.005 USD.
@@ -290,7 +276,7 @@ class KieSession:
             SessionMisuse: The session is not open here.
         """
         engine = self._engine
-        return await engine.until_closed(engine.reader.credits())
+        return await engine.until_closed(engine.queries.credits())
 
     async def upload(self, file: str | Path | bytes) -> UploadedFile:
         """Give the service a local file, its bytes, or a file it shall fetch from a URL; kept three days.
@@ -304,7 +290,7 @@ class KieSession:
             AuthenticationError: The key is not good.
             SessionMisuse: The session is not open here, or closed meanwhile.
         """
-        return await self._engine.files.upload(file)
+        return await self._engine.uploads.upload(file)
 
     async def download(self, result: TaskResult | TaskRecord, folder: str | Path) -> list[Path]:
         """Fetch all files of a result into *folder* and return their paths, in the order of the URLs.
@@ -318,11 +304,11 @@ class KieSession:
             InvalidRequest: The record's task id is not fit for a file name.
             SessionMisuse: The session is not open here, or closed meanwhile.
         """
-        return await self._engine.files.download(result.urls, folder, task_id=result.task_id)
+        return await self._engine.downloads.download(result.urls, folder, task_id=result.task_id)
 
     def stats(self) -> SessionStats:
         """Return what the session did so far."""
-        return self._counters.snapshot(in_flight=len(self._parts.table) if self._parts else 0)
+        return self._counters.snapshot(in_flight=len(self._opened.tracker.registry) if self._opened else 0)
 
     def _timeout_s(self, timeout_s: float | None) -> float:
         if timeout_s is None:
@@ -330,20 +316,8 @@ class KieSession:
         check_above_zero("timeout_s", timeout_s)
         return timeout_s
 
-
-class _Desk:
-    """What a batch asks of the session."""
-
-    def __init__(self, session: KieSession, engine: Engine, timeout_s: float) -> None:
-        self._engine = engine
-        self._timeout_s = timeout_s
-        self.download = session.download
-        self.spawn = engine.spawn
-        self.is_durable = engine.journal.is_durable
-        self.count_occurrence = engine.journal.count_occurrence
-
-    async def create(self, request: TaskRequest) -> TaskHandle:
-        return await self._engine.intake.create(request, self._timeout_s, wait_if_sent=True)
+    def _deadline(self, timeout_s: float | None) -> float:
+        return asyncio.get_running_loop().time() + self._timeout_s(timeout_s)
 
 
 def _upload_url_for(base_url: str) -> str:

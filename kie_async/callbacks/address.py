@@ -26,7 +26,7 @@ def new_intent_id() -> str:
     return secrets.token_hex(16)
 
 
-def derive_callback_secret(api_key: str) -> bytes:
+def derive_callback_secret(api_key: str) -> Secret:
     """Return the secret that every process of one account agrees on without talking."""
     return Secret(hmac.digest(api_key.encode(), b"kie_async callback v1", "sha256"))
 

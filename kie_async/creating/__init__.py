@@ -1,1 +1,1 @@
-"""TODO"""
+"""Pays at most once: sends one create and proves what became of it. It knows no handle and no callback."""

@@ -1,4 +1,4 @@
-"""The paid path: attempts to create a task, repeated only while it is proven that none has left."""
+"""Sends one create, again only while it is proven that no attempt before has left or created anything."""
 
 from __future__ import annotations
 
@@ -7,17 +7,34 @@ import random
 from datetime import UTC, datetime
 from functools import partial
 
+import attrs
+
 from ..errors import CreateOutcomeUnknown, JournalError, KieError, RateLimited, TransportError
 from ..events import Counters
 from ..http.backoff import delays
-from ..journal.base import Intent
-from ..journal.memory import Journal
+from ..journal.base import Intent, Journal
 from ..limits.circuit_breaker import CircuitBreaker
 from ..limits.rate_limiter import RateLimiter
 from ..wire.codes import CreateVerdict
 from ..wire.requests import WireRequest
 from .create_transport import Attempt, CreateTransport
 from .send_gate import SendGate
+
+
+@attrs.define(kw_only=True, eq=False)
+class CreateCalls:
+    """What the creates of a session share."""
+
+    transport: CreateTransport
+    rate_limiter: RateLimiter
+    breaker: CircuitBreaker
+    journal: Journal
+    counters: Counters
+    rng: random.Random
+
+    def new(self, intent: Intent, request: WireRequest, deadline: float) -> CreateCall:
+        """Return the call for an intent; nothing is sent before it runs."""
+        return CreateCall(self, intent, request, deadline)
 
 
 class CreateCall:
@@ -27,30 +44,12 @@ class CreateCall:
     byte. What each verdict leads to is in the table of `codes.create_verdict`.
     """
 
-    def __init__(
-        self,
-        *,
-        intent: Intent,
-        request: WireRequest,
-        transport: CreateTransport,
-        limiter: RateLimiter,
-        breaker: CircuitBreaker,
-        journal: Journal,
-        counters: Counters,
-        rng: random.Random,
-        deadline: float,
-    ) -> None:
-        self.is_orphan = False
-        """Whether the caller was cancelled after the body had left."""
-        self._intent = intent
+    def __init__(self, calls: CreateCalls, intent: Intent, request: WireRequest, deadline: float) -> None:
+        self._calls = calls
+        self.intent = intent
         self._request = request
-        self._transport = transport
-        self._limiter = limiter
-        self._breaker = breaker
-        self._journal = journal
-        self._counters = counters
-        self._waits = delays(rng)
         self._deadline = deadline
+        self._waits = delays(calls.rng)
         self._gate: SendGate | None = None
         self._is_stopped = False
 
@@ -76,14 +75,15 @@ class CreateCall:
             CreateOutcomeUnknown: The body left and no answer proved what happened.
             JournalError: Nothing was sent, since it could not be recorded.
         """
+        calls = self._calls
         while True:
             attempt = await self._attempt()
             answer = attempt.answer
             if answer.verdict is CreateVerdict.UNKNOWN:
-                self._breaker.unknown()
+                calls.breaker.unknown()
                 raise self._unknown(attempt.reason)
             if answer.verdict is not CreateVerdict.NOT_SENT:
-                self._breaker.answered()
+                calls.breaker.answered()
             if answer.verdict is CreateVerdict.CREATED:
                 return answer.task_id
             if answer.verdict is CreateVerdict.REFUSED and answer.error is not None:
@@ -92,23 +92,24 @@ class CreateCall:
             error = answer.error or TransportError(f"create was not sent: {attempt.reason}")
             wait_s = self._hold_back(error)  # before anything is awaited: the next in line is awake
             if gate is not None and gate.may_be_noted:
-                await self._journal.mark_unsent(self._intent.intent_id)
+                await calls.journal.mark_unsent(self.intent.intent_id)
             if attempt.is_final or self._is_stopped or self._is_too_late(wait_s):
                 raise error
-            self._counters.retries += 1
+            calls.counters.retries += 1
             if not isinstance(error, RateLimited):
                 await asyncio.sleep(wait_s)
 
     async def _attempt(self) -> Attempt:
         """Send once, when it is its turn."""
-        gate = self._gate = SendGate(partial(self._journal.mark_sending, self._intent))
-        async with self._transport.place:
-            await self._limiter.acquire()
+        calls = self._calls
+        gate = self._gate = SendGate(partial(calls.journal.mark_sending, self.intent))
+        async with calls.transport.connection_slots:
+            await calls.rate_limiter.acquire()
             try:
-                self._breaker.check()
-                attempt = await self._transport.post(self._request, gate)
+                calls.breaker.check()
+                attempt = await calls.transport.post(self._request, gate)
             finally:
-                self._limiter.release() if gate.sent else self._limiter.release_unused()
+                calls.rate_limiter.release() if gate.sent else calls.rate_limiter.release_unused()
         if isinstance(gate.failure, JournalError):
             raise gate.failure.with_traceback(None)  # its traceback leads through aiohttp's headers
         return attempt
@@ -117,13 +118,13 @@ class CreateCall:
         """Return the wait before the next attempt; a limit of the service holds back every create."""
         wait_s = next(self._waits)
         if isinstance(error, RateLimited):
-            self._counters.rate_limited += 1
+            self._calls.counters.rate_limited += 1
             wait_s = error.retry_after_s or wait_s
-            self._limiter.throttle(wait_s)
+            self._calls.rate_limiter.throttle(wait_s)
         return wait_s
 
     def _is_too_late(self, wait_s: float) -> bool:
         return asyncio.get_running_loop().time() + wait_s > self._deadline
 
     def _unknown(self, reason: str) -> CreateOutcomeUnknown:
-        return CreateOutcomeUnknown(self._intent.intent_id, reason, datetime.now(UTC), self._intent.ref)
+        return CreateOutcomeUnknown(self.intent.intent_id, reason, datetime.now(UTC), self.intent.ref)

@@ -110,7 +110,7 @@ class CreateTransport:
         self._key = key
         self._timeout_s = timeout_s
         self._connect_timeout_s = connect_timeout_s
-        self.place = asyncio.Semaphore(connections)
+        self.connection_slots = asyncio.Semaphore(connections)
         """Held from before the turn at the limiter until the answer: who waits can still be held back."""
         self._http = client_session(
             aiohttp.TCPConnector(limit=connections, force_close=True, ssl=ssl_context or True),

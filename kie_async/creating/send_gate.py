@@ -1,4 +1,4 @@
-"""TODO"""
+"""The gate a paid body passes once: before it the create is surely not sent, behind it money may be spent."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class SendGate:
         """Let nothing through that has not passed yet."""
         self._is_closed = True
 
-    async def passing(self) -> None:
+    async def pass_through(self) -> None:
         """Note it, then open, for one body; a second one is refused."""
         if self._is_used:
             raise GateClosed
@@ -67,7 +67,7 @@ class OneShotBody(aiohttp.Payload):
 
     async def write(self, writer: AbstractStreamWriter) -> None:
         """Write all of it at once."""
-        await self._gate.passing()
+        await self._gate.pass_through()
         await writer.write(self._sealed)
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:

@@ -1,190 +1,131 @@
-"""What runs inside an open session: the parts, how they hang together, how they stop."""
+"""Builds the parts of one session, opens and closes them. Nobody else constructs a part."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import attrs
-
-from .._secrets import Secret
+from .._background import BackgroundTasks
 from .._validation import is_loopback
-from ..callbacks.address import callback_mac
-from ..callbacks.receiver import CallbackReceiver
-from ..config import Budget, Limits, PollSchedule
+from ..creating.create_call import CreateCalls
 from ..creating.create_transport import CreateTransport
-from ..errors import JournalError, SessionMisuse, TaskDetached
-from ..events import Counters, SessionEvent
+from ..errors import SessionMisuse, TaskDetached
+from ..events import Counters
+from ..files.downloads import Downloads
+from ..files.uploads import Uploads
+from ..handle import TaskHandle
 from ..http.query_client import QueryClient
 from ..http.transport import Transport
-from ..journal.memory import Journal
+from ..journal.base import Journal
+from ..journal.memory import MemoryJournal
 from ..journal.sqlite import SqliteJournal
-from ..limits.budget import BudgetGuard
+from ..limits.admission import Admission
 from ..limits.circuit_breaker import CircuitBreaker
 from ..limits.rate_limiter import RateLimiter
-from ..planning.planner import Learned, PollPlanner
+from ..planning.planner import PollPlanner
 from ..polling.poller import Poller
 from .creator import TaskCreator
-from .files_tmp import Files
-from .pending_creates import Intents
-from .tracker import InFlight
+from .event_hook import EventHook
+from .inbox import CallbackInbox
+from .reconciler import Reconciler
+from .recovery import Recovery
+from .settings import Settings
+from .tracker import TaskTracker
 
 _NAMES_A_LINE = 25
-
 _log = logging.getLogger("kie_async")
-
 _T = TypeVar("_T")
 
 
-@attrs.frozen(kw_only=True)
-class Settings:
-    """What a session was told, checked."""
-
-    key: Secret
-    base_url: str
-    upload_url: str
-    callback_url: str | None
-    callback_secrets: tuple[bytes, ...] = attrs.field(repr=False)
-    receiver: CallbackReceiver | None
-    journal: str | Path | Journal | None
-    max_in_flight: int
-    limits: Limits
-    poll: PollSchedule
-    task_timeout_s: float
-    budget: Budget | None
-    confirm_callbacks: bool | None
-    on_event: Callable[[SessionEvent], None] | None
-    rng: random.Random
-
-    def address(self, intent_id: str) -> str | None:
-        """Return the callback URL of an intent: the path is its address, the last part proves it is ours."""
-        if self.callback_url is None:
-            return None
-        return f"{self.callback_url}/{intent_id}/{callback_mac(intent_id, secret=self.callback_secrets[0])}"
-
-
 class Engine:
-    """The parts of one open session, made on the loop they run on."""
+    """The parts of one open session, on the loop they run on. It is the `HandleOwner` of its handles."""
 
     def __init__(self, settings: Settings, counters: Counters) -> None:
-        loop = self._loop = asyncio.get_running_loop()
+        self._loop = asyncio.get_running_loop()
         self._is_open = False
-        limits, rng = settings.limits, settings.rng
-        self._settings = settings
-        self._watchers: set[asyncio.Task[Any]] = set()
         self._is_attached = False
-        self.journal = _journal(settings.journal)
-        self._creates = CreateTransport(
-            settings.base_url, settings.key, connections=limits.create_connections
-        )
-        self._queries = Transport(settings.base_url, settings.key, connections=limits.query_connections)
-        query_limiter = RateLimiter(limits.query, now=loop.time)
-        slots = asyncio.Semaphore(settings.max_in_flight)
-        expects_callbacks = settings.callback_url is not None and settings.receiver is not None
-        self.reader = QueryClient(self._queries, query_limiter, counters=counters, rng=rng)
-        self.files = Files(
-            settings.upload_url, settings.key, allow_private=is_loopback(settings.base_url), rng=rng
-        )
-        self.table = InFlight(
-            journal=self.journal, counters=counters, free_slot=slots.release, on_event=settings.on_event
-        )
-        self.intents = Intents(
-            table=self.table,
+        self.settings = settings
+        key, limits, rng, now = settings.key, settings.limits, settings.rng, self._loop.time
+        self.journal = _journal_of(settings.journal)
+        self.background = BackgroundTasks("kie_async watcher")
+
+        query_limiter = RateLimiter(limits.query, now=now)
+        self._query_transport = Transport(settings.base_url, key, connections=limits.query_connections)
+        self.queries = QueryClient(self._query_transport, query_limiter, counters=counters, rng=rng)
+        self.uploads = Uploads(settings.upload_url, key, rng=rng)
+        self.downloads = Downloads(allow_loopback=is_loopback(settings.base_url), rng=rng)
+        self.calls = CreateCalls(
+            transport=CreateTransport(settings.base_url, key, connections=limits.create_connections),
+            rate_limiter=RateLimiter(limits.create, now=now),
+            breaker=CircuitBreaker(now=now),
             journal=self.journal,
             counters=counters,
-            callback_secrets=settings.callback_secrets,
-            confirm_callbacks=settings.confirm_callbacks,
-            expects_callbacks=expects_callbacks,
-            confirm=self.reader.confirm,
-            spawn=self.spawn,
-        )
-        self._timetable = PollPlanner(settings.poll)
-        self._poller = Poller(
-            ask=lambda task_id: self.reader.ask(task_id, self.table.get(task_id)),
-            deliver=self.table.deliver,
-            give_up=self.table.close,
-            expire=self.intents.expire,
-            limiter=query_limiter,
-            timetable=self._timetable,
-            connections=limits.query_connections,
-            loop=loop,
-            rng=rng,
-            keep=lambda learned: self.spawn(self._keep(learned)),
-        )
-        self.table.poller = self.intents.poller = self._poller
-        spending = None
-        if (budget := settings.budget) is not None:
-            spending = BudgetGuard(budget, table=self.table, intents=self.intents, counters=counters)
-        self.intake = self.intents.owner = TaskCreator(
-            table=self.table,
-            intents=self.intents,
-            reader=self.reader,
-            files=self.files,
-            transport=self._creates,
-            limiter=RateLimiter(limits.create, now=loop.time),
-            breaker=CircuitBreaker(now=loop.time),
-            journal=self.journal,
-            counters=counters,
-            slots=slots,
-            spending=spending,
-            task_timeout_s=settings.task_timeout_s,
-            address=settings.address,
-            expects_callbacks=expects_callbacks,
-            spawn=self.spawn,
             rng=rng,
         )
 
+        self.poller = Poller(
+            self.queries,
+            query_limiter,
+            PollPlanner(settings.poll),
+            connections=limits.query_connections,
+            rng=rng,
+        )
+        admission, events = Admission(settings.max_in_flight), EventHook(settings.on_event)
+        callbacks = settings.callbacks
+        self.tracker = TaskTracker(self.poller, self.journal, counters, admission, events, callbacks, self)
+        self.reconciler = Reconciler(
+            self.tracker, self.queries, self.journal, counters, callbacks, self.background
+        )
+        self.recovery = Recovery(self.tracker, self.journal)
+        self.inbox = CallbackInbox(self.tracker, self.reconciler, counters, callbacks)
+        self.creator = TaskCreator(
+            self.tracker, self.reconciler, self.recovery, self.calls, self.uploads, admission, settings
+        )
+        # The one way back up: the tracker asks the poller to poll, the poller hands it what it found.
+        self.poller.start(self.tracker)
+
+    # --- open and close ------------------------------------------------------------------------
+
     async def open(self) -> None:
-        """Read the journal and begin to hear callbacks.
+        """Read the journal and begin to take in callbacks.
 
         Raises:
             JournalError: The journal cannot be opened or trusted.
         """
         try:
-            await self.intents.replay()
-            if self._settings.budget is not None:
-                self.table.detached_ids = {intent.task_id for intent in await self.journal.list_unsettled()}
-            self._timetable.restore(await self.journal.load_durations())
+            await self.recovery.replay(counts_detached=self.settings.budget is not None)
+            self.poller.restore(await self.journal.load_durations())
         except BaseException:
             await self.aclose()
             raise
         self._is_open = True
-        if self._settings.receiver is not None:
-            self._settings.receiver.attach(self.intents)
+        if self.settings.receiver is not None:
+            self.settings.receiver.attach(self.inbox)
             self._is_attached = True
 
     async def aclose(self) -> None:
         """Stop everything, at once if cancelled meanwhile; tasks in flight go on at the service."""
         try:
-            await self.intake.drain()
+            await self.creator.drain()
         finally:
             self._stopping = asyncio.get_running_loop().create_task(self._stop(), name="kie_async stop")
             await asyncio.shield(self._stopping)
 
     async def _stop(self) -> None:
         self._is_open = False
-        if self._settings.receiver is not None and self._is_attached:
-            self._settings.receiver.detach(self.intents)
-        await self._poller.aclose()
-        for watcher in list(self._watchers):
-            watcher.cancel()
-        await asyncio.gather(*self._watchers, return_exceptions=True)
-        await self.table.drain()
-        if (learned := self._timetable.worth_keeping(1)) is not None:
-            await self._keep(learned)
+        if self.settings.receiver is not None and self._is_attached:
+            self.settings.receiver.detach(self.inbox)
+        await self.poller.aclose()
+        await self.background.aclose()
+        await self.tracker.drain()
+        if (learned := self.poller.take_learned(1)) is not None:
+            await self.tracker.save_learned(learned)
         self._detach_all()
-        for part in (self._creates, self._queries, self.files, self.journal):
+        for part in (self.calls.transport, self._query_transport, self.uploads, self.downloads, self.journal):
             await part.aclose()
-
-    async def _keep(self, learned: Learned) -> None:
-        try:
-            await self.journal.save_durations(learned)
-        except JournalError as exc:  # the next session begins with less; nothing that was paid is lost
-            _log.info("what was learned could not be noted: %s", exc)
 
     def __del__(self) -> None:
         """Say what goes on, and close what can be closed, when the event loop ended without `aclose`.
@@ -192,21 +133,23 @@ class Engine:
         While the loop runs, its timers hold this; a handle outlives the session object it came from.
         """
         if self._is_open and self._loop.is_closed():
-            names = [handle.task_id for handle in self.table.handles]
-            _tell_what_goes_on("a session was never closed", names)
-            for part in (self._creates, self._queries, self.files):
+            names = [handle.task_id for handle in self.tracker.registry.handles]
+            _log_what_goes_on("a session was never closed", names)
+            for part in (self.calls.transport, self._query_transport, self.uploads, self.downloads):
                 part.close_nowait()
 
     def _detach_all(self) -> None:
-        known, unknown = self.table.handles, self.intents.unknown_handles
+        known, unknown = self.tracker.registry.handles, self.tracker.pending.unknown_handles
         if not known and not unknown:
             return
-        names = [handle.task_id for handle in known] + [f"intent {h._intent_id}" for h in unknown]
-        _tell_what_goes_on("session closed", names)
+        names = [handle.task_id for handle in known] + [f"intent {h.intent_id}" for h in unknown]
+        _log_what_goes_on("session closed", names)
         for handle in known:
-            self.table.close(handle, TaskDetached(handle.task_id, handle.record))
+            self.tracker.settle(handle, TaskDetached(handle.task_id, handle.record))
         for handle in unknown:
-            self.intents.expire(handle)
+            self.tracker.expire(handle.intent_id)
+
+    # --- work that must not outlive the session ------------------------------------------------
 
     async def until_closed(self, work: Coroutine[Any, Any, _T]) -> _T:
         """Return what *work* returns, and do not let it outlive the session.
@@ -214,24 +157,35 @@ class Engine:
         Raises:
             SessionMisuse: The session closed meanwhile.
         """
-        watcher = self.spawn(work)
+        task = self.background.spawn(work)
         try:
-            return await asyncio.shield(watcher)
+            return await asyncio.shield(task)
         except asyncio.CancelledError:
-            if watcher.cancelled():
+            if task.cancelled():
                 raise SessionMisuse("the session closed before an answer came") from None
-            watcher.cancel()
+            task.cancel()
             raise
 
-    def spawn(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
-        """Run *work* beside everything else, until it ends or the session closes."""
-        watcher = asyncio.get_running_loop().create_task(work, name="kie_async watcher")
-        self._watchers.add(watcher)
-        watcher.add_done_callback(self._watchers.discard)
-        return watcher
+    # --- what a handle asks of its session -----------------------------------------------------
+
+    def abandon(self, handle: TaskHandle) -> None:
+        """Settle a handle as abandoned; see `TaskHandle.abandon`."""
+        self.tracker.abandon(handle)
+
+    async def resolve(self, handle: TaskHandle, task_id: str) -> None:
+        """Bind an unknown create to a task; see `TaskHandle.resolve`."""
+        await self.reconciler.resolve(handle, task_id)
+
+    def write_off(self, handle: TaskHandle) -> None:
+        """Settle an unknown create as lost; see `TaskHandle.write_off`."""
+        self.reconciler.write_off_soon(handle)
+
+    async def resubmit(self, handle: TaskHandle) -> TaskHandle:
+        """Send the request of an unknown create as a new task; see `TaskHandle.resubmit`."""
+        return await self.creator.resubmit(handle)
 
 
-def _tell_what_goes_on(why: str, names: Sequence[str]) -> None:
+def _log_what_goes_on(why: str, names: Sequence[str]) -> None:
     """Log every task that nobody waits for any more: without a journal its id may stand nowhere else."""
     lines = [", ".join(names[at : at + _NAMES_A_LINE]) for at in range(0, len(names), _NAMES_A_LINE)]
     _log.warning("%s with %d tasks in flight; they go on: %s", why, len(names), lines[0] if lines else "none")
@@ -239,7 +193,7 @@ def _tell_what_goes_on(why: str, names: Sequence[str]) -> None:
         _log.warning("%s, also in flight: %s", why, line)
 
 
-def _journal(given: str | Path | Journal | None) -> Journal:
+def _journal_of(given: str | Path | Journal | None) -> Journal:
     if isinstance(given, Journal):
         return given
-    return Journal() if given is None else SqliteJournal(given)
+    return MemoryJournal() if given is None else SqliteJournal(given)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from .._validation import check_task_id
 from ..errors import RateLimited, ServerError, TransportError
 from ..events import Counters
-from ..handle import TaskHandle
 from ..limits.rate_limiter import RateLimiter
 from ..models import TaskRecord
 from ..wire.requests import encode_credits, encode_query
@@ -21,6 +20,13 @@ from .transport import Transport
 _ATTEMPTS = 4
 
 _T = TypeVar("_T")
+
+
+class LastAnswer(Protocol):
+    """Where whoever polls a task keeps what the last answer said."""
+
+    last_digest: int | None
+    last_record: TaskRecord | None
 
 
 class QueryClient:
@@ -34,20 +40,21 @@ class QueryClient:
         self._counters = counters
         self._rng = rng
 
-    async def ask(self, task_id: str, handle: TaskHandle | None = None) -> TaskRecord:
-        """Return a record; the caller holds a permit of the limiter.
+    async def read_record(self, task_id: str, *, unless: LastAnswer | None = None) -> TaskRecord:
+        """Return a record; the caller holds a permit of the rate limiter.
 
-        A task that goes on mostly says the same again, byte by byte: the record of *handle* is then that
-        answer's, and it is not read again.
+        A task that goes on mostly says the same again, byte by byte: then the record of the last answer is
+        returned again, and nothing is decoded.
         """
         response = await self._answer(task_id)
-        answer = hash(response.body)
-        known = handle.record if handle is not None and handle.record is handle._answered else None
-        if handle is not None and known is not None and response.status == 200 and answer == handle._answer:
-            return known
+        digest = hash(response.body)
+        if unless is not None and unless.last_digest == digest and response.status == 200:
+            if (known := unless.last_record) is not None:
+                return known
         record = self._decoded(decode_query, response, task_id)
-        if handle is not None and not record.state.is_terminal:
-            handle._answer, handle._answered = answer, record
+        if unless is not None:
+            is_over = record.state.is_terminal
+            unless.last_digest, unless.last_record = (None, None) if is_over else (digest, record)
         return record
 
     async def confirm(self, task_id: str) -> tuple[TaskRecord, str | None]:
@@ -57,7 +64,7 @@ class QueryClient:
     async def query(self, task_id: str) -> TaskRecord:
         """Return a record; see `KieSession.query`."""
         check_task_id(task_id)
-        return await self._retrying(lambda: self.ask(task_id))
+        return await self._retrying(lambda: self.read_record(task_id))
 
     async def credits(self) -> float:
         """Return the balance; see `KieSession.credits`."""

@@ -1,4 +1,4 @@
-"""TODO"""
+"""What the poller knows of one task: when to poll it, what the last answer was, what went wrong."""
 
 from __future__ import annotations
 
@@ -6,47 +6,72 @@ import math
 
 import attrs
 
-from ..handle import TaskHandle
+from ..models import TaskRecord
 
 
 @attrs.define
 class PollFailures:
-    """What went wrong with the looks at one task, and which of them are extra."""
+    """What went wrong with the polls of one task, and which of them are extra."""
 
     failures: int = 0
     refusals: int = 0
-    rechecks: int = 0
-    empties: int = 0
+    urgent_polls: int = 0
+    """Polls that followed an urgent one, since its callback may have outrun the record."""
+    empty_successes: int = 0
 
 
 @attrs.define(eq=False, weakref_slot=False)
 class PollEntry:
-    """What the poller knows of one handle. Instants are on the loop's clock, ages count from *since*.
+    """One tracked task. It holds no handle: whoever hears of it finds that by *key*.
 
-    There may be a hundred thousand of these: what most never need is made when it is needed.
+    Instants are on the loop's clock, ages count from *begun_at*. There may be a hundred thousand of
+    these: what most never need is made when it is needed.
     """
 
-    handle: TaskHandle | None
-    """None once it is over: what is left in the agenda keeps no handle alive."""
-    since: float
+    key: str
+    """The task id, or the intent id of a create that has none: then only the deadline is waited for."""
+    model: str
+    """Empty until a record of an attached task names it."""
+    deadline: float
+    begun_at: float
     expects_callback: bool
-    at: float = math.inf
-    """When it is looked at next."""
-    seen_s: float = 0.0
-    """The age at which it was last seen running; infinite until an older task was seen for the first time."""
+    next_at: float = math.inf
+    """When it is polled next; infinite if only the deadline is waited for."""
     last_polled_at: float = -math.inf
-    setback: PollFailures | None = None
+    last_seen_running_s: float = 0.0
+    """The age at which it was last seen running; infinite until an older task was seen for the first time."""
+    last_digest: int | None = None
+    """Of the last answer: one with the same digest is `last_record` again and is not decoded."""
+    last_record: TaskRecord | None = None
+    failures: PollFailures | None = None
     is_urgent: bool = False
     is_queued: bool = False
     is_polling: bool = False
+    is_closed: bool = False
+    """Never to be polled again; what is left of it in the wheel is void."""
 
     @property
     def last_polled_s(self) -> float:
-        """Return the age at the last look; 0 before the first."""
-        return 0.0 if self.last_polled_at == -math.inf else self.last_polled_at - self.since
+        """Return the age at the last poll; 0 before the first."""
+        return 0.0 if self.last_polled_at == -math.inf else self.last_polled_at - self.begun_at
+
+    @property
+    def is_first(self) -> bool:
+        """Tell whether it was never polled."""
+        return self.last_polled_at == -math.inf
 
     def need_failures(self) -> PollFailures:
-        """Return its setback, made if it has none."""
-        if self.setback is None:
-            self.setback = PollFailures()
-        return self.setback
+        """Return its failures, made if it has none."""
+        if self.failures is None:
+            self.failures = PollFailures()
+        return self.failures
+
+    def begin_poll(self, now: float) -> None:
+        """Note that a poll is on its way; a callback that comes meanwhile makes another one urgent."""
+        self.is_polling, self.is_urgent = True, False
+        self.last_polled_at = now
+
+    def close(self) -> None:
+        """Keep nothing of the task alive."""
+        self.is_closed = True
+        self.last_record = None

@@ -1,339 +1,321 @@
-"""One scheduler for all handles: an agenda, a tick, one shared query limit."""
+"""Polls every tracked task when its plan says so: one scheduler, one timer, one shared query limit."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 import random
-from collections.abc import Awaitable, Callable
+from typing import Protocol
 
+from .._background import BackgroundTasks
 from ..errors import KieError
 from ..events import Source
-from ..handle import TaskHandle
+from ..http.query_client import QueryClient
 from ..limits.rate_limiter import RateLimiter
 from ..models import TaskRecord, TaskState
 from ..planning.planner import Learned, PollPlanner
 from .entry import PollEntry
-from .failures import FailurePolicy
+from .failures import Decision, FailurePolicy
+from .learner import Learner
 from .poll_queue import PollQueue
 from .timer_wheel import TICK_S, TimerWheel
 
-_BEFORE_ANSWER_S = 1.0
-"""A task may run for so long before its create is answered."""
+
+class PollSink(Protocol):
+    """Who hears what polling found: the tracker; a list in tests. Keys are those of the entries."""
+
+    def deliver(self, record: TaskRecord, source: Source) -> None:
+        """Take in one observation of a task."""
+
+    def give_up(self, key: str, error: KieError) -> None:
+        """Take in that the service keeps refusing to show a task."""
+
+    def expire(self, key: str) -> None:
+        """Take in that a deadline has passed."""
 
 
 class Poller:
-    """Looks at every watched task when its schedule says so, and at once when a callback rings.
+    """Polls when the planner says so, and at once when a callback asks for it.
 
-    *ask* reads one record, *deliver* takes it to the session, *give_up* settles a handle with an
-    error, *expire* one whose deadline passed, *keep* notes what was learned. No task and no timer is
-    held per handle.
+    No asyncio task and no timer is held per tracked task.
     """
 
     def __init__(
         self,
+        queries: QueryClient,
+        rate_limiter: RateLimiter,
+        planner: PollPlanner,
         *,
-        ask: Callable[[str], Awaitable[TaskRecord]],
-        deliver: Callable[[TaskRecord, Source], None],
-        give_up: Callable[[TaskHandle, KieError], None],
-        expire: Callable[[TaskHandle], None],
-        limiter: RateLimiter,
-        timetable: PollPlanner,
         connections: int,
-        loop: asyncio.AbstractEventLoop,
         rng: random.Random,
-        keep: Callable[[Learned], object] = lambda _: None,
+        loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        self._ask = ask
-        self._keep = keep
-        self._deliver = deliver
-        self._expire = expire
-        self._limiter = limiter
-        self._timetable = timetable
-        self._schedule = timetable.schedule
+        self._queries = queries
+        self._rate_limiter = rate_limiter
+        self._planner = planner
+        self._schedule = planner.schedule
         self._connections = connections
-        self._loop = loop
+        self._loop = loop or asyncio.get_running_loop()
+        self._now = self._loop.time
         self._rng = rng
-        self._agenda = TimerWheel(loop, self._tick)
-        self._due = PollQueue(self._chance, longest_s=timetable.schedule.longest_gap_s)
-        self._pollers: set[asyncio.Task[None]] = set()
-        self._probes: set[PollEntry] = set()
-        """Looked at as if no callback were expected, until one came or was missed."""
+        self._sink: PollSink
+        self._wheel = TimerWheel(self._loop, self._on_due)
+        self._due = PollQueue(longest_s=self._schedule.longest_gap_s)
+        self._learner = Learner(planner)
+        self._failures = FailurePolicy(rate_limiter, grace_s=self._schedule.visibility_grace_s, rng=rng)
+        self._workers = BackgroundTasks("kie_async poller")
         self._idle = 0
-        self._now = loop.time
-        self._setbacks = FailurePolicy(
-            limiter=limiter,
-            grace_s=timetable.schedule.visibility_grace_s,
-            give_up=give_up,
-            everybody=self._agenda.watches,
-            now=loop.time,
-            rng=rng,
-        )
+        self._probes: set[PollEntry] = set()
+        """Polled as if no callback were expected, until one came or was missed."""
         self._grace: asyncio.TimerHandle | None = None
         self._is_closed = False
 
-    def watch(self, handle: TaskHandle, *, expects_callback: bool, at_once: bool = False) -> None:
-        """Begin to look at the task of *handle*; *at_once* is for tasks that began long ago."""
-        watch = self._register(handle, expects_callback=expects_callback)
+    # --- what is tracked -----------------------------------------------------------------------
+
+    def start(self, sink: PollSink) -> None:
+        """Say who hears what is found; before that nothing may be tracked."""
+        self._sink = sink
+
+    def track(
+        self, task_id: str, *, model: str, deadline: float, expects_callback: bool, at_once: bool = False
+    ) -> PollEntry:
+        """Begin to poll a task; *at_once* is for tasks that began long ago."""
+        entry = PollEntry(task_id, model, deadline, self._now(), expects_callback)
+        self._wheel.add(entry)
         if at_once:
-            watch.seen_s = math.inf
-            watch.at = watch.since + self._schedule.first_s * self._rng.random()
+            entry.last_seen_running_s = math.inf
+            entry.next_at = entry.begun_at + self._schedule.first_s * self._rng.random()
         else:
-            if expects_callback and self._timetable.should_probe():
-                self._probes.add(watch)
-            watch.at = self._next_at(watch, self._rng.random(), watch.since)
-        self._agenda.put(watch)
+            if expects_callback and self._planner.should_probe():
+                self._probes.add(entry)
+            entry.next_at = self._plan(entry, self._rng.random(), entry.begun_at)
+        self._wheel.schedule(entry)
+        return entry
 
-    def wait_for_deadline(self, handle: TaskHandle) -> None:
-        """Only wait for the deadline of a handle whose task id is not known."""
-        self._register(handle, expects_callback=True)
+    def track_deadline(self, key: str, deadline: float) -> PollEntry:
+        """Only wait for a deadline: of a create whose task id is not known."""
+        entry = PollEntry(key, "", deadline, self._now(), expects_callback=True)
+        self._wheel.add(entry)
+        return entry
 
-    def _register(self, handle: TaskHandle, *, expects_callback: bool) -> PollEntry:
-        self.forget(handle)
-        watch = PollEntry(handle=handle, since=self._now(), expects_callback=expects_callback)
-        handle._watch = watch
-        self._agenda.add(watch)
-        return watch
+    def forget(self, entry: PollEntry | None) -> None:
+        """Never poll this again."""
+        if entry is not None and not entry.is_closed:
+            entry.close()
+            self._wheel.note_closed()
 
-    def forget(self, handle: TaskHandle) -> None:
-        """Never look at *handle* again."""
-        if isinstance(handle._watch, PollEntry):
-            handle._watch.handle = None
-            handle._watch = None
-            self._agenda.drop()
-
-    def ring(self, handle: TaskHandle) -> None:
-        """Look at once: a callback came. Many rings while one look is due or on its way make one look."""
-        watch = handle._watch
-        if not isinstance(watch, PollEntry) or watch.is_urgent:
+    def poll_now(self, entry: PollEntry | None) -> None:
+        """Poll at once: a callback came. Many calls while one poll is due or on its way make one poll."""
+        if entry is None or entry.is_closed or entry.is_urgent:
             return
-        watch.is_urgent = True
-        if watch.setback is not None:
-            watch.setback.rechecks = 0
-        if not watch.is_polling:
-            self._plan(watch, None, self._now())
+        entry.is_urgent = True
+        if entry.failures is not None:
+            entry.failures.urgent_polls = 0
+        if not entry.is_polling:
+            self._schedule_next(entry, None, self._now())
+
+    def __len__(self) -> int:
+        return len(self._wheel)
 
     async def aclose(self) -> None:
-        """Stop looking."""
+        """Stop polling."""
         self._is_closed = True
-        self._agenda.close()
+        self._wheel.close()
         if self._grace is not None:
             self._grace.cancel()
-        for looker in self._pollers:
-            looker.cancel()
-        await asyncio.gather(*self._pollers, return_exceptions=True)
+        await self._workers.aclose()
         self._due.clear()
 
-    # --- what the ends teach -----------------------------------------------------------------------
+    # --- what the ends teach -------------------------------------------------------------------
 
-    def ended(self, handle: TaskHandle, record: TaskRecord, source: Source) -> None:
-        """Learn from the end of a task, and never look at it again."""
-        watch = handle._watch
-        if not isinstance(watch, PollEntry):
+    def complete(self, entry: PollEntry, record: TaskRecord, source: Source, intent_id: str) -> None:
+        """Learn from the end of a task, and never poll it again."""
+        if entry.is_closed:
             return
-        now = self._now()
-        age_s = now - watch.since
-        told_s = age_s if record.duration_s is None and source is Source.CALLBACK else record.duration_s
-        ran_s = self._ran_s(watch, age_s, told_s)
-        if ran_s is not None:
-            self._timetable.finished(self._model(watch), ran_s, seen_s=watch.seen_s)
-            if watch.expects_callback and source is Source.POLL:
-                self._timetable.lost.found_ended(handle._intent_id, now, late_s=age_s - ran_s)
-                self._wait_for_callback()
-        if source is Source.CALLBACK:
-            self._timetable.lost.came(handle._intent_id, is_news=True)
-        self.forget(handle)
+        self._learner.record_end(entry, record, source, intent_id, self._now())
+        if entry.expects_callback and source is Source.POLL:
+            self._await_late_callbacks()
+        self.forget(entry)
         self._tighten()
-        if (learned := self._timetable.worth_keeping()) is not None:
-            self._keep(learned)
 
-    def _ran_s(self, watch: PollEntry, age_s: float, told_s: float | None) -> float | None:
-        """Return how long a task ran, within what was seen of it; None if nobody here saw its beginning."""
-        latest_s = age_s + _BEFORE_ANSWER_S
-        if watch.seen_s > age_s or (not watch.seen_s and told_s is not None and told_s > latest_s):
-            return None  # attached, or adopted: it is older than it was known here
-        found_s = (watch.seen_s + age_s) / 2 if told_s is None else told_s
-        return max(min(found_s, latest_s), watch.seen_s)
+    def take_learned(self, lessons: int = 25) -> Learned | None:
+        """Return what was learned, if so many ends were taken in since it was last returned."""
+        return self._planner.worth_keeping(lessons)
+
+    def restore(self, learned: Learned) -> None:
+        """Begin with what another session had learned."""
+        self._planner.restore(learned)
 
     def note_late_callback(self, intent_id: str) -> None:
         """Learn that a callback came for a task whose end was known: it was not lost."""
-        self._timetable.lost.came(intent_id, is_news=False)
+        self._learner.record_late_callback(intent_id)
 
-    def _wait_for_callback(self) -> None:
+    def _await_late_callbacks(self) -> None:
         """Judge what is missing when its time is over, though nothing else may be due then."""
-        until = self._timetable.lost.until
+        until = self._planner.lost.until
         if self._grace is None and until < math.inf and not self._is_closed:
-            self._grace = self._loop.call_at(until + TICK_S, self._miss)
+            self._grace = self._loop.call_at(until + TICK_S, self._give_up_late_callbacks)
 
-    def _miss(self) -> None:
+    def _give_up_late_callbacks(self) -> None:
         self._grace = None
-        self._timetable.lost.give_up(self._now())
+        self._planner.lost.give_up(self._now())
         self._tighten()
-        self._wait_for_callback()
+        self._await_late_callbacks()
 
     def _tighten(self) -> None:
-        """Bring looks forward if callbacks turn out to be lost; the rest is put off when it comes due."""
-        if not self._timetable.is_tighter():
+        """Bring polls forward if callbacks turn out to be lost; the rest is put off when it comes due."""
+        if not self._planner.is_tighter():
             return
         now = self._now()
-        for watch in self._agenda.watches():
-            is_waiting = watch.at < math.inf and not watch.is_queued and not watch.is_polling
-            if watch.expects_callback and is_waiting:
-                at = self._next_at(watch, self._rng.random(), now)
-                if at < watch.at - TICK_S:
-                    watch.at = at
-                    self._agenda.put(watch)
+        for entry in self._wheel.list_entries():
+            is_waiting = entry.next_at < math.inf and not entry.is_queued and not entry.is_polling
+            if entry.expects_callback and is_waiting:
+                at = self._plan(entry, self._rng.random(), now)
+                if at < entry.next_at - TICK_S:
+                    entry.next_at = at
+                    self._wheel.schedule(entry)
 
-    # --- when --------------------------------------------------------------------------------------
+    # --- when ----------------------------------------------------------------------------------
 
-    def _next_at(self, watch: PollEntry, chance: float, now: float) -> float:
-        """Return the instant of the look after the last, as the timetable has it."""
-        age_s = self._timetable.next_poll_s(
-            self._model(watch),
-            watch.last_polled_s,
-            is_first=watch.last_polled_at == -math.inf,
-            by_callback=self._is_by_callback(watch),
+    def _plan(self, entry: PollEntry, chance: float, now: float) -> float:
+        """Return the instant of the poll after the last, as the planner has it."""
+        age_s = self._planner.next_poll_s(
+            entry.model,
+            entry.last_polled_s,
+            is_first=entry.is_first,
+            by_callback=self._is_by_callback(entry),
             chance=chance,
             now=now,
         )
-        return watch.since + age_s
+        return entry.begun_at + age_s
 
-    def _is_by_callback(self, watch: PollEntry) -> bool:
-        if not watch.expects_callback:
+    def _is_by_callback(self, entry: PollEntry) -> bool:
+        if not entry.expects_callback:
             return False
-        if self._probes and self._timetable.lost.is_proven:
+        if self._probes and self._planner.lost.is_proven:
             self._probes.clear()
-        return watch not in self._probes
+        return entry not in self._probes
 
-    def _model(self, watch: PollEntry) -> str:
-        handle = watch.handle
-        if handle is None:
-            return ""
-        return handle._model or (handle.record.model if handle.record else "")
-
-    def _chance(self, watch: PollEntry, now: float) -> float:
-        """Return how likely the task of *watch* has ended unnoticed since its last look."""
-        return self._timetable.chance(
-            self._model(watch),
-            watch.last_polled_s,
-            now - watch.since,
-            by_callback=self._is_by_callback(watch),
+    def _chance(self, entry: PollEntry, now: float) -> float:
+        """Return how likely the task has ended unnoticed since its last poll."""
+        return self._planner.chance(
+            entry.model,
+            entry.last_polled_s,
+            now - entry.begun_at,
+            by_callback=self._is_by_callback(entry),
             now=now,
         )
 
-    def _tick(self, now: float) -> None:
-        for watch in self._agenda.due(now):
-            if watch.handle is None:
+    def _on_due(self, now: float) -> None:
+        for entry in self._wheel.take_due(now):
+            if entry.is_closed:
                 continue
-            if watch.handle.deadline <= now:
-                self._expire(watch.handle)
-            elif watch.at <= now and not (
-                watch.is_queued or watch.is_polling or self._is_put_off(watch, now)
+            if entry.deadline <= now:
+                self._sink.expire(entry.key)
+            elif entry.next_at <= now and not (
+                entry.is_queued or entry.is_polling or self._is_put_off(entry, now)
             ):
-                self._due.put(watch)
+                self._due.put(entry)
         self._dispatch()
 
-    def _is_put_off(self, watch: PollEntry, now: float) -> bool:
-        """Put a look off that callbacks have made needless since it was planned."""
-        is_asked_for = watch.is_urgent or watch.setback is not None or watch.seen_s == math.inf
-        if is_asked_for or not self._is_by_callback(watch) or self._next_at(watch, 0.0, now) <= now + TICK_S:
+    def _is_put_off(self, entry: PollEntry, now: float) -> bool:
+        """Put a poll off that callbacks have made needless since it was planned."""
+        is_asked_for = entry.is_urgent or entry.failures is not None or entry.last_seen_running_s == math.inf
+        if is_asked_for or not self._is_by_callback(entry) or self._plan(entry, 0.0, now) <= now + TICK_S:
             return False
-        watch.at = self._next_at(watch, self._rng.random(), now)
-        self._agenda.put(watch)
+        entry.next_at = self._plan(entry, self._rng.random(), now)
+        self._wheel.schedule(entry)
         return True
 
+    def _schedule_next(self, entry: PollEntry, delay_s: float | None, now: float) -> None:
+        """Set the next poll; without *delay_s* the planner says when."""
+        if entry.is_urgent:  # callbacks of strangers must not become a flood of queries
+            at = entry.last_polled_at + self._schedule.ring_gap_s
+        elif delay_s is not None:
+            at = now + delay_s
+        else:
+            at = self._plan(entry, self._rng.random(), now)
+        entry.next_at = at
+        if at > now:
+            self._wheel.schedule(entry)
+        else:
+            self._due.put(entry)
+            self._dispatch()
+
+    # --- poll ----------------------------------------------------------------------------------
+
     def _dispatch(self) -> None:
-        """Have one looker more at hand than look right now, as long as there is anything to look at."""
-        if not self._idle and self._due and len(self._pollers) < self._connections and not self._is_closed:
+        """Have one worker more at hand than polls right now, as long as there is anything to poll."""
+        if not self._idle and self._due and len(self._workers) < self._connections and not self._is_closed:
             self._idle += 1
-            looker = self._loop.create_task(self._look_while_due(), name="kie_async poller")
-            self._pollers.add(looker)
-            looker.add_done_callback(self._pollers.discard)
+            self._workers.spawn(self._poll_while_due())
 
-    # --- look --------------------------------------------------------------------------------------
-
-    async def _look_while_due(self) -> None:
+    async def _poll_while_due(self) -> None:
         try:
             while self._due:
-                now = await self._limiter.acquire()
-                watch = self._due.pop(now)
-                if watch is None or watch.handle is None:
-                    self._limiter.release_unused()
+                now = await self._rate_limiter.acquire()
+                entry = self._due.pop(now, self._chance)
+                if entry is None or entry.is_closed:
+                    self._rate_limiter.release_unused()
                     continue
                 self._idle -= 1
                 self._dispatch()
                 try:
-                    await self._look(watch, watch.handle, now)
+                    await self._poll(entry, now)
                 finally:
                     self._idle += 1
-                watch = None  # who waits for a permit keeps no handle alive
         finally:
             self._idle -= 1
 
-    async def _look(self, watch: PollEntry, handle: TaskHandle, now: float) -> None:
-        source = Source.CALLBACK if watch.is_urgent else Source.POLL
-        watch.is_polling, watch.is_urgent = True, False
-        watch.last_polled_at = now
+    async def _poll(self, entry: PollEntry, now: float) -> None:
+        """Read one record and hand it to the sink."""
+        source = Source.CALLBACK if entry.is_urgent else Source.POLL
+        entry.begin_poll(now)
         try:
             try:
-                record = await self._ask(handle.task_id)
+                record = await self._queries.read_record(entry.key, unless=entry)
             finally:
-                now = self._limiter.release()
-                watch.is_polling = False
-        except Exception as exc:  # whatever a look ends in, the task is paid and will be looked at again
-            self._setbacks.meet(watch, exc)
-            wait_s = self._recheck_s(watch, source)
+                now = self._rate_limiter.release()
+                entry.is_polling = False
+        except Exception as exc:  # whatever a poll ends in, the task is paid and will be polled again
+            self._act_on_failure(entry, exc)
+            delay_s = self._urgent_delay_s(entry, source)
         else:
-            self._setbacks.over(watch)
-            wait_s = self._after_record(watch, record, source)
-        if watch.handle is not None:
-            self._plan(watch, wait_s, now)
+            self._failures.record_success(entry)
+            delay_s = self._act_on_record(entry, record, source)
+        if not entry.is_closed:
+            self._schedule_next(entry, delay_s, now)
 
-    def _plan(self, watch: PollEntry, wait_s: float | None, now: float) -> None:
-        if watch.is_urgent:  # rings of strangers must not become a flood of queries
-            at = watch.last_polled_at + self._schedule.ring_gap_s
-        elif wait_s is not None:
-            at = now + wait_s
-        else:
-            at = self._next_at(watch, self._rng.random(), now)
-        watch.at = at
-        if at > now:
-            self._agenda.put(watch)
-        else:
-            self._due.put(watch)
-            self._dispatch()
+    def _act_on_failure(self, entry: PollEntry, error: Exception) -> None:
+        decision = self._failures.record_failure(entry, error, self._now())
+        if not isinstance(error, KieError):
+            return
+        if decision is Decision.GIVE_UP:
+            self._sink.give_up(entry.key, error)
+        elif decision is Decision.GIVE_UP_ALL:
+            for other in self._wheel.list_entries():
+                if other.next_at < math.inf:
+                    self._sink.give_up(other.key, error)
 
-    def _after_record(self, watch: PollEntry, record: TaskRecord, source: Source) -> float | None:
-        """Take news to the session; return the delay to the next look, if the timetable shall not say it."""
+    def _act_on_record(self, entry: PollEntry, record: TaskRecord, source: Source) -> float | None:
+        """Take a record to the sink; return the delay to the next poll, if the planner shall not say it."""
+        entry.model = entry.model or record.model
         if not record.state.is_terminal:
-            self._still_running(watch, record)
+            self._learner.record_running(entry, record)
         elif record.state is TaskState.SUCCESS and not record.has_result:
-            rechecks, setback = self._schedule.recheck_s, watch.need_failures()
-            if setback.empties < len(rechecks):
-                setback.empties += 1
-                return rechecks[setback.empties - 1]
-        self._deliver(record, source)
-        return self._recheck_s(watch, source)
+            delays_s, failures = self._schedule.recheck_s, entry.need_failures()
+            if failures.empty_successes < len(delays_s):
+                failures.empty_successes += 1
+                return delays_s[failures.empty_successes - 1]
+        self._sink.deliver(record, source)
+        return self._urgent_delay_s(entry, source)
 
-    def _still_running(self, watch: PollEntry, record: TaskRecord) -> None:
-        age_s = watch.last_polled_at - watch.since
-        if watch.seen_s != math.inf:
-            if self._schedule.learns:
-                self._timetable.still_running(self._model(watch), watch.seen_s, age_s)
-        elif record.created_at and record.updated_at and record.updated_at > record.created_at:
-            # An older task: its age is no less than that, by the service's own clock alone.
-            watch.since = min(
-                watch.since, watch.last_polled_at - (record.updated_at - record.created_at).total_seconds()
-            )
-            age_s = watch.last_polled_at - watch.since
-        watch.seen_s = age_s
-
-    def _recheck_s(self, watch: PollEntry, source: Source) -> float | None:
-        """Return the delay of a look after a ring, which comes soon; None for any other."""
-        if source is Source.POLL and (watch.setback is None or not watch.setback.rechecks):
+    def _urgent_delay_s(self, entry: PollEntry, source: Source) -> float | None:
+        """Return the delay of a poll after an urgent one, which comes soon; None after any other."""
+        if source is Source.POLL and (entry.failures is None or not entry.failures.urgent_polls):
             return None
-        rechecks, setback = self._schedule.recheck_s, watch.need_failures()
-        if setback.rechecks == len(rechecks):
+        delays_s, failures = self._schedule.recheck_s, entry.need_failures()
+        if failures.urgent_polls == len(delays_s):
             return None
-        setback.rechecks += 1  # the callback outran the record, or somebody rang for fun
-        return rechecks[setback.rechecks - 1]
+        failures.urgent_polls += 1  # the callback outran the record, or somebody called for fun
+        return delays_s[failures.urgent_polls - 1]

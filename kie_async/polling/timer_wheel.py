@@ -1,4 +1,4 @@
-"""What comes when: entries by the tick and one timer, for any number of watches."""
+"""Wakes the poller when a poll or a deadline is due: buckets by the tick and one timer, for any number of tasks."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from itertools import chain
 from .entry import PollEntry
 
 TICK_S = 0.05
-"""What is due within one tick is woken for together: a wake-up costs more than a look."""
+"""What is due within one tick is woken for together: a wake-up costs more than a poll."""
 
 _REVIEW_S, _MARGIN_S = 60.0, 30.0
 """The list is looked through so often, and so far beyond the next time."""
 
-_FEW_OVER = 32
+_MIN_VOID = 32
 
 _ROUNDING_S = 1e-6
 """A tick may lie a float's rounding before what stands under it, and a timer may fire before its tick."""
 
 
 class TimerWheel:
-    """Calls *at_tick* when anything is due; `due` hands it out then. No task, no timer, no heap entry each.
+    """Calls *on_due* when anything is due; `take_due` hands it out then. No task, no timer, no heap entry each.
 
     What comes soon stands under its tick. All else waits in one list, which is looked through once a
-    minute: whoever is on it needs no other entry, however often its look is put off.
+    minute: whoever is on it needs no other place, however often its poll is put off.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, at_tick: Callable[[float], None]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, on_due: Callable[[float], None]) -> None:
         self._loop = loop
-        self._at_tick = at_tick
+        self._on_due = on_due
         self._soon: dict[int, list[PollEntry]] = {}
         self._ticks: list[int] = []
         self._later: list[PollEntry] = []
         self._horizon = loop.time() + _REVIEW_S + _MARGIN_S
-        """Up to here, looks and deadlines stand under their ticks."""
+        """Up to here, polls and deadlines stand under their ticks."""
         self._timer: asyncio.TimerHandle | None = None
         self._wakes_at = math.inf
-        self._over = 0
-        self._most_over = _FEW_OVER
+        self._void = 0
+        self._max_void = _MIN_VOID
         self._is_closed = False
 
     @property
@@ -50,62 +50,62 @@ class TimerWheel:
     def __len__(self) -> int:
         return len(self._later) + sum(map(len, self._soon.values()))
 
-    def add(self, watch: PollEntry) -> None:
-        """Take in a new watch: its deadline is entered, its looks can be."""
-        if watch.handle is not None and watch.handle.deadline >= self._horizon:
-            self._later.append(watch)
+    def add(self, entry: PollEntry) -> None:
+        """Take in a new entry: its deadline is set, its polls can be."""
+        if entry.deadline >= self._horizon:
+            self._later.append(entry)
             self._arm(self._review_at)
-        elif watch.handle is not None:
-            self._enter(watch.handle.deadline, watch)
+        else:
+            self._set(entry.deadline, entry)
 
-    def put(self, watch: PollEntry) -> None:
-        """Enter the next look of a watch that was taken in; an entry it may have had is void."""
-        if watch.at < self._horizon:
-            self._enter(watch.at, watch)
+    def schedule(self, entry: PollEntry) -> None:
+        """Set the next poll of an entry that was taken in; a time that was set before is void."""
+        if entry.next_at < self._horizon:
+            self._set(entry.next_at, entry)
 
-    def _enter(self, at: float, watch: PollEntry) -> None:
+    def _set(self, at: float, entry: PollEntry) -> None:
         tick = math.ceil(at / TICK_S)
-        if (entries := self._soon.get(tick)) is not None:
-            entries.append(watch)
+        if (bucket := self._soon.get(tick)) is not None:
+            bucket.append(entry)
             return
-        self._soon[tick] = [watch]
+        self._soon[tick] = [entry]
         heapq.heappush(self._ticks, tick)
         self._arm(tick * TICK_S)
 
-    def due(self, now: float) -> Iterator[PollEntry]:
-        """Take out all whose look or deadline may have come; void entries are among them."""
+    def take_due(self, now: float) -> Iterator[PollEntry]:
+        """Take out all whose poll or deadline may have come; void ones are among them."""
         if now >= self._review_at:
             self._review(now)
         while self._ticks and self._ticks[0] * TICK_S <= now:
             yield from self._soon.pop(heapq.heappop(self._ticks))
 
     def _review(self, now: float) -> None:
-        """Enter what comes before the new horizon; whose deadline does needs the list no more."""
+        """Set what comes before the new horizon; whose deadline does needs the list no more."""
         before, self._horizon = self._horizon, now + _REVIEW_S + _MARGIN_S
         later, self._later = self._later, []
-        for watch in later:
-            if watch.handle is None:
+        for entry in later:
+            if entry.is_closed:
                 continue
-            if before <= watch.at < self._horizon:
-                self._enter(watch.at, watch)
-            if watch.handle.deadline < self._horizon:
-                self._enter(watch.handle.deadline, watch)
+            if before <= entry.next_at < self._horizon:
+                self._set(entry.next_at, entry)
+            if entry.deadline < self._horizon:
+                self._set(entry.deadline, entry)
             else:
-                self._later.append(watch)
+                self._later.append(entry)
 
-    def drop(self) -> None:
-        """Note that a watch is over; entries that are go when they are many beside those that stayed last."""
-        self._over += 1
-        if self._over > self._most_over:
-            self._later = [watch for watch in self._later if watch.handle is not None]
-            for tick, entries in self._soon.items():
-                self._soon[tick] = [watch for watch in entries if watch.handle is not None]
-            self._over, self._most_over = 0, max(_FEW_OVER, len(self) // 4)
+    def note_closed(self) -> None:
+        """Note that an entry was closed; void ones go when they are many beside those that stayed last."""
+        self._void += 1
+        if self._void > self._max_void:
+            self._later = [entry for entry in self._later if not entry.is_closed]
+            for tick, bucket in self._soon.items():
+                self._soon[tick] = [entry for entry in bucket if not entry.is_closed]
+            self._void, self._max_void = 0, max(_MIN_VOID, len(self) // 4)
 
-    def watches(self) -> list[PollEntry]:
-        """Return everybody who is watched, each once, in an order that a seed repeats."""
+    def list_entries(self) -> list[PollEntry]:
+        """Return every entry that is not closed, each once, in an order that a seed repeats."""
         known = dict.fromkeys(chain(self._later, *self._soon.values()))
-        return [watch for watch in known if watch.handle is not None]
+        return [entry for entry in known if not entry.is_closed]
 
     def _arm(self, at: float) -> None:
         """Set the one timer, unless it comes before."""
@@ -113,12 +113,12 @@ class TimerWheel:
             return
         if self._timer is not None:
             self._timer.cancel()
-        self._timer, self._wakes_at = self._loop.call_at(at, self._tick), at
+        self._timer, self._wakes_at = self._loop.call_at(at, self._on_timer), at
 
-    def _tick(self) -> None:
+    def _on_timer(self) -> None:
         now = max(self._loop.time(), self._wakes_at) + _ROUNDING_S
         self._timer, self._wakes_at = None, math.inf
-        self._at_tick(now)
+        self._on_due(now)
         if self._ticks:
             self._arm(self._ticks[0] * TICK_S)
         if self._later:

@@ -306,7 +306,7 @@ async def nothing() -> None:
 
 async def test_an_open_gate_lets_one_body_pass() -> None:
     gate = SendGate(nothing)
-    await gate.passing()
+    await gate.pass_through()
     assert gate.sent
 
 
@@ -315,14 +315,14 @@ async def test_a_closed_gate_lets_nothing_pass_and_notes_nothing() -> None:
     gate = SendGate(lambda: notes.mark_sending(Intent(intent_id="x", model="m")))
     gate.close()
     with pytest.raises(GateClosed):
-        await gate.passing()
+        await gate.pass_through()
     assert not gate.sent
     assert not notes.notes
 
 
 async def test_a_gate_closed_while_noting_lets_nothing_pass() -> None:
     gate = SendGate(lambda: asyncio.sleep(0.01))
-    passing = asyncio.create_task(gate.passing())
+    passing = asyncio.create_task(gate.pass_through())
     await asyncio.sleep(0)
     gate.close()
     with pytest.raises(GateClosed):
@@ -332,7 +332,7 @@ async def test_a_gate_closed_while_noting_lets_nothing_pass() -> None:
 
 async def test_closing_a_gate_behind_a_body_does_not_call_it_back() -> None:
     gate = SendGate(nothing)
-    await gate.passing()
+    await gate.pass_through()
     gate.close()
     assert gate.sent
 

@@ -1,0 +1,108 @@
+"""Reads what the journal left: replays it at open, and makes handles again for what it knows."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+
+from .._json import decode_object
+from ..errors import CreateOutcomeUnknown
+from ..handle import TaskHandle
+from ..journal.base import Intent, IntentState, Journal
+from ..wire.codes import error_for
+from ..wire.records import decode_record
+from .pending_creates import PendingCreate, Phase
+from .tracker import TaskTracker, outcome_of
+
+_log = logging.getLogger("kie_async")
+
+
+class Recovery:
+    """Turns noted intents into handles and into creates that can still be adopted."""
+
+    def __init__(self, tracker: TaskTracker, journal: Journal) -> None:
+        self._tracker = tracker
+        self._journal = journal
+
+    async def replay(self, *, counts_detached: bool) -> None:
+        """Read the journal: unknown and rejected creates can be adopted from now on.
+
+        With *counts_detached* the unsettled tasks of former sessions count towards a budget.
+
+        Raises:
+            JournalError: It cannot be opened or trusted.
+        """
+        left = await self._journal.open()
+        for intent in left:
+            self._tracker.pending.add(self._pending_of(intent))
+        unknown = [intent.intent_id for intent in left if intent.state is IntentState.UNKNOWN]
+        if unknown:
+            _log.warning("%d creates in the journal are of unknown outcome: %s", len(unknown), unknown)
+        detached = None
+        if counts_detached:
+            detached = [intent.task_id for intent in await self._journal.list_unsettled()]
+        self._tracker.restore_usage(await self._journal.load_totals(), detached)
+
+    def _pending_of(self, intent: Intent) -> PendingCreate:
+        handle = self._tracker.new_handle(intent)
+        if intent.state is IntentState.REJECTED:
+            return PendingCreate(intent, handle, Phase.REJECTED, is_awaited=False)
+        error = _unknown_error(intent)
+        error.handle = handle
+        handle.mark_unknown()
+        return PendingCreate(intent, handle, Phase.UNKNOWN, is_awaited=False, error=error)
+
+    async def resume(self, deadline: float) -> list[TaskHandle]:
+        """Return handles for every unsettled task of the journal, and for creates of unknown outcome."""
+        handles = [self.revive(intent, deadline) for intent in await self._journal.list_unsettled()]
+        for pending in self._tracker.pending:
+            if pending.phase is Phase.UNKNOWN and not pending.handle.is_done:
+                self._await(pending, deadline)
+                handles.append(pending.handle)
+        return handles
+
+    def revive(self, intent: Intent, deadline: float) -> TaskHandle:
+        """Return the handle of an intent found in the journal.
+
+        Raises:
+            CreateOutcomeUnknown: Nobody knows what became of it; its handle is on the error.
+            ApiError: The service refused it in words that leave doubt, so it is not sent again.
+        """
+        pending = self._tracker.pending.get(intent.intent_id)
+        if pending is not None and pending.error is not None:
+            self._await(pending, deadline)
+            raise pending.error
+        if intent.state is IntentState.REJECTED:
+            raise error_for(intent.code or 500, intent.reason)
+        if not intent.task_id:
+            raise _unknown_error(intent)
+        if (known := self._tracker.registry.by_task(intent.task_id)) is not None:
+            return known
+        return self._settled_handle(intent) if intent.record else self._bound_handle(intent, deadline)
+
+    def _settled_handle(self, intent: Intent) -> TaskHandle:
+        handle = self._tracker.new_handle(intent)
+        handle.task_id = intent.task_id
+        handle.mark_retrieved()
+        record = decode_record(decode_object(intent.record) or {})
+        handle.observe(record)
+        handle.settle(outcome_of(record))
+        return handle
+
+    def _bound_handle(self, intent: Intent, deadline: float) -> TaskHandle:
+        handle = self._tracker.new_handle(intent)
+        handle.deadline = deadline
+        expects, fingerprint = intent.expects_callback, intent.fingerprint
+        self._tracker.bind(handle, intent.task_id, fingerprint, expects_callback=expects, at_once=True)
+        return handle
+
+    def _await(self, pending: PendingCreate, deadline: float) -> None:
+        if not pending.is_awaited:
+            pending.is_awaited = True
+            pending.handle.deadline = deadline
+            self._tracker.await_deadline(pending.handle)
+
+
+def _unknown_error(intent: Intent) -> CreateOutcomeUnknown:
+    since = datetime.fromtimestamp(intent.planned_ms / 1000, tz=UTC)
+    return CreateOutcomeUnknown(intent.intent_id, intent.reason, since, intent.ref)
