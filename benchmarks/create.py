@@ -76,7 +76,7 @@ def _letting_go(kie: KieSession, run: Callable[[], Awaitable[float]]) -> Callabl
 
     async def work() -> float:
         rate = await run()
-        for handle in list(kie._engine.table.handles):
+        for handle in list(kie._engine.tracker.registry.handles):
             handle.abandon()
         await asyncio.sleep(0)
         return rate

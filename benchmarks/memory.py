@@ -43,6 +43,9 @@ class Stub:
         self._ids = iter(ids)
         self.connection_slots = asyncio.Semaphore(1)
 
+    async def aclose(self) -> None:
+        """Have nothing to close."""
+
     async def post(self, request: WireRequest, gate: SendGate) -> Attempt:
         await gate.pass_through()
         return Attempt(answer=CreateAnswer(verdict=CreateVerdict.CREATED, task_id=next(self._ids)))
@@ -82,7 +85,7 @@ async def created(count: int, weigh: Weigh, *, is_awaited: bool = False) -> None
     ids = _ids(count)
     requests = [TaskRequest(model="kling/ai-avatar-pro", input={"prompt": name}) for name in ids]
     async with session(count, callback_url="http://127.0.0.1:9/kie", receiver=CallbackReceiver()) as kie:
-        kie._engine.intake._transport = Stub(ids)  # type: ignore[assignment]
+        kie._engine.calls.transport = Stub(ids)  # type: ignore[assignment]
 
         async def fill() -> object:
             made = [await kie.create(request) for request in requests]
@@ -142,7 +145,7 @@ async def _end(kie: KieSession) -> None:
     for task in asyncio.all_tasks() - {asyncio.current_task()}:
         task.cancel()
     await asyncio.sleep(0)
-    for handle in kie._engine.table.handles:
+    for handle in kie._engine.tracker.registry.handles:
         handle.abandon()
 
 

@@ -169,7 +169,7 @@ async def library(http: Http) -> None:
         poll=PollSchedule.fixed(POLL_S),
     ) as kie:
         engine = kie._engine
-        for part in (engine._creates, engine._queries):
+        for part in (engine.calls.transport, engine._query_transport):
             await part.aclose()
             part._http = http  # type: ignore[assignment]
         results = await asyncio.gather(*[kie.run("sandbox/echo", {"prompt": "hi"}) for _ in range(TASKS)])

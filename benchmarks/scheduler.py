@@ -22,12 +22,13 @@ from typing import Any
 
 import attrs
 
-from kie_async import Limits, PollSchedule, TaskHandle, TaskRecord, TaskState
+from kie_async import KieError, Limits, PollSchedule, TaskRecord, TaskState
+from kie_async.events import Source
 from kie_async.limits.rate_limiter import RateLimiter
 from kie_async.planning.planner import PollPlanner
 from kie_async.polling.poller import Poller
 
-from .floor import MANY, NOBODY
+from .floor import MANY
 from .measuring import Figure, alternating, parser, ratios, tell
 
 FEW, MANY_HANDLES = 10_000, 100_000
@@ -65,35 +66,41 @@ class Looks:
         self.count = 0
         self._record = TaskRecord(task_id="task", state=TaskState.GENERATING)
 
-    async def ask(self, task_id: str) -> TaskRecord:
+    async def read_record(self, task_id: str, *, unless: object = None) -> TaskRecord:
         self.count += 1
         return self._record
 
 
-def _nothing(*_: object) -> None:
-    """Be told news that changes nothing."""
+class Nobody:
+    """Is told news that changes nothing."""
+
+    def deliver(self, record: TaskRecord, source: Source) -> None:
+        """Change nothing."""
+
+    def give_up(self, key: str, error: KieError) -> None:
+        """Change nothing."""
+
+    def expire(self, key: str) -> None:
+        """Change nothing."""
 
 
 @asynccontextmanager
 async def scheduler(count: int, looks: Looks, loop: Any, period_s: float) -> AsyncIterator[None]:
     """Let the session's scheduler look at so many handles."""
     poller = Poller(
-        ask=looks.ask,
-        deliver=_nothing,
-        give_up=_nothing,
-        expire=_nothing,
-        limiter=RateLimiter(MANY, now=loop.time),
-        timetable=PollPlanner(PollSchedule.fixed(period_s)),
+        looks,  # type: ignore[arg-type]  (of a query client it reads records only)
+        RateLimiter(MANY, now=loop.time),
+        PollPlanner(PollSchedule.fixed(period_s)),
         connections=Limits().query_connections,
-        loop=loop,
         rng=random.Random(0),
+        loop=loop,
     )
+    poller.start(Nobody())
     deadline = loop.time() + 10**6
-    handles = []
-    for number in range(count):
-        made: Any = TaskHandle(owner=NOBODY, loop=loop, deadline=deadline, task_id=f"{number:032x}")
-        poller.watch(made, expects_callback=False, at_once=True)  # spread over a period
-        handles.append(made)
+    for number in range(count):  # spread over a period
+        poller.track(
+            f"{number:032x}", model="", deadline=deadline, expects_callback=False, at_once=True
+        )
     try:
         yield
     finally:
@@ -108,7 +115,7 @@ async def sleepers(count: int, looks: Looks, _: Any, period_s: float) -> AsyncIt
     async def sleep_and_look(task_id: str) -> None:
         await asyncio.sleep(period_s * rng.random())
         while True:
-            await looks.ask(task_id)
+            await looks.read_record(task_id)
             await asyncio.sleep(period_s * rng.uniform(0.9, 1.1))
 
     tasks = [asyncio.create_task(sleep_and_look(f"{number:032x}")) for number in range(count)]

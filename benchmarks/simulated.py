@@ -10,13 +10,14 @@ from typing import Any, Protocol
 
 import attrs
 
-from kie_async import Limits, PollSchedule, Rate, TaskHandle, TaskRecord, TaskState
+from kie_async import Limits, PollSchedule, Rate, TaskRecord, TaskState
 from kie_async.events import Source
 from kie_async.limits.rate_limiter import RateLimiter
 from kie_async.planning.planner import PollPlanner
+from kie_async.polling.entry import PollEntry
 from kie_async.polling.poller import Poller
 
-from .floor import MANY, NOBODY
+from .floor import MANY
 from .makespan import Hurried
 
 MODEL = "model"
@@ -121,7 +122,7 @@ class Found:
 class Task:
     """One task of the run."""
 
-    handle: TaskHandle
+    entry: PollEntry
     ends_at: float
     ended: TaskRecord
     """What a look finds then."""
@@ -155,16 +156,14 @@ class Run:
         for _ in range(known):
             table.finished(MODEL, durations(self.rng, 0), seen_s=0.0)
         self.poller = Poller(
-            ask=self._ask,
-            deliver=self._deliver,
-            give_up=_never,
-            expire=_never,
-            limiter=RateLimiter(queries, now=loop.time),
-            timetable=table,
+            self,  # type: ignore[arg-type]  (of a query client it reads records only)
+            RateLimiter(queries, now=loop.time),
+            table,
             connections=Limits().query_connections,
-            loop=loop,
             rng=self.rng,
+            loop=loop,
         )
+        self.poller.start(self)
         self.running: dict[str, Task] = {}
         self.looks = 0
         self.waited_s = self.ran_s = 0.0
@@ -184,38 +183,45 @@ class Run:
         return Found(self.looks / count, self.waited_s / count, self.ran_s / count, took_s)
 
     def _begin(self, name: str, ran_s: float) -> None:
-        handle = TaskHandle(
-            owner=NOBODY, loop=self.loop, deadline=math.inf, task_id=name, intent_id=name, model=MODEL
-        )
         ended = TaskRecord(task_id=name, state=TaskState.SUCCESS, urls=("url",), duration_s=ran_s)
-        self.running[name] = Task(handle, self.loop.time() + ran_s, ended)
+        entry = self.poller.track(
+            name, model=MODEL, deadline=math.inf, expects_callback=self.lost is not None
+        )
+        self.running[name] = Task(entry, self.loop.time() + ran_s, ended)
         self.ran_s += ran_s
-        self.poller.watch(handle, expects_callback=self.lost is not None)
         if self.lost is not None and self.rng.random() >= self.lost:
             self.loop.call_later(ran_s + CALLBACK_S, self._call_back, ended)
 
-    async def _ask(self, task_id: str) -> TaskRecord:
+    async def read_record(self, task_id: str, *, unless: object = None) -> TaskRecord:
+        """Answer a poll."""
         self.looks += 1
         task = self.running[task_id]
         return task.ended if task.ends_at <= self.loop.time() else _RUNNING
 
     def _call_back(self, ended: TaskRecord) -> None:
         if ended.task_id in self.running:
-            self._deliver(ended, Source.CALLBACK)
+            self.deliver(ended, Source.CALLBACK)
         else:
             self.poller.note_late_callback(ended.task_id)
 
-    def _deliver(self, record: TaskRecord, source: Source) -> None:
+    def deliver(self, record: TaskRecord, source: Source) -> None:
+        """Take in news."""
         if not record.state.is_terminal:
             return
         task = self.running.pop(record.task_id)
         self.waited_s += self.loop.time() - task.ends_at
-        self.poller.ended(task.handle, record, source)
+        self.poller.complete(task.entry, record, source, record.task_id)
         self.slots.release()
 
+    def give_up(self, key: str, error: Exception) -> None:
+        """Never be called: no poll fails here."""
+        raise error
 
-def _never(*_: object) -> None:
-    raise AssertionError("no look fails here, and no task is late")
+    def expire(self, key: str) -> None:
+        """Never be called: no task is late."""
+        raise AssertionError(key)
+
+
 
 
 def run(schedule: PollSchedule, durations: Durations, *, tasks: int, seed: int, **options: Any) -> Found:

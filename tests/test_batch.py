@@ -42,7 +42,7 @@ from kie_async import (
     TaskFailed,
     TaskRequest,
 )
-from kie_async.session import ADOPTION_GRACE_S
+from kie_async.batch import ADOPTION_GRACE_S
 
 
 def echo(number: int = 0, *, ref: str | None = None) -> TaskRequest:

@@ -139,7 +139,7 @@ class TestAwaiting:
             awaiter.cancel()
             await asyncio.sleep(0)
 
-        assert len(handle._waiters) < 4
+        assert len(handle._awaiters) < 4
         handle.abandon()
         with pytest.raises(TaskAbandoned):
             await steady
@@ -480,19 +480,19 @@ class TestAbandoning:
         kie = await open_session(journal=tmp_path / "run.db", on_event=events)
         handle = await kie.create("sandbox/echo", {})
         sandbox.finish(handle.task_id)
-        await eventually(lambda: handle._is_ending)
+        await eventually(lambda: handle.is_settling)
         assert not handle.is_done
 
         handle.abandon()
         await asyncio.sleep(0.2)
 
         assert events.kinds().count("settled") == 1
-        handle._seen = True
+        handle.mark_retrieved()
 
     async def test_of_two_ends_the_first_counts(self, handle: TaskHandle) -> None:
         handle.abandon()
 
-        handle._settle(TaskTimedOut(handle.task_id))
+        handle.settle(TaskTimedOut(handle.task_id))
 
         with pytest.raises(TaskAbandoned):
             await handle
@@ -537,7 +537,7 @@ class TestWhatItShows:
     async def test_its_repr_names_task_and_state(
         self, clock: Clock, sandbox: Sandbox, handle: TaskHandle
     ) -> None:
-        assert repr(handle) == f"<TaskHandle {handle.task_id} unknown>"
+        assert repr(handle) == f"<TaskHandle {handle.task_id} waiting>"
 
         await succeed(handle, sandbox, clock)
 

@@ -55,9 +55,9 @@ class Plans(Notes):
         super().__init__(commit)
         self.planned: list[str] = []
 
-    def watch(self, intake: Any) -> None:
-        address = intake._address
-        intake._address = lambda intent_id: (self.planned.append(intent_id), address(intent_id))[1]
+    def follow(self, tracker: Any) -> None:
+        begin = tracker.begin
+        tracker.begin = lambda intent, request: (self.planned.append(intent.intent_id), begin(intent, request))[1]
 
     @property
     def macs(self) -> list[str]:
@@ -182,11 +182,12 @@ async def failing_session(fault: Fault, over: str, journal: Plans) -> AsyncItera
                 callback_url="https://bot.example.org/kie",
                 callback_secrets=[CALLBACK_SECRET],
                 receiver=CallbackReceiver([HMAC_KEY]),
+                journal=journal,
                 limits=NO_LIMITS,
                 task_timeout_s=0.1,
             )
         )
-        engine: Any = kie._parts
+        engine: Any = kie._engine
         transport = CreateTransport(
             url,
             Secret(KEY),
@@ -196,15 +197,15 @@ async def failing_session(fault: Fault, over: str, journal: Plans) -> AsyncItera
             ssl_context=trusting(),
         )
         stack.push_async_callback(transport.aclose)
-        engine.intake._transport, engine.intake._journal = transport, journal
-        journal.watch(engine.intake)
+        engine.calls.transport = transport
+        journal.follow(engine.tracker)
         yield kie
 
 
 async def outcome_and_parts(fault: Fault, over: str, journal: Plans) -> tuple[TaskHandle | KieError, str]:
     """Return how a create ended, and what the session and its parts showed meanwhile."""
     async with failing_session(fault, over, journal) as kie:
-        engine: Any = kie._parts
+        engine: Any = kie._engine
         outcome: TaskHandle | KieError
         try:
             outcome = await kie.create("test/echo", {"prompt": PROMPT})
@@ -213,10 +214,10 @@ async def outcome_and_parts(fault: Fault, over: str, journal: Plans) -> tuple[Ta
         parts = (
             kie,
             engine,
-            engine.intake,
-            engine.intake._transport,
-            engine.reader,
-            engine.reader._transport,
+            engine.creator,
+            engine.calls,
+            engine.calls.transport,
+            engine.queries,
         )
         return outcome, "".join(map(shown_by, parts))
 
@@ -293,7 +294,7 @@ async def test_no_fault_of_a_query_shows_the_key(behave: Any, caplog: pytest.Log
 async def test_an_error_of_the_service_shows_no_key(raw: bytes, caplog: pytest.LogCaptureFixture) -> None:
     async with Misbehaving(says(raw)) as server, KieSession(KEY, base_url=server.url) as kie:
         with pytest.raises(KieError) as caught:
-            await kie._parts.reader.ask("task_1")  # type: ignore[union-attr]
+            await kie._engine.queries.read_record("task_1")  # type: ignore[union-attr]
         shown = shown_by(kie)
     assert not secrets_in(shown + shown_by_error(caught.value) + shown_by_logs(caplog.records), [])
 
@@ -328,8 +329,8 @@ async def test_a_session_shows_no_secret_before_it_is_open_and_after_it_is_close
 async def test_no_look_into_the_parts_that_sign_and_verify_shows_their_keys() -> None:
     kie, receiver = signing_session()
     async with kie:
-        engine: Any = kie._parts
-        assert not secrets_in(shown_by(receiver) + shown_by(engine.intents), [])
+        engine: Any = kie._engine
+        assert not secrets_in(shown_by(receiver) + shown_by(engine.inbox) + shown_by(engine.settings.callbacks), [])
 
 
 @pytest.mark.parametrize(

@@ -314,7 +314,7 @@ class TestMisuse:
 
             assert await kie.create(*ECHO)
         finally:
-            await kie._parts.aclose()  # while it counts as closed, nothing else does
+            await kie._opened.aclose()  # while it counts as closed, nothing else does
 
 
 class TestCreating:
@@ -453,7 +453,7 @@ class TestSlots:
                 handle.abandon()
             await clock.advance(1.1)
             assert handle.is_done
-            handle._seen = True
+            handle.mark_retrieved()
 
         assert await asyncio.wait_for(kie.create(*ECHO), 60.0)
 
@@ -700,7 +700,7 @@ class TestBudget:
             await kie.create(*ECHO)
         abandoned = await kie.create(*ECHO)
         abandoned.abandon()
-        abandoned._seen = True
+        abandoned.mark_retrieved()
 
         await kie.create(*ECHO)
         with pytest.raises(BudgetExceeded, match=r"the budget of 3.5 credits is spent"):
@@ -712,7 +712,7 @@ class TestBudget:
         kie = await open_session(budget=Budget(credits=2.0))
         handle = await kie.create(*ECHO)
         handle.abandon()
-        handle._seen = True
+        handle.mark_retrieved()
         again = kie.attach(handle.task_id)
         sandbox.finish(handle.task_id)
         await clock.advance(0.1)
@@ -728,7 +728,7 @@ class TestBudget:
             handle = await kie.create(*ECHO)
             sandbox.finish(handle.task_id, "fail")
             await clock.advance(0.1)
-            handle._seen = True
+            handle.mark_retrieved()
 
         assert await kie.create(*ECHO)
 
@@ -1176,7 +1176,7 @@ class TestUnknownCreates:
 
         handle.abandon()
 
-        with pytest.raises(TaskAbandoned, match=rf"^the task of intent {handle._intent_id}, if any, was "):
+        with pytest.raises(TaskAbandoned, match=rf"^the task of intent {handle.intent_id}, if any, was "):
             await handle
 
     async def test_written_off_after_it_was_abandoned_it_does_not_settle_again(
@@ -1185,9 +1185,9 @@ class TestUnknownCreates:
         kie = await open_session(on_event=events)
         handle = await self.lose(sandbox, kie)
         handle.abandon()
-        handle._seen = True
+        handle.mark_retrieved()
 
-        assert await kie._parts.intents.write_off(handle)  # type: ignore[union-attr]
+        assert await kie._engine.reconciler.write_off(handle)
         await settle()
 
         assert events.kinds().count("settled") == 1
@@ -1238,7 +1238,7 @@ class TestManyHandles:
         assert kie.stats().in_flight == 0
         assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("kie_async poller")]
         assert open_files() <= files + 2 * NO_LIMITS.query_connections  # kept alive, both ends of each
-        assert len(kie._parts._poller._agenda) < 100
+        assert len(kie._engine.poller) < 100
 
     async def test_settled_by_polls_they_leave_no_task_no_socket_and_no_memory(
         self, clock: Clock, sandbox: Sandbox, open_session: OpenSession
@@ -1257,7 +1257,7 @@ class TestManyHandles:
         assert kie.stats().in_flight == 0
         assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("kie_async poller")]
         assert open_files() <= files + 2 * NO_LIMITS.query_connections  # kept alive, both ends of each
-        assert len(kie._parts._poller._agenda) < 100
+        assert len(kie._engine.poller) < 100
 
 
 def run_python(code: str, *options: str) -> subprocess.CompletedProcess[str]:

@@ -20,6 +20,11 @@ class Admission:
         """Tell whether nobody is admitted any more."""
         return self._is_closing
 
+    @property
+    def has_room(self) -> bool:
+        """Tell whether a slot is free."""
+        return not self._slots.locked()
+
     async def acquire(self) -> None:
         """Wait for a slot; `hold` says whose it is."""
         await self._slots.acquire()

@@ -264,6 +264,7 @@ class Poller:
                     await self._poll(entry, now)
                 finally:
                     self._idle += 1
+                entry = None  # whoever waits for a permit keeps no task alive
         finally:
             self._idle -= 1
 

@@ -308,7 +308,7 @@ async def test_an_unknown_mac_does_not_touch_the_journal(
         kie = await open_session(callback_url=mounted.url, receiver=receiver, journal=tmp_path / "run.db")
         asked: list[str] = []
         with monkeypatch.context() as patch:
-            for part in (kie._engine.intents, kie._engine.table, kie._engine.intake):
+            for part in (kie._engine.tracker, kie._engine.reconciler, kie._engine.recovery):
                 patch.setattr(part, "_journal", _Watched(asked))
             for _ in range(20):
                 assert (await knock(mounted.port, WRONG, body=BODY)).status == 404

@@ -792,7 +792,7 @@ class TestEarlyCallbacks:
         self, sandbox: Sandbox, hearing: KieSession, receiver: CallbackReceiver
     ) -> None:
         handle = await begin(hearing)
-        secret = hearing._settings.callback_secrets[0]
+        secret = hearing._settings.callbacks.secrets[0]
         handle.abandon()
 
         verdict = await receiver.feed(tail("f" * 32, secret), sandbox.callback_headers("t"), body_of("t"))

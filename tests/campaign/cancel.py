@@ -26,6 +26,7 @@ from support.create_faults import KEY, trust_the_authority
 from support.misbehaving import Misbehaving, Peer, answer, certified, created, refused
 
 from kie_async import CreateOutcomeUnknown, KieError, KieSession, Limits, Rate, TaskHandle
+from kie_async.engine.pending_creates import Phase
 from kie_async.journal.base import Intent, IntentState
 from kie_async.journal.memory import Journal
 from kie_async.journal.sqlite import SqliteJournal
@@ -127,15 +128,16 @@ async def probe(point: Point, folder: Path) -> Seen:
     path = folder / f"{secrets.token_hex(8)}.db"
     tls = certified() if point.tls else None
     async with Misbehaving(tasks.behave, tls=tls) as server:
-        async with KieSession(KEY, base_url=server.url, limits=_LIMITS) as kie:
-            journal = await _prepare(kie, point, path, server.url)
+        journal = _journal_of(point, path)
+        async with KieSession(KEY, base_url=server.url, limits=_LIMITS, journal=journal) as kie:
+            if point.tls:
+                await trust_the_authority(kie, server.url)
             outcome = await _give_up(kie, point)
             is_torn_down = point.how == "tear down"
             word, objection = await respond(kie, outcome, server, tasks, is_torn_down=is_torn_down)
             if word.startswith("unknown") and point.server == "answers" and not is_torn_down:
                 objection = "unknown, although the answer came"
             await kie.aclose()
-            await journal.aclose()
             await asyncio.sleep(0.005)
         if word == "not sent" and server.bodies:
             objection = "a body was read after it was called not sent"
@@ -144,23 +146,13 @@ async def probe(point: Point, folder: Path) -> Seen:
     return Seen(word=word, objection=objection)
 
 
-async def _prepare(kie: KieSession, point: Point, path: Path, url: str) -> Journal:
-    """Give the session the journal of the point, and TLS that trusts our authority."""
-    engine: Any = kie._parts
-    intake = engine.intake
-    if point.tls:
-        await trust_the_authority(kie, url)
-    journal: Journal = Journal()
+def _journal_of(point: Point, path: Path) -> Journal:
+    """Return the journal of the point."""
     if point.journal == "slow":
-        journal = _SlowJournal(lambda: asyncio.sleep(point.commit_s))
-    elif point.journal == "thread":
-        journal = _SlowJournal(lambda: asyncio.to_thread(time.sleep, point.commit_s))
-    elif point.journal == "file":
-        journal = _SlowFile(path, point.commit_s)
-        await journal.open()
-    for part in (intake, engine.intents, engine.table):
-        part._journal = journal
-    return journal
+        return _SlowJournal(lambda: asyncio.sleep(point.commit_s))
+    if point.journal == "thread":
+        return _SlowJournal(lambda: asyncio.to_thread(time.sleep, point.commit_s))
+    return _SlowFile(path, point.commit_s) if point.journal == "file" else Journal()
 
 
 async def _give_up(kie: KieSession, point: Point) -> TaskHandle | BaseException:
@@ -186,8 +178,8 @@ async def _give_up(kie: KieSession, point: Point) -> TaskHandle | BaseException:
 
 async def _close_early(kie: KieSession) -> None:
     """Drain as `aclose` does, and leave the table to be looked at."""
-    engine: Any = kie._parts
-    await engine.intake.drain()
+    engine: Any = kie._engine
+    await engine.creator.drain()
 
 
 async def respond(
@@ -198,19 +190,19 @@ async def respond(
     *,
     is_torn_down: bool,
 ) -> tuple[str, str]:
-    engine: Any = kie._parts
+    engine: Any = kie._engine
     async with asyncio.timeout(5):
-        while engine.intake._sending:  # noqa: ASYNC110
+        while len(engine.creator.runner):  # noqa: ASYNC110
             await asyncio.sleep(0.001)
     await asyncio.sleep(0.005)  # what is on its way arrives
-    known = {handle.task_id for handle in engine.table.handles}
-    unknown = len(engine.intents.unknown_handles)
+    known = {handle.task_id for handle in engine.tracker.registry.handles}
+    unknown = len(engine.tracker.pending.unknown_handles)
     if isinstance(outcome, TaskHandle):
         known.add(outcome.task_id)
     lost = set(tasks.ids) - known
     if len(tasks.ids) > 1:
         return "", f"{len(tasks.ids)} tasks were made of one create"
-    if lost and not unknown and not (is_torn_down and isinstance(engine.intake._journal, SqliteJournal)):
+    if lost and not unknown and not (is_torn_down and isinstance(engine.journal, SqliteJournal)):
         return "", f"lost {lost}; the caller got {outcome!r}"
     if known - set(tasks.ids):
         return "", f"invented {known - set(tasks.ids)}"
@@ -220,7 +212,7 @@ async def respond(
         outcome, asyncio.CancelledError
     ):
         return "", f"{unknown} unknown, and the caller got {outcome!r}"
-    if engine.intents.creating_count and not is_torn_down:
+    if engine.tracker.pending.count(Phase.CREATING) and not is_torn_down:
         return "", "the intent is still pending"
     if isinstance(outcome, TaskHandle):
         return "returned", ""

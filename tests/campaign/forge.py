@@ -146,19 +146,18 @@ async def _end_some(side: Side) -> None:
 
 def _count_reads(side: Side) -> None:
     """Note when a record is read, and for whom: a task, or a create that might become one."""
-    reader, intents = side.kie._engine.reader, side.kie._engine.intents
-    adoption = intents._adoption
-    read, adopt = reader._read, adoption._try
+    queries, reconciler = side.kie._engine.queries, side.kie._engine.reconciler
+    read, confirm = queries._read, reconciler._try
 
     async def noted(task_id: str, decode: Any) -> Any:
         side.reads.append((time.monotonic(), _reads_for.get() or task_id))
         return await read(task_id, decode)
 
     async def adopting(pending: Any, task_id: str) -> None:
-        _reads_for.set(pending.handle._intent_id)
-        await adopt(pending, task_id)
+        _reads_for.set(pending.handle.intent_id)
+        await confirm(pending, task_id)
 
-    reader._read, adoption._try = noted, adopting  # type: ignore[method-assign]
+    queries._read, reconciler._try = noted, adopting  # type: ignore[method-assign]
 
 
 async def _let_the_truth_in(side: Side) -> None:
@@ -189,7 +188,7 @@ async def _handle_of(creating: asyncio.Task[TaskHandle]) -> TaskHandle:
 def _lost(side: Side, handle: TaskHandle) -> str:
     """Return the task of a create whose answer was lost."""
     tasks = side.sandbox.tasks.values()
-    return next(task.task_id for task in tasks if f"/{handle._intent_id}/" in str(task.callback_url))
+    return next(task.task_id for task in tasks if f"/{handle.intent_id}/" in str(task.callback_url))
 
 
 def signed(task_id: str, *, skew_s: float = 0, key: str = HMAC_KEY) -> dict[str, str]:

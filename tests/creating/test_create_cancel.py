@@ -26,6 +26,7 @@ from support.misbehaving import (
 )
 
 from kie_async import CreateOutcomeUnknown, KieSession, Limits, Rate, RateLimited, SessionMisuse
+from kie_async.engine.pending_creates import Phase
 from kie_async.journal.base import IntentState
 from kie_async.journal.memory import Journal
 from kie_async.journal.sqlite import SqliteJournal
@@ -167,7 +168,7 @@ async def test_a_no_to_a_create_given_up_meanwhile_is_not_followed_by_another_at
             assert isinstance(await given_up(kie), asyncio.CancelledError)
             await asyncio.sleep(0.3)
             assert len(server.bodies) == 1
-            assert kie._parts.intents.creating_count == 0  # type: ignore[union-attr]
+            assert kie._engine.tracker.pending.count(Phase.CREATING) == 0
 
 
 CUT_OFF: list[tuple[str, Behaviour, object]] = [
@@ -288,7 +289,7 @@ async def test_giving_up_while_the_end_is_noted_leaves_no_slot_behind() -> None:
             for _ in range(3):  # then the breaker says no
                 with pytest.raises(CreateOutcomeUnknown):
                     await kie.create(*ECHO)
-            kie._parts.intake._journal = Slow()  # type: ignore[union-attr]
+            kie._engine.calls.journal = Slow()
             await given_up(kie, after_s=0.02)
             await asyncio.sleep(0.1)
-            assert kie._parts.intents.creating_count == 0  # type: ignore[union-attr]
+            assert kie._engine.tracker.pending.count(Phase.CREATING) == 0

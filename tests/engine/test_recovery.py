@@ -337,7 +337,7 @@ async def test_resume_returns_all_that_is_unsettled_and_sends_nothing(
     assert handles == await kie.resume()
     assert await kie.create(attrs.evolve(ECHO, ref="on")) is handles[0]
     await eventually(lambda: sandbox.counts["query"] > queries)
-    assert handles[1]._intent_id == unknown.intent_id
+    assert handles[1].intent_id == unknown.intent_id
     assert sandbox.counts["create"] == creates
 
 

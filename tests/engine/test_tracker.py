@@ -19,12 +19,12 @@ from kie_async import (
     RequestRejected,
     Sandbox,
     ServedReceiver,
-    TaskAbandoned,
     TaskHandle,
     TaskRequest,
 )
-from kie_async.engine.tracker import REMEMBERED
-from kie_async.journal.base import IntentState
+from kie_async.engine.pending_creates import PendingCreate
+from kie_async.engine.registry import REMEMBERED
+from kie_async.journal.base import Intent, IntentState
 from kie_async.journal.memory import Journal
 
 ECHO = ("sandbox/echo", {})
@@ -47,45 +47,40 @@ class TestMemory:
     """What is left of tasks that have ended and of creates that were refused is bounded."""
 
     @pytest.fixture
-    def make(self, kie: KieSession) -> Callable[[str], TaskHandle]:
-        """Return a function that makes the handle of an intent; nothing is sent."""
-        intents = kie._parts.intents
+    def begin(self, kie: KieSession) -> Callable[[str], PendingCreate]:
+        """Return a function that begins a create; nothing is sent."""
+        request = TaskRequest(model="sandbox/echo", input={})
 
-        def make(intent_id: str) -> TaskHandle:
-            handle = TaskHandle(
-                owner=intents.owner,
-                loop=asyncio.get_running_loop(),
-                deadline=asyncio.get_running_loop().time() + 60.0,
-                intent_id=intent_id,
-                request=TaskRequest(model="sandbox/echo", input={}),
-            )
-            intents.begin(handle)
-            return handle
+        def begin(intent_id: str) -> PendingCreate:
+            intent = Intent(intent_id=intent_id, model="sandbox/echo", expects_callback=True)
+            pending = kie._engine.tracker.begin(intent, request)
+            pending.handle.deadline += 60.0
+            return pending
 
-        return make
+        return begin
 
     async def test_ten_thousand_settled_intents_are_remembered(
-        self, kie: KieSession, make: Callable[[str], TaskHandle]
+        self, kie: KieSession, begin: Callable[[str], PendingCreate]
     ) -> None:
-        table, intents = kie._parts.table, kie._parts.intents
+        tracker, inbox = kie._engine.tracker, kie._engine.inbox
         for number in range(REMEMBERED + 1):
-            handle = make(f"intent-{number}")
-            intents.created(handle, f"task_{number}", expects_callback=True)
-            table.close(handle, TaskAbandoned(handle.task_id))
+            pending = begin(f"intent-{number}")
+            tracker.mark_created(pending, f"task_{number}")
+            tracker.abandon(pending.handle)
 
-        assert intents.task_of("intent-0") is None
-        assert intents.task_of("intent-1") == "task_1"
-        assert intents.task_of(f"intent-{REMEMBERED}") == f"task_{REMEMBERED}"
+        assert inbox.owner_of("intent-0") is None
+        assert inbox.owner_of("intent-1") == "task_1"
+        assert inbox.owner_of(f"intent-{REMEMBERED}") == f"task_{REMEMBERED}"
 
     async def test_ten_thousand_refused_creates_are_remembered(
-        self, kie: KieSession, make: Callable[[str], TaskHandle]
+        self, kie: KieSession, begin: Callable[[str], PendingCreate]
     ) -> None:
-        intents = kie._parts.intents
+        tracker, inbox = kie._engine.tracker, kie._engine.inbox
         for number in range(REMEMBERED + 1):
-            intents.rejected(make(f"intent-{number}"))
+            tracker.mark_rejected(begin(f"intent-{number}"))
 
-        assert intents.task_of("intent-0") is None
-        assert intents.task_of("intent-1") == ""
+        assert inbox.owner_of("intent-0") is None
+        assert inbox.owner_of("intent-1") == ""
 
 
 async def test_a_task_is_bound_to_one_handle(kie: KieSession) -> None:
@@ -93,7 +88,7 @@ async def test_a_task_is_bound_to_one_handle(kie: KieSession) -> None:
     other = kie.attach("task_1")
 
     with pytest.raises(InvalidRequest, match="belongs to another handle already"):
-        kie._parts.table.bind(other, handle.task_id, expects_callback=False)
+        kie._engine.tracker.bind(other, handle.task_id, expects_callback=False)
 
     assert kie.attach(handle.task_id) is handle
 

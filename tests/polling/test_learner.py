@@ -21,7 +21,6 @@ from kie_async import KieError, KieSession, PollSchedule, Sandbox, TaskRecord, T
 from kie_async.config import Rate
 from kie_async.errors import ServerError
 from kie_async.events import Source
-from kie_async.handle import TaskHandle
 from kie_async.journal.sqlite import SqliteJournal
 from kie_async.limits.rate_limiter import RateLimiter
 from kie_async.planning.durations import DurationModel
@@ -46,45 +45,36 @@ class Service:
         """Whether they come; None if nobody expects any."""
         self.says_duration = True
         self.count = 0
-        self.looks: dict[str, list[float]] = {}
+        self.polls: dict[str, list[float]] = {}
         self.waits_s: dict[str, float] = {}
         self._ends: dict[str, float] = {}
         self._begins: dict[str, float] = {}
-        self._handles: dict[str, TaskHandle] = {}
+        self._entries: dict[str, PollEntry] = {}
         self.table = PollPlanner(schedule)
         self.poller = Poller(
-            ask=self.ask,
-            deliver=self.deliver,
-            give_up=self.give_up,
-            expire=lambda handle: self.poller.forget(handle),
-            limiter=RateLimiter(Rate(1000, per_s=0.001), now=loop.time),
-            timetable=self.table,
+            self,  # type: ignore[arg-type]  (of a query client it reads records only)
+            RateLimiter(Rate(1000, per_s=0.001), now=loop.time),
+            self.table,
             connections=16,
-            loop=loop,
             rng=random.Random(1),
         )
+        self.poller.start(self)
 
     def create(self, *, began_s: float = 0.0, **options: Any) -> str:
         name = f"t{self.count}"
         self._begins[name] = self.clock.now - began_s
         self._ends[name] = self._begins[name] + self.runs_s(self.count)
         self.count += 1
-        self.looks[name] = []
-        handle = self._handles[name] = TaskHandle(
-            owner=None,  # type: ignore[arg-type]  (nobody asks for it)
-            loop=asyncio.get_running_loop(),
-            deadline=math.inf,
-            task_id=name,
-            intent_id=name,
-            model=MODEL,
+        self.polls[name] = []
+        self._entries[name] = self.poller.track(
+            name, model=MODEL, deadline=math.inf, expects_callback=self.callbacks is not None, **options
         )
-        self.poller.watch(handle, expects_callback=self.callbacks is not None, **options)
         if self.callbacks:
             asyncio.get_running_loop().call_at(self._ends[name], self._call_back, name)
         return name
 
-    async def ask(self, task_id: str) -> TaskRecord:
-        self.looks[task_id].append(self.clock.now - self._begins[task_id])
+    async def read_record(self, task_id: str, *, unless: object) -> TaskRecord:
+        self.polls[task_id].append(self.clock.now - self._begins[task_id])
         return self._record(task_id)
 
     def _record(self, task_id: str) -> TaskRecord:
@@ -107,10 +97,13 @@ class Service:
     def deliver(self, record: TaskRecord, source: Source) -> None:
         if record.state.is_terminal:
             self.waits_s[record.task_id] = self.clock.now - self._ends[record.task_id]
-            self.poller.ended(self._handles[record.task_id], record, source)
+            self.poller.complete(self._entries[record.task_id], record, source, record.task_id)
 
-    def give_up(self, handle: TaskHandle, error: KieError) -> None:
+    def give_up(self, key: str, error: KieError) -> None:
         raise error
+
+    def expire(self, key: str) -> None:
+        self.poller.forget(self._entries[key])
 
     async def pass_tasks(self, count: int, *, every_s: float = 20.0) -> None:
         for _ in range(count):
@@ -150,8 +143,8 @@ class TestByPolling:
         await service.pass_tasks(30)
         known = service.create()
         await clock.advance(100.0)
-        assert 35 < service.looks[known][0] < 65
-        assert len(service.looks[known]) < len(service.looks["t0"]) / 2
+        assert 35 < service.polls[known][0] < 65
+        assert len(service.polls[known]) < len(service.polls["t0"]) / 2
         assert service.waits_s[known] < 5
 
     async def test_it_learns_from_its_own_looks_where_records_tell_no_duration(
@@ -162,7 +155,7 @@ class TestByPolling:
         await service.pass_tasks(30)
         known = service.create()
         await clock.advance(100.0)
-        assert 30 < service.looks[known][0] < 65
+        assert 30 < service.polls[known][0] < 65
 
     async def test_a_duration_that_cannot_be_is_brought_between_what_was_seen(
         self, clock: Clock, serve: Serve
@@ -178,37 +171,37 @@ class TestByPolling:
         await service.pass_tasks(30)
         known = service.create()
         await clock.advance(100.0)
-        assert 30 < service.looks[known][0] < 75
+        assert 30 < service.polls[known][0] < 75
 
     async def test_tasks_that_run_on_are_looked_at_again_and_again(self, clock: Clock, serve: Serve) -> None:
         service = serve(runs_s=lambda number: 60.0 if number < 30 else 3000.0)
         await service.pass_tasks(30)
         stuck = service.create()
         await clock.advance(3400.0)
-        looks = [0.0, *service.looks[stuck]]
+        polls = [0.0, *service.polls[stuck]]
         assert stuck in service.waits_s
-        assert max(later - at for at, later in pairwise(looks)) <= 330.0
+        assert max(later - at for at, later in pairwise(polls)) <= 330.0
 
-    async def test_failed_looks_are_no_evidence(self, clock: Clock, serve: Serve) -> None:
+    async def test_failed_polls_are_no_evidence(self, clock: Clock, serve: Serve) -> None:
         service = serve()
 
-        async def fail(task_id: str) -> TaskRecord:
-            service.looks[task_id].append(clock.now)
+        async def fail(task_id: str, *, unless: object) -> TaskRecord:
+            service.polls[task_id].append(clock.now)
             raise ServerError(500, "down", 500)
 
-        service.poller._ask = fail
+        service.read_record = fail  # type: ignore[method-assign]
         for _ in range(20):
             service.create()
         await clock.advance(60.0)
         assert service.table.worth_keeping(1) is None
-        assert all(len(looks) > 10 for looks in service.looks.values())
+        assert all(len(polls) > 10 for polls in service.polls.values())
 
     async def test_an_older_task_is_as_old_as_the_service_says(self, clock: Clock, serve: Serve) -> None:
         service = serve()
         await service.pass_tasks(40)
         attached = service.create(began_s=20.0, at_once=True)
         await clock.advance(100.0)
-        first, second = service.looks[attached][:2]
+        first, second = service.polls[attached][:2]
         assert first < 22.5
         assert 38 < second < 65
         assert service.waits_s[attached] < 5
@@ -240,7 +233,7 @@ class TestWithCallbacks:
         await service.pass_tasks(100, every_s=5.0)
         await clock.advance(100.0)
         assert len(service.waits_s) == 100
-        asked = [len(looks) for looks in service.looks.values()]
+        asked = [len(polls) for polls in service.polls.values()]
         assert sum(asked[5:]) < 10
         assert sum(asked[:5]) > 20
 
@@ -274,7 +267,7 @@ class TestWithCallbacks:
         slow = service.create()
         await clock.advance(99.0)
         assert len(service.waits_s) == 25
-        assert not service.looks[slow]
+        assert not service.polls[slow]
 
     async def test_when_they_stop_coming_it_looks_more_often_until_they_come_again(
         self, clock: Clock, serve: Serve
@@ -316,83 +309,87 @@ def _lasting(record: TaskRecord, duration_s: float) -> TaskRecord:
 
 
 class TestWhoIsFirst:
-    """While looks are short."""
+    """While polls are short."""
 
     def queue(self, **chances: float) -> tuple[PollQueue, dict[str, PollEntry]]:
-        queue = PollQueue(lambda watch, _: by_watch[id(watch)], longest_s=100.0)
-        watches = {name: PollEntry(handle=_somebody(), since=0.0, expects_callback=False) for name in chances}
-        by_watch = {id(watches[name]): chance for name, chance in chances.items()}
-        for watch in watches.values():
-            watch.at = watch.last_polled_at = 0.0
-            queue.put(watch)
-        return queue, watches
+        queue = PollQueue(longest_s=100.0)
+        entries = {name: new_entry(name) for name in chances}
+        self.chances = dict(chances)
+        for entry in entries.values():
+            entry.next_at = entry.last_polled_at = 0.0
+            queue.put(entry)
+        return queue, entries
 
-    def order(self, queue: PollQueue, watches: dict[str, PollEntry], now: float) -> str:
-        names = {id(watch): name for name, watch in watches.items()}
+    def chance(self, entry: PollEntry, _: float) -> float:
+        return self.chances[entry.key]
+
+    def order(self, queue: PollQueue, now: float) -> str:
         found = ""
-        while (watch := queue.pop(now)) is not None:
-            found += names[id(watch)]
+        while (entry := queue.pop(now, self.chance)) is not None:
+            found += entry.key
         return found
 
     def test_who_need_not_wait_is_served_in_turn(self) -> None:
-        queue, watches = self.queue(a=0.1, b=0.9, c=0.5)
-        assert self.order(queue, watches, PATIENCE_S / 2) == "abc"
+        queue, _ = self.queue(a=0.1, b=0.9, c=0.5)
+        assert self.order(queue, PATIENCE_S / 2) == "abc"
 
     def test_the_likeliest_to_have_ended_is_first(self) -> None:
-        queue, watches = self.queue(a=0.1, b=0.9, c=0.5)
-        assert self.order(queue, watches, 10.0) == "bca"
+        queue, _ = self.queue(a=0.1, b=0.9, c=0.5)
+        assert self.order(queue, 10.0) == "bca"
 
     def test_who_waited_too_long_goes_before_the_likeliest(self) -> None:
-        queue, watches = self.queue(a=0.1, b=0.9)
-        watches["b"].at = 60.0
-        assert self.order(queue, watches, 101.0) == "ab"
+        queue, entries = self.queue(a=0.1, b=0.9)
+        entries["b"].next_at = 60.0
+        assert self.order(queue, 101.0) == "ab"
 
-    def test_a_ring_and_a_first_look_go_before_all_others(self) -> None:
-        queue, watches = self.queue(a=0.9)
-        for name in "fr":
-            watches[name] = PollEntry(handle=_somebody(), since=0.0, expects_callback=False, at=9.0)
-            watches[name].is_urgent = name == "r"
-            queue.put(watches[name])
-        assert self.order(queue, watches, 10.0) == "rfa"
+    def test_an_urgent_and_a_first_poll_go_before_all_others(self) -> None:
+        queue, _ = self.queue(a=0.9)
+        for name in "fu":
+            entry = new_entry(name, next_at=9.0)
+            entry.is_urgent = name == "u"
+            queue.put(entry)
+        assert self.order(queue, 10.0) == "ufa"
 
-    def test_a_ring_moves_forward_and_is_there_once(self) -> None:
-        queue, watches = self.queue(a=0.9, b=0.1)
-        watches["b"].is_urgent = True
-        queue.put(watches["b"])
-        assert self.order(queue, watches, 10.0) == "ba"
+    def test_an_urgent_one_moves_forward_and_is_there_once(self) -> None:
+        queue, entries = self.queue(a=0.9, b=0.1)
+        entries["b"].is_urgent = True
+        queue.put(entries["b"])
+        assert self.order(queue, 10.0) == "ba"
 
     def test_who_is_over_is_passed_by(self) -> None:
-        queue, watches = self.queue(a=0.9, b=0.1)
-        watches["a"].handle = None
-        assert self.order(queue, watches, 10.0) == "b"
-        queue, watches = self.queue(a=0.9)
-        watches["a"].handle = None
-        assert queue.pop(10.0) is None
+        queue, entries = self.queue(a=0.9, b=0.1)
+        entries["a"].close()
+        assert self.order(queue, 10.0) == "b"
+        queue, entries = self.queue(a=0.9)
+        entries["a"].close()
+        assert queue.pop(10.0, self.chance) is None
 
     def test_of_many_a_quarter_is_chosen_at_a_time(self) -> None:
         asked = []
-        queue = PollQueue(lambda watch, _: asked.append(watch) or watch.since, longest_s=100.0)  # type: ignore[func-returns-value]
+        queue = PollQueue(longest_s=100.0)
+
+        def chance(entry: PollEntry, _: float) -> float:
+            asked.append(entry)
+            return entry.begun_at
+
         for number in range(100):
-            queue.put(
-                PollEntry(
-                    handle=_somebody(), since=number / 100, expects_callback=False, at=0.0, last_polled_at=0.0
-                )
-            )
-        first = [queue.pop(10.0) for _ in range(25)]
-        assert [round(watch.since * 100) for watch in first if watch] == list(range(99, 74, -1))
+            entry = new_entry(f"{number}", next_at=0.0)
+            entry.begun_at, entry.last_polled_at = number / 100, 0.0
+            queue.put(entry)
+        first = [queue.pop(10.0, chance) for _ in range(25)]
+        assert [round(entry.begun_at * 100) for entry in first if entry] == list(range(99, 74, -1))
         assert len(asked) == 100
 
     def test_who_was_chosen_a_second_ago_is_judged_anew(self) -> None:
-        queue, watches = self.queue(**dict.fromkeys("abcdefgh", 0.5), z=0.1)
-        assert queue.pop(10.0) is not watches["z"]
-        watches["z"].since = -1.0
-        queue._chance = lambda watch, _: -watch.since
-        assert queue.pop(10.5) is not watches["z"]
-        assert queue.pop(11.5) is watches["z"]
+        queue, entries = self.queue(**dict.fromkeys("abcdefgh", 0.5), z=0.1)
+        assert queue.pop(10.0, self.chance) is not entries["z"]
+        self.chances["z"] = 1.0
+        assert queue.pop(10.5, self.chance) is not entries["z"]
+        assert queue.pop(11.5, self.chance) is entries["z"]
 
 
-def _somebody() -> Any:
-    return object()
+def new_entry(key: str, *, next_at: float = math.inf) -> PollEntry:
+    return PollEntry(key, "", math.inf, 0.0, expects_callback=False, next_at=next_at)
 
 
 @pytest.fixture

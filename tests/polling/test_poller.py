@@ -11,7 +11,6 @@ import json
 import logging
 import math
 import random
-import weakref
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -66,26 +65,23 @@ class Bench:
         self.clock = clock
         self.answer: Callable[[str], Answer] = running
         self.gate: asyncio.Event | None = None
-        self.looks: list[tuple[float, str]] = []
+        self.polls: list[tuple[float, str]] = []
         self.news: list[tuple[TaskRecord, Source]] = []
-        self.given_up: list[tuple[TaskHandle, KieError]] = []
-        self.expired: list[TaskHandle] = []
-        self.handles: dict[str, TaskHandle] = {}
+        self.given_up: list[tuple[PollEntry, KieError]] = []
+        self.expired: list[PollEntry] = []
+        self.entries: dict[str, PollEntry] = {}
         loop = asyncio.get_running_loop()
         self.poller = Poller(
-            ask=self.ask,
-            deliver=self.deliver,
-            give_up=self.give_up,
-            expire=self.expire,
-            limiter=RateLimiter(rate, now=loop.time),
-            timetable=PollPlanner(schedule),
+            self,  # type: ignore[arg-type]  (of a query client it reads records only)
+            RateLimiter(rate, now=loop.time),
+            PollPlanner(schedule),
             connections=connections,
-            loop=loop,
             rng=random.Random(1),
         )
+        self.poller.start(self)
 
-    async def ask(self, task_id: str) -> TaskRecord:
-        self.looks.append((self.clock.now, task_id))
+    async def read_record(self, task_id: str, *, unless: object) -> TaskRecord:
+        self.polls.append((self.clock.now, task_id))
         if self.gate is not None:
             await self.gate.wait()
         answer = self.answer(task_id)
@@ -96,36 +92,36 @@ class Bench:
     def deliver(self, record: TaskRecord, source: Source) -> None:
         self.news.append((record, source))
         if record.state.is_terminal:
-            self.poller.forget(self.handles[record.task_id])
+            self.poller.forget(self.entries[record.task_id])
 
-    def give_up(self, handle: TaskHandle, error: KieError) -> None:
-        self.given_up.append((handle, error))
-        self.poller.forget(handle)
+    def give_up(self, key: str, error: KieError) -> None:
+        self.given_up.append((self.entries[key], error))
+        self.poller.forget(self.entries[key])
 
-    def expire(self, handle: TaskHandle) -> None:
-        self.expired.append(handle)
-        self.poller.forget(handle)
+    def expire(self, key: str) -> None:
+        self.expired.append(self.entries[key])
+        self.poller.forget(self.entries[key])
 
-    def watch(
+    def track(
         self,
         task_id: str = "t",
         *,
         timeout_s: float = math.inf,
         expects_callback: bool = False,
         **options: Any,
-    ) -> TaskHandle:
-        handle = self.handles[task_id] = TaskHandle(
-            owner=None,  # type: ignore[arg-type]  (nobody asks for it)
-            loop=asyncio.get_running_loop(),
+    ) -> PollEntry:
+        entry = self.entries[task_id] = self.poller.track(
+            task_id,
+            model="",
             deadline=self.clock.now + timeout_s,
-            task_id=task_id,
+            expects_callback=expects_callback,
+            **options,
         )
-        self.poller.watch(handle, expects_callback=expects_callback, **options)
-        return handle
+        return entry
 
     def times(self, task_id: str = "t") -> list[float]:
         """Return when a task was looked at, in seconds since the clock began."""
-        return [at - 1000.0 for at, looked in self.looks if looked == task_id]
+        return [at - 1000.0 for at, polled in self.polls if polled == task_id]
 
     def gaps(self, task_id: str = "t") -> list[float]:
         return [later - at for at, later in pairwise(self.times(task_id))]
@@ -159,18 +155,18 @@ class TestCadence:
     async def test_the_first_look_comes_after_two_seconds_or_so(self, clock: Clock, bench: NewBench) -> None:
         bench = bench()
         for number in range(100):
-            bench.watch(f"t{number}")
+            bench.track(f"t{number}")
 
         await clock.advance(3.0)
 
-        firsts = [at - 1000.0 for at, _ in bench.looks[:100]]
-        assert len({task_id for _, task_id in bench.looks[:100]}) == 100
+        firsts = [at - 1000.0 for at, _ in bench.polls[:100]]
+        assert len({task_id for _, task_id in bench.polls[:100]}) == 100
         assert 1.8 <= min(firsts) < 1.9
         assert 2.1 < max(firsts) <= 2.2 + TICK_S
 
     async def test_looks_follow_the_documented_advice(self, clock: Clock, bench: NewBench) -> None:
         bench = bench(PollSchedule.documented())
-        bench.watch()
+        bench.track()
 
         await clock.advance(1200.0)
 
@@ -184,18 +180,18 @@ class TestCadence:
     async def test_jitter_keeps_tasks_that_began_together_apart(self, clock: Clock, bench: NewBench) -> None:
         bench = bench()
         for number in range(200):
-            bench.watch(f"t{number}")
+            bench.track(f"t{number}")
 
         await clock.advance(300.0)
 
-        late = Counter(at for at, _ in bench.looks if at > 1200)
+        late = Counter(at for at, _ in bench.polls if at > 1200)
         assert max(late.values()) < 10
 
     async def test_with_a_callback_expected_the_poll_is_only_the_net(
         self, clock: Clock, bench: NewBench
     ) -> None:
         bench = bench(PollSchedule.documented())
-        bench.watch(expects_callback=True)
+        bench.track(expects_callback=True)
 
         await clock.advance(1200.0)
 
@@ -208,84 +204,85 @@ class TestCadence:
     ) -> None:
         bench = bench()
         for number in range(500):
-            bench.watch(f"t{number}", expects_callback=True, at_once=True)
+            bench.track(f"t{number}", expects_callback=True, at_once=True)
 
         await clock.advance(2.5)
 
-        assert len({task_id for _, task_id in bench.looks}) == 500
-        per_tick = Counter(at for at, _ in bench.looks)
+        assert len({task_id for _, task_id in bench.polls}) == 500
+        per_tick = Counter(at for at, _ in bench.polls)
         assert len(per_tick) > 30
         assert max(per_tick.values()) < 50
 
     async def test_looks_due_within_one_tick_are_woken_together(self, clock: Clock, bench: NewBench) -> None:
         bench = bench()
         for number in range(500):
-            bench.watch(f"t{number}")
+            bench.track(f"t{number}")
 
         await clock.advance(3.0)
 
-        ticks = {round((at - 1000.0) / TICK_S, 6) for at, _ in bench.looks}
+        ticks = {round((at - 1000.0) / TICK_S, 6) for at, _ in bench.polls}
         assert all(tick.is_integer() for tick in ticks)
 
     async def test_watching_again_starts_anew(self, clock: Clock, bench: NewBench) -> None:
         bench = bench(EVERY_SECOND)
-        handle = bench.watch()
+        entry = bench.track()
         await clock.advance(0.7)
 
-        bench.poller.watch(handle, expects_callback=False)
+        bench.poller.forget(entry)
+        bench.track()
         await clock.advance(0.7)
-        assert not bench.looks
+        assert not bench.polls
 
         await clock.advance(0.5)
-        assert len(bench.looks) == 1
+        assert len(bench.polls) == 1
 
     async def test_a_suspend_makes_one_look_due_not_all_that_were_missed(
         self, clock: Clock, bench: NewBench
     ) -> None:
         bench = bench(EVERY_SECOND)
-        bench.watch()
+        bench.track()
         await clock.advance(10.5)
-        before = len(bench.looks)
+        before = len(bench.polls)
 
         clock.jump(3600.0)
         await settle()
         await clock.advance(0.1)
 
-        assert len(bench.looks) == before + 1
+        assert len(bench.polls) == before + 1
 
     async def test_nothing_is_looked_at_after_the_close(self, clock: Clock, bench: NewBench) -> None:
         bench = bench(EVERY_SECOND)
         bench.gate = asyncio.Event()
-        handles = [bench.watch("t0"), bench.watch("t1")]
+        entries = [bench.track("t0"), bench.track("t1")]
         await clock.advance(1.1)
-        assert len(bench.looks) == 2
+        assert len(bench.polls) == 2
 
         await bench.poller.aclose()
         assert asyncio.all_tasks() == {asyncio.current_task()}
         assert all(timer.cancelled() for timer in asyncio.get_running_loop()._scheduled)
         await clock.advance(5.0)
-        bench.poller.ring(handles[0])
-        bench.watch("t2")
+        bench.poller.poll_now(entries[0])
+        bench.track("t2")
         await clock.advance(100.0)
 
-        assert len(bench.looks) == 2
+        assert len(bench.polls) == 2
         assert not bench.news
 
 
 class TestDeadlines:
     async def test_a_handle_expires_at_its_deadline(self, clock: Clock, bench: NewBench) -> None:
         bench = bench(EVERY_SECOND)
-        handle = bench.watch(timeout_s=10.0)
+        entry = bench.track(timeout_s=10.0)
 
         await clock.advance(9.99)
         assert not bench.expired
         await clock.advance(TICK_S)
 
-        assert bench.expired == [handle]
+        assert bench.expired == [entry]
 
     async def test_an_expired_handle_is_not_looked_at_again(self, clock: Clock, bench: NewBench) -> None:
         bench = bench(EVERY_SECOND)
-        bench.watch(timeout_s=10.0)
+        bench.track(timeout_s=10.0)
 
         await clock.advance(100.0)
 
@@ -293,10 +290,10 @@ class TestDeadlines:
 
     async def test_an_endless_deadline_stops_nothing(self, clock: Clock, bench: NewBench) -> None:
         bench = bench(EVERY_SECOND)
-        bench.watch("forever", timeout_s=math.inf)
+        bench.track("forever", timeout_s=math.inf)
 
         await clock.advance(10.5)
-        bench.watch("later", timeout_s=math.inf)
+        bench.track("later", timeout_s=math.inf)
         await clock.advance(10.5)
 
         assert len(bench.times("forever")) >= 19
@@ -306,18 +303,17 @@ class TestDeadlines:
         self, clock: Clock, bench: NewBench
     ) -> None:
         bench = bench(EVERY_SECOND)
-        handle = TaskHandle(owner=None, loop=asyncio.get_running_loop(), deadline=clock.now + 5.0)
 
-        bench.poller.wait_for_deadline(handle)
+        entry = bench.entries["intent"] = bench.poller.track_deadline("intent", clock.now + 5.0)
         await clock.advance(5.1)
 
-        assert bench.expired == [handle]
-        assert not bench.looks
+        assert bench.expired == [entry]
+        assert not bench.polls
 
     async def test_a_settled_handle_does_not_expire(self, clock: Clock, bench: NewBench) -> None:
         bench = bench(EVERY_SECOND)
         bench.answer = done
-        bench.watch(timeout_s=10.0)
+        bench.track(timeout_s=10.0)
 
         await clock.advance(20.0)
 
@@ -330,11 +326,11 @@ class TestTheLimit:
     ) -> None:
         bench = bench(rate=Rate(10, per_s=1.0))
         for number in range(300):
-            bench.watch(f"t{number}")
+            bench.track(f"t{number}")
 
         await clock.advance(120.0)
 
-        times = [at for at, _ in bench.looks]
+        times = [at for at, _ in bench.polls]
         most = max(bisect_left(times, at + 1.0) - index for index, at in enumerate(times))
         assert most == 10
         assert len(times) > 0.95 * 10 * 118
@@ -342,37 +338,37 @@ class TestTheLimit:
     async def test_under_overload_each_gets_its_turn(self, clock: Clock, bench: NewBench) -> None:
         bench = bench(rate=Rate(10, per_s=1.0))
         for number in range(500):
-            bench.watch(f"t{number}")
+            bench.track(f"t{number}")
 
         await clock.advance(600.0)
 
-        looks = Counter(task_id for _, task_id in bench.looks)
-        assert len(looks) == 500
-        assert max(looks.values()) - min(looks.values()) <= 2
+        polls = Counter(task_id for _, task_id in bench.polls)
+        assert len(polls) == 500
+        assert max(polls.values()) - min(polls.values()) <= 2
 
     async def test_first_looks_go_before_further_ones(self, clock: Clock, bench: NewBench) -> None:
         bench = bench(rate=Rate(10, per_s=1.0))
         for number in range(500):
-            bench.watch(f"t{number}")
+            bench.track(f"t{number}")
         await clock.advance(120.0)
 
-        bench.watch("new")
+        bench.track("new")
         await clock.advance(2.4 + TICK_S + 1.0)
 
         assert bench.times("new")
 
     async def test_rung_handles_go_before_all_others(self, clock: Clock, bench: NewBench) -> None:
         bench = bench(rate=Rate(1, per_s=1.0))
-        handles = [bench.watch(f"t{number}") for number in range(50)]
+        entries = [bench.track(f"t{number}") for number in range(50)]
         await clock.advance(30.0)
-        before = len(bench.looks)
+        before = len(bench.polls)
 
-        for handle in handles[40:]:
-            bench.poller.ring(handle)
+        for entry in entries[40:]:
+            bench.poller.poll_now(entry)
         await clock.advance(11.0)
 
-        assert {task_id for _, task_id in bench.looks[before : before + 10]} == {
-            handle.task_id for handle in handles[40:]
+        assert {task_id for _, task_id in bench.polls[before : before + 10]} == {
+            entry.key for entry in entries[40:]
         }
 
     async def test_no_more_looks_are_out_at_once_than_connections(
@@ -381,44 +377,44 @@ class TestTheLimit:
         bench = bench(EVERY_SECOND, connections=4)
         bench.gate = asyncio.Event()
         for number in range(20):
-            bench.watch(f"t{number}")
+            bench.track(f"t{number}")
 
         await clock.advance(1.1)
-        assert len(bench.looks) == 4
+        assert len(bench.polls) == 4
 
         bench.gate.set()
         await settle(200)
-        assert len(bench.looks) == 20
+        assert len(bench.polls) == 20
 
 
 class TestRefusedForTheRate:
     async def test_a_wish_to_wait_holds_every_look_back(self, clock: Clock, bench: NewBench) -> None:
         bench = bench(EVERY_SECOND)
-        bench.watch("t0")
+        bench.track("t0")
         await clock.advance(0.5)
-        bench.watch("t1")
+        bench.track("t1")
 
         bench.answer = lambda _: error_for(429, "too often", retry_after_s=7.0)
         await clock.advance(0.55)
         bench.answer = running
         await clock.advance(6.9)
-        assert len(bench.looks) == 1
+        assert len(bench.polls) == 1
 
         await clock.advance(0.2)
-        assert {task_id for _, task_id in bench.looks[1:]} == {"t0", "t1"}
+        assert {task_id for _, task_id in bench.polls[1:]} == {"t0", "t1"}
 
     async def test_a_wish_to_wait_is_heard_up_to_a_minute(self, clock: Clock, bench: NewBench) -> None:
         bench = bench(EVERY_SECOND)
-        bench.watch()
+        bench.track()
 
         bench.answer = lambda _: error_for(429, "too often", retry_after_s=3600.0)
         await clock.advance(61.2)
 
-        assert len(bench.looks) == 2
+        assert len(bench.polls) == 2
 
     async def test_without_a_wish_the_pauses_grow(self, clock: Clock, bench: NewBench) -> None:
         bench = bench(PollSchedule.fixed(0.1, jitter=0.0))
-        bench.watch()
+        bench.track()
 
         bench.answer = lambda _: error_for(429, "too often")
         await clock.advance(300.0)
@@ -431,39 +427,39 @@ class TestRefusedForTheRate:
         self, clock: Clock, bench: NewBench, answer: Answer
     ) -> None:
         bench = bench(PollSchedule.fixed(0.1, jitter=0.0))
-        bench.watch()
+        bench.track()
         bench.answer = lambda _: error_for(429, "too often")
         await clock.advance(30.0)
 
         bench.answer = lambda _: answer
         await clock.advance(60.0)
         bench.answer = lambda _: error_for(429, "too often")
-        before = len(bench.looks)
+        before = len(bench.polls)
         await clock.advance(0.2)
         bench.answer = running
         await clock.advance(1.2)
 
-        assert len(bench.looks) > before + 2
+        assert len(bench.polls) > before + 2
 
     async def test_one_burst_of_refusals_is_one_refusal(self, clock: Clock, bench: NewBench) -> None:
         bench = bench(EVERY_SECOND)
         bench.gate = asyncio.Event()
         for number in range(10):
-            bench.watch(f"t{number}")
+            bench.track(f"t{number}")
         bench.answer = lambda _: error_for(429, "too often")
         await clock.advance(1.1)
-        assert len(bench.looks) == 10
+        assert len(bench.polls) == 10
 
         bench.gate.set()
         await settle()
         bench.answer = running
         await clock.advance(2.2)
 
-        assert len(bench.looks) >= 20
+        assert len(bench.polls) >= 20
 
     async def test_it_settles_nothing(self, clock: Clock, bench: NewBench) -> None:
         bench = bench(EVERY_SECOND)
-        bench.watch()
+        bench.track()
         bench.answer = lambda _: error_for(429, "too often")
 
         await clock.advance(3600.0)
@@ -487,12 +483,12 @@ class TestFailedLooks:
         self, clock: Clock, bench: NewBench, error: Exception
     ) -> None:
         bench = bench(EVERY_SECOND)
-        bench.watch()
+        bench.track()
         bench.answer = lambda _: error
 
         await clock.advance(1000.5)
         assert not bench.given_up
-        assert len(bench.looks) == 1000
+        assert len(bench.polls) == 1000
 
         bench.answer = done
         await clock.advance(1.0)
@@ -503,7 +499,7 @@ class TestFailedLooks:
     ) -> None:
         caplog.set_level(logging.INFO, "kie_async")
         bench = bench(EVERY_SECOND)
-        bench.watch()
+        bench.track()
         bench.answer = lambda _: TransportError("timed out")
 
         await clock.advance(10.5)
@@ -511,13 +507,13 @@ class TestFailedLooks:
         assert [record.levelno for record in caplog.records] == [logging.INFO] * 4 + [logging.WARNING] + [
             logging.INFO
         ] * 5
-        assert caplog.messages[4] == "look 5 at task t failed: timed out"
+        assert caplog.messages[4] == "poll 5 of task t failed: timed out"
 
     async def test_an_answer_ends_the_row(
         self, clock: Clock, bench: NewBench, caplog: pytest.LogCaptureFixture
     ) -> None:
         bench = bench(EVERY_SECOND)
-        bench.watch()
+        bench.track()
         answers = ([TransportError("timed out")] * 4 + [running("t")]) * 10
         bench.answer = lambda _: answers.pop()
 
@@ -530,7 +526,7 @@ class TestFailedLooks:
         self, clock: Clock, bench: NewBench
     ) -> None:
         bench = bench(EVERY_SECOND)
-        handle = bench.watch()
+        entry = bench.track()
         bench.answer = lambda _: error_for(400, "no")
 
         await clock.advance(2.5)
@@ -538,12 +534,12 @@ class TestFailedLooks:
         await clock.advance(10.0)
 
         ((given_up, error),) = bench.given_up
-        assert given_up is handle
+        assert given_up is entry
         assert isinstance(error, RequestRejected)
 
     async def test_a_record_between_refusals_begins_a_new_row(self, clock: Clock, bench: NewBench) -> None:
         bench = bench(EVERY_SECOND)
-        bench.watch()
+        bench.track()
         answers: list[Answer] = [error_for(400, "no"), error_for(400, "no"), running("t")] * 20
         bench.answer = lambda _: answers.pop()
 
@@ -559,7 +555,7 @@ class TestFailedLooks:
         self, clock: Clock, bench: NewBench, error: ApiError
     ) -> None:
         bench = bench(EVERY_SECOND)
-        bench.watch()
+        bench.track()
         bench.answer = lambda _: error
 
         await clock.advance(91.5)
@@ -570,7 +566,7 @@ class TestFailedLooks:
 
     async def test_a_422_that_is_not_of_visibility_is_a_refusal(self, clock: Clock, bench: NewBench) -> None:
         bench = bench(EVERY_SECOND)
-        bench.watch()
+        bench.track()
         bench.answer = lambda _: error_for(422, "taskId is malformed")
 
         await clock.advance(3.5)
@@ -581,14 +577,14 @@ class TestFailedLooks:
         self, clock: Clock, bench: NewBench
     ) -> None:
         bench = bench(EVERY_SECOND)
-        handle = bench.watch()
+        entry = bench.track()
         bench.answer = lambda _: error_for(400, "no")
         await clock.advance(2.5)
         bench.gate = asyncio.Event()
         await clock.advance(1.0)
-        assert len(bench.looks) == 3
+        assert len(bench.polls) == 3
 
-        bench.poller.forget(handle)
+        bench.poller.forget(entry)
         bench.gate.set()
         await settle()
 
@@ -598,7 +594,7 @@ class TestFailedLooks:
 class TestRefusedKeys:
     async def test_a_lone_refusal_of_the_key_is_asked_again(self, clock: Clock, bench: NewBench) -> None:
         bench = bench(EVERY_SECOND)
-        bench.watch()
+        bench.track()
         answers: list[Answer] = [done("t"), *[error_for(401, "no"), error_for(401, "no"), running("t")] * 10]
         bench.answer = lambda _: answers.pop()
 
@@ -609,24 +605,23 @@ class TestRefusedKeys:
 
     async def test_the_third_in_a_row_settles_all_that_wait(self, clock: Clock, bench: NewBench) -> None:
         bench = bench(EVERY_SECOND)
-        handles = {bench.watch(f"t{number}") for number in range(10)}
+        entries = {bench.track(f"t{number}") for number in range(10)}
         bench.answer = lambda _: error_for(401, "no")
 
         await clock.advance(1.1)
 
-        assert {handle for handle, _ in bench.given_up} == handles
+        assert {entry for entry, _ in bench.given_up} == entries
         assert {type(error) for _, error in bench.given_up} == {AuthenticationError}
         assert len(bench.given_up) == 10
 
     async def test_handles_without_a_task_id_wait_on(self, clock: Clock, bench: NewBench) -> None:
         bench = bench(EVERY_SECOND)
-        unknown = TaskHandle(owner=None, loop=asyncio.get_running_loop(), deadline=clock.now + 60.0)
-        bench.poller.wait_for_deadline(unknown)
-        bench.watch()
+        unknown = bench.entries["intent"] = bench.poller.track_deadline("intent", clock.now + 60.0)
+        bench.track()
         bench.answer = lambda _: error_for(401, "no")
 
         await clock.advance(30.0)
-        assert [handle.task_id for handle, _ in bench.given_up] == ["t"]
+        assert [entry.key for entry, _ in bench.given_up] == ["t"]
         await clock.advance(31.0)
 
         assert bench.expired == [unknown]
@@ -635,12 +630,12 @@ class TestRefusedKeys:
         self, clock: Clock, bench: NewBench
     ) -> None:
         bench = bench(EVERY_SECOND)
-        bench.watch()
+        bench.track()
         bench.answer = lambda _: error_for(401, "no")
         await clock.advance(3.5)
         assert len(bench.given_up) == 1
 
-        bench.watch("again")
+        bench.track("again")
         await clock.advance(2.5)
         assert len(bench.given_up) == 1
         bench.answer = done
@@ -656,10 +651,10 @@ class TestRings:
     async def test_a_ring_is_a_look_at_once(self, clock: Clock, bench: NewBench) -> None:
         bench = bench(WITH_CALLBACKS)
         bench.answer = done
-        handle = bench.watch(expects_callback=True)
+        entry = bench.track(expects_callback=True)
         await clock.advance(10.0)
 
-        bench.poller.ring(handle)
+        bench.poller.poll_now(entry)
         await settle()
 
         assert bench.times() == [10.0]
@@ -668,23 +663,23 @@ class TestRings:
     async def test_a_thousand_rings_are_one_look(self, clock: Clock, bench: NewBench) -> None:
         bench = bench(WITH_CALLBACKS)
         bench.gate = asyncio.Event()
-        handle = bench.watch(expects_callback=True)
+        entry = bench.track(expects_callback=True)
 
         for _ in range(1000):
-            bench.poller.ring(handle)
+            bench.poller.poll_now(entry)
         await settle()
 
-        assert len(bench.looks) == 1
+        assert len(bench.polls) == 1
 
     async def test_rings_while_a_look_is_out_make_one_more(self, clock: Clock, bench: NewBench) -> None:
         bench = bench(PollSchedule(learns=False, recheck_s=(30.0,)))
         bench.gate = asyncio.Event()
-        handle = bench.watch(expects_callback=True)
-        bench.poller.ring(handle)
+        entry = bench.track(expects_callback=True)
+        bench.poller.poll_now(entry)
         await settle()
 
         for _ in range(1000):
-            bench.poller.ring(handle)
+            bench.poller.poll_now(entry)
         bench.gate.set()
         await clock.advance(20.0)
 
@@ -694,51 +689,51 @@ class TestRings:
         bench = bench(WITH_CALLBACKS)
         bench.gate = asyncio.Event()
         bench.answer = done
-        handle = bench.watch(expects_callback=True)
-        bench.poller.ring(handle)
+        entry = bench.track(expects_callback=True)
+        bench.poller.poll_now(entry)
         await settle()
 
-        bench.poller.ring(handle)
+        bench.poller.poll_now(entry)
         bench.gate.set()
         await clock.advance(20.0)
 
-        assert len(bench.looks) == 1
+        assert len(bench.polls) == 1
 
     async def test_a_flood_of_rings_is_one_look_a_second(self, clock: Clock, bench: NewBench) -> None:
         bench = bench(WITH_CALLBACKS)
-        handle = bench.watch(expects_callback=True)
+        entry = bench.track(expects_callback=True)
 
         for _ in range(200):
-            bench.poller.ring(handle)
+            bench.poller.poll_now(entry)
             await clock.advance(0.1)
 
-        assert 19 <= len(bench.looks) <= 21
+        assert 19 <= len(bench.polls) <= 21
         assert min(bench.gaps()) >= 1.0
 
     async def test_a_ring_that_outran_the_record_is_followed_by_looks_after_one_two_and_four_seconds(
         self, clock: Clock, bench: NewBench
     ) -> None:
         bench = bench(WITH_CALLBACKS)
-        handle = bench.watch(expects_callback=True)
+        entry = bench.track(expects_callback=True)
 
-        bench.poller.ring(handle)
+        bench.poller.poll_now(entry)
         await clock.advance(60.0)
         assert bench.times() == pytest.approx([0.0, 1.0, 3.0, 7.0], abs=4 * TICK_S)
 
         await clock.advance(60.0)
-        assert len(bench.looks) == 5
+        assert len(bench.polls) == 5
 
     async def test_each_ring_has_its_own_row_of_further_looks(self, clock: Clock, bench: NewBench) -> None:
         bench = bench(WITH_CALLBACKS)
-        handle = bench.watch(expects_callback=True)
-        bench.poller.ring(handle)
+        entry = bench.track(expects_callback=True)
+        bench.poller.poll_now(entry)
         await clock.advance(20.0)
-        assert len(bench.looks) == 4
+        assert len(bench.polls) == 4
 
-        bench.poller.ring(handle)
+        bench.poller.poll_now(entry)
         await clock.advance(20.0)
 
-        assert len(bench.looks) == 8
+        assert len(bench.polls) == 8
 
     @pytest.mark.parametrize(
         "error",
@@ -751,9 +746,9 @@ class TestRings:
         bench = bench(WITH_CALLBACKS)
         answers: list[Answer] = [done("t"), error]
         bench.answer = lambda _: answers.pop()
-        handle = bench.watch(expects_callback=True)
+        entry = bench.track(expects_callback=True)
 
-        bench.poller.ring(handle)
+        bench.poller.poll_now(entry)
         await clock.advance(1.1)
 
         assert [record.state for record, _ in bench.news] == [TaskState.SUCCESS]
@@ -762,26 +757,26 @@ class TestRings:
         self, clock: Clock, bench: NewBench
     ) -> None:
         bench = bench(EVERY_SECOND, rate=Rate(1, per_s=10.0))
-        handles = [bench.watch(f"t{number}") for number in range(5)]
+        entries = [bench.track(f"t{number}") for number in range(5)]
         await clock.advance(1.1)
-        assert len(bench.looks) == 1
+        assert len(bench.polls) == 1
 
-        bench.poller.ring(handles[4])
+        bench.poller.poll_now(entries[4])
         await clock.advance(40.0)
 
-        order = [task_id for _, task_id in bench.looks]
+        order = [task_id for _, task_id in bench.polls]
         assert order[:2] == ["t0", "t4"]
         assert sorted(order[2:]) == ["t1", "t2", "t3"]
 
     async def test_a_ring_of_a_task_nobody_waits_for_is_nothing(self, clock: Clock, bench: NewBench) -> None:
         bench = bench(WITH_CALLBACKS)
-        handle = bench.watch(expects_callback=True)
-        bench.poller.forget(handle)
+        entry = bench.track(expects_callback=True)
+        bench.poller.forget(entry)
 
-        bench.poller.ring(handle)
+        bench.poller.poll_now(entry)
         await clock.advance(100.0)
 
-        assert not bench.looks
+        assert not bench.polls
 
 
 class TestEmptySuccesses:
@@ -790,7 +785,7 @@ class TestEmptySuccesses:
         empty = TaskRecord(task_id="t", state=TaskState.SUCCESS)
         answers: list[Answer] = [done("t"), empty, empty]
         bench.answer = lambda _: answers.pop()
-        bench.watch()
+        bench.track()
 
         await clock.advance(10.0)
 
@@ -802,7 +797,7 @@ class TestEmptySuccesses:
     ) -> None:
         bench = bench(EVERY_SECOND)
         bench.answer = lambda task_id: TaskRecord(task_id=task_id, state=TaskState.SUCCESS)
-        bench.watch()
+        bench.track()
 
         await clock.advance(20.0)
 
@@ -815,65 +810,68 @@ class TestMemory:
         bench = bench(EVERY_SECOND)
         bench.answer = done
         for number in range(5_000):
-            bench.watch(f"t{number}", timeout_s=3600.0)
+            bench.track(f"t{number}", timeout_s=3600.0)
             if number % 100 == 99:
                 await clock.advance(1.1)
 
         await clock.advance(2.0)
 
         assert len(bench.news) == 5_000
-        assert len(bench.poller._agenda) < 150
+        assert len(bench.poller) < 150
         assert not bench.poller._due
 
     async def test_handles_that_are_given_up_leave_nothing_behind(
         self, clock: Clock, bench: NewBench
     ) -> None:
         bench = bench()
-        keep = [bench.watch(f"keep{number}") for number in range(100)]
+        keep = [bench.track(f"keep{number}") for number in range(100)]
 
         for number in range(10_000):
-            bench.poller.forget(bench.watch(f"t{number}"))
+            bench.poller.forget(bench.track(f"t{number}"))
 
-        assert len(bench.poller._agenda) < 500
+        assert len(bench.poller) < 500
         await clock.advance(3.0)
-        assert {task_id for _, task_id in bench.looks} == {handle.task_id for handle in keep}
+        assert {task_id for _, task_id in bench.polls} == {entry.key for entry in keep}
 
     async def test_those_that_stay_are_looked_at_and_expire_in_time(
         self, clock: Clock, bench: NewBench
     ) -> None:
         bench = bench(EVERY_SECOND)
         rng = random.Random(7)
-        handles = [bench.watch(f"t{n}", timeout_s=rng.uniform(0.1, 0.9)) for n in range(1_000)]
+        entries = [bench.track(f"t{n}", timeout_s=rng.uniform(0.1, 0.9)) for n in range(1_000)]
 
-        for handle in handles[::2]:
-            bench.poller.forget(handle)
+        for entry in entries[::2]:
+            bench.poller.forget(entry)
         await clock.advance(0.5)
 
-        late = {handle for handle in handles[1::2] if handle.deadline <= clock.now - TICK_S}
+        late = {entry for entry in entries[1::2] if entry.deadline <= clock.now - TICK_S}
         assert late <= set(bench.expired)
         assert len(bench.expired) < 300
 
-    async def test_a_closed_poller_keeps_no_handle_alive(self, clock: Clock, bench: NewBench) -> None:
+    async def test_a_closed_poller_keeps_no_entry_alive(self, clock: Clock, bench: NewBench) -> None:
         bench = bench(rate=Rate(1, per_s=60.0))
-        alive = [weakref.ref(bench.watch(f"t{number}")) for number in range(10)]
+        for number in range(10):
+            bench.track(f"alive{number}")
         await clock.advance(3.0)
 
         await bench.poller.aclose()
-        bench.handles.clear()
+        bench.entries.clear()
         gc.collect()
 
-        assert not any(handle() for handle in alive)
+        alive = [found for found in gc.get_objects() if isinstance(found, PollEntry)]
+        assert not [entry for entry in alive if entry.key.startswith("alive")]
 
-    async def test_a_handle_in_the_heap_is_not_kept_alive(self, clock: Clock, bench: NewBench) -> None:
+    async def test_an_entry_in_the_wheel_keeps_nothing_of_its_task_alive(
+        self, clock: Clock, bench: NewBench
+    ) -> None:
         bench = bench()
-        handle = bench.watch()
-        alive = weakref.ref(handle)
+        entry = bench.track()
+        entry.last_record = running("t")
 
-        bench.poller.forget(handle)
-        bench.handles.clear()
-        del handle
+        bench.poller.forget(entry)
 
-        assert alive() is None
+        assert len(bench.poller) > 0
+        assert entry.last_record is None
 
 
 # --- over sockets --------------------------------------------------------------------------------
@@ -1104,11 +1102,11 @@ def test_what_is_overdue_comes_at_once_on_uvloop_too() -> None:
 
     async def overdue() -> None:
         loop = asyncio.get_running_loop()
-        agenda = TimerWheel(loop, ticks.append)
+        wheel = TimerWheel(loop, ticks.append)
         for late_s in (1.0, 2.0):
-            agenda.put(PollEntry(handle=None, since=0.0, expects_callback=False, at=loop.time() - late_s))
+            wheel.schedule(PollEntry("t", "", math.inf, 0.0, False, next_at=loop.time() - late_s))
         await asyncio.sleep(0.01)
-        agenda.close()
+        wheel.close()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(overdue())

@@ -14,55 +14,48 @@ from kie_async.polling.entry import PollEntry
 from kie_async.polling.timer_wheel import TICK_S, TimerWheel
 
 
-class Handle:
-    def __init__(self, deadline: float) -> None:
-        self.deadline = deadline
-
-
 class Noted:
-    """An agenda whose ticks are written down: who was handed out when, and void entries left out."""
+    """A wheel whose ticks are written down: who was handed out when, and void entries left out."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        self.agenda = TimerWheel(asyncio.get_running_loop(), self.tick)
-        self.looked: list[tuple[PollEntry, float]] = []
+        self.wheel = TimerWheel(asyncio.get_running_loop(), self.tick)
+        self.polled: list[tuple[PollEntry, float]] = []
         self.expired: list[tuple[PollEntry, float]] = []
         self.wakes = 0
 
     def tick(self, now: float) -> None:
         self.wakes += 1
-        for watch in self.agenda.due(now):
-            if watch.handle is not None and watch.handle.deadline <= now:
-                watch.handle = None
-                self.expired.append((watch, self.clock.now))
-            elif watch.handle is not None and watch.at <= now:
-                watch.at = math.inf
-                self.looked.append((watch, self.clock.now))
+        for entry in self.wheel.take_due(now):
+            if not entry.is_closed and entry.deadline <= now:
+                entry.close()
+                self.expired.append((entry, self.clock.now))
+            elif not entry.is_closed and entry.next_at <= now:
+                entry.next_at = math.inf
+                self.polled.append((entry, self.clock.now))
 
-    def watch(self, *, look_s: float = math.inf, deadline_s: float = math.inf) -> PollEntry:
-        handle: Any = Handle(self.clock.now + deadline_s)
-        watch = PollEntry(
-            handle=handle, since=self.clock.now, expects_callback=False, at=self.clock.now + look_s
-        )
-        self.agenda.add(watch)
-        self.agenda.put(watch)
-        return watch
+    def add(self, *, poll_s: float = math.inf, deadline_s: float = math.inf) -> PollEntry:
+        now = self.clock.now
+        entry = PollEntry("t", "", now + deadline_s, now, expects_callback=False, next_at=now + poll_s)
+        self.wheel.add(entry)
+        self.wheel.schedule(entry)
+        return entry
 
 
 @pytest.fixture
 async def noted(clock: Clock) -> Any:
     noted = Noted(clock)
     yield noted
-    noted.agenda.close()
+    noted.wheel.close()
 
 
 FAR = [0.0, 0.01, 0.05, 1.0, 59.9, 60.0, 89.99, 90.0, 90.01, 119.0, 150.0, 151.0, 3600.0]
 
 
 async def test_a_look_comes_within_a_tick_of_its_time_however_far_away(clock: Clock, noted: Noted) -> None:
-    planned = {id(noted.watch(look_s=far_s)): clock.now + far_s for far_s in FAR}
+    planned = {id(noted.add(poll_s=far_s)): clock.now + far_s for far_s in FAR}
     await clock.advance(4000.0)
-    late = [at - planned[id(watch)] for watch, at in noted.looked]
+    late = [at - planned[id(entry)] for entry, at in noted.polled]
     assert len(late) == len(FAR)
     assert min(late) >= -1e-5
     assert max(late) <= TICK_S + 1e-5
@@ -71,62 +64,62 @@ async def test_a_look_comes_within_a_tick_of_its_time_however_far_away(clock: Cl
 async def test_a_deadline_comes_within_a_tick_of_its_time_however_far_away(
     clock: Clock, noted: Noted
 ) -> None:
-    planned = {id(noted.watch(deadline_s=far_s)): clock.now + far_s for far_s in FAR}
+    planned = {id(noted.add(deadline_s=far_s)): clock.now + far_s for far_s in FAR}
     await clock.advance(4000.0)
-    late = [at - planned[id(watch)] for watch, at in noted.expired]
+    late = [at - planned[id(entry)] for entry, at in noted.expired]
     assert len(late) == len(FAR)
     assert min(late) >= -1e-5
     assert max(late) <= TICK_S + 1e-5
 
 
-async def test_looks_planned_again_and_again_come_once_each(clock: Clock, noted: Noted) -> None:
+async def test_polls_planned_again_and_again_come_once_each(clock: Clock, noted: Noted) -> None:
     rng, came = random.Random(5), 0
-    watches = [noted.watch(deadline_s=rng.uniform(1.0, 20_000.0)) for _ in range(200)]
+    entries = [noted.add(deadline_s=rng.uniform(1.0, 20_000.0)) for _ in range(200)]
     for _ in range(300):
-        watch = rng.choice(watches)
-        if watch.handle is None:
+        entry = rng.choice(entries)
+        if entry.is_closed:
             continue
         for _ in range(rng.randrange(1, 4)):  # only the last one holds
-            watch.at = clock.now + rng.choice([0.02, 1.0, 30.0, 100.0, 200.0]) * rng.random()
-            noted.agenda.put(watch)
-        planned = watch.at
+            entry.next_at = clock.now + rng.choice([0.02, 1.0, 30.0, 100.0, 200.0]) * rng.random()
+            noted.wheel.schedule(entry)
+        planned = entry.next_at
         await clock.advance(planned - clock.now + 2 * TICK_S)
         came += 1
-        assert watch.at == math.inf or watch.handle is None
+        assert entry.next_at == math.inf or entry.is_closed
     assert came > 100
-    assert len(noted.looked) <= came
+    assert len(noted.polled) <= came
 
 
 async def test_after_hours_of_nothing_a_look_comes_in_time(clock: Clock, noted: Noted) -> None:
     await clock.advance(10_000.0)
-    planned = {id(noted.watch(look_s=far_s, deadline_s=7000.0)): clock.now + far_s for far_s in FAR}
+    planned = {id(noted.add(poll_s=far_s, deadline_s=7000.0)): clock.now + far_s for far_s in FAR}
     await clock.advance(4000.0)
-    late = [at - planned[id(watch)] for watch, at in noted.looked]
+    late = [at - planned[id(entry)] for entry, at in noted.polled]
     assert len(late) == len(FAR)
     assert max(late) <= TICK_S + 1e-5
 
 
 async def test_who_is_over_leaves(clock: Clock, noted: Noted) -> None:
     for number in range(10_000):
-        watch = noted.watch(look_s=1.0 + number % 200, deadline_s=3600.0)
-        watch.handle = None
-        noted.agenda.drop()
-    assert len(noted.agenda) < 200
+        entry = noted.add(poll_s=1.0 + number % 200, deadline_s=3600.0)
+        entry.close()
+        noted.wheel.note_closed()
+    assert len(noted.wheel) < 200
     await clock.advance(300.0)
-    assert len(noted.agenda) == 0
-    assert not noted.looked
+    assert len(noted.wheel) == 0
+    assert not noted.polled
 
 
 async def test_those_who_wait_for_long_cost_a_wake_up_a_minute(clock: Clock, noted: Noted) -> None:
     for _ in range(1000):
-        noted.watch(look_s=3500.0, deadline_s=86_400.0)
+        noted.add(poll_s=3500.0, deadline_s=86_400.0)
     await clock.advance(3000.0)
     assert noted.wakes <= 51
 
 
 async def test_nobody_is_handed_out_after_the_close(clock: Clock, noted: Noted) -> None:
-    noted.watch(look_s=1.0)
-    noted.agenda.close()
-    noted.watch(look_s=1.0)
+    noted.add(poll_s=1.0)
+    noted.wheel.close()
+    noted.add(poll_s=1.0)
     await clock.advance(10.0)
-    assert not noted.looked
+    assert not noted.polled

@@ -22,7 +22,7 @@ import attrs
 from kie_async import KieSession
 from kie_async._secrets import Secret
 from kie_async.config import Rate
-from kie_async.creating.create_call import CreateCall
+from kie_async.creating.create_call import CreateCall, CreateCalls
 from kie_async.creating.create_transport import CreateTransport
 from kie_async.errors import (
     ApiError,
@@ -154,17 +154,16 @@ def creation(
 ) -> CreateCall:
     """Return a create that tries again as long as *patience_s* allows: at 0.1 s not at all."""
     now = asyncio.get_running_loop().time
-    return CreateCall(
-        intent=Intent(intent_id="0" * 32, model="test/echo"),
-        request=WireRequest(method="POST", path="/api/v1/jobs/createTask", body=body),
+    calls = CreateCalls(
         transport=transport,
-        limiter=limiter or RateLimiter(Rate(1000, per_s=0.01), now=now),
+        rate_limiter=limiter or RateLimiter(Rate(1000, per_s=0.01), now=now),
         breaker=CircuitBreaker(now=now),
         journal=journal or Journal(),
         counters=counters or Counters(),
         rng=random.Random(1),
-        deadline=now() + patience_s,
     )
+    request = WireRequest(method="POST", path="/api/v1/jobs/createTask", body=body)
+    return calls.new(Intent(intent_id="0" * 32, model="test/echo"), request, now() + patience_s)
 
 
 @asynccontextmanager
@@ -193,10 +192,10 @@ async def creating(
 
 async def trust_the_authority(kie: KieSession, url: str) -> None:
     """Let the creates of a session trust the tests' authority, which no public option does."""
-    engine: Any = kie._parts
-    await engine._creates.aclose()
+    engine: Any = kie._engine
+    await engine.calls.transport.aclose()
     trusted = CreateTransport(url, Secret(KEY), connections=4, ssl_context=trusting())
-    engine._creates = engine.intake._transport = trusted
+    engine.calls.transport = trusted
 
 
 async def judge(fault: Fault, over: str) -> Finding:

@@ -374,8 +374,7 @@ async def _while_it_is_noted(stage: Stage) -> list[str]:
     async with stage.session(journal=SlowNotes(), max_in_flight=1) as kie:
         word = await _given_up_after(kie, SHORT_S / 2)
         await asyncio.sleep(SHORT_S)
-        slots = kie._parts.intake._slots  # type: ignore[union-attr]
-        return [word, "not free" if slots.locked() else "free"]
+        return [word, "free" if kie._engine.creator.has_room else "not free"]
 
 
 async def _after_the_body_left(stage: Stage) -> list[str]:
@@ -401,11 +400,11 @@ async def _at_every_turn(stage: Stage) -> list[str]:
                 await asyncio.sleep(0)
             creating.cancel()
             await asyncio.wait({creating})
-        parts: Any = kie._parts
+        parts: Any = kie._engine
         async with asyncio.timeout(5):
-            while parts.intake._sending:  # noqa: ASYNC110
+            while len(parts.creator.runner):  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
-        known = {handle.task_id for handle in parts.table.handles}
+        known = {handle.task_id for handle in parts.tracker.registry.handles}
     bodies = stage.server.bodies
     made = {f"task_{number}" for number in range(1, len(bodies) + 1)}
     return [
