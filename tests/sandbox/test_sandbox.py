@@ -54,12 +54,12 @@ class Caller:
     async def task_id(self, *args: Any, **fields: Any) -> str:
         return (await self.create(*args, **fields))["data"]["taskId"]
 
-    async def look(self, task_id: str) -> dict[str, Any]:
+    async def query(self, task_id: str) -> dict[str, Any]:
         async with self.http.get(self.sandbox.url + QUERY, params={"taskId": task_id}) as answer:
             return await answer.json()
 
     async def record(self, task_id: str) -> dict[str, Any]:
-        return (await self.look(task_id))["data"]
+        return (await self.query(task_id))["data"]
 
     async def post(self, path: str, body: Any) -> dict[str, Any]:
         async with self.http.post(self.sandbox.url + path, json=body) as answer:
@@ -75,7 +75,7 @@ class Caller:
 
 
 class Receiver:
-    """A callback endpoint that keeps what it gets and answers what it is told."""
+    """A callback endpoint that keeps what it gets and answers what a test chose."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -267,7 +267,7 @@ async def test_the_window_admits_exactly_its_limit_and_queues_nothing() -> None:
 async def test_queries_have_a_window_of_their_own() -> None:
     async with Opened(query_limit=(3, 5.0)) as caller:
         task_id = await caller.task_id()
-        codes = [(await caller.look(task_id))["code"] for _ in range(5)]
+        codes = [(await caller.query(task_id))["code"] for _ in range(5)]
         assert codes == [200, 200, 200, 429, 429]
 
 
@@ -394,8 +394,8 @@ async def test_a_task_that_never_ends_can_be_moved_by_hand() -> None:
 
 async def test_an_unknown_task_is_a_null_record() -> None:
     async with Opened() as caller:
-        assert await caller.look("nobody") == {"code": 422, "msg": "recordInfo is null", "data": None}
-        assert await caller.look("") == {"code": 400, "msg": "taskId parameter is required", "data": None}
+        assert await caller.query("nobody") == {"code": 422, "msg": "recordInfo is null", "data": None}
+        assert await caller.query("") == {"code": 400, "msg": "taskId parameter is required", "data": None}
 
 
 async def test_the_key_set_of_2025_says_message_and_encodes_the_input_once() -> None:
