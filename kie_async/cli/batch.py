@@ -116,6 +116,7 @@ def batch(
         callback_url=callback_url,
         port=port or _DEFAULT_PORT,
     )
+    # The results file is replaced as a whole; it must never be one of the others.
     files = {path.resolve() for path in (options.jobs, options.journal, options.results)}
     if len(files) < 3:
         raise typer.BadParameter("the jobs, the journal and the results are three files")
@@ -154,10 +155,10 @@ class _CommandRun:
         self._settled_count = 0
         """Tasks that settled in this run: what the ETA is reckoned from."""
         self._problem = ""
-        """What else went wrong."""
+        """What went wrong beside the jobs; empty if nothing did."""
 
     def report_status(self) -> int:
-        """Say what is left to do, and return the exit status."""
+        """Print what is left to do, and return the exit status."""
         if self._problem:
             print_err(f"error: {self._problem}")
         if self._ledger.count("pending") or self._ledger.count("running"):
@@ -174,9 +175,11 @@ class _CommandRun:
                 is_open = True
                 for handle in await kie.resume():
                     self._ledger.record_task(handle.ref, handle.task_id)
+                # The batch joins these by their refs, so none is created again.
                 await self._consume(kie.batch(requests, download_to=self._options.out))
         finally:
-            if is_open:  # else the file is another's: of a former run, or of one that has the journal now
+            # If it never opened, the file is another's: a former run's, or that of whoever has the journal.
+            if is_open:
                 await self._write_results()
 
     async def _write_results(self) -> None:
@@ -217,6 +220,7 @@ class _CommandRun:
     async def _consume(self, batch: Batch) -> None:
         """Read the outcomes to the end, or until it is time to leave."""
         reading = asyncio.create_task(self._read_outcomes(batch))
+        # In tasks of their own: outcomes may be minutes apart, and the bar and the file must keep moving.
         background = [
             asyncio.create_task(self._update_progress()),
             asyncio.create_task(self._write_changes()),
@@ -245,7 +249,8 @@ class _CommandRun:
                     f"{self._options.grace_s:g} s at most; Ctrl-C again to leave now"
                 )
             elif self._interrupts == 2:
-                reading.cancel()  # the session's close still waits for ids on their way, ten seconds at most
+                # The session's close still waits for task ids under way, ten seconds at most.
+                reading.cancel()
             elif main is not None:
                 main.cancel()
 
@@ -289,7 +294,8 @@ class _CommandRun:
         while True:
             try:
                 await self._ledger.results.write_changes()
-            except OSError as exc:  # what is paid must not suffer from a full disk
+            except OSError as exc:
+                # A full disk must not end the wait for tasks that are paid.
                 self._progress.print_line(f"cannot write {self._options.results} now: {exc.strerror}")
                 await asyncio.sleep(_WRITE_RETRY_S)
 

@@ -62,10 +62,10 @@ def demo(
     *,
     jobs: Annotated[int, typer.Option(min=1, help="How many videos to make.")] = 20,
     image: Annotated[
-        Path | None, typer.Option(help="Portrait: JPEG, PNG or WebP; else one comes with it.")
+        Path | None, typer.Option(help="Portrait: JPEG, PNG or WebP; a built-in one if not given.")
     ] = None,
     audio: Annotated[
-        Path | None, typer.Option(help="Voice: MP3, WAV, AAC, M4A or OGG; else one comes with it.")
+        Path | None, typer.Option(help="Voice: MP3, WAV, AAC, M4A or OGG; a built-in one if not given.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the videos.")] = Path("kie-demo"),
     callbacks: Annotated[
@@ -114,6 +114,7 @@ async def run_demo(options: DemoOptions, console: Console) -> int:
 
 def _make_request(options: DemoOptions) -> KlingAvatar:
     """Return the one request of all jobs: local files, which the session uploads once."""
+    # Written beside the videos, so that people can see and hear what these were made of.
     image, audio = options.image, options.audio
     if image is None:
         image = options.out / "portrait.png"
@@ -146,7 +147,8 @@ async def _make_all(
 
 
 async def _upload(kie: KieSession, request: KlingAvatar, console: Console) -> None:
-    """Upload what all jobs share. The session would do it by itself, but a bad file should end all."""
+    """Upload what all jobs share."""
+    # The session would do it at the first create; done here, a bad file ends the demo, not every job.
     files = [Path(request.image_url), Path(request.audio_url)]
     for file in files:
         await kie.upload(file)
@@ -230,7 +232,7 @@ class _JobUpdater:
 
     def note_event(self, event: SessionEvent) -> None:
         """Update the job of an event and show it; this is the session's ``on_event``."""
-        job = self._jobs[event.ref or ""]
+        job = self._jobs[event.ref or ""]  # every task of the demo has a ref
         now = asyncio.get_running_loop().time()
         if event.kind == "created":
             job.created_at, job.state = now, "created"

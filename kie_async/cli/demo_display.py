@@ -36,6 +36,7 @@ def make_console() -> Console:
     """Return the console of standard output: without colours and at a fixed width if it is a file."""
     if sys.stdout.isatty():
         return Console(markup=False, highlight=False, emoji=False)
+    # FORCE_COLOR and COLUMNS must not put escape codes or narrow lines into a file.
     return Console(
         markup=False, highlight=False, emoji=False, force_terminal=False, no_color=True, width=_FILE_WIDTH
     )

@@ -51,11 +51,11 @@ class Problem:
     line: int
     column: str
     """Its name, or its number where there is no name: of the cell in a CSV, of the character in JSONL."""
-    why: str
+    reason: str
 
     def __str__(self) -> str:
         column = self.column if self.column.isprintable() else repr(self.column)
-        return f"line {self.line}, column {column}: {self.why}"
+        return f"line {self.line}, column {column}: {self.reason}"
 
 
 @attrs.define
@@ -69,15 +69,16 @@ class _Row:
     absent: frozenset[str] = frozenset()
     """Columns the file does not have at all, which was said already."""
 
-    def add_problem(self, column: str, why: str) -> None:
+    def add_problem(self, column: str, reason: str) -> None:
         """Note that something is wrong with it."""
-        self.problems.append(Problem(self.line, column, why))
+        self.problems.append(Problem(self.line, column, reason))
 
 
 class Jobs:
     """The jobs of a file without problems. The requests are on disk, only an index of them in memory."""
 
     def __init__(self) -> None:
+        # A batch may have a million jobs: in memory is what finding one takes, the rest is on disk.
         self._spool = tempfile.TemporaryFile()  # noqa: SIM115  (closed in close)
         self._offsets = array("q", [0])
         self._line_numbers = array("q")
@@ -123,6 +124,7 @@ class Jobs:
 
     def add(self, line: int, request: TaskRequest) -> None:
         """Keep one more job."""
+        # JSON has no paths; which of the texts are files is remembered beside them.
         media = [name for name, value in request.input.items() if isinstance(value, Path)]
         fields = {name: str(value) if name in media else value for name, value in request.input.items()}
         encoded = json.dumps([request.ref, request.model, fields, media]).encode()
@@ -144,6 +146,7 @@ def read_jobs(path: Path, *, report: Callable[[Problem], None]) -> Jobs:
     if rows_of is None:
         raise CannotRun(f"{path}: a jobs file ends in .csv or .jsonl")
     jobs = Jobs()
+    # A batch run again in one process must see files that were mended in between.
     _media_problem.cache_clear()
     try:
         # What is not UTF-8 is let through as half characters, which are found and reported cell by cell.
@@ -170,7 +173,8 @@ def _check_rows(rows: Iterable[_Row], jobs: Jobs, folder: Path, report: Callable
         for problem in row.problems:
             report(problem)
         count += len(row.problems)
-        if request is not None and not count:  # else nothing will be sent
+        # After the first problem nothing will be sent, so nothing more need be kept.
+        if request is not None and not count:
             jobs.add(row.line, request)
     return count
 
@@ -191,8 +195,8 @@ def _jsonl_rows(file: TextIO) -> Iterator[_Row]:
             else:
                 row.fields = fields
         except _json.NotJson as exc:
-            why, column = _split_json_error(exc)
-            row.add_problem(column, f"not JSON: {why}")
+            reason, column = _split_json_error(exc)
+            row.add_problem(column, f"not JSON: {reason}")
         row.is_readable = not row.problems
         yield row
 
@@ -243,7 +247,7 @@ def _csv_rows(file: TextIO) -> Iterator[_Row]:
         elif header is not None and any(cell.strip() for cell in cells):
             _read_cells(row, header, cells)
             yield row
-    if header is None:
+    if header is None:  # so that an empty file names the columns it lacks
         yield _check_header([], _Row(1))
 
 
@@ -263,7 +267,7 @@ def _check_header(header: list[str], row: _Row) -> _Row:
 
 
 def _read_cells(row: _Row, header: list[str], cells: list[str]) -> None:
-    """Read the cells of a row."""
+    """Read the cells of a row, if there are as many as the header has."""
     row.absent = frozenset(_REQUIRED_COLUMNS) - set(header)
     if len(cells) > len(header):
         row.add_problem(
@@ -299,6 +303,8 @@ def _read_cell(row: _Row, name: str, number: int, cell: str) -> None:
 def _broken_column(header: list[str] | None, lines: list[str]) -> str:
     """Return the column in which the CSV reader gave up: let it read ever more, until it does again."""
     text, names, cells = "".join(lines), header or [], 1
+    # The csv module names no column. A row with many quotes is tried at the first of them only: this is
+    # quadratic, and such a file is broken anyway.
     for end in (*islice((at.end() for at in re.finditer('"', text)), _MAX_QUOTES_TRIED), len(text)):
         cells = len(next(csv.reader(text[:end].splitlines(keepends=True)), [""]))
         try:
@@ -348,7 +354,7 @@ def _try_to_make(row: _Row, name: str, make: Callable[[], _T]) -> _T | None:
 
 
 def _check_avatar(row: _Row, model: str, given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Return the fields of an avatar, local files as paths. Each is judged alone, so that all is found."""
+    """Return the fields of an avatar, local files as paths; note every field that is wrong."""
     for name in given:
         if name not in _VALID_AVATAR:
             row.add_problem(name, f"{model} has no such field; it takes {', '.join(_VALID_AVATAR)}")
@@ -357,11 +363,12 @@ def _check_avatar(row: _Row, model: str, given: Mapping[str, Any], folder: Path)
         if name not in given and name in _MEDIA_FAMILY:
             row.add_problem(name, "missing")
             continue
+        # The class stops at the first wrong field; made once for each field, it finds them all.
         avatar = _try_to_make(row, name, partial(KlingAvatar, **{**_VALID_AVATAR, name: given.get(name, "")}))
         value = getattr(avatar, name, None)
         fields[name] = folder / value if isinstance(value, Path) else value
-        if isinstance(value, Path) and (why := _media_problem(fields[name], _MEDIA_FAMILY[name])):
-            row.add_problem(name, why)
+        if isinstance(value, Path) and (reason := _media_problem(fields[name], _MEDIA_FAMILY[name])):
+            row.add_problem(name, reason)
     return fields
 
 

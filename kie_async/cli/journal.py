@@ -37,7 +37,8 @@ def show(
 
     The columns are state, ref, task id, credits and intent, which is the journal's own name for each.
     """
-    if not file.exists():  # opening it would make one
+    # Opening a journal that is not there would make one.
+    if not file.exists():
         raise typer.BadParameter(f"there is no journal {file}", param_hint="FILE")
     run_command(_show(file, as_json=as_json))
 

@@ -109,6 +109,6 @@ def require_folder(folder: Path) -> None:
 
 
 def configure_log(*, verbose: bool) -> None:
-    """Let the package's log speak on standard error: errors only, or all it has to say."""
+    """Send the package's log to standard error: errors only, or all of it."""
     logging.basicConfig(format="%(name)s: %(message)s", level=logging.ERROR)
     logging.getLogger("kie_async").setLevel(logging.DEBUG if verbose else logging.ERROR)

@@ -164,10 +164,11 @@ class _CreateReporter:
             raise
         finally:
             await kie.aclose()
-            self._is_closed = True  # a second interrupt does not come to here
+            # A second interrupt ends `aclose` early and does not come to here.
+            self._is_closed = True
 
     def note_event(self, event: SessionEvent) -> None:
-        """Be the session's hook: also the id of a create whose caller was interrupted comes here."""
+        """Take one event: the session's ``on_event``, called also after its caller was interrupted."""
         if event.kind == "created":
             self._task_id = event.task_id
             show_id(event.task_id, as_json=self._as_json)
@@ -175,7 +176,7 @@ class _CreateReporter:
             self._is_unknown = True
 
     def interrupt_summary(self) -> str:
-        """Return what an interrupted user needs to know."""
+        """Return what became of the create, for the user who interrupted it."""
         if self._task_id:
             return f"task {self._task_id} goes on and is billed; later: {wait_command(self._task_id)}"
         if self._is_closed and not self._is_unknown:

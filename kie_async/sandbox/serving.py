@@ -71,7 +71,7 @@ class ServeOptions:
         type=_durations,
     )
     hmac_key: str | None = _option(None, "sign callbacks with this key", is_secret=True, metavar="KEY")
-    # Its action adds a --no-limits, and before Python 3.13 the default.
+    # Both ways can be said, so that a script may be explicit.
     limits: bool = _option(
         True, "keep the service's rate limits, or none", action=argparse.BooleanOptionalAction
     )

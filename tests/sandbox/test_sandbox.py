@@ -28,6 +28,7 @@ from aiohttp import web
 
 import kie_async.sandbox as sandbox_package
 from kie_async.sandbox import Fixed, Lognormal, Never, Sandbox, ServeOptions, Uniform, parse_durations
+from kie_async.sandbox.serving import parse_options
 
 CREATE, QUERY = "/api/v1/jobs/createTask", "/api/v1/jobs/recordInfo"
 AVATAR = {"image_url": "https://files.example/face.png", "audio_url": "https://files.example/voice.mp3"}
@@ -736,6 +737,27 @@ def test_the_sandbox_imports_nothing_else_of_the_package() -> None:
                 assert node.level == 1 or not (node.module or "").startswith("kie_async"), path
             elif isinstance(node, ast.Import):
                 assert not any(alias.name.startswith("kie_async") for alias in node.names), path
+
+
+def test_a_command_line_without_options_is_the_default_of_each() -> None:
+    assert parse_options([]) == ServeOptions()
+
+
+def test_every_option_is_read_from_the_command_line() -> None:
+    given = ["--no-limits", "--render", "--durations=uniform:1:2", "--credits=7", "--port=0", "--seed=3"]
+    assert parse_options(given) == ServeOptions(
+        limits=False, render=True, durations=Uniform(1, 2), credits=7.0, port=0, seed=3
+    )
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--durations", "soon"), ("--fail-rate", "2"), ("--port", "70000"), ("--credits", "-1")],
+)
+def test_a_wrong_option_is_refused(capsys: pytest.CaptureFixture[str], option: str, value: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        parse_options([f"{option}={value}"])
+    assert option in capsys.readouterr().err
 
 
 def test_options_never_show_a_key() -> None:
