@@ -1,4 +1,4 @@
-"""``python -m kie_async``: the command line."""
+"""Runs the command line: ``python -m kie_async``."""
 
 from .cli import main
 

@@ -1,4 +1,4 @@
-"""The command line: ``kie-async``, or ``python -m kie_async``. Its libraries come with the ``cli`` extra."""
+"""Runs ``kie-async``, or says how to install the libraries it needs: the ``cli`` extra."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _load() -> typer.Typer:
     try:
+        # Not at the top: typer and rich come with the extra, and this must be importable without.
         from .app import app
     except ModuleNotFoundError as exc:
         if (exc.name or "").partition(".")[0] not in {"typer", "rich"}:

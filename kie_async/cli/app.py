@@ -1,4 +1,4 @@
-"""The commands. Each lives in a module of its own and is named here."""
+"""Collects the commands of ``kie-async`` into one Typer app; each is written in a module of its own."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from .. import __version__
 from .batch import batch
 from .demo import demo
 from .journal import journal
-from .runtime import keep_log
-from .sandbox import sandbox
+from .runtime import configure_log
+from .sandbox import PASS_OPTIONS_ON, sandbox
 from .tasks import balance, run, status
 
 app = typer.Typer(
@@ -44,7 +44,7 @@ def begin(
 
     Start with: kie-async demo
     """
-    keep_log(verbose=verbose)
+    configure_log(verbose=verbose)
 
 
 _COMMANDS: dict[str, Callable[..., None]] = {
@@ -53,9 +53,9 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "batch": batch,
     "status": status,
     "credits": balance,
-    "sandbox": sandbox,
 }
 
 for name, command in _COMMANDS.items():
     app.command(name)(command)
+app.command("sandbox", context_settings=PASS_OPTIONS_ON, add_help_option=False)(sandbox)
 app.add_typer(journal, name="journal")

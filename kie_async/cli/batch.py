@@ -1,4 +1,4 @@
-"""``kie-async batch``: a file of jobs in, results out; interrupted anywhere, it goes on when run again."""
+"""``kie-async batch``: makes a task of each line of a file, downloads the results; run again, it goes on."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from ..errors import BatchStopped, FileError, JournalError, KieError
 from ..events import SessionEvent
 from ..inputs.request import TaskRequest
 from ..session import KieSession
-from .batch_ledger import Books
-from .batch_progress import Board, open_board
+from .batch_ledger import BatchLedger
+from .batch_progress import BatchProgress, open_progress
 from .jobs_file import read_jobs
-from .output import put
-from .runtime import DONE, FAILED, INTERRUPTED, CannotRun, conduct, explain, require_folder, require_key, say
+from .output import print_err, print_out
+from .runtime import DONE, FAILED, INTERRUPTED, CannotRun, explain, require_folder, require_key, run_command
 
-_PORT = 8080
-_WRITE_AGAIN_S = 60.0
+_DEFAULT_PORT = 8080
+_WRITE_RETRY_S = 60.0
 
 
 @attrs.frozen(kw_only=True)
 class BatchOptions:
-    """What can be chosen."""
+    """What the command line chooses."""
 
     jobs: Path
     journal: Path
@@ -89,9 +89,9 @@ def batch(
     The ref is your own name for a job, used once. The other columns are the fields of the model's input.
     A .jsonl file has an object with the same names in each line instead.
 
-    For the Kling avatar models image_url and audio_url may be local files: they are looked for beside the
-    jobs file and uploaded once each. Other models get their fields as they stand; out of a CSV as text, an
-    empty cell as no field, and a column named FIELD:json as the JSON that is in it.
+    For the Kling avatar models image_url and audio_url may be local files, their paths relative to the
+    folder of the jobs file; each is uploaded once. Other models get their fields as they stand; out of a
+    CSV as text, an empty cell as no field, and a column named FIELD:json as the JSON that is in it.
 
     The whole file is checked first. If anything is wrong, all of it is listed and nothing is sent.
 
@@ -114,14 +114,15 @@ def batch(
         budget=None if budget_credits is None else Budget(credits=budget_credits),
         grace_s=grace,
         callback_url=callback_url,
-        port=port or _PORT,
+        port=port or _DEFAULT_PORT,
     )
+    # The results file is replaced as a whole; it must never be one of the others.
     files = {path.resolve() for path in (options.jobs, options.journal, options.results)}
     if len(files) < 3:
         raise typer.BadParameter("the jobs, the journal and the results are three files")
     if options.results.is_dir():
         raise typer.BadParameter("is a folder", param_hint="--results")
-    conduct(run_batch(options))
+    run_command(run_batch(options))
 
 
 async def run_batch(options: BatchOptions) -> int:
@@ -131,62 +132,64 @@ async def run_batch(options: BatchOptions) -> int:
         CannotRun: Something is wrong with the file, a folder, the journal or the port; nothing was sent.
         InvalidRequest: The key or an address is wrong; nothing was sent.
     """
-    with read_jobs(options.jobs, report=lambda problem: say(str(problem))) as jobs:
+    with read_jobs(options.jobs, report=lambda problem: print_err(str(problem))) as jobs:
         require_key()
         for folder in (options.out, options.results.parent, options.journal.parent):
             require_folder(folder)
-        books = Books(jobs, options.results)
-        with open_board() as board:
-            run = _Run(options, books, board)
+        ledger = BatchLedger(jobs, options.results)
+        with open_progress() as progress:
+            run = _CommandRun(options, ledger, progress)
             await run.run(jobs.requests())
-    put(f"{len(jobs)} jobs: {books.words()}; see {options.results}")
-    return run.status()
+    print_out(f"{len(jobs)} jobs: {ledger.summary()}; see {options.results}")
+    return run.report_status()
 
 
-class _Run:
+class _CommandRun:
     """One run of the command, from the opening of the session to its close."""
 
-    def __init__(self, options: BatchOptions, books: Books, board: Board) -> None:
+    def __init__(self, options: BatchOptions, ledger: BatchLedger, progress: BatchProgress) -> None:
         self._options = options
-        self._books = books
-        self._board = board
+        self._ledger = ledger
+        self._progress = progress
         self._interrupts = 0
-        self._ended = 0
-        """Tasks that ended in this run."""
-        self._trouble = ""
-        """What else went wrong."""
+        self._settled_count = 0
+        """Tasks that settled in this run: what the ETA is reckoned from."""
+        self._problem = ""
+        """What went wrong beside the jobs; empty if nothing did."""
 
-    def status(self) -> int:
-        """Say what is left to do, and return the exit status."""
-        if self._trouble:
-            say(f"error: {self._trouble}")
-        if self._books["pending"] or self._books["running"]:
-            say("run the same command again to go on; nothing is paid twice")
-        elif not self._trouble and not self._books["failed"] and not self._books["unknown"]:
+    def report_status(self) -> int:
+        """Print what is left to do, and return the exit status."""
+        if self._problem:
+            print_err(f"error: {self._problem}")
+        if self._ledger.count("pending") or self._ledger.count("running"):
+            print_err("run the same command again to go on; nothing is paid twice")
+        elif not self._problem and not self._ledger.count("failed") and not self._ledger.count("unknown"):
             return DONE
         return INTERRUPTED if self._interrupts else FAILED
 
     async def run(self, requests: Iterator[TaskRequest]) -> None:
-        """Create, wait and download until all is told, or it is time to leave."""
+        """Create, wait and download until every job has an outcome, or it is time to leave."""
         is_open = False
         try:
-            async with self._opened() as kie:
+            async with self._open_session() as kie:
                 is_open = True
                 for handle in await kie.resume():
-                    self._books.note_task(handle.ref, handle.task_id)
-                await self._see_through(kie.batch(requests, download_to=self._options.out))
+                    self._ledger.record_task(handle.ref, handle.task_id)
+                # The batch joins these by their refs, so none is created again.
+                await self._consume(kie.batch(requests, download_to=self._options.out))
         finally:
-            if is_open:  # else the file is another's: of a former run, or of one that has the journal now
+            # If it never opened, the file is another's: a former run's, or that of whoever has the journal.
+            if is_open:
                 await self._write_results()
 
     async def _write_results(self) -> None:
         try:
-            await self._books.results.write()
+            await self._ledger.results.write()
         except OSError as exc:
-            self._trouble = f"cannot write {self._options.results}: {exc.strerror}"
+            self._problem = f"cannot write {self._options.results}: {exc.strerror}"
 
     @asynccontextmanager
-    async def _opened(self) -> AsyncIterator[KieSession]:
+    async def _open_session(self) -> AsyncIterator[KieSession]:
         """Open the session, and where callbacks come in if they are wanted.
 
         Raises:
@@ -214,22 +217,26 @@ class _Run:
                 raise CannotRun(str(exc)) from None
             yield kie
 
-    async def _see_through(self, batch: Batch) -> None:
+    async def _consume(self, batch: Batch) -> None:
         """Read the outcomes to the end, or until it is time to leave."""
-        reading = asyncio.create_task(self._read(batch))
-        beside = [asyncio.create_task(self._keep_shown()), asyncio.create_task(self._keep_written())]
-        self._take_interrupts(batch, reading)
+        reading = asyncio.create_task(self._read_outcomes(batch))
+        # In tasks of their own: outcomes may be minutes apart, and the bar and the file must keep moving.
+        background = [
+            asyncio.create_task(self._update_progress()),
+            asyncio.create_task(self._write_changes()),
+        ]
+        self._install_signal_handlers(batch, reading)
         try:
             await asyncio.wait({reading})
         finally:
-            for task in (reading, *beside):
+            for task in (reading, *background):
                 task.cancel()
-            await asyncio.gather(reading, *beside, return_exceptions=True)
+            await asyncio.gather(reading, *background, return_exceptions=True)
         if not reading.cancelled():
             reading.result()
 
-    def _take_interrupts(self, batch: Batch, reading: asyncio.Task[None]) -> None:
-        """Take Ctrl-C, and the system's polite request to end, as wishes about the batch from now on."""
+    def _install_signal_handlers(self, batch: Batch, reading: asyncio.Task[None]) -> None:
+        """Let SIGINT and SIGTERM stop the batch in steps: send no more, wait no more, leave."""
         loop, main = asyncio.get_running_loop(), asyncio.current_task()
 
         def interrupt() -> None:
@@ -237,12 +244,13 @@ class _Run:
             if self._interrupts == 1:
                 batch.stop()
                 loop.call_later(self._options.grace_s, reading.cancel)
-                self._board.tell(
+                self._progress.print_line(
                     "interrupted: nothing more is sent; waiting for what is paid, "
                     f"{self._options.grace_s:g} s at most; Ctrl-C again to leave now"
                 )
             elif self._interrupts == 2:
-                reading.cancel()  # the session's close still waits for ids on their way, ten seconds at most
+                # The session's close still waits for task ids under way, ten seconds at most.
+                reading.cancel()
             elif main is not None:
                 main.cancel()
 
@@ -250,45 +258,46 @@ class _Run:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, interrupt)
 
-    async def _read(self, batch: Batch) -> None:
+    async def _read_outcomes(self, batch: Batch) -> None:
         try:
             async for outcome in batch:
-                line, kind = self._books.note(outcome)
+                line, state = self._ledger.record_outcome(outcome)
                 if outcome.error is not None and not isinstance(outcome.error, BatchStopped):
                     again = "; run again to fetch it" if isinstance(outcome.error, FileError) else ""
-                    self._board.tell(
-                        f"line {line}, ref {outcome.ref}: {kind}: {explain(outcome.error)}{again}"
+                    self._progress.print_line(
+                        f"line {line}, ref {outcome.ref}: {state}: {explain(outcome.error)}{again}"
                     )
         except BatchStopped as exc:
-            self._trouble = explain(exc.__cause__ if isinstance(exc.__cause__, KieError) else exc)
+            self._problem = explain(exc.__cause__ if isinstance(exc.__cause__, KieError) else exc)
 
-    # --- beside it ---------------------------------------------------------------------------------
+    # --- in the background --------------------------------------------------------------------------
 
     def _note_event(self, event: SessionEvent) -> None:
-        """Be the session's hook."""
+        """Record what an event says of a job; this is the session's ``on_event``."""
         if event.kind in {"created", "adopted"}:
-            self._books.note_task(event.ref, event.task_id)
+            self._ledger.record_task(event.ref, event.task_id)
         elif event.kind == "settled":
-            self._ended += 1
+            self._settled_count += 1
 
-    async def _keep_shown(self) -> None:
+    async def _update_progress(self) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
         while True:
-            await asyncio.sleep(self._board.every_s)
-            books, eta = self._books, ""
-            if self._ended:
-                still = books.total - books.over
-                eta = f", ETA {_duration((loop.time() - began) / self._ended * still)}"
-            self._board.show(books.over, books.total, books.words() + eta)
+            await asyncio.sleep(self._progress.interval_s)
+            ledger, eta = self._ledger, ""
+            if self._settled_count:
+                still = ledger.total - ledger.ended
+                eta = f", ETA {_duration((loop.time() - began) / self._settled_count * still)}"
+            self._progress.show(ledger.ended, ledger.total, ledger.summary() + eta)
 
-    async def _keep_written(self) -> None:
+    async def _write_changes(self) -> None:
         while True:
             try:
-                await self._books.results.keep_written()
-            except OSError as exc:  # what is paid must not suffer from a full disk
-                self._board.tell(f"cannot write {self._options.results} now: {exc.strerror}")
-                await asyncio.sleep(_WRITE_AGAIN_S)
+                await self._ledger.results.write_changes()
+            except OSError as exc:
+                # A full disk must not end the wait for tasks that are paid.
+                self._progress.print_line(f"cannot write {self._options.results} now: {exc.strerror}")
+                await asyncio.sleep(_WRITE_RETRY_S)
 
 
 def _duration(seconds: float) -> str:

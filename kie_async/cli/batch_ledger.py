@@ -1,4 +1,4 @@
-"""What is known of each job of a batch: counts for people, a line of the results file for programs."""
+"""Counts how the jobs of a batch stand, and writes what became of each into the results file."""
 
 from __future__ import annotations
 
@@ -20,84 +20,82 @@ from ..errors import (
 )
 from ..inputs.request import TaskRequest
 from ..models import TaskRecord
-from .demo_report import number
 from .jobs_file import Jobs
+from .output import format_number, without_key
 from .results_file import ResultsFile
-from .runtime import without_key
 
-Kind = Literal["pending", "running", "done", "failed", "unknown"]
-"""Pending jobs were not sent, or not looked at in this run; running ones exist at the service, paid."""
+JobState = Literal["pending", "running", "done", "failed", "unknown"]
+"""Pending jobs were not sent, or not reached in this run; running ones exist at the service, paid."""
 
-_PENDING = (BatchStopped, BudgetExceeded, CreatesHalted)
+_NOT_SENT_ERRORS = (BatchStopped, BudgetExceeded, CreatesHalted)
 
-_RUNNING = (TaskTimedOut, TaskDetached, TaskAbandoned)
+_STILL_RUNNING_ERRORS = (TaskTimedOut, TaskDetached, TaskAbandoned)
 
 
-class Books:
-    """Keeps count of the jobs, and keeps their lines in the results file."""
+class BatchLedger:
+    """Keeps the state of every job, their counts, and their lines in the results file."""
 
     def __init__(self, jobs: Jobs, path: Path) -> None:
         self.credits = 0.0
         self.total = len(jobs)
-        self.over = 0
+        self.ended = 0
         """Jobs of which this run has an outcome."""
-        self.results = ResultsFile(path, (_facts(line, job, "pending") for line, job in jobs))
+        self.results = ResultsFile(path, (_results_line(line, job, "pending") for line, job in jobs))
         self._jobs = jobs
-        self._kinds: list[Kind] = ["pending"] * len(jobs)
-        self._is_over = bytearray(len(jobs))
-        self._counts: Counter[Kind] = Counter({"pending": len(jobs)})
+        self._states: list[JobState] = ["pending"] * len(jobs)
+        self._has_outcome = bytearray(len(jobs))
+        self._counts: Counter[JobState] = Counter({"pending": len(jobs)})
 
-    def __getitem__(self, kind: Kind) -> int:
-        return self._counts[kind]
+    def count(self, state: JobState) -> int:
+        """Return how many jobs are in this state."""
+        return self._counts[state]
 
-    def words(self) -> str:
-        """Return the counts in words."""
-        shown = ", ".join(f"{self[kind]} {kind}" for kind in ("done", "failed", "unknown", "running"))
-        return f"{shown}, {number(self.credits)} credits"
+    def summary(self) -> str:
+        """Return the counts and the credits in words."""
+        counts = ", ".join(
+            f"{self.count(state)} {state}" for state in ("done", "failed", "unknown", "running")
+        )
+        return f"{counts}, {format_number(self.credits)} credits"
 
-    def note_task(self, ref: str | None, task_id: str) -> None:
-        """Note that a job has a task; without an id, that nobody knows whether it has one."""
+    def record_task(self, ref: str | None, task_id: str) -> None:
+        """Record that a job has a task; without an id, that nobody knows whether it has one."""
         index = None if ref is None else self._jobs.index_of(ref)
-        if index is not None and not self._is_over[index]:
-            self._put(index, "running" if task_id else "unknown", {"task_id": task_id})
+        # An event may come after the outcome, which says more.
+        if index is not None and not self._has_outcome[index]:
+            self._set(index, "running" if task_id else "unknown", {"task_id": task_id})
 
-    def note(self, outcome: Outcome) -> tuple[int, Kind]:
-        """Note the outcome of a job; return the line it stands in, and what kind of outcome it is."""
-        kind = kind_of(outcome.error)
+    def record_outcome(self, outcome: Outcome) -> tuple[int, JobState]:
+        """Record the outcome of a job; return the line it stands in, and the state it ends in."""
+        state = state_after(outcome.error)
         record = _record_of(outcome)
-        self._is_over[outcome.index] = True
-        self.over += 1
+        self._has_outcome[outcome.index] = True
+        self.ended += 1
         self.credits += (record.credits or 0.0) if record else 0.0
-        facts: dict[str, Any] = {"task_id": outcome.task_id, "files": [str(file) for file in outcome.files]}
+        fields: dict[str, Any] = {"task_id": outcome.task_id, "files": [str(file) for file in outcome.files]}
         if record is not None:
-            facts |= {
-                "credits": record.credits,
-                "duration_s": record.duration_s,
-                "urls": list(record.urls),
-                "result_object": None if record.result_object is None else dict(record.result_object),
-            }
+            fields |= _record_fields(record)
         if outcome.error is not None:
-            facts["error"] = without_key(str(outcome.error))
-        return self._put(outcome.index, kind, facts), kind
+            fields["error"] = without_key(str(outcome.error))
+        return self._set(outcome.index, state, fields), state
 
-    def _put(self, index: int, kind: Kind, facts: dict[str, Any]) -> int:
+    def _set(self, index: int, state: JobState, fields: dict[str, Any]) -> int:
         line, request = self._jobs[index]
-        self.results.put(index, _facts(line, request, kind) | facts)
-        self._counts[self._kinds[index]] -= 1
-        self._counts[kind] += 1
-        self._kinds[index] = kind
+        self.results.set_line(index, _results_line(line, request, state) | fields)
+        self._counts[self._states[index]] -= 1
+        self._counts[state] += 1
+        self._states[index] = state
         return line
 
 
-def kind_of(error: KieError | None) -> Kind:
-    """Return what an outcome with this error says of its job."""
+def state_after(error: KieError | None) -> JobState:
+    """Return the state of a job whose outcome has this error."""
     if error is None:
         return "done"
     if isinstance(error, CreateOutcomeUnknown):
         return "unknown"
-    if isinstance(error, _PENDING):
+    if isinstance(error, _NOT_SENT_ERRORS):
         return "pending"
-    return "running" if isinstance(error, _RUNNING) else "failed"
+    return "running" if isinstance(error, _STILL_RUNNING_ERRORS) else "failed"
 
 
 def _record_of(outcome: Outcome) -> TaskRecord | None:
@@ -106,12 +104,21 @@ def _record_of(outcome: Outcome) -> TaskRecord | None:
     return outcome.error.record if isinstance(outcome.error, TaskError) else None
 
 
-def _facts(line: int, request: TaskRequest, kind: Kind) -> dict[str, Any]:
+def _record_fields(record: TaskRecord) -> dict[str, Any]:
+    return {
+        "credits": record.credits,
+        "duration_s": record.duration_s,
+        "urls": list(record.urls),
+        "result_object": None if record.result_object is None else dict(record.result_object),
+    }
+
+
+def _results_line(line: int, request: TaskRequest, state: JobState) -> dict[str, Any]:
     return {
         "ref": request.ref,
         "line": line,
         "model": request.model,
-        "outcome": kind,
+        "outcome": state,
         "task_id": "",
         "credits": None,
         "duration_s": None,

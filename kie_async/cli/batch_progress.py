@@ -1,4 +1,4 @@
-"""How far a batch has come, for people: a bar where the terminal can draw one, else a line now and then."""
+"""Shows how far a batch has come on standard error: a bar on a terminal, else a line now and then."""
 
 from __future__ import annotations
 
@@ -10,53 +10,54 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from .runtime import say, without_key
+from .output import print_err, without_key
 
 
-class Board(Protocol):
-    """Shows a number that grows, and words that change."""
+class BatchProgress(Protocol):
+    """Shows how many jobs have ended, with a text that changes."""
 
-    every_s: float
-    """How often it wants to be told."""
+    interval_s: float
+    """How often to call `show`."""
 
-    def show(self, over: int, total: int, words: str) -> None:
-        """Show how far the batch has come."""
+    def show(self, ended: int, total: int, text: str) -> None:
+        """Show how many jobs have ended, in place of what was shown before."""
 
-    def tell(self, line: str) -> None:
-        """Show a line that stays."""
+    def print_line(self, line: str) -> None:
+        """Print a line that stays."""
 
 
 @contextmanager
-def open_board() -> Iterator[Board]:
-    """Return a board on standard error."""
+def open_progress() -> Iterator[BatchProgress]:
+    """Yield a bar if standard error is a terminal that can draw one, else lines."""
     console = Console(stderr=True, markup=False, highlight=False, emoji=False)
     if not sys.stderr.isatty() or console.is_dumb_terminal:
-        yield _Lines()
+        yield _LineProgress()
         return
-    columns = BarColumn(bar_width=20), TextColumn("{task.completed} of {task.total}: {task.fields[words]}")
+    columns = BarColumn(bar_width=20), TextColumn("{task.completed} of {task.total}: {task.fields[text]}")
     with Progress(*columns, console=console, transient=True) as progress:
-        yield _Bar(progress)
+        yield _BarProgress(progress)
 
 
-class _Lines:
-    every_s = 10.0
+class _LineProgress:
+    interval_s = 10.0
 
-    def show(self, over: int, total: int, words: str) -> None:
-        say(f"{over} of {total}: {words}")
+    def show(self, ended: int, total: int, text: str) -> None:
+        print_err(f"{ended} of {total}: {text}")
 
-    def tell(self, line: str) -> None:
-        say(line)
+    def print_line(self, line: str) -> None:
+        print_err(line)
 
 
-class _Bar:
-    every_s = 0.5
+class _BarProgress:
+    interval_s = 0.5
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._bar = progress.add_task("", total=None, words="starting")
+        self._bar = progress.add_task("", total=None, text="starting")
 
-    def show(self, over: int, total: int, words: str) -> None:
-        self._progress.update(self._bar, completed=over, total=total, words=words)
+    def show(self, ended: int, total: int, text: str) -> None:
+        self._progress.update(self._bar, completed=ended, total=total, text=text)
 
-    def tell(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
+        # Through rich, which draws the bar again below it; written past rich it would land in the bar.
         self._progress.console.print(without_key(" ".join(line.split())), soft_wrap=True)

@@ -1,4 +1,4 @@
-"""``kie-async demo``: many talking-head videos made by the sandbox, over real sockets, without a key."""
+"""``kie-async demo``: makes many talking-head videos with the sandbox, over real sockets, without a key."""
 
 from __future__ import annotations
 
@@ -22,29 +22,30 @@ from ..events import SessionEvent
 from ..inputs.kling import KlingAvatar
 from ..sandbox import Durations, Faults, Lognormal, Sandbox
 from ..session import KieSession
-from . import demo_media as voice_and_face
-from .demo_display import Board, make_board, make_console, show_report
+from .demo_display import DemoProgress, make_console, make_progress, show_report
+from .demo_media import read_portrait, read_voice
 from .demo_report import Job, Report
-from .runtime import DONE, FAILED, conduct, require_folder, require_renderer, say
+from .output import print_err
+from .runtime import DONE, FAILED, require_folder, require_renderer, run_command
 
 # The real service takes minutes (median about 120 s) and its callbacks some seconds. The demo's clock
 # runs 24 times as fast: tasks take about 5 s, the safety net under the callbacks spans 2.5 s, not 60.
 # The limits are the real ones, unscaled: 20 creates in 10 s and 10 queries a second. So the interval
 # without callbacks is scaled less than the rest: some 20 tasks in flight are 8 queries a second.
-_DURATIONS = Lognormal(5.0, 0.42)
+_TASK_DURATIONS = Lognormal(5.0, 0.42)
 _CALLBACK_DELAY_S = 0.25
-_SCHEDULE = PollSchedule(first_s=2.5, tiers=((10.0, 2.5), (math.inf, 4.0)), safety_net_s=2.5)
+_POLL_SCHEDULE = PollSchedule(first_s=2.5, tiers=((10.0, 2.5), (math.inf, 4.0)), safety_net_s=2.5)
 
-_KEY = "sandbox-key"
+_SANDBOX_KEY = "sandbox-key"
 _TASK_TIMEOUT_S = 120.0
-_DOWNLOADS = 8
+_MAX_DOWNLOADS = 8
 """Results fetched at once."""
-_CREDITS = 1e9
+_BALANCE = 1e9
 
 
 @attrs.frozen(kw_only=True)
 class DemoOptions:
-    """What can be chosen."""
+    """What the command line chooses."""
 
     jobs: int
     image: Path | None
@@ -54,17 +55,17 @@ class DemoOptions:
     max_in_flight: int
     seed: int
     faults: Faults
-    durations: Durations = _DURATIONS
+    durations: Durations = _TASK_DURATIONS
 
 
 def demo(
     *,
     jobs: Annotated[int, typer.Option(min=1, help="How many videos to make.")] = 20,
     image: Annotated[
-        Path | None, typer.Option(help="Portrait: JPEG, PNG or WebP; else one is drawn.")
+        Path | None, typer.Option(help="Portrait: JPEG, PNG or WebP; a built-in one if not given.")
     ] = None,
     audio: Annotated[
-        Path | None, typer.Option(help="Voice: MP3, WAV, AAC, M4A or OGG; else one is made.")
+        Path | None, typer.Option(help="Voice: MP3, WAV, AAC, M4A or OGG; a built-in one if not given.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the videos.")] = Path("kie-demo"),
     callbacks: Annotated[
@@ -88,7 +89,7 @@ def demo(
         seed=seed,
         faults=Faults(drop_callbacks=drop_callbacks),
     )
-    conduct(run_demo(options, make_console()))
+    run_command(run_demo(options, make_console()))
 
 
 async def run_demo(options: DemoOptions, console: Console) -> int:
@@ -100,40 +101,43 @@ async def run_demo(options: DemoOptions, console: Console) -> int:
     """
     require_renderer()
     require_folder(options.out)
-    wish = _wish(options)
+    request = _make_request(options)
     jobs = [Job(number=number) for number in range(1, options.jobs + 1)]
     try:
-        report = await _make_all(options, wish, jobs, console)
+        report = await _make_all(options, request, jobs, console)
     except asyncio.CancelledError:
-        say(f"interrupted: {sum(job.file is not None for job in jobs)} videos are in {options.out}")
+        print_err(f"interrupted: {sum(job.file is not None for job in jobs)} videos are in {options.out}")
         raise
     show_report(console, report)
     return DONE if report.is_complete else FAILED
 
 
-def _wish(options: DemoOptions) -> KlingAvatar:
-    """Return the one wish of all jobs: local files, which the session uploads once."""
+def _make_request(options: DemoOptions) -> KlingAvatar:
+    """Return the one request of all jobs: local files, which the session uploads once."""
+    # Written beside the videos, so that people can see and hear what these were made of.
     image, audio = options.image, options.audio
     if image is None:
         image = options.out / "portrait.png"
-        image.write_bytes(voice_and_face.portrait())
+        image.write_bytes(read_portrait())
     if audio is None:
         audio = options.out / "voice.wav"
-        audio.write_bytes(voice_and_face.voice())
+        audio.write_bytes(read_voice())
     return KlingAvatar(image_url=image, audio_url=audio, prompt="a warm smile")
 
 
-async def _make_all(options: DemoOptions, wish: KlingAvatar, jobs: Sequence[Job], console: Console) -> Report:
+async def _make_all(
+    options: DemoOptions, request: KlingAvatar, jobs: Sequence[Job], console: Console
+) -> Report:
     loop = asyncio.get_running_loop()
-    board = make_board(console, jobs)
-    async with _opened(options, jobs, board, console) as (sandbox, kie):
-        await _upload(kie, wish, console)
+    progress = make_progress(console, jobs)
+    async with _open(options, jobs, progress, console) as (sandbox, kie):
+        await _upload(kie, request, console)
         began = loop.time()
-        downloads = asyncio.Semaphore(_DOWNLOADS)
-        with board:
+        downloads = asyncio.Semaphore(_MAX_DOWNLOADS)
+        with progress:
             async with asyncio.TaskGroup() as group:
                 for job in jobs:
-                    group.create_task(_make(kie, wish, job, downloads, options.out, board))
+                    group.create_task(_make(kie, request, job, downloads, options.out, progress))
         return Report(
             jobs=jobs,
             elapsed_s=loop.time() - began,
@@ -142,32 +146,38 @@ async def _make_all(options: DemoOptions, wish: KlingAvatar, jobs: Sequence[Job]
         )
 
 
-async def _upload(kie: KieSession, wish: KlingAvatar, console: Console) -> None:
-    """Upload what all jobs share. The session would do it by itself, but a bad file should end all."""
-    files = [Path(wish.image_url), Path(wish.audio_url)]
+async def _upload(kie: KieSession, request: KlingAvatar, console: Console) -> None:
+    """Upload what all jobs share."""
+    # The session would do it at the first create; done here, a bad file ends the demo, not every job.
+    files = [Path(request.image_url), Path(request.audio_url)]
     for file in files:
         await kie.upload(file)
     console.print(f"uploaded   {files[0]} and {files[1]}, once for all jobs", soft_wrap=True)
 
 
 async def _make(
-    kie: KieSession, wish: KlingAvatar, job: Job, downloads: asyncio.Semaphore, folder: Path, board: Board
+    kie: KieSession,
+    request: KlingAvatar,
+    job: Job,
+    downloads: asyncio.Semaphore,
+    folder: Path,
+    progress: DemoProgress,
 ) -> None:
     """Make one video, from the create to the file."""
     try:
-        result = await (await kie.create(wish, ref=job.ref))
+        result = await (await kie.create(request, ref=job.ref))
         async with downloads:
             job.file = (await kie.download(result, folder))[0]
     except KieError as exc:
         job.error = str(exc)
         if job.state == "planned":
             job.state = "refused"
-    board.show(job)
+    progress.show(job)
 
 
 @asynccontextmanager
-async def _opened(
-    options: DemoOptions, jobs: Sequence[Job], board: Board, console: Console
+async def _open(
+    options: DemoOptions, jobs: Sequence[Job], progress: DemoProgress, console: Console
 ) -> AsyncIterator[tuple[Sandbox, KieSession]]:
     """Open the stand-in service, the receiver for its callbacks, and the session between them."""
     hmac_key = secrets.token_hex(16)
@@ -178,16 +188,16 @@ async def _opened(
         if options.callbacks:
             receiver = CallbackReceiver(hmac_keys=[hmac_key])
             callback_url = (await opened.enter_async_context(receiver.serve("127.0.0.1", 0))).url
-        console.print(_callback_words(callback_url, options.faults.drop_callbacks), soft_wrap=True)
+        console.print(_callback_line(callback_url, options.faults.drop_callbacks), soft_wrap=True)
         session = KieSession(
-            _KEY,
+            _SANDBOX_KEY,
             base_url=sandbox.url,
             callback_url=callback_url,
             receiver=receiver,
             max_in_flight=options.max_in_flight,
-            poll=_SCHEDULE,
+            poll=_POLL_SCHEDULE,
             task_timeout_s=_TASK_TIMEOUT_S,
-            on_event=_Notes(jobs, board).note,
+            on_event=_JobUpdater(jobs, progress).note_event,
             rng=random.Random(options.seed),
         )
         yield sandbox, await opened.enter_async_context(session)
@@ -195,10 +205,10 @@ async def _opened(
 
 def _sandbox(options: DemoOptions, hmac_key: str) -> Sandbox:
     return Sandbox(
-        api_key=_KEY,
+        api_key=_SANDBOX_KEY,
         durations=options.durations,
         seed=options.seed,
-        credits=_CREDITS,
+        credits=_BALANCE,
         hmac_key=hmac_key,
         callback_delay_s=_CALLBACK_DELAY_S,
         render=True,
@@ -206,23 +216,23 @@ def _sandbox(options: DemoOptions, hmac_key: str) -> Sandbox:
     )
 
 
-def _callback_words(url: str | None, dropped: float) -> str:
+def _callback_line(url: str | None, dropped: float) -> str:
     if url is None:
         return "callbacks  none; every end is found by polling"
     lost = f"; {dropped:.0%} get lost, polling finds the rest" if dropped else ""
     return f"callbacks  {url}, signed{lost}"
 
 
-class _Notes:
-    """Writes the session's events into the jobs."""
+class _JobUpdater:
+    """Updates the jobs from the session's events."""
 
-    def __init__(self, jobs: Sequence[Job], board: Board) -> None:
+    def __init__(self, jobs: Sequence[Job], progress: DemoProgress) -> None:
         self._jobs = {job.ref: job for job in jobs}
-        self._board = board
+        self._progress = progress
 
-    def note(self, event: SessionEvent) -> None:
-        """Be the session's hook."""
-        job = self._jobs[event.ref or ""]
+    def note_event(self, event: SessionEvent) -> None:
+        """Update the job of an event and show it; this is the session's ``on_event``."""
+        job = self._jobs[event.ref or ""]  # every task of the demo has a ref
         now = asyncio.get_running_loop().time()
         if event.kind == "created":
             job.created_at, job.state = now, "created"
@@ -230,4 +240,4 @@ class _Notes:
             job.settled_at, job.source = now, event.source
         if event.record is not None:
             job.state, job.credits = str(event.record.state), event.record.credits
-        self._board.show(job)
+        self._progress.show(job)

@@ -1,32 +1,25 @@
-"""What the terminal shows: bars that move where it can, plain lines elsewhere."""
+"""Shows the demo: progress bars where the terminal can draw them, else plain lines, and the report."""
 
 from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
 from rich import box
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from .demo_report import Job, Report, number
+from .demo_report import Job, Report
+from .output import format_number
 
-_PLAIN_WIDTH = 120
+_FILE_WIDTH = 120
 
 
-class Board(Protocol):
+class DemoProgress(Protocol):
     """Shows how far the jobs of a demo have come."""
 
     def __enter__(self) -> Self: ...
@@ -43,19 +36,20 @@ def make_console() -> Console:
     """Return the console of standard output: without colours and at a fixed width if it is a file."""
     if sys.stdout.isatty():
         return Console(markup=False, highlight=False, emoji=False)
+    # FORCE_COLOR and COLUMNS must not put escape codes or narrow lines into a file.
     return Console(
-        markup=False, highlight=False, emoji=False, force_terminal=False, no_color=True, width=_PLAIN_WIDTH
+        markup=False, highlight=False, emoji=False, force_terminal=False, no_color=True, width=_FILE_WIDTH
     )
 
 
-def make_board(console: Console, jobs: Sequence[Job]) -> Board:
+def make_progress(console: Console, jobs: Sequence[Job]) -> DemoProgress:
     """Return bars for a terminal that can draw, lines for everything else."""
     if console.is_terminal and not console.is_dumb_terminal:
-        return Bars(console, jobs)
-    return Lines(console, jobs)
+        return BarProgress(console, jobs)
+    return LineProgress(console, jobs)
 
 
-class Lines:
+class LineProgress:
     """One line for each job that is over."""
 
     def __init__(self, console: Console, jobs: Sequence[Job]) -> None:
@@ -83,7 +77,7 @@ class Lines:
         self._console.file.flush()
 
 
-class Bars:
+class BarProgress:
     """Three bars: created, settled, saved."""
 
     def __init__(self, console: Console, jobs: Sequence[Job]) -> None:
@@ -111,7 +105,7 @@ class Bars:
         self._progress.stop()
 
     def show(self, job: Job) -> None:
-        """Move the bars to where all jobs stand."""
+        """Move the bars to the counts of all jobs."""
         settled = [one for one in self._jobs if one.settled_at is not None]
         by = Counter(one.source for one in settled if one.source)
         note = ", ".join(f"{count} by {source}" for source, count in sorted(by.items()))
@@ -119,24 +113,6 @@ class Bars:
         self._progress.update(self._created, completed=created)
         self._progress.update(self._settled, completed=len(settled), note=note)
         self._progress.update(self._saved, completed=sum(one.file is not None for one in self._jobs))
-
-
-@contextmanager
-def waiting(text: str) -> Iterator[None]:
-    """Turn a spinner on standard error while the block runs, if anybody sees it."""
-    console = Console(stderr=True, markup=False, emoji=False)
-    if not sys.stderr.isatty() or console.is_dumb_terminal:
-        yield
-        return
-    with Progress(
-        SpinnerColumn("line"),
-        TextColumn(text, markup=False),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-    ) as progress:
-        progress.add_task(text, total=None)
-        yield
 
 
 def show_report(console: Console, report: Report) -> None:
@@ -156,7 +132,7 @@ def show_report(console: Console, report: Report) -> None:
 def _cells(job: Job) -> tuple[str, ...]:
     seconds = "" if job.seconds is None else f"{job.seconds:.1f}"
     last = job.file.name if job.file else job.error
-    return str(job.number), job.state, seconds, job.source, number(job.credits), last
+    return str(job.number), job.state, seconds, job.source, format_number(job.credits), last
 
 
 def _after(job: Job) -> str:

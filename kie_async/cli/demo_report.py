@@ -1,4 +1,4 @@
-"""What became of the demo's jobs, in numbers and words."""
+"""Records what became of each job of the demo, and sums them up in one line."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from pathlib import Path
 
 import attrs
 
-
-def number(value: float | None) -> str:
-    """Return a number for people: no exponent, no needless zeros; nothing for None."""
-    return "" if value is None else f"{value:.3f}".rstrip("0").rstrip(".")
+from .output import format_number
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -24,7 +21,7 @@ class Job:
     """Seconds on the loop's clock, as the next."""
     settled_at: float | None = None
     source: str = ""
-    """Who told us of its end first: ``callback`` or ``poll``."""
+    """What brought its end first: ``callback`` or ``poll``."""
     credits: float | None = None
     file: Path | None = None
     """Set once the video is on disk."""
@@ -44,7 +41,7 @@ class Job:
 
     @property
     def is_over(self) -> bool:
-        """Tell whether nothing more will come of it."""
+        """Return whether nothing more will come of it."""
         return self.file is not None or bool(self.error)
 
 
@@ -65,7 +62,7 @@ class Report:
 
     @property
     def is_complete(self) -> bool:
-        """Tell whether every job ended in a video."""
+        """Return whether every job ended in a video."""
         return self.saved == len(self.jobs)
 
     def summary(self) -> str:
@@ -74,6 +71,6 @@ class Report:
         price = sum(job.credits or 0.0 for job in self.jobs)
         return (
             f"{self.saved} of {len(self.jobs)} videos in {self.elapsed_s:.1f} s: "
-            f"{by['callback']} settled by callback, {by['poll']} by poll; {number(price)} credits; "
+            f"{by['callback']} settled by callback, {by['poll']} by poll; {format_number(price)} credits; "
             f"{self.refusals} answers 429; files in {self.folder}"
         )

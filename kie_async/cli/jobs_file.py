@@ -1,4 +1,4 @@
-"""The file of a batch: read once, checked to the last line, and kept aside in the form that is sent.
+"""Reads the jobs of a batch from CSV or JSONL: checks every line, keeps the requests in a temporary file.
 
 Each line is a job: ``ref``, ``model``, then the fields of that model's input. A CSV has them as columns;
 a line of JSONL is one object with the same names. In a CSV every value is text, but under a column named
@@ -22,26 +22,26 @@ from typing import Any, Self, TextIO, TypeVar
 
 import attrs
 
-from .. import _json as jsontext
+from .. import _json
 from ..errors import InvalidRequest
 from ..files.media_types import HEAD_BYTES, check_media
 from ..inputs.kling import AVATAR_MODELS, KlingAvatar
 from ..inputs.request import TaskRequest
 from .runtime import CannotRun
 
-_KEYS = ("ref", "model")
-_JSON = ":json"
-_GOOD: Mapping[str, Any] = {
+_REQUIRED_COLUMNS = ("ref", "model")
+_JSON_SUFFIX = ":json"
+_VALID_AVATAR: Mapping[str, Any] = {
     "image_url": "https://example.org/i.png",
     "audio_url": "https://example.org/a.mp3",
     "prompt": "",
 }
 """The fields of an avatar, each with a value nothing is wrong with: so another can be judged alone."""
-_FAMILY = {"image_url": "image", "audio_url": "audio"}
-_MAX_TRIES = 200
+_MEDIA_FAMILY = {"image_url": "image", "audio_url": "audio"}
+_MAX_QUOTES_TRIED = 200
 _T = TypeVar("_T")
-_NOT_UTF8 = re.compile("[\ud800-\udfff]")
-_WHERE = re.compile(r"(.*): line \d+ column (\d+) \(char \d+\)", re.DOTALL)
+_SURROGATES = re.compile("[\ud800-\udfff]")
+_JSON_POSITION = re.compile(r"(.*): line \d+ column (\d+) \(char \d+\)", re.DOTALL)
 
 
 @attrs.frozen
@@ -51,11 +51,11 @@ class Problem:
     line: int
     column: str
     """Its name, or its number where there is no name: of the cell in a CSV, of the character in JSONL."""
-    why: str
+    reason: str
 
     def __str__(self) -> str:
         column = self.column if self.column.isprintable() else repr(self.column)
-        return f"line {self.line}, column {column}: {self.why}"
+        return f"line {self.line}, column {column}: {self.reason}"
 
 
 @attrs.define
@@ -69,18 +69,19 @@ class _Row:
     absent: frozenset[str] = frozenset()
     """Columns the file does not have at all, which was said already."""
 
-    def wrong(self, column: str, why: str) -> None:
+    def add_problem(self, column: str, reason: str) -> None:
         """Note that something is wrong with it."""
-        self.problems.append(Problem(self.line, column, why))
+        self.problems.append(Problem(self.line, column, reason))
 
 
 class Jobs:
-    """The jobs of a file that was found good. They are kept on disk, an index of them in memory."""
+    """The jobs of a file without problems. The requests are on disk, only an index of them in memory."""
 
     def __init__(self) -> None:
-        self._kept = tempfile.TemporaryFile()  # noqa: SIM115  (closed in close)
-        self._ends = array("q", [0])
-        self._lines = array("q")
+        # A batch may have a million jobs: in memory is what finding one takes, the rest is on disk.
+        self._spool = tempfile.TemporaryFile()  # noqa: SIM115  (closed in close)
+        self._offsets = array("q", [0])
+        self._line_numbers = array("q")
         self._line_of: dict[str, int] = {}
 
     def __enter__(self) -> Self:
@@ -90,15 +91,15 @@ class Jobs:
         self.close()
 
     def __len__(self) -> int:
-        return len(self._lines)
+        return len(self._line_numbers)
 
     def __iter__(self) -> Iterator[tuple[int, TaskRequest]]:
         """Yield each job's line and request, in the order of the file."""
         return (self[index] for index in range(len(self)))
 
     def close(self) -> None:
-        """Let go of what was kept."""
-        self._kept.close()
+        """Delete the temporary file."""
+        self._spool.close()
 
     def requests(self) -> Iterator[TaskRequest]:
         """Yield the requests in the order of the file."""
@@ -106,16 +107,16 @@ class Jobs:
 
     def __getitem__(self, index: int) -> tuple[int, TaskRequest]:
         """Return the line and the request of a job."""
-        begin, end = self._ends[index], self._ends[index + 1]
-        self._kept.seek(begin)
-        ref, model, fields, media = json.loads(self._kept.read(end - begin))
+        begin, end = self._offsets[index], self._offsets[index + 1]
+        self._spool.seek(begin)
+        ref, model, fields, media = json.loads(self._spool.read(end - begin))
         fields.update({name: Path(fields[name]) for name in media})
-        return self._lines[index], TaskRequest(model=model, input=fields, ref=ref)
+        return self._line_numbers[index], TaskRequest(model=model, input=fields, ref=ref)
 
     def index_of(self, ref: str) -> int | None:
         """Return the place of the job with this ref."""
         line = self._line_of.get(ref)
-        return None if line is None else bisect_left(self._lines, line)
+        return None if line is None else bisect_left(self._line_numbers, line)
 
     def claim(self, ref: str, line: int) -> int:
         """Return the line of the first job with this ref: *line*, if there was none yet."""
@@ -123,19 +124,20 @@ class Jobs:
 
     def add(self, line: int, request: TaskRequest) -> None:
         """Keep one more job."""
+        # JSON has no paths; which of the texts are files is remembered beside them.
         media = [name for name, value in request.input.items() if isinstance(value, Path)]
         fields = {name: str(value) if name in media else value for name, value in request.input.items()}
-        kept = json.dumps([request.ref, request.model, fields, media]).encode()
-        self._kept.seek(self._ends[-1])
-        self._kept.write(kept)
-        self._ends.append(self._ends[-1] + len(kept))
-        self._lines.append(line)
+        encoded = json.dumps([request.ref, request.model, fields, media]).encode()
+        self._spool.seek(self._offsets[-1])
+        self._spool.write(encoded)
+        self._offsets.append(self._offsets[-1] + len(encoded))
+        self._line_numbers.append(line)
 
 
 def read_jobs(path: Path, *, report: Callable[[Problem], None]) -> Jobs:
     """Return the jobs in a file, all of them checked; whatever is wrong is reported first, all of it.
 
-    Local files are looked for relative to the folder of the jobs file.
+    Relative paths of local files start from the folder of the jobs file.
 
     Raises:
         CannotRun: The file cannot be read, something in it is wrong, or it holds no job.
@@ -144,11 +146,12 @@ def read_jobs(path: Path, *, report: Callable[[Problem], None]) -> Jobs:
     if rows_of is None:
         raise CannotRun(f"{path}: a jobs file ends in .csv or .jsonl")
     jobs = Jobs()
-    _wrong_with.cache_clear()
+    # A batch run again in one process must see files that were mended in between.
+    _media_problem.cache_clear()
     try:
         # What is not UTF-8 is let through as half characters, which are found and reported cell by cell.
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            count = _take(rows_of(file), jobs, path.parent, report)
+            count = _check_rows(rows_of(file), jobs, path.parent, report)
         if count:
             raise CannotRun(f"{path}: {count} problem{'s' * (count > 1)}; nothing was sent")
         if not jobs:
@@ -162,15 +165,16 @@ def read_jobs(path: Path, *, report: Callable[[Problem], None]) -> Jobs:
     return jobs
 
 
-def _take(rows: Iterable[_Row], jobs: Jobs, folder: Path, report: Callable[[Problem], None]) -> int:
+def _check_rows(rows: Iterable[_Row], jobs: Jobs, folder: Path, report: Callable[[Problem], None]) -> int:
     """Check and keep all rows; return how many problems were reported."""
     count = 0
     for row in rows:
-        request = _checked(row, jobs, folder) if row.is_readable else None
+        request = _check_job(row, jobs, folder) if row.is_readable else None
         for problem in row.problems:
             report(problem)
         count += len(row.problems)
-        if request is not None and not count:  # else nothing will be sent
+        # After the first problem nothing will be sent, so nothing more need be kept.
+        if request is not None and not count:
             jobs.add(row.line, request)
     return count
 
@@ -184,26 +188,26 @@ def _jsonl_rows(file: TextIO) -> Iterator[_Row]:
             continue
         row = _Row(number)
         try:
-            if (half := _NOT_UTF8.search(text)) is not None:
-                row.wrong(str(half.start() + 1), "not UTF-8 text")
-            elif not isinstance(fields := jsontext.parse(text), dict):
-                row.wrong("1", 'a line is one JSON object: {"ref": ..., "model": ..., ...}')
+            if (bad := _SURROGATES.search(text)) is not None:
+                row.add_problem(str(bad.start() + 1), "not UTF-8 text")
+            elif not isinstance(fields := _json.parse(text), dict):
+                row.add_problem("1", 'a line is one JSON object: {"ref": ..., "model": ..., ...}')
             else:
                 row.fields = fields
-        except jsontext.NotJson as exc:
-            why, column = _parted(exc)
-            row.wrong(column, f"not JSON: {why}")
+        except _json.NotJson as exc:
+            reason, column = _split_json_error(exc)
+            row.add_problem(column, f"not JSON: {reason}")
         row.is_readable = not row.problems
         yield row
 
 
-def _parted(error: jsontext.NotJson) -> tuple[str, str]:
+def _split_json_error(error: _json.NotJson) -> tuple[str, str]:
     """Return what is wrong with a line of JSON, and the number of the character where it is."""
-    where = _WHERE.fullmatch(str(error))
+    where = _JSON_POSITION.fullmatch(str(error))
     return (where[1], where[2]) if where else (str(error), "1")
 
 
-class _Lines:
+class _LineRecorder:
     """The lines of a file, as the CSV reader draws them; it keeps those of the row it reads."""
 
     def __init__(self, file: TextIO) -> None:
@@ -219,7 +223,7 @@ class _Lines:
 
 
 def _csv_rows(file: TextIO) -> Iterator[_Row]:
-    lines = _Lines(file)
+    lines = _LineRecorder(file)
     reader = csv.reader(lines, strict=True)
     header: list[str] | None = None
     while True:
@@ -231,7 +235,9 @@ def _csv_rows(file: TextIO) -> Iterator[_Row]:
         except StopIteration:
             break
         except csv.Error as exc:
-            row.wrong(_broken_column(header, lines.row), f"the quotes are not closed or doubled ({exc})")
+            row.add_problem(
+                _broken_column(header, lines.row), f"the quotes are not closed or doubled ({exc})"
+            )
             row.is_readable = False
         if not row.is_readable:
             yield row
@@ -239,35 +245,39 @@ def _csv_rows(file: TextIO) -> Iterator[_Row]:
             header = [name.strip() for name in cells]
             yield _check_header(header, row)
         elif header is not None and any(cell.strip() for cell in cells):
-            _fill(row, header, cells)
+            _read_cells(row, header, cells)
             yield row
-    if header is None:
+    if header is None:  # so that an empty file names the columns it lacks
         yield _check_header([], _Row(1))
 
 
 def _check_header(header: list[str], row: _Row) -> _Row:
     row.is_readable = False
-    fields = [name.removesuffix(_JSON) for name in header]
+    fields = [name.removesuffix(_JSON_SUFFIX) for name in header]
     for number, name in enumerate(header):
-        if _NOT_UTF8.search(name):
-            row.wrong(str(number + 1), "not UTF-8 text")
+        if _SURROGATES.search(name):
+            row.add_problem(str(number + 1), "not UTF-8 text")
         elif name and fields[number] in fields[:number]:
-            row.wrong(name, "stands in the header twice")
-    for name in _KEYS:
+            row.add_problem(name, "stands in the header twice")
+    for name in _REQUIRED_COLUMNS:
         if name not in header:
             found = ", ".join(header[:8]) + (", ..." if len(header) > 8 else "")
-            row.wrong(name, f"missing in the header, which has: {found or 'nothing'}")
+            row.add_problem(name, f"missing in the header, which has: {found or 'nothing'}")
     return row
 
 
-def _fill(row: _Row, header: list[str], cells: list[str]) -> None:
-    """Read the cells of a row."""
-    row.absent = frozenset(_KEYS) - set(header)
+def _read_cells(row: _Row, header: list[str], cells: list[str]) -> None:
+    """Read the cells of a row, if there are as many as the header has."""
+    row.absent = frozenset(_REQUIRED_COLUMNS) - set(header)
     if len(cells) > len(header):
-        row.wrong(str(len(header) + 1), f"one cell too many: the header has {len(header)}, this {len(cells)}")
+        row.add_problem(
+            str(len(header) + 1), f"one cell too many: the header has {len(header)}, this {len(cells)}"
+        )
     elif len(cells) < len(header):
         missing = header[len(cells)] or str(len(cells) + 1)
-        row.wrong(missing, f"the line ends too early: the header has {len(header)} cells, this {len(cells)}")
+        row.add_problem(
+            missing, f"the line ends too early: the header has {len(header)} cells, this {len(cells)}"
+        )
     row.is_readable = not row.problems
     if row.is_readable:
         for number, (name, cell) in enumerate(zip(header, cells, strict=True), 1):
@@ -275,17 +285,17 @@ def _fill(row: _Row, header: list[str], cells: list[str]) -> None:
 
 
 def _read_cell(row: _Row, name: str, number: int, cell: str) -> None:
-    if _NOT_UTF8.search(cell):
-        row.wrong(name or str(number), "not UTF-8 text")
+    if _SURROGATES.search(cell):
+        row.add_problem(name or str(number), "not UTF-8 text")
     elif not name:
         if cell.strip():
-            row.wrong(str(number), "the header has no name for this column")
-    elif name.endswith(_JSON):
+            row.add_problem(str(number), "the header has no name for this column")
+    elif name.endswith(_JSON_SUFFIX):
         try:
             if cell.strip():
-                row.fields[name.removesuffix(_JSON)] = jsontext.parse(cell)
-        except jsontext.NotJson as exc:
-            row.wrong(name, f"not JSON: {_parted(exc)[0]}")
+                row.fields[name.removesuffix(_JSON_SUFFIX)] = _json.parse(cell)
+        except _json.NotJson as exc:
+            row.add_problem(name, f"not JSON: {_split_json_error(exc)[0]}")
     elif cell or name == "prompt":
         row.fields[name] = cell
 
@@ -293,7 +303,9 @@ def _read_cell(row: _Row, name: str, number: int, cell: str) -> None:
 def _broken_column(header: list[str] | None, lines: list[str]) -> str:
     """Return the column in which the CSV reader gave up: let it read ever more, until it does again."""
     text, names, cells = "".join(lines), header or [], 1
-    for end in (*islice((at.end() for at in re.finditer('"', text)), _MAX_TRIES), len(text)):
+    # The csv module names no column. A row with many quotes is tried at the first of them only: this is
+    # quadratic, and such a file is broken anyway.
+    for end in (*islice((at.end() for at in re.finditer('"', text)), _MAX_QUOTES_TRIED), len(text)):
         cells = len(next(csv.reader(text[:end].splitlines(keepends=True)), [""]))
         try:
             next(csv.reader(text[: end + 1].splitlines(keepends=True), strict=True), None)
@@ -306,58 +318,62 @@ def _broken_column(header: list[str] | None, lines: list[str]) -> str:
 # --- one job ---------------------------------------------------------------------------------------
 
 
-def _checked(row: _Row, jobs: Jobs, folder: Path) -> TaskRequest | None:
+def _check_job(row: _Row, jobs: Jobs, folder: Path) -> TaskRequest | None:
     """Return the request a row stands for; what is wrong with it is noted in it."""
     fields = dict(row.fields)
     ref, model = fields.pop("ref", None), fields.pop("model", None)
-    if _is_key(row, "ref", ref, partial(TaskRequest, model="any", input={}, ref=ref)):
+    if _check_key(row, "ref", ref, partial(TaskRequest, model="any", input={}, ref=ref)):
         line = jobs.claim(ref, row.line)
         if line != row.line:
-            row.wrong("ref", f"{ref!r} is the ref of line {line} already")
-    if _is_key(row, "model", model, partial(TaskRequest, model=model, input={})) and model in AVATAR_MODELS:
-        fields = _checked_avatar(row, model, fields, folder)
+            row.add_problem("ref", f"{ref!r} is the ref of line {line} already")
+    if (
+        _check_key(row, "model", model, partial(TaskRequest, model=model, input={}))
+        and model in AVATAR_MODELS
+    ):
+        fields = _check_avatar(row, model, fields, folder)
     return None if row.problems or row.absent else TaskRequest(model=model, input=fields, ref=ref)
 
 
-def _is_key(row: _Row, name: str, value: object, make: Callable[[], object]) -> bool:
-    """Tell whether the ref or the model of a row is good."""
+def _check_key(row: _Row, name: str, value: object, make: Callable[[], object]) -> bool:
+    """Return whether the ref or the model of a row is good; note what is wrong with it."""
     if name in row.absent:
         return False
     if value is None:
-        row.wrong(name, "missing")
+        row.add_problem(name, "missing")
         return False
-    return _made(row, name, make) is not None
+    return _try_to_make(row, name, make) is not None
 
 
-def _made(row: _Row, name: str, make: Callable[[], _T]) -> _T | None:
+def _try_to_make(row: _Row, name: str, make: Callable[[], _T]) -> _T | None:
     """Return what *make* makes, or note why that is refused."""
     try:
         return make()
     except InvalidRequest as exc:
-        row.wrong(name, str(exc).removeprefix(f"{name} "))
+        row.add_problem(name, str(exc).removeprefix(f"{name} "))
         return None
 
 
-def _checked_avatar(row: _Row, model: str, given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Return the fields of an avatar, local files as paths. Each is judged alone, so that all is found."""
+def _check_avatar(row: _Row, model: str, given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the fields of an avatar, local files as paths; note every field that is wrong."""
     for name in given:
-        if name not in _GOOD:
-            row.wrong(name, f"{model} has no such field; it takes {', '.join(_GOOD)}")
+        if name not in _VALID_AVATAR:
+            row.add_problem(name, f"{model} has no such field; it takes {', '.join(_VALID_AVATAR)}")
     fields: dict[str, Any] = {}
-    for name in _GOOD:
-        if name not in given and name in _FAMILY:
-            row.wrong(name, "missing")
+    for name in _VALID_AVATAR:
+        if name not in given and name in _MEDIA_FAMILY:
+            row.add_problem(name, "missing")
             continue
-        avatar = _made(row, name, partial(KlingAvatar, **{**_GOOD, name: given.get(name, "")}))
+        # The class stops at the first wrong field; made once for each field, it finds them all.
+        avatar = _try_to_make(row, name, partial(KlingAvatar, **{**_VALID_AVATAR, name: given.get(name, "")}))
         value = getattr(avatar, name, None)
         fields[name] = folder / value if isinstance(value, Path) else value
-        if isinstance(value, Path) and (why := _wrong_with(fields[name], _FAMILY[name])):
-            row.wrong(name, why)
+        if isinstance(value, Path) and (reason := _media_problem(fields[name], _MEDIA_FAMILY[name])):
+            row.add_problem(name, reason)
     return fields
 
 
 @lru_cache(maxsize=4096)
-def _wrong_with(path: Path, family: str) -> str:
+def _media_problem(path: Path, family: str) -> str:
     """Return why a local file cannot be uploaded as an image, or as audio; nothing if it can."""
     try:
         status = path.stat()

@@ -1,4 +1,4 @@
-"""``kie-async journal``: what a journal knows, without sending anything."""
+"""``kie-async journal show``: lists the tasks a journal knows, without sending anything."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ import typer
 from ..errors import JournalError
 from ..journal.base import Intent
 from ..journal.sqlite import SqliteJournal
-from .demo_report import number
-from .output import put
-from .runtime import DONE, CannotRun, conduct
+from .output import format_number, print_out
+from .runtime import DONE, CannotRun, run_command
 
 journal = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look into the journal of a batch.")
 
@@ -38,9 +37,10 @@ def show(
 
     The columns are state, ref, task id, credits and intent, which is the journal's own name for each.
     """
-    if not file.exists():  # opening it would make one
+    # Opening a journal that is not there would make one.
+    if not file.exists():
         raise typer.BadParameter(f"there is no journal {file}", param_hint="FILE")
-    conduct(_show(file, as_json=as_json))
+    run_command(_show(file, as_json=as_json))
 
 
 async def _show(file: Path, *, as_json: bool) -> int:
@@ -59,13 +59,13 @@ async def _show(file: Path, *, as_json: bool) -> int:
         await source.aclose()
     if as_json:
         for intent in intents:
-            put(json.dumps(_facts(intent), ensure_ascii=False))
+            print_out(json.dumps(_json_fields(intent), ensure_ascii=False))
     else:
         _show_rows(intents)
     return DONE
 
 
-def _facts(intent: Intent) -> dict[str, Any]:
+def _json_fields(intent: Intent) -> dict[str, Any]:
     return {
         "intent": intent.intent_id,
         "state": str(intent.state),
@@ -80,14 +80,14 @@ def _facts(intent: Intent) -> dict[str, Any]:
 
 def _show_rows(intents: list[Intent]) -> None:
     rows = [
-        (str(i.state), i.ref or "-", i.task_id or "-", number(i.credits) or "-", i.intent_id, i.reason)
+        (str(i.state), i.ref or "-", i.task_id or "-", format_number(i.credits) or "-", i.intent_id, i.reason)
         for i in intents
     ]
     widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1]]
     for *cells, reason in rows:
         aligned = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-        put("  ".join([*aligned, " ".join(reason.split())]).rstrip())
+        print_out("  ".join([*aligned, " ".join(reason.split())]).rstrip())
     states = Counter(str(intent.state) for intent in intents)
     kinds = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
-    spent = number(sum(intent.credits or 0.0 for intent in intents))
-    put(f"{len(intents)} intents{': ' if kinds else ''}{kinds}; {spent} credits")
+    spent = format_number(sum(intent.credits or 0.0 for intent in intents))
+    print_out(f"{len(intents)} intents{': ' if kinds else ''}{kinds}; {spent} credits")

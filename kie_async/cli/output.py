@@ -1,44 +1,81 @@
-"""A task on standard output: rows for people, one JSON object for programs."""
+"""Prints to standard output and standard error, never the API key; shows a task as rows or as JSON."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
 from ..models import TaskRecord
-from .demo_report import number
-from .runtime import say, without_key
+
+_SHORTEST_HIDDEN_KEY = 8
+"""A shorter one is a test's, and hiding it would garble words."""
 
 
-def put(line: str) -> None:
+def print_out(line: str) -> None:
     """Write one line to standard output, at once, but never the key."""
     sys.stdout.write(f"{without_key(line)}\n")
     sys.stdout.flush()
 
 
+def print_err(line: str) -> None:
+    """Write one line to standard error, whatever it holds, but never the key."""
+    # Messages of the service may have line breaks; scripts read standard error line by line.
+    sys.stderr.write(f"{without_key(' '.join(line.split()))}\n")
+    sys.stderr.flush()
+
+
+def without_key(text: str) -> str:
+    """Return *text* without the API key, should the service have echoed it."""
+    key = os.environ.get("KIE_API_KEY", "").strip()
+    return text.replace(key, "***") if len(key) >= _SHORTEST_HIDDEN_KEY else text
+
+
+def format_number(value: float | None) -> str:
+    """Return a number for people: no exponent, no needless zeros; nothing for None."""
+    return "" if value is None else f"{value:.3f}".rstrip("0").rstrip(".")
+
+
+@contextmanager
+def show_spinner(text: str) -> Iterator[None]:
+    """Turn a spinner on standard error while the block runs, if anybody sees it."""
+    console = Console(stderr=True, markup=False, emoji=False)
+    if not sys.stderr.isatty() or console.is_dumb_terminal:
+        yield
+        return
+    columns = SpinnerColumn("line"), TextColumn(text, markup=False), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as progress:
+        progress.add_task(text, total=None)
+        yield
+
+
 def show_id(task_id: str, *, as_json: bool) -> None:
     """Show the id of a new task: as the first row, or on standard error where JSON is wanted."""
     if as_json:
-        say(f"task {task_id}")
+        print_err(f"task {task_id}")
     else:
-        _put_row("task", task_id)
+        _print_row("task", task_id)
 
 
-def show(record: TaskRecord, files: Sequence[Path], *, as_json: bool, is_id_shown: bool = False) -> None:
+def show_task(record: TaskRecord, files: Sequence[Path], *, as_json: bool, is_id_shown: bool = False) -> None:
     """Show a record and the files of its results."""
     if as_json:
-        put(json.dumps(_facts(record, files), ensure_ascii=False))
+        print_out(json.dumps(_json_fields(record, files), ensure_ascii=False))
         return
     for name, value in _rows(record, files):
         if value and not (is_id_shown and name == "task"):
-            _put_row(name, value)
+            _print_row(name, value)
 
 
-def _put_row(name: str, value: str) -> None:
-    put(f"{name:<9}{value}")
+def _print_row(name: str, value: str) -> None:
+    print_out(f"{name:<9}{value}")
 
 
 def _rows(record: TaskRecord, files: Sequence[Path]) -> Iterator[tuple[str, str]]:
@@ -46,8 +83,8 @@ def _rows(record: TaskRecord, files: Sequence[Path]) -> Iterator[tuple[str, str]
     yield "model", record.model
     yield "state", str(record.state)
     yield "reason", " ".join(text for text in (record.fail_code, record.fail_message) if text)
-    yield "credits", number(record.credits)
-    yield "seconds", number(record.duration_s)
+    yield "credits", format_number(record.credits)
+    yield "seconds", format_number(record.duration_s)
     for url in record.urls:
         yield "url", url
     if record.result_object:
@@ -56,7 +93,7 @@ def _rows(record: TaskRecord, files: Sequence[Path]) -> Iterator[tuple[str, str]
         yield "file", str(file)
 
 
-def _facts(record: TaskRecord, files: Sequence[Path]) -> dict[str, Any]:
+def _json_fields(record: TaskRecord, files: Sequence[Path]) -> dict[str, Any]:
     return {
         "task_id": record.task_id,
         "model": record.model,

@@ -1,4 +1,4 @@
-"""A file of one JSON object a line that is always whole: all of it is written anew, and replaced at once."""
+"""Writes a JSON Lines file that readers never see half written: all of it anew, then renamed into place."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-_AT_MOST_EVERY_S = 1.0
-_SHARE = 0.05
-"""The most of the time that goes into writing."""
+_MIN_INTERVAL_S = 1.0
+_MAX_WRITING_SHARE = 0.05
+"""The most of the time that goes into writing: the whole file each time, so it grows with the batch."""
 
 
 class ResultsFile:
@@ -22,16 +22,16 @@ class ResultsFile:
 
     def __init__(self, path: Path, lines: Iterable[dict[str, Any]]) -> None:
         self.path = path
-        self._lines = [_encoded(line) for line in lines]
+        self._lines = [_encode(line) for line in lines]
         self._changed = asyncio.Event()
-        self._turn = threading.Lock()
+        self._write_lock = threading.Lock()
 
-    def put(self, index: int, line: dict[str, Any]) -> None:
+    def set_line(self, index: int, line: dict[str, Any]) -> None:
         """Change a line."""
-        self._lines[index] = _encoded(line)
+        self._lines[index] = _encode(line)
         self._changed.set()
 
-    async def keep_written(self) -> None:
+    async def write_changes(self) -> None:
         """Write when something changed, now and then, until cancelled; what came last is left to `write`.
 
         Raises:
@@ -42,7 +42,7 @@ class ResultsFile:
             await self._changed.wait()
             began = loop.time()
             await self.write()
-            await asyncio.sleep(max(_AT_MOST_EVERY_S, (loop.time() - began) / _SHARE))
+            await asyncio.sleep(max(_MIN_INTERVAL_S, (loop.time() - began) / _MAX_WRITING_SHARE))
 
     async def write(self) -> None:
         """Write all lines.
@@ -50,16 +50,18 @@ class ResultsFile:
         Raises:
             OSError: The file stays as it was.
         """
+        # Before the writing, so that a change during it is written next time.
         self._changed.clear()
         await asyncio.to_thread(self._write)
 
     def _write(self) -> None:
-        """Write the lines as they are now: a writing that was given up on may come here late, or last."""
-        with self._turn:
+        # A write whose caller was cancelled goes on in its thread and may come here late, even last:
+        # it copies the lines only now, so that it never puts old ones over newer ones.
+        with self._write_lock:
             _replace(self.path, self._lines.copy())
 
 
-def _encoded(line: dict[str, Any]) -> bytes:
+def _encode(line: dict[str, Any]) -> bytes:
     return json.dumps(line, ensure_ascii=False).encode(errors="replace") + b"\n"
 
 

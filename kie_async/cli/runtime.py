@@ -1,4 +1,4 @@
-"""How a command ends: its exit status, and one line that says why."""
+"""Runs a command's coroutine, turns its end into an exit status and one line, and checks what it needs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import importlib.util
 import logging
 import os
 import signal
-import sys
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -17,18 +16,16 @@ import typer
 
 from ..errors import AuthenticationError, CreateOutcomeUnknown, InvalidRequest, KieError, TaskError
 from ..sandbox.serving import fast_loop
+from .output import print_err
 
-DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
-
-_SHORTEST_KEY = 8
-"""A shorter one is a test's, and hiding it would garble words."""
+DONE, FAILED, ASKED_WRONGLY, INTERRUPTED = 0, 1, 2, 130
 
 
 class CannotRun(Exception):
     """What was asked for cannot be done here; nothing was sent."""
 
 
-def conduct(work: Coroutine[Any, Any, int]) -> None:
+def run_command(work: Coroutine[Any, Any, int]) -> None:
     """Run *work* to its end and leave with the exit status it returns, or with that of its error.
 
     Raises:
@@ -44,15 +41,16 @@ def _status_of(work: Coroutine[Any, Any, int]) -> int:
     except (KeyboardInterrupt, asyncio.CancelledError):
         return INTERRUPTED
     except (CannotRun, InvalidRequest) as exc:
-        say(f"error: {exc}")
-        return WRONG
+        print_err(f"error: {exc}")
+        return ASKED_WRONGLY
     except KieError as exc:
-        say(f"error: {explain(exc)}")
+        print_err(f"error: {explain(exc)}")
         return FAILED
 
 
 async def _interruptible(work: Coroutine[Any, Any, int]) -> int:
-    """Await *work*, which every Ctrl-C cancels; the runner's would break off the closing at the second."""
+    """Await *work*, which every Ctrl-C cancels."""
+    # The runner's own handler would raise at the second Ctrl-C, in the middle of closing the session.
     running = asyncio.ensure_future(work)
     with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # Windows, or a thread
         asyncio.get_running_loop().add_signal_handler(signal.SIGINT, running.cancel)
@@ -67,25 +65,13 @@ def explain(error: KieError) -> str:
         case AuthenticationError():
             return f"{error}; check KIE_API_KEY"
         case TaskError(record=record) if record is None or not record.state.is_terminal:
-            return f"{error}; later: {how_to_get(error.task_id)}"
+            return f"{error}; later: {wait_command(error.task_id)}"
     return str(error)
 
 
-def how_to_get(task_id: str) -> str:
+def wait_command(task_id: str) -> str:
     """Return the command that waits for a task again."""
     return f"kie-async status {task_id} --wait"
-
-
-def say(line: str) -> None:
-    """Write one line to standard error, whatever it holds, but never the key."""
-    sys.stderr.write(f"{without_key(' '.join(line.split()))}\n")
-    sys.stderr.flush()
-
-
-def without_key(text: str) -> str:
-    """Return *text* without the API key, should the service have echoed it."""
-    key = os.environ.get("KIE_API_KEY", "").strip()
-    return text.replace(key, "***") if len(key) >= _SHORTEST_KEY else text
 
 
 def require_key() -> None:
@@ -122,7 +108,7 @@ def require_folder(folder: Path) -> None:
         raise CannotRun(f"cannot write to the folder {folder}")
 
 
-def keep_log(*, verbose: bool) -> None:
-    """Let the package's log speak on standard error: errors only, or all it has to say."""
+def configure_log(*, verbose: bool) -> None:
+    """Send the package's log to standard error: errors only, or all of it."""
     logging.basicConfig(format="%(name)s: %(message)s", level=logging.ERROR)
     logging.getLogger("kie_async").setLevel(logging.DEBUG if verbose else logging.ERROR)

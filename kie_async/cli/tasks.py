@@ -19,10 +19,8 @@ from ..inputs.kling import AvatarModel, KlingAvatar
 from ..inputs.request import TaskRequest
 from ..models import TaskRecord, TaskState
 from ..session import KieSession
-from .demo_display import waiting
-from .demo_report import number
-from .output import put, show, show_id
-from .runtime import DONE, FAILED, CannotRun, conduct, explain, how_to_get, require_folder, require_key, say
+from .output import format_number, print_err, print_out, show_id, show_spinner, show_task
+from .runtime import DONE, FAILED, CannotRun, explain, require_folder, require_key, run_command, wait_command
 
 Out = Annotated[Path | None, typer.Option(help="Download the results into this folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
@@ -30,8 +28,8 @@ Timeout = Annotated[float | None, typer.Option(help="Seconds to wait for the end
 
 
 @attrs.frozen(kw_only=True)
-class Wanted:
-    """What to do about a task."""
+class TaskOptions:
+    """How to show a task, how long to wait for it, where to put its results."""
 
     out: Path | None
     as_json: bool
@@ -41,7 +39,7 @@ class Wanted:
 
     def show(self, record: TaskRecord, files: Sequence[Path] = ()) -> None:
         """Show what came of it."""
-        show(record, files, as_json=self.as_json, is_id_shown=self.is_new)
+        show_task(record, files, as_json=self.as_json, is_id_shown=self.is_new)
 
 
 # --- run -------------------------------------------------------------------------------------------
@@ -71,8 +69,8 @@ def run(
 
     Any model: kie-async run nano-banana-2 --input '{"prompt": "a lighthouse"}'
     """
-    wanted = Wanted(out=out, as_json=as_json, timeout_s=timeout, is_new=True)
-    conduct(_run(name, model, image, audio, prompt, input, wanted))
+    options = TaskOptions(out=out, as_json=as_json, timeout_s=timeout, is_new=True)
+    run_command(_run(name, model, image, audio, prompt, input, options))
 
 
 async def _run(
@@ -82,7 +80,7 @@ async def _run(
     audio: str | None,
     prompt: str,
     input: str | None,
-    wanted: Wanted,
+    options: TaskOptions,
 ) -> int:
     if name and model and name != model:
         raise CannotRun(f"two models: {name} and {model}")
@@ -90,12 +88,12 @@ async def _run(
     if input is not None:
         if image or audio or prompt:
             raise CannotRun("give either --input, or --image, --audio and --prompt")
-        wish = TaskRequest(model=_required(model, "a model"), input=_read_input(input))
+        request = TaskRequest(model=_required(model, "a model"), input=_read_input(input))
     else:
         face, voice = _required(image, "--image"), _required(audio, "--audio")
         avatar = cast(AvatarModel, model or "kling/v1-avatar-standard")  # checked by KlingAvatar
-        wish = KlingAvatar(image_url=face, audio_url=voice, prompt=prompt, model=avatar).as_request()
-    return await run_one(wish, wanted)
+        request = KlingAvatar(image_url=face, audio_url=voice, prompt=prompt, model=avatar).as_request()
+    return await run_one(request, options)
 
 
 def _required(value: str | None, name: str) -> str:
@@ -124,62 +122,64 @@ def _read_input(text: str) -> dict[str, Any]:
     return fields
 
 
-async def run_one(wish: TaskRequest, wanted: Wanted) -> int:
-    """Create a task and see it through; return the exit status.
+async def run_one(request: TaskRequest, options: TaskOptions) -> int:
+    """Create a task, wait for its end and download; return the exit status.
 
     Raises:
         CannotRun: There is no key, or the folder cannot be made; nothing was sent.
         KieError: What `KieSession.create` raises.
     """
     require_key()
-    if wanted.out is not None:
-        require_folder(wanted.out)
-    news = _News(as_json=wanted.as_json)
+    if options.out is not None:
+        require_folder(options.out)
+    reporter = _CreateReporter(as_json=options.as_json)
     try:
-        async with news.session() as kie:
-            return await _see_through(kie, await kie.create(wish, timeout_s=wanted.timeout_s), wanted)
+        async with reporter.open_session() as kie:
+            return await _await_end(kie, await kie.create(request, timeout_s=options.timeout_s), options)
     except asyncio.CancelledError:
-        say(f"interrupted: {news.what_became()}")
+        print_err(f"interrupted: {reporter.interrupt_summary()}")
         raise
 
 
-class _News:
-    """Shows the id of the task the moment there is one, and knows what an interrupt left behind."""
+class _CreateReporter:
+    """Shows the id of a task as soon as it has one, and says what an interrupt left behind."""
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
         self._task_id = ""
         self._is_unknown = False
-        self._is_certain = True
+        self._is_closed = True
+        """Whether no create can be under way: before the session opens, and after its whole close."""
 
     @asynccontextmanager
-    async def session(self) -> AsyncIterator[KieSession]:
+    async def open_session(self) -> AsyncIterator[KieSession]:
         """Open a session whose events come here, and close it so that nothing stays in doubt."""
-        kie = await KieSession(on_event=self.note).open()
-        self._is_certain = False
+        kie = await KieSession(on_event=self.note_event).open()
+        self._is_closed = False
         try:
             yield kie
         except asyncio.CancelledError:
             if not self._task_id:
-                say("interrupted: closing; a create under way gets 10 s to tell its id")
+                print_err("interrupted: closing; a create under way gets 10 s to learn its id")
             raise
         finally:
             await kie.aclose()
-            self._is_certain = not self._is_unknown  # a second interrupt does not come to here
+            # A second interrupt ends `aclose` early and does not come to here.
+            self._is_closed = True
 
-    def note(self, event: SessionEvent) -> None:
-        """Be the session's hook: also the id of a create whose caller was interrupted comes here."""
+    def note_event(self, event: SessionEvent) -> None:
+        """Take one event: the session's ``on_event``, called also after its caller was interrupted."""
         if event.kind == "created":
             self._task_id = event.task_id
             show_id(event.task_id, as_json=self._as_json)
         elif event.kind == "unknown":
             self._is_unknown = True
 
-    def what_became(self) -> str:
-        """Return what an interrupted user needs to know."""
+    def interrupt_summary(self) -> str:
+        """Return what became of the create, for the user who interrupted it."""
         if self._task_id:
-            return f"task {self._task_id} goes on and is billed; later: {how_to_get(self._task_id)}"
-        if self._is_certain:
+            return f"task {self._task_id} goes on and is billed; later: {wait_command(self._task_id)}"
+        if self._is_closed and not self._is_unknown:
             return "no task was created"
         return "money may have been spent: no answer to a create came; look at https://kie.ai/logs"
 
@@ -196,57 +196,59 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Show how a task stands; it may have been created anywhere. Exits with 1 if the task failed."""
-    wanted = Wanted(out=out, as_json=as_json, timeout_s=timeout)
-    conduct(_wait_for(task_id, wanted) if wait else _look_at(task_id, wanted))
+    options = TaskOptions(out=out, as_json=as_json, timeout_s=timeout)
+    run_command(_attach(task_id, options) if wait else _query(task_id, options))
 
 
-async def _look_at(task_id: str, wanted: Wanted) -> int:
+async def _query(task_id: str, options: TaskOptions) -> int:
     require_key()
     async with KieSession() as kie:
-        return await _finish(kie, await kie.query(task_id), wanted)
+        return await _show_and_download(kie, await kie.query(task_id), options)
 
 
-async def _wait_for(task_id: str, wanted: Wanted) -> int:
+async def _attach(task_id: str, options: TaskOptions) -> int:
     require_key()
     try:
         async with KieSession() as kie:
-            return await _see_through(kie, kie.attach(task_id, timeout_s=wanted.timeout_s), wanted)
+            return await _await_end(kie, kie.attach(task_id, timeout_s=options.timeout_s), options)
     except asyncio.CancelledError:
-        say(f"interrupted: task {task_id} goes on; later: {how_to_get(task_id)}")
+        print_err(f"interrupted: task {task_id} goes on; later: {wait_command(task_id)}")
         raise
 
 
-# --- both ------------------------------------------------------------------------------------------
+# --- run and status -------------------------------------------------------------------------------
 
 
-async def _see_through(kie: KieSession, handle: TaskHandle, wanted: Wanted) -> int:
+async def _await_end(kie: KieSession, handle: TaskHandle, options: TaskOptions) -> int:
     """Wait for a task's end, download, print; return the exit status."""
     try:
-        with waiting(f"waiting for {handle.task_id}"):
+        with show_spinner(f"waiting for {handle.task_id}"):
             record = (await handle).record
     except TaskError as exc:
         if exc.record is None or not exc.record.state.is_terminal:
             raise
-        wanted.show(exc.record)
-        say(f"error: {explain(exc)}")
+        options.show(exc.record)
+        print_err(f"error: {explain(exc)}")
         return FAILED
-    return await _finish(kie, record, wanted)
+    return await _show_and_download(kie, record, options)
 
 
-async def _finish(kie: KieSession, record: TaskRecord, wanted: Wanted) -> int:
+async def _show_and_download(kie: KieSession, record: TaskRecord, options: TaskOptions) -> int:
     """Download what a record offers, print it, and return the exit status it stands for."""
     files: list[Path] = []
     error: KieError | None = None
-    if wanted.out is not None and record.urls:
-        require_folder(wanted.out)
+    if options.out is not None and record.urls:
+        require_folder(options.out)
         try:
-            files = await kie.download(record, wanted.out)
+            files = await kie.download(record, options.out)
         except FileError as exc:
             error = exc
-    wanted.show(record, files)
+    options.show(record, files)
     if error is not None:
-        again = "" if isinstance(error, ResultExpired) else f"; again: {how_to_get(record.task_id)} --out DIR"
-        say(f"error: {error}{again}")
+        again = (
+            "" if isinstance(error, ResultExpired) else f"; again: {wait_command(record.task_id)} --out DIR"
+        )
+        print_err(f"error: {error}{again}")
     return FAILED if error is not None or record.state is TaskState.FAIL else DONE
 
 
@@ -255,11 +257,11 @@ async def _finish(kie: KieSession, record: TaskRecord, wanted: Wanted) -> int:
 
 def balance() -> None:
     """Show the account's balance in credits."""
-    conduct(_balance())
+    run_command(_balance())
 
 
 async def _balance() -> int:
     require_key()
     async with KieSession() as kie:
-        put(number(await kie.credits()))
+        print_out(format_number(await kie.credits()))
     return DONE

@@ -1,4 +1,4 @@
-"""``python -m kie_async.sandbox``."""
+"""Runs the sandbox as a process: ``python -m kie_async.sandbox``."""
 
 from .serving import main
 

@@ -1,4 +1,4 @@
-"""The JSON bodies of answers and callbacks, in the key sets of 2026 and of 2025."""
+"""Encodes the JSON bodies of answers and callbacks, in the key sets of 2026 and of 2025."""
 
 from __future__ import annotations
 

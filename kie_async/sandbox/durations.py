@@ -1,4 +1,4 @@
-"""How long the sandbox's tasks take: distributions that draw seconds from a seeded generator."""
+"""Distributions of how long the sandbox's tasks take, drawn from a seeded random generator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The API's endpoints as aiohttp handlers: read, ask the world, answer."""
+"""aiohttp handlers of the API: check the key and the limits, read or create tasks, apply the faults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can go wrong on demand: probabilities, exact "the next N" counters, and gates.
+"""The faults a sandbox can be given: probabilities, exact "the next N" counters, and gates.
 
 Every fault is off by default and may be changed while the sandbox runs. Probabilities are drawn from the
 sandbox's seeded generator; counters go down by one each time they strike.

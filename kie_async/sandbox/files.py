@@ -1,4 +1,4 @@
-"""Files the sandbox keeps in memory: uploads, and the placeholders that stand for results."""
+"""Keeps uploaded files in memory, and makes the placeholders that stand for results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Renders results off the loop, once per pair of portrait and voice."""
+"""Renders result videos in threads, once per pair of portrait and voice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What other processes may ask a running sandbox, without a key: its state, its faults, an end."""
+"""HTTP endpoints, without a key, by which other processes read the state, set faults and end tasks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Portrait and voice in, MP4 out: a face that brightens and leans in with the voice.
+"""Renders an MP4 from a portrait and a voice: the face brightens and leans in with the voice.
 
 Needs the ``sandbox`` extra (PyAV). Everything here blocks; ``films`` runs it in a thread.
 """

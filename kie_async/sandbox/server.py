@@ -1,4 +1,4 @@
-"""The sandbox itself: one server on a local port, its clock, and the surface tests use."""
+"""The `Sandbox` class: opens and closes the server, ends tasks on time, and shows tests what happened."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ class Sandbox:
     def faults(self, faults: Faults) -> None:
         self._world.faults = faults
 
-    # -- what it can be told ---------------------------------------------------------------------
+    # -- what tests can make it do ---------------------------------------------------------------
 
     def finish(
         self,

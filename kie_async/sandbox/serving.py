@@ -1,39 +1,93 @@
-"""The sandbox as a process of its own: options, command line, graceful stop."""
+"""Runs the sandbox as a process of its own: its options, its command line, a graceful stop."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import importlib
+import math
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import attrs
 
-from .durations import Durations, Fixed, parse_durations
+from .durations import Durations, parse_durations
 from .faults import Faults
 from .server import Sandbox
+
+_DEFAULT_DURATIONS = "fixed:2"
+
+
+def _durations(text: str) -> Durations:
+    try:
+        return parse_durations(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _number(kind: Callable[[str], float], *, low: float, high: float = math.inf) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            number = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        if not low <= number <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not between {low:g} and {high:g}")
+        return number
+
+    return parse
+
+
+def _option(default: Any, help: str, *, is_secret: bool = False, **argument: Any) -> Any:
+    """Return a field of `ServeOptions`; the rest are arguments of argparse's ``add_argument``."""
+    metadata = {"argument": {"default": default, "help": help, **argument}}
+    return attrs.field(default=default, repr=not is_secret, metadata=metadata)
+
+
+def _share(help: str) -> Any:
+    return _option(0.0, f"{help}, 0 to 1", type=_number(float, low=0, high=1), metavar="SHARE")
 
 
 @attrs.frozen(kw_only=True)
 class ServeOptions:
-    """What can be chosen when the sandbox runs by itself."""
+    """What can be chosen when the sandbox runs by itself; its command lines are made from these fields."""
 
-    host: str = "127.0.0.1"
-    port: int = 8800
-    api_key: str | None = attrs.field(default="sandbox-key", repr=False)
+    host: str = _option("127.0.0.1", "address to listen on (default: %(default)s)")
+    port: int = _option(
+        8800, "0 picks a free one (default: %(default)s)", type=_number(int, low=0, high=65535), metavar="N"
+    )
+    api_key: str | None = _option(
+        "sandbox-key",
+        "the key to accept; an empty text accepts any (default: %(default)s)",
+        is_secret=True,
+        metavar="KEY",
+    )
     """An empty text or None accepts any key."""
-    durations: Durations = attrs.field(factory=lambda: Fixed(2.0))
-    hmac_key: str | None = attrs.field(default=None, repr=False)
-    limits: bool = True
-    render: bool = False
-    seed: int = 0
-    credits: float = 100_000.0
-    drop_callbacks: float = 0.0
-    lose_answer: float = 0.0
-    fail_rate: float = 0.0
+    durations: Durations = _option(  # noqa: RUF009  (the default is frozen)
+        parse_durations(_DEFAULT_DURATIONS),
+        f"fixed:0.5, uniform:60:240, lognormal:120:0.42 or never (default: {_DEFAULT_DURATIONS})",
+        type=_durations,
+    )
+    hmac_key: str | None = _option(None, "sign callbacks with this key", is_secret=True, metavar="KEY")
+    # Both ways can be said, so that a script may be explicit.
+    limits: bool = _option(
+        True, "keep the service's rate limits, or none", action=argparse.BooleanOptionalAction
+    )
+    render: bool = _option(False, "results are playable videos (needs PyAV)", action="store_true")
+    seed: int = _option(
+        0, "another seed, other durations and faults (default: %(default)s)", type=int, metavar="N"
+    )
+    credits: float = _option(
+        100_000.0,
+        "the balance to begin with (default: %(default)s)",
+        type=_number(float, low=0),
+        metavar="C",
+    )
+    drop_callbacks: float = _share("callbacks that never arrive")
+    lose_answer: float = _share("creates whose answer is lost")
+    fail_rate: float = _share("tasks that fail")
 
     def sandbox(self) -> Sandbox:
         """Return the sandbox these options describe, not yet started.
@@ -84,46 +138,19 @@ def _print_line(line: str) -> None:
     sys.stdout.flush()
 
 
-def parse_options(arguments: Sequence[str] | None = None) -> ServeOptions:
-    """Read the command line; a wrong one prints its usage and exits with status 2."""
+def parse_options(arguments: Sequence[str] | None = None, *, prog: str | None = None) -> ServeOptions:
+    """Read a command line; a wrong one prints its usage and exits with status 2."""
     parser = argparse.ArgumentParser(
-        prog="python -m kie_async.sandbox", description="A local stand-in for the Kie.ai service."
+        prog=prog or "python -m kie_async.sandbox",
+        description="Serve a local stand-in for the service until Ctrl-C; point KIE_BASE_URL at it.",
     )
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8800, help="0 picks a free one (default: %(default)s)")
-    parser.add_argument("--api-key", default="sandbox-key", help="an empty text accepts any key")
-    parser.add_argument(
-        "--durations",
-        type=_durations,
-        default=Fixed(2.0),
-        help="fixed:0.5, uniform:60:240, lognormal:120:0.42 or never (default: fixed:2)",
-    )
-    parser.add_argument("--hmac-key", help="sign callbacks with this key")
-    parser.add_argument("--no-limits", dest="limits", action="store_false", help="no rate limits")
-    parser.add_argument("--render", action="store_true", help="results are playable films (needs PyAV)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--credits", type=float, default=100_000.0)
-    for fault in ("--drop-callbacks", "--lose-answer", "--fail-rate"):
-        parser.add_argument(fault, type=_share, default=0.0, metavar="SHARE", help="0 to 1")
+    for field in attrs.fields(ServeOptions):
+        parser.add_argument(f"--{field.name.replace('_', '-')}", **field.metadata["argument"])
     return ServeOptions(**vars(parser.parse_args(arguments)))
 
 
-def _durations(text: str) -> Durations:
-    try:
-        return parse_durations(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _share(text: str) -> float:
-    share = float(text)
-    if not 0 <= share <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return share
-
-
 def fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Return what makes loops of uvloop if that is installed (extra ``speed``), else None: asyncio's own."""
+    """Return uvloop's loop factory if it is installed (extra ``speed``), else None: asyncio's own."""
     try:
         return cast(Callable[[], asyncio.AbstractEventLoop], importlib.import_module("uvloop").new_event_loop)
     except ImportError:

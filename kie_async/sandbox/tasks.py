@@ -1,4 +1,4 @@
-"""The truth about one task, and about one delivery of its callback."""
+"""Records of a task as the sandbox keeps it, and of one delivery of its callback; encodes their JSON."""
 
 from __future__ import annotations
 

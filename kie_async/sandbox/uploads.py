@@ -1,4 +1,4 @@
-"""The file upload API and the host that serves uploads and results.
+"""aiohttp handlers of the file upload API, and of the host that serves uploads and results.
 
 https://docs.kie.ai/file-upload-api/quickstart
 """

@@ -1,4 +1,4 @@
-"""An exact sliding window over arrivals."""
+"""A rate limit: counts arrivals in an exact sliding window and refuses what is over."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The service's side of things without any I/O: keys, limits, credits and tasks."""
+"""The state of the pretended service, without any I/O: its key, limits, credits and tasks."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ import pytest
 import typer
 
 from kie_async import cli
-from kie_async.cli import demo_media as voice_and_face
-from kie_async.cli import runtime as exits
+from kie_async.cli import runtime
+from kie_async.cli.demo_media import read_portrait, read_voice
 from kie_async.sandbox import Fixed, Never, Sandbox
 
 KEY = "kie-key-0123456789"
@@ -103,8 +103,8 @@ def call(
 
 @pytest.fixture
 def media(tmp_path: Path) -> list[str]:
-    (tmp_path / "face.png").write_bytes(voice_and_face.portrait())
-    (tmp_path / "voice.wav").write_bytes(voice_and_face.voice())
+    (tmp_path / "face.png").write_bytes(read_portrait())
+    (tmp_path / "voice.wav").write_bytes(read_voice())
     return ["--image", str(tmp_path / "face.png"), "--audio", str(tmp_path / "voice.wav")]
 
 
@@ -245,7 +245,7 @@ def test_a_demo_with_a_portrait_that_is_not_there_is_one_line(call: Call) -> Non
 
 
 async def test_run_shows_the_id_at_once_and_then_what_became_of_it(tmp_path: Path, media: list[str]) -> None:
-    """Side by side, since each waits two seconds for its first look."""
+    """Side by side, since each waits two seconds for its first poll."""
     (tmp_path / "input.json").write_text('{"result_object": {"words": "späße 你好"}}', encoding="utf-8")
     out = tmp_path / "new" / "deep"
     async with Sandbox(api_key=KEY, durations=Never()) as kie:
@@ -311,8 +311,8 @@ async def test_too_long_a_wait_says_how_to_get_the_result_later(call: Call) -> N
 
 
 async def test_the_key_is_never_shown_even_if_the_service_says_it(call: Call, kie: Sandbox) -> None:
-    told = json.dumps({"code": 422, "msg": f"no such\nmodel for {KEY}"})
-    kie.faults.create_answers_next = [(200, told.encode())]
+    message = json.dumps({"code": 422, "msg": f"no such\nmodel for {KEY}"})
+    kie.faults.create_answers_next = [(200, message.encode())]
     code, out, err = await call_in_thread(call, "--verbose", "run", "a/b", "--input", "{}", **service(kie))
     assert code == 1
     assert KEY not in out + err
@@ -478,5 +478,5 @@ def test_commands_run_on_uvloop_where_it_is_installed(name: str, monkeypatch: py
         return 0
 
     with pytest.raises(typer.Exit):
-        exits.conduct(work())
+        runtime.run_command(work())
     assert loops == [name]

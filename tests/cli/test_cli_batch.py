@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from kie_async import cli
-from kie_async.cli import demo_media as voice_and_face
 from kie_async.cli import results_file
+from kie_async.cli.demo_media import read_portrait, read_voice
 from kie_async.sandbox import Fixed, Never, Sandbox
 
 KEY = "kie-key-0123456789"
@@ -39,7 +39,7 @@ async def service() -> AsyncIterator[Sandbox]:
 
 @pytest.fixture
 async def patient() -> AsyncIterator[Sandbox]:
-    """Return a sandbox whose tasks end when told to; the client keeps the limits by itself."""
+    """Return a sandbox whose tasks end when a test ends them; the client keeps the limits by itself."""
     async with Sandbox(api_key=KEY, durations=Never(), create_limit=None, query_limit=None) as service:
         yield service
 
@@ -114,8 +114,8 @@ def write_jobs(folder: Path, count: int, *, name: str = "jobs.csv") -> None:
 
 
 def write_media(folder: Path) -> None:
-    (folder / "face.png").write_bytes(voice_and_face.portrait())
-    (folder / "voice.wav").write_bytes(voice_and_face.voice())
+    (folder / "face.png").write_bytes(read_portrait())
+    (folder / "voice.wav").write_bytes(read_voice())
 
 
 def results_in(path: Path) -> list[dict[str, Any]]:
@@ -165,7 +165,7 @@ def free_port() -> int:
 
 
 def with_callbacks() -> list[str]:
-    """Return options that spare a test the two seconds before the first look."""
+    """Return options that spare a test the two seconds before the first poll."""
     port = free_port()
     return ["--port", str(port), "--callback-url", f"http://127.0.0.1:{port}/kie"]
 
@@ -246,7 +246,7 @@ async def test_a_writing_that_was_given_up_on_does_not_undo_a_later_one(
     given_up = asyncio.create_task(results.write())
     await asyncio.sleep(0.01)
     given_up.cancel()
-    results.put(0, {"outcome": "done"})
+    results.set_line(0, {"outcome": "done"})
     last = asyncio.create_task(results.write())
     await asyncio.sleep(0.05)
     may_end.set()
@@ -266,11 +266,11 @@ async def test_a_writing_that_was_overtaken_leaves_the_newer_one(
 
     monkeypatch.setattr(results_file, "_replace", counted)
     results = results_file.ResultsFile(tmp_path / "results.jsonl", [{"outcome": "running"}])
-    with results._turn:
+    with results._write_lock:
         overtaken = asyncio.create_task(results.write())
         await asyncio.sleep(0.01)
         overtaken.cancel()
-        results.put(0, {"outcome": "done"})
+        results.set_line(0, {"outcome": "done"})
         replace(results.path, results._lines)  # as the newer one does, whose turn it is
     await until(lambda: written)
     assert outcomes_in(results.path) == {"done": 1}
@@ -285,7 +285,7 @@ async def test_whatever_is_wrong_with_the_file_is_told_before_a_key_is_asked_for
     (tmp_path / "jobs.csv").write_text(
         f"ref,model,image_url,audio_url,prompt\na,{AVATAR},face.png,ftp://x/y,\na,{AVATAR}\n,,,,x\n"
     )
-    told = (
+    problems = (
         "line 2, column image_url: cannot read face.png: No such file or directory\n"
         "line 2, column audio_url: must be an absolute http(s) URL, got 'ftp://x/y'\n"
         "line 3, column image_url: the line ends too early: the header has 5 cells, this 2\n"
@@ -293,8 +293,8 @@ async def test_whatever_is_wrong_with_the_file_is_told_before_a_key_is_asked_for
         "line 4, column model: missing\n"
         "error: jobs.csv: 5 problems; nothing was sent\n"
     )
-    assert await command(service, "batch", "jobs.csv") == (2, "", told)
-    assert await command(None, "batch", "jobs.csv") == (2, "", told)
+    assert await command(service, "batch", "jobs.csv") == (2, "", problems)
+    assert await command(None, "batch", "jobs.csv") == (2, "", problems)
     assert not service.counts
     assert files_in(tmp_path) == {"jobs.csv"}
 

@@ -13,9 +13,9 @@ import pytest
 from rich.console import Console
 from test_cli import nothing_left_running, start  # noqa: F401  (the fixture works here too)
 
-from kie_async.cli import demo_media as voice_and_face
 from kie_async.cli.demo import DemoOptions, run_demo
-from kie_async.cli.demo_display import make_board, show_report
+from kie_async.cli.demo_display import make_progress, show_report
+from kie_async.cli.demo_media import read_portrait, read_voice
 from kie_async.cli.demo_report import Job, Report
 from kie_async.errors import InvalidRequest
 from kie_async.sandbox import Faults, Fixed
@@ -65,7 +65,7 @@ def longer_voice() -> bytes:
 
 async def test_the_demo_makes_playable_videos_with_and_without_callbacks(tmp_path: Path) -> None:
     given = tmp_path / "mine.png", tmp_path / "mine.wav"
-    given[0].write_bytes(voice_and_face.portrait())
+    given[0].write_bytes(read_portrait())
     given[1].write_bytes(longer_voice())
     own = ("--image", str(given[0]), "--audio", str(given[1]))
     variants: dict[str, tuple[str, ...]] = {
@@ -144,7 +144,7 @@ def shown_on(console: Console) -> str:
     return console.file.getvalue()
 
 
-async def test_failed_tasks_are_told_and_the_demo_exits_with_1(tmp_path: Path) -> None:
+async def test_failed_tasks_are_shown_and_the_demo_exits_with_1(tmp_path: Path) -> None:
     screen = console()
     assert await run_demo(quick(tmp_path, faults=Faults(fail_rate=1.0)), screen) == 1
     shown = shown_on(screen)
@@ -154,7 +154,7 @@ async def test_failed_tasks_are_told_and_the_demo_exits_with_1(tmp_path: Path) -
     assert "failed: Internal Error" in shown
 
 
-async def test_a_create_that_is_refused_is_told(tmp_path: Path) -> None:
+async def test_a_create_that_is_refused_is_shown(tmp_path: Path) -> None:
     refusal = (200, b'{"code": 422, "msg": "not [today]", "data": null}')
     screen = console()
     faults = Faults(create_answers_next=[refusal])
@@ -205,16 +205,16 @@ def test_the_report_counts(tmp_path: Path) -> None:
 def test_a_terminal_that_cannot_draw_gets_lines() -> None:
     dumb = Console(file=io.StringIO(), force_terminal=True, _environ={"TERM": "dumb"})
     jobs = [Job(number=1, state="success", file=Path("a.mp4"), source="callback")]
-    with make_board(dumb, jobs) as board:
-        board.show(jobs[0])
+    with make_progress(dumb, jobs) as progress:
+        progress.show(jobs[0])
     assert shown_on(dumb) == "  1 of 1: job 1 success, settled by callback\n"
 
 
-def test_the_drawn_face_and_the_made_voice_are_real_media() -> None:
-    with av.open(io.BytesIO(voice_and_face.portrait())) as source:
+def test_the_portrait_and_the_voice_of_the_package_are_real_media() -> None:
+    with av.open(io.BytesIO(read_portrait())) as source:
         face = next(source.decode(video=0))
         assert (face.width, face.height) == (320, 320)
-    with wave.open(io.BytesIO(voice_and_face.voice())) as sound:
+    with wave.open(io.BytesIO(read_voice())) as sound:
         assert sound.getnframes() / sound.getframerate() == 2.0
         samples = memoryview(sound.readframes(sound.getnframes())).cast("h")
     assert 10_000 < max(samples) < 32_767

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kie_async.cli import demo_media as voice_and_face
+from kie_async.cli.demo_media import read_portrait, read_voice
 from kie_async.cli.jobs_file import Problem, read_jobs
 from kie_async.cli.runtime import CannotRun
 
@@ -18,8 +18,8 @@ URL = "https://x.example/a"
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "media").mkdir()
-    (tmp_path / "media" / "face.png").write_bytes(voice_and_face.portrait())
-    (tmp_path / "media" / "voice.wav").write_bytes(voice_and_face.voice())
+    (tmp_path / "media" / "face.png").write_bytes(read_portrait())
+    (tmp_path / "media" / "voice.wav").write_bytes(read_voice())
     (tmp_path / "notes.txt").write_text("no media at all")
     (tmp_path / "empty.png").touch()
     return tmp_path
@@ -52,7 +52,7 @@ def jobs_file(folder: Path, text: str | bytes, name: str = "jobs.csv") -> Path:
 # --- what it means ---------------------------------------------------------------------------------
 
 
-def test_an_avatars_files_are_looked_for_beside_the_jobs_file(folder: Path) -> None:
+def test_an_avatars_files_are_read_from_beside_the_jobs_file(folder: Path) -> None:
     absolute = folder / "media" / "voice.wav"
     path = jobs_file(
         folder,
@@ -247,8 +247,8 @@ def test_all_that_is_wrong_in_jsonl_is_told_at_once(folder: Path) -> None:
 def test_a_csv_is_wrong(folder: Path, text: bytes, problems: list[str]) -> None:
     found = problems_in(jobs_file(folder, text))
     assert len(found) == len(problems)
-    for is_told, told in zip(found, problems, strict=True):
-        assert is_told.startswith(told) or told.replace("column ref", "column model") == is_told
+    for shown, expected in zip(found, problems, strict=True):
+        assert shown.startswith(expected) or expected.replace("column ref", "column model") == shown
 
 
 def test_a_quote_that_is_never_closed_does_not_take_minutes(folder: Path) -> None:

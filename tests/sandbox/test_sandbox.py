@@ -28,6 +28,7 @@ from aiohttp import web
 
 import kie_async.sandbox as sandbox_package
 from kie_async.sandbox import Fixed, Lognormal, Never, Sandbox, ServeOptions, Uniform, parse_durations
+from kie_async.sandbox.serving import parse_options
 
 CREATE, QUERY = "/api/v1/jobs/createTask", "/api/v1/jobs/recordInfo"
 AVATAR = {"image_url": "https://files.example/face.png", "audio_url": "https://files.example/voice.mp3"}
@@ -54,12 +55,12 @@ class Caller:
     async def task_id(self, *args: Any, **fields: Any) -> str:
         return (await self.create(*args, **fields))["data"]["taskId"]
 
-    async def look(self, task_id: str) -> dict[str, Any]:
+    async def query(self, task_id: str) -> dict[str, Any]:
         async with self.http.get(self.sandbox.url + QUERY, params={"taskId": task_id}) as answer:
             return await answer.json()
 
     async def record(self, task_id: str) -> dict[str, Any]:
-        return (await self.look(task_id))["data"]
+        return (await self.query(task_id))["data"]
 
     async def post(self, path: str, body: Any) -> dict[str, Any]:
         async with self.http.post(self.sandbox.url + path, json=body) as answer:
@@ -75,7 +76,7 @@ class Caller:
 
 
 class Receiver:
-    """A callback endpoint that keeps what it gets and answers what it is told."""
+    """A callback endpoint that keeps what it gets and answers what a test chose."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -267,7 +268,7 @@ async def test_the_window_admits_exactly_its_limit_and_queues_nothing() -> None:
 async def test_queries_have_a_window_of_their_own() -> None:
     async with Opened(query_limit=(3, 5.0)) as caller:
         task_id = await caller.task_id()
-        codes = [(await caller.look(task_id))["code"] for _ in range(5)]
+        codes = [(await caller.query(task_id))["code"] for _ in range(5)]
         assert codes == [200, 200, 200, 429, 429]
 
 
@@ -394,8 +395,8 @@ async def test_a_task_that_never_ends_can_be_moved_by_hand() -> None:
 
 async def test_an_unknown_task_is_a_null_record() -> None:
     async with Opened() as caller:
-        assert await caller.look("nobody") == {"code": 422, "msg": "recordInfo is null", "data": None}
-        assert await caller.look("") == {"code": 400, "msg": "taskId parameter is required", "data": None}
+        assert await caller.query("nobody") == {"code": 422, "msg": "recordInfo is null", "data": None}
+        assert await caller.query("") == {"code": 400, "msg": "taskId parameter is required", "data": None}
 
 
 async def test_the_key_set_of_2025_says_message_and_encodes_the_input_once() -> None:
@@ -736,6 +737,27 @@ def test_the_sandbox_imports_nothing_else_of_the_package() -> None:
                 assert node.level == 1 or not (node.module or "").startswith("kie_async"), path
             elif isinstance(node, ast.Import):
                 assert not any(alias.name.startswith("kie_async") for alias in node.names), path
+
+
+def test_a_command_line_without_options_is_the_default_of_each() -> None:
+    assert parse_options([]) == ServeOptions()
+
+
+def test_every_option_is_read_from_the_command_line() -> None:
+    given = ["--no-limits", "--render", "--durations=uniform:1:2", "--credits=7", "--port=0", "--seed=3"]
+    assert parse_options(given) == ServeOptions(
+        limits=False, render=True, durations=Uniform(1, 2), credits=7.0, port=0, seed=3
+    )
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--durations", "soon"), ("--fail-rate", "2"), ("--port", "70000"), ("--credits", "-1")],
+)
+def test_a_wrong_option_is_refused(capsys: pytest.CaptureFixture[str], option: str, value: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        parse_options([f"{option}={value}"])
+    assert option in capsys.readouterr().err
 
 
 def test_options_never_show_a_key() -> None:

@@ -68,7 +68,7 @@ async def code_of_create(http: aiohttp.ClientSession, kie: Sandbox) -> int:
     return int(json.loads((await post(http, kie))[1])["code"])
 
 
-async def look(http: aiohttp.ClientSession, kie: Sandbox, task_id: str) -> dict[str, Any]:
+async def query(http: aiohttp.ClientSession, kie: Sandbox, task_id: str) -> dict[str, Any]:
     async with http.get(kie.url + QUERY, params={"taskId": task_id}) as answer:
         return dict(await answer.json())
 
@@ -204,9 +204,9 @@ async def test_a_new_task_can_be_invisible_for_a_while(
 ) -> None:
     async with sandbox(faults=Faults(invisible_s=0.2, invisible_as_404=as_404)) as kie:
         task_id = await create(http, kie)
-        assert await look(http, kie, task_id) == {"code": code, "msg": msg, "data": None}
+        assert await query(http, kie, task_id) == {"code": code, "msg": msg, "data": None}
         await asyncio.sleep(0.21)
-        assert (await look(http, kie, task_id))["code"] == 200
+        assert (await query(http, kie, task_id))["code"] == 200
 
 
 async def test_counted_query_faults_strike_and_pass(http: aiohttp.ClientSession) -> None:
@@ -218,7 +218,7 @@ async def test_counted_query_faults_strike_and_pass(http: aiohttp.ClientSession)
         kie.faults.query_answers_next = [(200, b"{")]
         async with http.get(kie.url + QUERY, params={"taskId": task_id}) as answer:
             assert await answer.read() == b"{"
-        codes = [(await look(http, kie, task_id))["code"] for _ in range(2)]
+        codes = [(await query(http, kie, task_id))["code"] for _ in range(2)]
         assert codes == [500, 200]
         assert kie.faults.query_429_next == 0
 
@@ -228,7 +228,7 @@ async def test_a_query_reads_the_record_after_its_gate_or_before(http: aiohttp.C
         for reads_before, state in ((False, "success"), (True, "waiting")):
             task_id, gate = await create(http, kie), asyncio.Event()
             kie.faults = Faults(query_answer_gate=gate, query_reads_before_gate=reads_before)
-            asking = asyncio.create_task(look(http, kie, task_id))
+            asking = asyncio.create_task(query(http, kie, task_id))
             await asyncio.sleep(0.05)
             assert not asking.done()
             kie.finish(task_id)
@@ -244,7 +244,7 @@ async def test_tasks_fail_by_share_with_the_chosen_words(http: aiohttp.ClientSes
     async with sandbox(durations=Fixed(0), faults=faults) as kie:
         task_id = await create(http, kie)
         await eventually(lambda: kie.tasks[task_id].end_state is not None)
-        record = (await look(http, kie, task_id))["data"]
+        record = (await query(http, kie, task_id))["data"]
         assert (record["state"], record["failCode"], record["failMsg"]) == (
             "fail",
             "400",
@@ -257,7 +257,7 @@ async def test_an_empty_result_shows_after_so_many_looks(http: aiohttp.ClientSes
     async with sandbox(durations=Never(), faults=Faults(empty_result_looks=2)) as kie:
         task_id = await create(http, kie)
         kie.finish(task_id)
-        records = [(await look(http, kie, task_id))["data"] for _ in range(3)]
+        records = [(await query(http, kie, task_id))["data"] for _ in range(3)]
         assert [record["state"] for record in records] == ["success"] * 3
         assert [len(record["response"]["resultUrls"]) for record in records] == [0, 0, 1]
         assert json.loads(records[0]["resultJson"]) == {"resultUrls": []}
@@ -267,9 +267,9 @@ async def test_an_empty_result_shows_after_a_time(http: aiohttp.ClientSession) -
     async with sandbox(durations=Never(), faults=Faults(empty_results_for_s=0.15)) as kie:
         task_id = await create(http, kie)
         kie.finish(task_id)
-        assert (await look(http, kie, task_id))["data"]["response"]["resultUrls"] == []
+        assert (await query(http, kie, task_id))["data"]["response"]["resultUrls"] == []
         await asyncio.sleep(0.16)
-        assert (await look(http, kie, task_id))["data"]["response"]["resultUrls"] != []
+        assert (await query(http, kie, task_id))["data"]["response"]["resultUrls"] != []
 
 
 async def test_an_empty_result_can_stay_empty(http: aiohttp.ClientSession) -> None:
@@ -277,7 +277,7 @@ async def test_an_empty_result_can_stay_empty(http: aiohttp.ClientSession) -> No
         task_id = await create(http, kie)
         kie.finish(task_id)
         for _ in range(5):
-            assert (await look(http, kie, task_id))["data"]["response"]["resultUrls"] == []
+            assert (await query(http, kie, task_id))["data"]["response"]["resultUrls"] == []
 
 
 # -- callbacks -------------------------------------------------------------------------------------
@@ -338,13 +338,13 @@ async def test_the_whole_service_can_refuse(http: aiohttp.ClientSession, fault: 
         task_id = await create(http, kie)
         setattr(kie.faults, fault, True)
         assert await code_of_create(http, kie) == code
-        assert (await look(http, kie, task_id))["code"] == code
+        assert (await query(http, kie, task_id))["code"] == code
         async with http.get(kie.url + "/api/v1/chat/credit") as answer:
             assert (await answer.json())["code"] == code
         async with http.post(kie.url + "/api/file-base64-upload", json={}) as answer:
             assert (await answer.json())["code"] == code
         setattr(kie.faults, fault, False)
-        assert (await look(http, kie, task_id))["code"] == 200
+        assert (await query(http, kie, task_id))["code"] == 200
 
 
 async def test_an_outage_is_a_closed_sandbox_that_opens_again(http: aiohttp.ClientSession) -> None:
@@ -352,9 +352,9 @@ async def test_an_outage_is_a_closed_sandbox_that_opens_again(http: aiohttp.Clie
     async with kie:
         task_id = await create(http, kie)
     with pytest.raises(aiohttp.ClientConnectorError):
-        await look(http, kie, task_id)
+        await query(http, kie, task_id)
     async with kie:
-        assert (await look(http, kie, task_id))["data"]["state"] == "waiting"
+        assert (await query(http, kie, task_id))["data"]["state"] == "waiting"
 
 
 async def test_faults_are_changed_from_outside_all_or_none(http: aiohttp.ClientSession) -> None:

@@ -21,7 +21,7 @@ from kie_async.sandbox import Fixed, Sandbox
 
 av = pytest.importorskip("av")
 
-from kie_async.sandbox.render import render
+from kie_async.sandbox.render import render  # noqa: E402  (needs PyAV)
 
 CREATE, QUERY = "/api/v1/jobs/createTask", "/api/v1/jobs/recordInfo"
 
