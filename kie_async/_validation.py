@@ -1,4 +1,4 @@
-"""Checks of what a user gives, each naming the field."""
+"""Checks arguments of the user; every error names the field."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def check_count(field: str, value: int) -> None:
 
 
 def is_loopback(url: str) -> bool:
-    """Tell whether a URL names this machine."""
+    """Return whether a URL names this machine."""
     host = urlsplit(url).hostname or ""
     return host == "localhost" or (_is_ip(host) and ipaddress.ip_address(host).is_loopback)
 

@@ -22,7 +22,7 @@ from typing import Any, Self, TextIO, TypeVar
 
 import attrs
 
-from .. import _json as jsontext
+from .._json import NotJson, parse_json
 from ..errors import InvalidRequest
 from ..files.media_types import HEAD_BYTES, check_media
 from ..inputs.kling import AVATAR_MODELS, KlingAvatar
@@ -186,18 +186,18 @@ def _jsonl_rows(file: TextIO) -> Iterator[_Row]:
         try:
             if (half := _NOT_UTF8.search(text)) is not None:
                 row.wrong(str(half.start() + 1), "not UTF-8 text")
-            elif not isinstance(fields := jsontext.parse(text), dict):
+            elif not isinstance(fields := parse_json(text), dict):
                 row.wrong("1", 'a line is one JSON object: {"ref": ..., "model": ..., ...}')
             else:
                 row.fields = fields
-        except jsontext.NotJson as exc:
+        except NotJson as exc:
             why, column = _parted(exc)
             row.wrong(column, f"not JSON: {why}")
         row.is_readable = not row.problems
         yield row
 
 
-def _parted(error: jsontext.NotJson) -> tuple[str, str]:
+def _parted(error: NotJson) -> tuple[str, str]:
     """Return what is wrong with a line of JSON, and the number of the character where it is."""
     where = _WHERE.fullmatch(str(error))
     return (where[1], where[2]) if where else (str(error), "1")
@@ -283,8 +283,8 @@ def _read_cell(row: _Row, name: str, number: int, cell: str) -> None:
     elif name.endswith(_JSON):
         try:
             if cell.strip():
-                row.fields[name.removesuffix(_JSON)] = jsontext.parse(cell)
-        except jsontext.NotJson as exc:
+                row.fields[name.removesuffix(_JSON)] = parse_json(cell)
+        except NotJson as exc:
             row.wrong(name, f"not JSON: {_parted(exc)[0]}")
     elif cell or name == "prompt":
         row.fields[name] = cell

@@ -36,8 +36,8 @@ class Files:
 
     async def upload(self, file: str | Path | bytes) -> UploadedFile:
         """Upload a file, bytes, or let the service fetch a URL; see `KieSession.upload`."""
-        return await self._uploads.send(file)
+        return await self._uploads.upload(file)
 
     async def download(self, urls: Sequence[str], folder: str | Path, *, task_id: str) -> list[Path]:
         """Fetch all *urls* into *folder*; see `KieSession.download`."""
-        return await self._downloads.fetch(urls, folder, task_id=task_id)
+        return await self._downloads.download(urls, folder, task_id=task_id)
