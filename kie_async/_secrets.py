@@ -11,6 +11,7 @@ from .errors import InvalidRequest
 class Secret(bytes):
     """A key or a callback secret: bytes to sign with, text to send, and stars as its repr."""
 
+    # Bytes themselves, with no `__dict__`: no attribute holds the key where `vars` would show it.
     __slots__ = ()
 
     def __new__(cls, value: str | bytes) -> Self:
