@@ -16,13 +16,13 @@ from typing import Any
 
 import attrs
 
-from kie_async import _json as jsontext
+from kie_async import _json
 from kie_async.wire.responses import WireResponse, decode_callback, decode_query
 
 from .measuring import Figure, alternating, parser, tell
 
 CHUNK, ROUNDS = 400, 60
-_INSTALLED = jsontext._orjson
+_INSTALLED = _json._orjson
 TASK = "e989621f54392584b05867f87b160672"
 ADDRESS = f"https://bot.example.org/kie/{'0123456789abcdef' * 2}/{'a' * 26}"
 _INPUT = {"prompt": "a warm smile", "image_url": "https://files.example.org/face.png"}
@@ -112,7 +112,7 @@ def readers() -> dict[str, Callable[[Any], Any]]:
 
 def ours(library: str, name: str, body: bytes) -> object:
     """Read one of the bodies as a session does, with or without orjson."""
-    jsontext._orjson = _INSTALLED if library == "orjson" else None
+    _json._orjson = _INSTALLED if library == "orjson" else None
     if name == "callback":
         return decode_callback(body)
     return decode_query(WireResponse(status=200, body=body), TASK)

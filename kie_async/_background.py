@@ -1,4 +1,4 @@
-"""Asyncio tasks that run beside their owner: held while they run, ended when the owner closes."""
+"""Holds the background asyncio tasks of one owner, and cancels them when it closes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ _T = TypeVar("_T")
 
 
 class BackgroundTasks:
-    """The background tasks of one owner. The event loop itself holds a task only weakly.
-
-    *name* is what each is called in asyncio's own messages.
-    """
+    """The running tasks of one owner; *name* is what each is called in asyncio's own messages."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -23,11 +20,12 @@ class BackgroundTasks:
         return len(self._running)
 
     def __iter__(self) -> Iterator[asyncio.Task[Any]]:
-        return iter(list(self._running))
+        return iter(list(self._running))  # a copy: those that end meanwhile leave the set
 
     def spawn(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
         """Run *work* until it ends or the owner closes."""
         task = asyncio.get_running_loop().create_task(work, name=self._name)
+        # The event loop holds a task only weakly: without this it could be collected while it runs.
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return task

@@ -1,4 +1,4 @@
-"""JSON text to Python objects and back, strictly and within bounds.
+"""Parses and writes JSON, strictly and within bounds.
 
 With orjson installed (extra ``speed``) most text is read by it. What it may read differently is read again
 by the standard library, which alone decides: duplicate keys, long numbers, deep nesting, halves of pairs.
@@ -11,7 +11,7 @@ import json
 from types import ModuleType
 from typing import Any
 
-MAX_BYTES = 1_048_576
+MAX_JSON_BYTES = 1_048_576
 """No answer or callback of the service comes near this."""
 
 _MAX_DIGITS = 400
@@ -25,10 +25,10 @@ class NotJson(ValueError):
     """The text is not JSON that every reader would read alike."""
 
 
-def parse(text: bytes | str) -> object:
+def parse_json(text: bytes | str) -> object:
     """Return the object in *text*.
 
-    Refused besides broken text: more than `MAX_BYTES`, NaN and infinities, integers of more than
+    Refused besides broken text: more than `MAX_JSON_BYTES`, NaN and infinities, integers of more than
     400 digits, a key that stands twice in one object, half a surrogate pair, and nesting beyond the
     interpreter's recursion limit.
 
@@ -37,8 +37,8 @@ def parse(text: bytes | str) -> object:
     """
     try:
         encoded = text.encode() if isinstance(text, str) else text
-        if len(encoded) > MAX_BYTES:
-            raise NotJson(f"more than {MAX_BYTES} bytes")
+        if len(encoded) > MAX_JSON_BYTES:
+            raise NotJson(f"more than {MAX_JSON_BYTES} bytes")
         if _orjson is not None:
             parsed = _read_fast(_orjson, encoded)
             if parsed is not _UNSURE:
@@ -54,7 +54,7 @@ def parse(text: bytes | str) -> object:
         raise NotJson(str(exc)[:200]) from None
 
 
-def write(value: object) -> bytes:
+def write_json(value: object) -> bytes:
     """Return *value* as compact JSON in UTF-8.
 
     Raises:
@@ -64,6 +64,16 @@ def write(value: object) -> bytes:
         return _encoder.encode(value).encode()
     except (TypeError, ValueError, RecursionError) as exc:
         raise NotJson(str(exc)[:200]) from None
+
+
+def decode_object(value: object) -> dict[str, object] | None:
+    """Return *value* if it is an object, the object in it if it is JSON text, else None."""
+    if isinstance(value, str) and value:
+        try:
+            value = parse_json(value)
+        except NotJson:
+            return None
+    return value if isinstance(value, dict) else None
 
 
 def _read_fast(orjson: ModuleType, encoded: bytes) -> object:
@@ -126,13 +136,3 @@ def _installed() -> ModuleType | None:
 
 
 _orjson = _installed()
-
-
-def decode_object(value: object) -> dict[str, object] | None:
-    """Return *value* if it is an object, the object in it if it is JSON text, else None."""
-    if isinstance(value, str) and value:
-        try:
-            value = parse(value)
-        except NotJson:
-            return None
-    return value if isinstance(value, dict) else None

@@ -1,4 +1,4 @@
-"""Keys that no repr, no log line and no pickle shows."""
+"""Holds keys so that no repr, log line or pickle shows them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from .errors import InvalidRequest
 
 
 class Secret(bytes):
-    """A key or a callback secret: bytes to sign with, text to send, stars to look at."""
+    """A key or a callback secret: bytes to sign with, text to send, and stars as its repr."""
 
+    # Bytes themselves, with no `__dict__`: no attribute holds the key where `vars` would show it.
     __slots__ = ()
 
     def __new__(cls, value: str | bytes) -> Self:

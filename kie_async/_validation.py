@@ -1,4 +1,4 @@
-"""Checks of what a user gives, each naming the field."""
+"""Checks arguments of the user; every error names the field."""
 
 from __future__ import annotations
 
@@ -71,7 +71,8 @@ def check_above_zero(field: str, value: object) -> None:
     Raises:
         InvalidRequest: The message names *field*.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:  # or nan
+    # A bool is an int to Python, and nan is neither above zero nor below: hence `not value > 0`.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
         raise InvalidRequest(f"{field} must be a number above zero, got {value!r}")
 
 
@@ -86,7 +87,7 @@ def check_count(field: str, value: int) -> None:
 
 
 def is_loopback(url: str) -> bool:
-    """Tell whether a URL names this machine."""
+    """Return whether a URL names this machine."""
     host = urlsplit(url).hostname or ""
     return host == "localhost" or (_is_ip(host) and ipaddress.ip_address(host).is_loopback)
 
@@ -142,7 +143,7 @@ def check_task_id(task_id: object) -> None:
     """Refuse what cannot be an id of the service: it goes into URLs.
 
     Raises:
-        InvalidRequest: With what an id looks like.
+        InvalidRequest: The message says which characters an id has.
     """
     if not isinstance(task_id, str) or not TASK_ID.fullmatch(task_id):
         raise InvalidRequest(f"task_id must be 1 to 128 letters, digits, - or _, got {str(task_id)[:40]!r}")

@@ -778,11 +778,11 @@ async def test_a_download_that_fails_is_an_outcome_with_result_and_error(
 async def test_an_error_nobody_foresaw_stops_the_batch_and_is_raised(
     open_session: OpenSession, sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def fail(*_: object) -> list[Path]:
+    async def fail(*_: object, **__: object) -> list[Path]:
         raise RuntimeError("a bug")
 
     kie = await open_session(max_in_flight=2)
-    monkeypatch.setattr(kie, "download", fail)
+    monkeypatch.setattr(kie._engine.downloads, "download", fail)
     finishing = asyncio.create_task(finish_all(sandbox))
     _, end = await read(kie.batch(jobs(1000), download_to=tmp_path))
     finishing.cancel()

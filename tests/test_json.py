@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.tables import together
 
-from kie_async import _json as jsontext
-from kie_async._json import MAX_BYTES, NotJson, parse, write
+from kie_async import _json
+from kie_async._json import MAX_JSON_BYTES, NotJson, parse_json, write_json
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)))
 JSON = st.recursive(
@@ -25,7 +25,7 @@ JSON = st.recursive(
 def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Read with the standard library alone, and with orjson before it."""
     orjson = pytest.importorskip("orjson") if request.param == "orjson" else None
-    monkeypatch.setattr(jsontext, "_orjson", orjson)
+    monkeypatch.setattr(_json, "_orjson", orjson)
 
 
 HOSTILE = {
@@ -69,7 +69,7 @@ HOSTILE = {
 @together("text", HOSTILE.values())
 def test_what_readers_could_read_differently_is_refused(text: bytes) -> None:
     with pytest.raises(NotJson):
-        parse(text)
+        parse_json(text)
 
 
 @pytest.mark.usefixtures("reader")
@@ -77,7 +77,7 @@ def test_what_readers_could_read_differently_is_refused(text: bytes) -> None:
 def test_a_refusal_is_quick_and_short(text: bytes) -> None:
     started = time.process_time()
     with pytest.raises(NotJson) as caught:
-        parse(text)
+        parse_json(text)
     assert time.process_time() - started < 0.5
     assert len(str(caught.value)) <= 200
 
@@ -89,13 +89,13 @@ READABLE = {name: text for name, text in HOSTILE.items() if b"\xff" not in text 
 @together("text", READABLE.values())
 def test_text_is_refused_where_its_bytes_are(text: bytes) -> None:
     with pytest.raises(NotJson):
-        parse(text.decode("utf-8", "surrogatepass"))
+        parse_json(text.decode("utf-8", "surrogatepass"))
 
 
 @pytest.mark.usefixtures("reader")
 def test_half_a_surrogate_pair_in_text_is_refused() -> None:
     with pytest.raises(NotJson, match="unicode"):
-        parse('"\ud800"')
+        parse_json('"\ud800"')
 
 
 @pytest.mark.usefixtures("reader")
@@ -121,36 +121,36 @@ def test_half_a_surrogate_pair_in_text_is_refused() -> None:
     ],
 )
 def test_json_is_read(text: bytes | str, value: object) -> None:
-    assert repr(parse(text)) == repr(value)
+    assert repr(parse_json(text)) == repr(value)
 
 
 @pytest.mark.usefixtures("reader")
 def test_an_integer_has_at_most_400_digits() -> None:
     with pytest.raises(NotJson, match="too long"):
-        parse("9" * 401)
+        parse_json("9" * 401)
 
 
 def test_the_bound_is_a_mebibyte() -> None:
-    assert MAX_BYTES == 1024 * 1024
+    assert MAX_JSON_BYTES == 1024 * 1024
 
 
 @pytest.mark.usefixtures("reader")
 def test_the_bound_is_on_bytes() -> None:
-    assert parse(b'"' + b"x" * (MAX_BYTES - 2) + b'"')
+    assert parse_json(b'"' + b"x" * (MAX_JSON_BYTES - 2) + b'"')
     with pytest.raises(NotJson, match="more than"):
-        parse(b'"' + b"x" * (MAX_BYTES - 1) + b'"')
+        parse_json(b'"' + b"x" * (MAX_JSON_BYTES - 1) + b'"')
     with pytest.raises(NotJson, match="more than"):
-        parse('"' + "ü" * (MAX_BYTES // 2) + '"')
+        parse_json('"' + "ü" * (MAX_JSON_BYTES // 2) + '"')
 
 
 def test_moderate_nesting_is_read() -> None:
-    assert parse(b"[" * 100 + b"]" * 100)
+    assert parse_json(b"[" * 100 + b"]" * 100)
 
 
 @given(text=st.binary(max_size=200) | st.text(max_size=200))
 def test_reading_anything_ends_in_a_value_or_in_not_json(text: bytes | str) -> None:
     try:
-        parse(text)
+        parse_json(text)
     except NotJson:
         return
 
@@ -185,9 +185,9 @@ SPOILT = st.builds(
 def outcome(text: bytes | str, orjson: object) -> str:
     """Return the value to the last sign of a zero, or the words of the refusal."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jsontext, "_orjson", orjson)
+        patch.setattr(_json, "_orjson", orjson)
         try:
-            return repr(parse(text))
+            return repr(parse_json(text))
         except NotJson as exc:
             return f"refused: {exc}"
 
@@ -205,24 +205,24 @@ def test_with_orjson_everything_reads_as_without(text: bytes | str) -> None:
 
 @given(value=JSON)
 def test_what_is_written_reads_back(value: object) -> None:
-    assert parse(write(value)) == value
+    assert parse_json(write_json(value)) == value
 
 
 def test_writing_is_compact_utf_8() -> None:
-    assert write({"a": [1, "ü"], "b": None}) == '{"a":[1,"ü"],"b":null}'.encode()
+    assert write_json({"a": [1, "ü"], "b": None}) == '{"a":[1,"ü"],"b":null}'.encode()
 
 
 def test_order_and_empty_values_are_kept() -> None:
     assert (
-        write({"z": "", "a": False, "m": 0, "n": None, "e": {}})
+        write_json({"z": "", "a": False, "m": 0, "n": None, "e": {}})
         == b'{"z":"","a":false,"m":0,"n":null,"e":{}}'
     )
 
 
 def circular() -> list[object]:
-    ring: list[object] = []
-    ring.append(ring)
-    return ring
+    circle: list[object] = []
+    circle.append(circle)
+    return circle
 
 
 @together(
@@ -242,7 +242,7 @@ def circular() -> list[object]:
 )
 def test_what_has_no_json_form_is_refused(value: object) -> None:
     with pytest.raises(NotJson):
-        write(value)
+        write_json(value)
 
 
 def test_what_is_nested_too_deeply_is_refused() -> None:
@@ -250,9 +250,9 @@ def test_what_is_nested_too_deeply_is_refused() -> None:
     for _ in range(100_000):
         value = [value]
     with pytest.raises(NotJson):
-        write(value)
+        write_json(value)
 
 
 def test_the_standard_library_agrees_on_what_is_read() -> None:
     text = b'{"code":200,"msg":"success","data":{"taskId":"a","n":[1,2.5,null,true,"\\u00fc"]}}'
-    assert parse(text) == json.loads(text)
+    assert parse_json(text) == json.loads(text)

@@ -99,7 +99,7 @@ def shown_by_error(error: BaseException) -> str:
 
 
 def shown_by(thing: object) -> str:
-    """Return what a look at an object and at its fields shows, and what its pickle holds."""
+    """Return what the reprs of an object and of its fields show, and what its pickle holds."""
     return "\n".join([f"{thing!r} {thing!s} {thing}", *map(repr, fields_of(thing)), pickled(thing)])
 
 
@@ -134,7 +134,7 @@ def secrets_in(text: str, macs: list[str]) -> list[str]:
     return [secret for secret in (KEY, HMAC_KEY, CALLBACK_SECRET.decode(), *macs) if secret in text]
 
 
-def test_the_walk_finds_what_it_looks_for() -> None:
+def test_the_walk_finds_what_it_searches() -> None:
     def holds_it() -> None:
         address = f"https://bot.example.org/kie/1/{KEY}"
         raise ValueError(len(address))
@@ -155,7 +155,7 @@ def test_the_walk_finds_what_it_looks_for() -> None:
 
 @pytest.fixture(autouse=True)
 async def talkative(caplog: pytest.LogCaptureFixture) -> AsyncIterator[None]:
-    """Let everybody log everything: asyncio tells of each callback it runs."""
+    """Let everybody log everything: asyncio logs each callback it runs."""
     caplog.set_level(logging.DEBUG)
     for name in ("asyncio", "aiohttp", "aiohttp.client", "aiohttp.internal", "kie_async"):
         caplog.set_level(logging.DEBUG, logger=name)
@@ -326,7 +326,7 @@ async def test_a_session_shows_no_secret_before_it_is_open_and_after_it_is_close
     assert not secrets_in(shown + shown_by(kie), [])
 
 
-async def test_no_look_into_the_parts_that_sign_and_verify_shows_their_keys() -> None:
+async def test_the_parts_that_sign_and_verify_show_none_of_their_keys() -> None:
     kie, receiver = signing_session()
     async with kie:
         engine: Any = kie._engine

@@ -22,7 +22,7 @@ from typing import Any, Self, TextIO, TypeVar
 
 import attrs
 
-from .. import _json
+from .._json import NotJson, parse_json
 from ..errors import InvalidRequest
 from ..files.media_types import HEAD_BYTES, check_media
 from ..inputs.kling import AVATAR_MODELS, KlingAvatar
@@ -190,18 +190,18 @@ def _jsonl_rows(file: TextIO) -> Iterator[_Row]:
         try:
             if (bad := _SURROGATES.search(text)) is not None:
                 row.add_problem(str(bad.start() + 1), "not UTF-8 text")
-            elif not isinstance(fields := _json.parse(text), dict):
+            elif not isinstance(fields := parse_json(text), dict):
                 row.add_problem("1", 'a line is one JSON object: {"ref": ..., "model": ..., ...}')
             else:
                 row.fields = fields
-        except _json.NotJson as exc:
+        except NotJson as exc:
             reason, column = _split_json_error(exc)
             row.add_problem(column, f"not JSON: {reason}")
         row.is_readable = not row.problems
         yield row
 
 
-def _split_json_error(error: _json.NotJson) -> tuple[str, str]:
+def _split_json_error(error: NotJson) -> tuple[str, str]:
     """Return what is wrong with a line of JSON, and the number of the character where it is."""
     where = _JSON_POSITION.fullmatch(str(error))
     return (where[1], where[2]) if where else (str(error), "1")
@@ -293,8 +293,8 @@ def _read_cell(row: _Row, name: str, number: int, cell: str) -> None:
     elif name.endswith(_JSON_SUFFIX):
         try:
             if cell.strip():
-                row.fields[name.removesuffix(_JSON_SUFFIX)] = _json.parse(cell)
-        except _json.NotJson as exc:
+                row.fields[name.removesuffix(_JSON_SUFFIX)] = parse_json(cell)
+        except NotJson as exc:
             row.add_problem(name, f"not JSON: {_split_json_error(exc)[0]}")
     elif cell or name == "prompt":
         row.fields[name] = cell

@@ -19,12 +19,12 @@ from ..errors import SessionMisuse
 from ..http.backoff import read_retry_after
 from ..http.transport import (
     CONNECT_TIMEOUT_S,
-    client_session,
-    close,
-    close_nowait,
-    describe,
+    close_http_session,
+    close_http_session_nowait,
+    describe_failure,
     headers_for,
-    read_bounded,
+    open_http_session,
+    read_body,
 )
 from ..wire.codes import CreateVerdict
 from ..wire.requests import WireRequest
@@ -112,7 +112,7 @@ class CreateTransport:
         self._connect_timeout_s = connect_timeout_s
         self.connection_slots = asyncio.Semaphore(connections)
         """Held from before the turn at the limiter until the answer: who waits can still be held back."""
-        self._http = client_session(
+        self._http = open_http_session(
             aiohttp.TCPConnector(limit=connections, force_close=True, ssl=ssl_context or True),
             timeout=aiohttp.ClientTimeout(total=None),
         )
@@ -150,11 +150,11 @@ class CreateTransport:
                 # Of an answer really received; an exception's status may be invented by aiohttp.
                 retry_after_s = read_retry_after(answer.headers)
                 response = WireResponse(status=answer.status, body=b"", retry_after_s=retry_after_s)
-                await read_bounded(answer, body)
+                await read_body(answer, body)
         except asyncio.CancelledError:  # the time is over, or somebody wants it to be: `post` knows which
             pass
         except Exception as exc:  # whatever it is: the gate and the bytes decide, not its class
-            reason = describe(exc)
+            reason = describe_failure(exc)
             is_final = isinstance(exc, aiohttp.ClientSSLError | aiohttp.InvalidURL)
         gate.close()
         return Attempt(
@@ -165,11 +165,11 @@ class CreateTransport:
 
     async def aclose(self) -> None:
         """Close all connections."""
-        await close(self._http)
+        await close_http_session(self._http)
 
     def close_nowait(self) -> None:
         """Close without an event loop."""
-        close_nowait(self._http)
+        close_http_session_nowait(self._http)
 
 
 def _unread(response: WireResponse | None, gate: SendGate) -> str:

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Uploads local media and downloads results; knows no handle, journal, poll or create."""

@@ -1,4 +1,4 @@
-"""Media out: results to disk before they expire, from public hosts only, the key left at home."""
+"""Downloads result files: from public hosts only, without the API key, each whole or not at all."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import ipaddress
 import random
 import socket
 from collections.abc import Callable, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,10 +15,18 @@ import aiohttp
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
+from .._background import BackgroundTasks
 from .._validation import check_task_id, is_loopback
 from ..errors import DownloadFailed, ResultExpired, TransportError
-from ..http.backoff import delays
-from ..http.transport import CONNECT_TIMEOUT_S, FAILURES, client_session, close, close_nowait, describe
+from ..http.backoff import retry
+from ..http.transport import (
+    CONNECT_TIMEOUT_S,
+    EXCHANGE_FAILURES,
+    close_http_session,
+    close_http_session_nowait,
+    describe_failure,
+    open_http_session,
+)
 from .media_types import UNKNOWN_ENDING, sniff
 from .part_file import PartFile, find_complete
 
@@ -29,9 +36,7 @@ STALL_TIMEOUT_S = 60.0
 
 FETCH_TIMEOUT_S = 3600.0
 
-_AT_ONCE = 8
-
-_ATTEMPTS = 4
+_MAX_AT_ONCE = 8
 
 _MAX_REDIRECTS = 3
 
@@ -51,20 +56,21 @@ _INTERNAL_NETWORKS = (
     ipaddress.ip_network("168.63.129.16/32"),  # Azure's
 )
 
+# No API key here: result files lie on hosts that have no business with it.
 _REQUEST_HEADERS = {"Accept-Encoding": "identity"}
 
+# Refused: media gain nothing by compression, a zip bomb gains much, and a cut stream would go unnoticed.
 _COMPRESSED = frozenset({"gzip", "x-gzip", "deflate", "br", "zstd"})
-"""Refused: media gain nothing by it, a bomb gains much, and a torn one would not be noticed."""
 
 _T = TypeVar("_T")
 
 
 class _NotPublicError(OSError):
-    """The address is not one to connect to."""
+    """The address is not public, so no connection is opened to it."""
 
 
 class Downloads:
-    """Fetches result files into folders, under names of its own."""
+    """Downloads result files into folders; their names are made here, never by the server."""
 
     def __init__(
         self,
@@ -80,10 +86,11 @@ class Downloads:
         self._allow_loopback = allow_loopback
         self._rng = rng
         self._max_bytes = max_bytes
-        self._slots = asyncio.Semaphore(_AT_ONCE)  # the time limits do not run while waiting here
-        self._running: set[asyncio.Task[Path]] = set()
-        self._http = client_session(
-            aiohttp.TCPConnector(limit=_AT_ONCE, resolver=resolver, socket_factory=self._open_socket),
+        # Not the connector's own limit: aiohttp's timeouts would run while a download waits for its turn.
+        self._slots = asyncio.Semaphore(_MAX_AT_ONCE)
+        self._running = BackgroundTasks("kie_async download")
+        self._http = open_http_session(
+            aiohttp.TCPConnector(limit=_MAX_AT_ONCE, resolver=resolver, socket_factory=self._open_socket),
             timeout=aiohttp.ClientTimeout(
                 total=fetch_timeout_s, sock_connect=connect_timeout_s, sock_read=stall_timeout_s
             ),
@@ -91,17 +98,16 @@ class Downloads:
 
     async def aclose(self) -> None:
         """Close all connections; downloads under way fail."""
-        for fetching in self._running:
-            fetching.cancel()  # closing alone would leave them waiting for their bodies
-        await asyncio.gather(*self._running, return_exceptions=True)
-        await close(self._http)
+        # Closing the connections alone would leave downloads waiting for their bodies.
+        await self._running.aclose()
+        await close_http_session(self._http)
 
     def close_nowait(self) -> None:
         """Close without an event loop."""
-        close_nowait(self._http)
+        close_http_session_nowait(self._http)
 
-    async def fetch(self, urls: Sequence[str], folder: str | Path, *, task_id: str) -> list[Path]:
-        """Fetch all *urls* into *folder*; see `KieSession.download`.
+    async def download(self, urls: Sequence[str], folder: str | Path, *, task_id: str) -> list[Path]:
+        """Download all *urls* into *folder*; see `KieSession.download`.
 
         A file that fails does not keep the others from being saved; then its error is raised.
 
@@ -114,12 +120,9 @@ class Downloads:
         folder = Path(folder)
         await _on_disk(folder, lambda: folder.mkdir(parents=True, exist_ok=True))
         fetches = [
-            asyncio.create_task(self._fetch_once(url, folder, f"{task_id}-{at}"))
+            self._running.spawn(self._fetch_unless_there(url, folder, f"{task_id}-{at}"))
             for at, url in enumerate(urls, start=1)
         ]
-        self._running.update(fetches)
-        for fetching in fetches:
-            fetching.add_done_callback(self._running.discard)
         paths: list[Path] = []
         for outcome in await asyncio.gather(*fetches, return_exceptions=True):
             if isinstance(outcome, asyncio.CancelledError):
@@ -129,23 +132,23 @@ class Downloads:
             paths.append(outcome)
         return paths
 
-    async def _fetch_once(self, url: str, folder: Path, name: str) -> Path:
-        """Return the file, fetched unless it lies there already: it has its name only when complete."""
+    async def _fetch_unless_there(self, url: str, folder: Path, name: str) -> Path:
+        # A file has its name only once it is complete, so one that lies there need not be fetched again.
         there = await _on_disk(folder, find_complete, folder, name, url)
         if there is not None:
             return there
-        failure = ""
-        for wait_s in (0.0, *islice(delays(self._rng), _ATTEMPTS - 1)):
-            await asyncio.sleep(wait_s)
-            try:
-                async with self._slots:
-                    return await self._fetch(url, folder, name)
-            except TransportError as exc:
-                failure = str(exc)
+        try:
+            return await retry(lambda: self._fetch(url, folder, name), rng=self._rng)
+        except TransportError as exc:
+            failure = str(exc)
         raise DownloadFailed(failure)
 
     async def _fetch(self, url: str, folder: Path, name: str) -> Path:
-        """Fetch once.
+        async with self._slots:
+            return await self._fetch_once(url, folder, name)
+
+    async def _fetch_once(self, url: str, folder: Path, name: str) -> Path:
+        """Send one request and save its body.
 
         Raises:
             TransportError: The next time it may work.
@@ -155,9 +158,9 @@ class Downloads:
             return await self._follow(_read_url(url), folder, name)
         except (TransportError, DownloadFailed) as exc:
             raise type(exc)(f"{name}: {exc}") from None
-        except FAILURES as exc:
+        except EXCHANGE_FAILURES as exc:
             kind = DownloadFailed if self._http.closed or _is_hopeless(exc) else TransportError
-            failure = kind(f"{name}: {describe(exc)}")
+            failure = kind(f"{name}: {describe_failure(exc)}")
         # Raised outside the except block: aiohttp's error would carry the URL along in its context.
         raise failure
 
@@ -180,7 +183,8 @@ class Downloads:
             raise DownloadFailed("the address carries a user name or password")
 
     def _open_socket(self, address: aiohttp.AddrInfoType) -> socket.socket:
-        """Open a socket to where a forged URL can do no harm; every connection passes here."""
+        """Open a socket to a public address only. Every connection passes here, after names are resolved."""
+        # Not checked by the URL: a name may resolve to another address right after the check.
         family, kind, protocol, _, where = address
         if not may_connect(str(where[0]), allow_loopback=self._allow_loopback):
             raise _NotPublicError(errno.EACCES, "not a public address")
@@ -212,7 +216,7 @@ class Downloads:
 
 
 def may_connect(address: str, *, allow_loopback: bool) -> bool:
-    """Tell whether an IP address lies on the public internet, or on this machine if that is allowed.
+    """Return whether an IP address lies on the public internet, or on this machine if that is allowed.
 
     Of IPv6 only global unicast is public: mapped, translated and tunnelled IPv4 could lead anywhere.
     """
@@ -228,7 +232,7 @@ def may_connect(address: str, *, allow_loopback: bool) -> bool:
 
 
 def _is_hopeless(exc: Exception) -> bool:
-    """Tell a bad URL, a bad certificate and a private address from what may pass."""
+    """Return whether trying again is useless: a bad URL, a bad certificate or a private address."""
     return isinstance(exc, ValueError) or isinstance(getattr(exc, "os_error", None), _NotPublicError)
 
 
@@ -258,7 +262,7 @@ async def _read_block(content: aiohttp.StreamReader) -> bytes:
 
 
 async def _on_disk(folder: Path, work: Callable[..., _T], *args: object) -> _T:
-    """Do *work* in a thread. A cancel is felt when it is done, so no two ever touch one file.
+    """Do *work* in a thread. A cancel is raised after it is done, so no two threads ever touch one file.
 
     Raises:
         DownloadFailed: The disk is full, or the folder is not ours to write.
@@ -268,7 +272,7 @@ async def _on_disk(folder: Path, work: Callable[..., _T], *args: object) -> _T:
         await asyncio.wait([job])
     except asyncio.CancelledError:
         await asyncio.wait([job])
-        job.exception()  # looked at, so that nobody reports it as missed
+        job.exception()  # retrieved, so that asyncio does not log it as never retrieved
         raise
     try:
         return job.result()

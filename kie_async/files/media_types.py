@@ -1,4 +1,4 @@
-"""What a file is, told by its first bytes and never by its name."""
+"""Recognizes media files by their first bytes, never by name, and checks what may be uploaded."""
 
 from __future__ import annotations
 
@@ -52,7 +52,10 @@ ENDINGS = (
 )
 """Every ending a result can get here."""
 
-MAX_BYTES = dict.fromkeys((JPEG, PNG, WEBP), 10 * _MIB) | dict.fromkeys((MP3, WAV, AAC, M4A, OGG), 100 * _MIB)
+MAX_UPLOAD_BYTES = {
+    **dict.fromkeys((JPEG, PNG, WEBP), 10 * _MIB),
+    **dict.fromkeys((MP3, WAV, AAC, M4A, OGG), 100 * _MIB),
+}
 """What may be uploaded, and how large. Source: https://docs.kie.ai/market/kling/ai-avatar-standard
 
 The pages do not say which megabyte they mean, and the v1 avatar models take 10 MB of audio where the
@@ -92,7 +95,7 @@ def _sniff_brand(brand: bytes) -> MediaKind | None:
 
 
 def _sniff_frame(head: bytes) -> MediaKind | None:
-    """Return the kind of a bare audio frame; a byte order mark, FF FE, also looks like one at first."""
+    """Return the kind of a bare audio frame; a byte order mark, FF FE, begins like one."""
     if len(head) < 3 or head[0] != 0xFF:
         return None
     if head[1] & 0xF6 == 0xF0:  # ADTS: twelve bits of sync, layer 0
@@ -110,8 +113,8 @@ def check_media(name: str, head: bytes, size: int) -> MediaKind:
     if not size:
         raise InvalidRequest(f"{name} is empty")
     kind = sniff(head)
-    if kind is None or kind not in MAX_BYTES:
+    if kind is None or kind not in MAX_UPLOAD_BYTES:
         raise InvalidRequest(f"{name} is neither JPEG, PNG, WebP nor MP3, WAV, AAC, M4A, OGG by its content")
-    if size > MAX_BYTES[kind]:
-        raise InvalidRequest(f"{name} has {size} bytes; a file of this kind may have {MAX_BYTES[kind]}")
+    if size > (limit := MAX_UPLOAD_BYTES[kind]):
+        raise InvalidRequest(f"{name} has {size} bytes; a file of this kind may have {limit}")
     return kind

@@ -1,4 +1,4 @@
-"""Result files on the disk: under their name when they are complete, and only then."""
+"""Writes result files under a temporary name and renames them when they are complete."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .media_types import ENDINGS, HEAD_BYTES
 
 
 class PartFile:
-    """A file that gets its name when it is complete, and is gone if it never is."""
+    """A file that gets its final name when it is complete, and is removed if it never is."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.size = 0
@@ -23,9 +23,10 @@ class PartFile:
         self._file: BinaryIO = io.BytesIO()  # until it is open
 
     def open(self) -> None:
-        """Make the file, for nobody else to read until it is complete."""
+        """Create the file, readable by its owner alone until it is complete."""
         self._file = open(self._path, "xb", opener=_open_new)  # noqa: SIM115  closed in seal or discard
-        self._mode = stat.S_IMODE(os.fstat(self._file.fileno()).st_mode)  # what the umask leaves
+        # Read back, since the umask cannot be asked for without changing it for every thread.
+        self._mode = stat.S_IMODE(os.fstat(self._file.fileno()).st_mode)
         self._change_mode(0o600)
 
     def write(self, block: bytes) -> None:
@@ -35,7 +36,8 @@ class PartFile:
         self._file.write(block)
 
     def seal(self, name: str) -> Path:
-        """Give the file its name, now that every byte of it lies on the disk."""
+        """Rename the file, once every byte of it lies on the disk, and return its path."""
+        # Synced before it is renamed: after a power cut a name must never stand on half a file.
         self._file.flush()
         os.fsync(self._file.fileno())
         self._change_mode(self._mode)

@@ -1,4 +1,4 @@
-"""Media in: each version of a local file goes to the service once."""
+"""Uploads local files, each version of a file once, and puts the URLs in place of paths in a request."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import random
 import secrets
 import stat
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -17,46 +16,42 @@ from urllib.parse import urlsplit
 import aiohttp
 import attrs
 
-from .. import _json as jsontext
+from .._background import BackgroundTasks
+from .._json import write_json
 from .._secrets import Secret
 from .._validation import check_url
 from ..errors import (
     ApiError,
     AuthenticationError,
     InvalidRequest,
-    KieError,
-    RateLimited,
-    ServerError,
     SessionMisuse,
-    TransportError,
     UploadRefused,
 )
-from ..http.backoff import delays
+from ..http.backoff import retry
 from ..http.transport import Transport
 from ..inputs.request import TaskRequest
 from ..models import UploadedFile
 from ..wire.requests import WireRequest
 from ..wire.responses import decode_upload
-from .media_types import HEAD_BYTES, MAX_BYTES, MediaKind, check_media
+from .media_types import HEAD_BYTES, MAX_UPLOAD_BYTES, MediaKind, check_media
 
 UPLOAD_FOLDER = "kie_async"
 
 UPLOAD_TIMEOUT_S = 300.0
 
-REUSE_UPLOAD_S = 48 * 3600.0  # the service keeps an upload for 72 hours
+# The service keeps an upload for 72 hours; a task that waits long in its queue must still find the file.
+REUSE_UPLOAD_S = 48 * 3600.0
 
-_AT_ONCE = 4
+_MAX_AT_ONCE = 4
 
-_ATTEMPTS = 4
+_MAX_SHOWN_PATH = 200
 
-_MAX_SHOWN = 200
-
-_CLOSED = "the session closed before the file was uploaded"
+_CLOSED_MESSAGE = "the session closed before the file was uploaded"
 
 _T = TypeVar("_T")
 
 _Version = tuple[int, int, int, int, int]
-"""Device, inode, size and both times: tells this content of a file from every other."""
+"""Device, inode, size, time of modification and of change: no two contents of a file share them."""
 
 
 @attrs.frozen
@@ -74,10 +69,11 @@ class _Source:
         Raises:
             InvalidRequest: It is missing, empty, too large or of another kind.
         """
-        name = repr(str(path)[:_MAX_SHOWN])
+        name = _shown(path)
         try:
             status = path.stat()
-            if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for its writer
+            # Before it is opened: opening a pipe would wait for its writer.
+            if not stat.S_ISREG(status.st_mode):
                 raise InvalidRequest(f"{name} is not a file")
             with path.open("rb") as opened:
                 head = opened.read(HEAD_BYTES)
@@ -95,13 +91,17 @@ class _Source:
         """
         try:
             with self.path.open("rb") as opened:
-                content = opened.read(MAX_BYTES[self.kind] + 1)
+                content = opened.read(MAX_UPLOAD_BYTES[self.kind] + 1)
                 is_same = _version_of(os.fstat(opened.fileno())) == self.version
         except OSError:
             is_same = False
         if not is_same:
-            raise InvalidRequest(f"{str(self.path)[:_MAX_SHOWN]!r} changed before it was uploaded; ask again")
+            raise InvalidRequest(f"{_shown(self.path)} changed before it was uploaded; ask again")
         return content
+
+
+def _shown(path: Path) -> str:
+    return repr(str(path)[:_MAX_SHOWN_PATH])
 
 
 def _version_of(status: os.stat_result) -> _Version:
@@ -109,33 +109,31 @@ def _version_of(status: os.stat_result) -> _Version:
 
 
 class Uploads:
-    """Gives files to the upload host, the only host besides the API that gets the key."""
+    """Sends files to the upload host, the only host besides the API that gets the key."""
 
     def __init__(
         self, upload_url: str, key: Secret, *, rng: random.Random, timeout_s: float = UPLOAD_TIMEOUT_S
     ) -> None:
-        self._transport = Transport(upload_url, key, connections=_AT_ONCE, timeout_s=timeout_s)
+        self._transport = Transport(upload_url, key, connections=_MAX_AT_ONCE, timeout_s=timeout_s)
         self._rng = rng
-        self._slots = asyncio.Semaphore(_AT_ONCE)
+        self._slots = asyncio.Semaphore(_MAX_AT_ONCE)
         self._is_closed = False
-        self._running: set[asyncio.Task[UploadedFile]] = set()
+        self._running = BackgroundTasks("kie_async upload")
         self._shared: dict[_Version, tuple[float, asyncio.Task[UploadedFile]]] = {}
         """Uploads under way and done by what they upload, with their begin; oldest first."""
 
     async def aclose(self) -> None:
         """Close all connections; uploads under way are given up."""
         self._is_closed = True
-        for upload in self._running:
-            upload.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        await self._running.aclose()
         await self._transport.aclose()
 
     def close_nowait(self) -> None:
         """Close without an event loop."""
         self._transport.close_nowait()
 
-    async def replace_paths(self, wish: TaskRequest) -> TaskRequest:
-        """Return *wish* with the URL of an upload in place of every `Path` in its input, or in a list there.
+    async def replace_paths(self, request: TaskRequest) -> TaskRequest:
+        """Return *request* with the URL of an upload in place of each `Path` in its input or in a list there.
 
         All files are checked before the first one is sent.
 
@@ -145,27 +143,30 @@ class Uploads:
             AuthenticationError: The key is not good.
             TransportError: The upload service could not be reached.
         """
-        fields = dict(_paths_in(wish))
+        fields = dict(_paths_in(request))
         if not fields:
-            return wish
-        sources = {field: await _naming(field, _check(path)) for field, path in fields.items()}
+            return request
+        sources = {field: await _naming_field(field, _check(path)) for field, path in fields.items()}
         for field, source in sources.items():
             _check_family(field, source)
         uploads = {field: self._share(source) for field, source in sources.items()}
-        urls = {fields[field]: (await _naming(field, _join(upload))).url for field, upload in uploads.items()}
-        return attrs.evolve(wish, input={name: _replaced(value, urls) for name, value in wish.input.items()})
+        urls: dict[Path, str] = {}
+        for field, upload in uploads.items():
+            urls[fields[field]] = (await _naming_field(field, _join(upload))).url
+        filled = {name: _replaced(value, urls) for name, value in request.input.items()}
+        return attrs.evolve(request, input=filled)
 
-    async def send(self, file: str | Path | bytes) -> UploadedFile:
+    async def upload(self, file: str | Path | bytes) -> UploadedFile:
         """Upload a file, bytes, or let the service fetch a URL; see `KieSession.upload`."""
         if isinstance(file, bytes):
             kind = check_media("the upload", file[:HEAD_BYTES], len(file))
-            return await self._alone(lambda: self._send_bytes(file, kind))
+            return await self._upload_alone(lambda: self._send_bytes(file, kind))
         if isinstance(file, str) and "://" in file:
             check_url("file", file)
-            return await self._alone(lambda: self._send_url(file))
+            return await self._upload_alone(lambda: self._send_url(file))
         return await _join(self._share(await _check(Path(file))))
 
-    # --- once for all who ask --------------------------------------------------------------------
+    # --- one upload, shared by all its callers ---------------------------------------------------
 
     def _share(self, source: _Source) -> asyncio.Task[UploadedFile]:
         """Return the upload of this version of a file, begun now unless there is one."""
@@ -183,9 +184,9 @@ class Uploads:
         for version in old:
             del self._shared[version]
 
-    # --- one upload ------------------------------------------------------------------------------
+    # --- one upload, begun and sent --------------------------------------------------------------
 
-    async def _alone(self, send: Callable[[], Awaitable[UploadedFile]]) -> UploadedFile:
+    async def _upload_alone(self, send: Callable[[], Awaitable[UploadedFile]]) -> UploadedFile:
         """Upload for one caller; a cancel ends the upload too."""
         upload = self._begin(send)
         try:
@@ -195,27 +196,26 @@ class Uploads:
 
     def _begin(self, send: Callable[[], Awaitable[UploadedFile]]) -> asyncio.Task[UploadedFile]:
         if self._is_closed:
-            raise SessionMisuse(_CLOSED)
-        upload = asyncio.create_task(self._trying(send), name="kie_async upload")
-        self._running.add(upload)
-        upload.add_done_callback(self._running.discard)
-        upload.add_done_callback(_has_failed)  # looks at the error, should nobody be waiting any more
+            raise SessionMisuse(_CLOSED_MESSAGE)
+        upload = self._running.spawn(self._upload_with_retries(send))
+        # Retrieves the error, should no caller be waiting any more: asyncio would log it as never retrieved.
+        upload.add_done_callback(_has_failed)
         return upload
 
-    async def _trying(self, send: Callable[[], Awaitable[UploadedFile]]) -> UploadedFile:
+    async def _upload_with_retries(self, send: Callable[[], Awaitable[UploadedFile]]) -> UploadedFile:
         """Upload, again if that may help: it costs nothing, and every attempt has a name of its own."""
-        waits = list(islice(delays(self._rng), _ATTEMPTS - 1))
-        while True:
-            try:
-                async with self._slots:
-                    return await send()
-            except (TransportError, ServerError, RateLimited) as exc:
-                if not waits:
-                    raise _as_refusal(exc) from None
-                wait_s = max(waits.pop(0), getattr(exc, "retry_after_s", None) or 0.0)
-            except ApiError as exc:
-                raise _as_refusal(exc) from None
-            await asyncio.sleep(wait_s)
+        try:
+            # A body of up to 100 MB is not sent again sooner than our own delay, whatever the host allows.
+            return await retry(lambda: self._send_in_slot(send), rng=self._rng, keeps_backoff=True)
+        except AuthenticationError:
+            raise
+        except ApiError as exc:
+            raise UploadRefused(str(exc)) from None
+
+    async def _send_in_slot(self, send: Callable[[], Awaitable[UploadedFile]]) -> UploadedFile:
+        # Not the connector's own limit: the timeout would run while an upload waits for its turn.
+        async with self._slots:
+            return await send()
 
     async def _send_file(self, source: _Source) -> UploadedFile:
         return await self._send_bytes(await asyncio.to_thread(source.read), source.kind)
@@ -233,18 +233,13 @@ class Uploads:
         ending = Path(urlsplit(url).path).suffix[:8]
         name = _new_name(ending if ending.isascii() and ending[1:].isalnum() else "")
         fields = {"fileUrl": url, "uploadPath": UPLOAD_FOLDER, "fileName": name}
-        request = WireRequest(method="POST", path="/api/file-url-upload", body=jsontext.write(fields))
+        request = WireRequest(method="POST", path="/api/file-url-upload", body=write_json(fields))
         return decode_upload(await self._transport.send(request))
 
 
 def _new_name(ending: str) -> str:
     """Return a name that was never used: the service caches by name and mixes up equal ones."""
     return secrets.token_hex(16) + ending
-
-
-def _as_refusal(exc: KieError) -> KieError:
-    is_answer = isinstance(exc, ApiError) and not isinstance(exc, AuthenticationError)
-    return UploadRefused(str(exc)) if is_answer else exc
 
 
 def _has_failed(upload: asyncio.Task[UploadedFile]) -> bool:
@@ -255,7 +250,7 @@ async def _join(upload: asyncio.Task[UploadedFile]) -> UploadedFile:
     """Wait for an upload that others may wait for too: a cancel ends the wait, not the upload."""
     await asyncio.wait([upload])
     if upload.cancelled():
-        raise SessionMisuse(_CLOSED)
+        raise SessionMisuse(_CLOSED_MESSAGE)
     return upload.result()
 
 
@@ -263,7 +258,7 @@ async def _check(path: Path) -> _Source:
     return await asyncio.to_thread(_Source.check, path)
 
 
-async def _naming(field: str, work: Awaitable[_T]) -> _T:
+async def _naming_field(field: str, work: Awaitable[_T]) -> _T:
     """Do *work*, and name *field* in the error if there is one."""
     try:
         return await work
@@ -271,8 +266,8 @@ async def _naming(field: str, work: Awaitable[_T]) -> _T:
         raise type(exc)(f"{field}: {exc}") from None
 
 
-def _paths_in(wish: TaskRequest) -> Iterator[tuple[str, Path]]:
-    for name, value in wish.input.items():
+def _paths_in(request: TaskRequest) -> Iterator[tuple[str, Path]]:
+    for name, value in request.input.items():
         if isinstance(value, Path):
             yield name, value
         elif isinstance(value, (list, tuple)):
@@ -280,15 +275,15 @@ def _paths_in(wish: TaskRequest) -> Iterator[tuple[str, Path]]:
 
 
 def _check_family(field: str, source: _Source) -> None:
-    """Refuse a voice where a picture is asked for, and the reverse: the task would fail, and may be paid.
+    """Refuse audio in a field for images, and the reverse: the task would fail and may be paid for.
 
     Raises:
         InvalidRequest: The message names *field*.
     """
     for family in ("image", "audio"):
         if field.startswith(family) and source.kind.family != family:
-            name = repr(str(source.path)[:_MAX_SHOWN])
-            raise InvalidRequest(f"{field}: {name} is {source.kind.mime_type}, not {family}")
+            kind = source.kind.mime_type
+            raise InvalidRequest(f"{field}: {_shown(source.path)} is {kind}, not {family}")
 
 
 def _replaced(value: Any, urls: Mapping[Path, str]) -> Any:

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Sends HTTP requests that cost nothing and reads their answers; knows no handle, journal or create."""

@@ -1,23 +1,20 @@
-"""Authenticated reads that cost nothing: records and the balance, under one shared limit."""
+"""Queries records and the balance of the service, all under one rate limit; a query costs nothing."""
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
 
 from .._validation import check_task_id
-from ..errors import RateLimited, ServerError, TransportError
+from ..errors import RateLimited
 from ..events import Counters
 from ..limits.rate_limiter import RateLimiter
 from ..models import TaskRecord
 from ..wire.requests import encode_credits, encode_query
 from ..wire.responses import WireResponse, decode_confirmation, decode_credits, decode_query
-from .backoff import delays
+from .backoff import retry
 from .transport import Transport
-
-_ATTEMPTS = 4
 
 _T = TypeVar("_T")
 
@@ -30,7 +27,7 @@ class LastAnswer(Protocol):
 
 
 class QueryClient:
-    """Reads once for the poller, which asks later by itself, and several times for a user."""
+    """Sends a query once for the poller, which has delays of its own, and with retries for a user."""
 
     def __init__(
         self, transport: Transport, limiter: RateLimiter, *, counters: Counters, rng: random.Random
@@ -64,11 +61,11 @@ class QueryClient:
     async def query(self, task_id: str) -> TaskRecord:
         """Return a record; see `KieSession.query`."""
         check_task_id(task_id)
-        return await self._retrying(lambda: self.read_record(task_id))
+        return await self._retry(lambda: self.read_record(task_id))
 
     async def credits(self) -> float:
         """Return the balance; see `KieSession.credits`."""
-        return await self._retrying(self._read_credits)
+        return await self._retry(self._read_credits)
 
     async def _read(self, task_id: str, decode: Callable[[WireResponse, str], _T]) -> _T:
         return self._decoded(decode, await self._answer(task_id), task_id)
@@ -87,16 +84,12 @@ class QueryClient:
     async def _read_credits(self) -> float:
         return decode_credits(await self._transport.send(encode_credits()))
 
-    async def _retrying(self, read: Callable[[], Awaitable[_T]]) -> _T:
-        waits = delays(self._rng)
-        for _ in range(_ATTEMPTS - 1):
-            try:
-                return await self._limited(read)
-            except (TransportError, ServerError, RateLimited) as exc:
-                wait_s = exc.retry_after_s if isinstance(exc, RateLimited) else None
-                await asyncio.sleep(next(waits) if wait_s is None else wait_s)
-                self._counters.retries += 1
-        return await self._limited(read)
+    async def _retry(self, read: Callable[[], Awaitable[_T]]) -> _T:
+        # Each attempt waits for its own turn at the limiter: a retry must not jump the queue of the polls.
+        return await retry(lambda: self._limited(read), rng=self._rng, on_retry=self._count_retry)
+
+    def _count_retry(self) -> None:
+        self._counters.retries += 1
 
     async def _limited(self, read: Callable[[], Awaitable[_T]]) -> _T:
         await self._limiter.acquire()

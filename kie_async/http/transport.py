@@ -1,15 +1,17 @@
-"""Requests that cost nothing, over HTTP. Foreign errors stop here; the key goes to one origin."""
+"""Sends one request that costs nothing over HTTP and turns every network failure into a `TransportError`.
+
+The key goes to one origin: redirects are not followed, and no proxy or netrc of the environment is used.
+"""
 
 from __future__ import annotations
 
 import os
 import ssl
-from typing import Any
 
 import aiohttp
 from yarl import URL
 
-from .. import _json as jsontext
+from .._json import MAX_JSON_BYTES
 from .._secrets import Secret
 from ..errors import TransportError
 from ..wire.requests import WireRequest
@@ -22,17 +24,18 @@ QUERY_TIMEOUT_S = 30.0
 
 CONNECT_TIMEOUT_S = 10.0
 
-KEEP_ALIVE_S = 75.0  # longer than the widest poll interval: no new handshake for every poll
+# Longer than the widest poll interval: no new handshake for every poll.
+KEEP_ALIVE_S = 75.0
 
-_open_sessions: set[aiohttp.ClientSession] = set()
 # When a loop ends without `aclose`, a garbage collector finalizes in an order of its own: held here, an HTTP
 # session outlives the part that owns it, which says what goes on and then closes it.
+_open_sessions: set[aiohttp.ClientSession] = set()
 
-FAILURES = (aiohttp.ClientError, aiohttp.InvalidURL, OSError, TimeoutError, ValueError, RuntimeError)
+EXCHANGE_FAILURES = (aiohttp.ClientError, aiohttp.InvalidURL, OSError, TimeoutError, ValueError, RuntimeError)
 """What an exchange with a misbehaving peer can end in, and nothing wider."""
 
 
-def describe(exc: BaseException) -> str:
+def describe_failure(exc: BaseException) -> str:
     """Return what went wrong in words that hold no header, no key and no query of a URL."""
     if isinstance(exc, aiohttp.ClientConnectorError):
         why = exc.strerror or type(exc.os_error).__name__
@@ -48,38 +51,41 @@ def describe(exc: BaseException) -> str:
     return f"broken exchange ({type(exc).__name__})"
 
 
-def client_session(connector: aiohttp.TCPConnector, **options: Any) -> aiohttp.ClientSession:
-    """Return an HTTP session that keeps no cookies and listens to no environment; `close` it."""
+def open_http_session(
+    connector: aiohttp.TCPConnector, *, timeout: aiohttp.ClientTimeout
+) -> aiohttp.ClientSession:
+    """Return an HTTP session that keeps no cookies and reads no environment."""
     http = aiohttp.ClientSession(
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
         trust_env=False,  # a proxy or netrc of the environment must not get the key
         headers={"User-Agent": USER_AGENT},
-        **options,
+        timeout=timeout,
     )
     _open_sessions.add(http)
     return http
 
 
-async def close(http: aiohttp.ClientSession) -> None:
+async def close_http_session(http: aiohttp.ClientSession) -> None:
     """Close an HTTP session and all its connections."""
     _open_sessions.discard(http)
     await http.close()
 
 
-async def read_bounded(answer: aiohttp.ClientResponse, into: bytearray) -> None:
-    """Read a body into *into*, up to one byte more than `jsontext.parse` takes."""
-    content = answer.content
-    while len(into) <= jsontext.MAX_BYTES and not content.at_eof():
-        into += (await content.readany())[: jsontext.MAX_BYTES + 1 - len(into)]
-
-
-def close_nowait(http: aiohttp.ClientSession) -> None:
-    """Close an HTTP session whose event loop has ended: nothing can be awaited, nothing is to be said."""
+def close_http_session_nowait(http: aiohttp.ClientSession) -> None:
+    """Close an HTTP session whose event loop has ended: nothing can be awaited, and no warning is wanted."""
     _open_sessions.discard(http)
     if http.connector is not None:
-        for _ in http.connector.close().__await__():  # has nothing to wait for: all transports are gone
+        # Stepped by hand, since no loop runs; it has nothing to wait for: all transports are gone.
+        for _ in http.connector.close().__await__():
             break
+
+
+async def read_body(answer: aiohttp.ClientResponse, into: bytearray) -> None:
+    """Read a body into *into*, up to one byte more than `parse_json` takes."""
+    content = answer.content
+    while len(into) <= MAX_JSON_BYTES and not content.at_eof():
+        into += (await content.readany())[: MAX_JSON_BYTES + 1 - len(into)]
 
 
 class Transport:
@@ -96,7 +102,7 @@ class Transport:
     ) -> None:
         self._base_url = base_url
         self._key = key
-        self._http = client_session(
+        self._http = open_http_session(
             aiohttp.TCPConnector(limit=connections, keepalive_timeout=KEEP_ALIVE_S, ssl=ssl_context or True),
             timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S),
         )
@@ -119,24 +125,24 @@ class Transport:
                 headers=headers_for(self._key, json=form is None),
                 allow_redirects=False,
             ) as answer:
-                await read_bounded(answer, body)
+                await read_body(answer, body)
                 return WireResponse(
                     status=answer.status,
                     body=bytes(body),
                     retry_after_s=read_retry_after(answer.headers),
                 )
-        except FAILURES as exc:
-            failure = describe(exc)
+        except EXCHANGE_FAILURES as exc:
+            failure = describe_failure(exc)
         # Raised outside the except block: aiohttp's error would carry the key along in its context.
         raise TransportError(f"{request.method} {request.path}: {failure}")
 
     async def aclose(self) -> None:
         """Close all connections."""
-        await close(self._http)
+        await close_http_session(self._http)
 
     def close_nowait(self) -> None:
         """Close without an event loop."""
-        close_nowait(self._http)
+        close_http_session_nowait(self._http)
 
 
 def headers_for(key: Secret, *, json: bool) -> dict[str, str]:

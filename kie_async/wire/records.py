@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from .. import _json as jsontext
+from .._json import NotJson, parse_json
 from ..models import TaskRecord, TaskState
 
 _MAX_CODE = 1_000_000
@@ -111,8 +111,8 @@ def _urls_in(value: object) -> tuple[str, ...]:
 
 def _parsed(text: str) -> object:
     try:
-        return jsontext.parse(text)
-    except jsontext.NotJson:
+        return parse_json(text)
+    except NotJson:
         return None
 
 

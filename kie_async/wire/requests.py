@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from .. import _json as jsontext
+from .._json import NotJson, write_json
 from ..errors import InvalidRequest
 from ..inputs.request import TaskRequest
 
@@ -31,8 +31,8 @@ def encode_create(request: TaskRequest, callback_url: str | None) -> WireRequest
     if callback_url is None and request.callback_url is not None:
         body["callBackUrl"] = request.callback_url
     try:
-        encoded = jsontext.write(body)
-    except jsontext.NotJson as exc:
+        encoded = write_json(body)
+    except NotJson as exc:
         raise InvalidRequest(f"input has no JSON form: {exc}") from None
     made = WireRequest(method="POST", path="/api/v1/jobs/createTask", body=encoded)
     return made if callback_url is None else addressed(made, callback_url)
@@ -40,7 +40,7 @@ def encode_create(request: TaskRequest, callback_url: str | None) -> WireRequest
 
 def addressed(request: WireRequest, callback_url: str) -> WireRequest:
     """Return a createTask request that has no callback URL yet with this one, its input not encoded again."""
-    body = b'%s,"callBackUrl":%s}' % ((request.body or b"")[:-1], jsontext.write(callback_url))
+    body = b'%s,"callBackUrl":%s}' % ((request.body or b"")[:-1], write_json(callback_url))
     return WireRequest(method=request.method, path=request.path, body=body)
 
 

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 
 import attrs
 
-from .. import _json as jsontext
-from .._json import decode_object
+from .._json import NotJson, decode_object, parse_json
 from ..errors import AnswerUnreadable, ApiError, CallbackRejected, RateLimited
 from ..models import TASK_ID, TaskRecord, TaskState, UploadedFile
 from .codes import TASK_FAILURE_CODES, CreateVerdict, create_verdict, error_for
@@ -47,8 +46,8 @@ def read_envelope(body: bytes) -> tuple[dict[str, object], int]:
         AnswerUnreadable: It is no JSON object with a whole number under ``code``.
     """
     try:
-        top = jsontext.parse(body)
-    except jsontext.NotJson as exc:
+        top = parse_json(body)
+    except NotJson as exc:
         raise AnswerUnreadable(f"the answer is not JSON: {exc}") from None
     code = read_code(top.get("code")) if isinstance(top, dict) else None
     if code is None or not isinstance(top, dict):

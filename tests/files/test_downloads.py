@@ -62,7 +62,7 @@ async def eventually(holds: Callable[[], bool]) -> None:
 async def fails(downloads: Downloads, url: str, folder: Path, error: type[Exception] = DownloadFailed) -> str:
     """Return the words of the error that fetching *url* must end in; nothing may be left on the disk."""
     with pytest.raises(error) as caught:
-        await downloads.fetch([url], folder, task_id=ID)
+        await downloads.download([url], folder, task_id=ID)
     assert type(caught.value) is error
     assert not lying_in(folder)
     return str(caught.value)
@@ -81,17 +81,17 @@ async def fails(downloads: Downloads, url: str, folder: Path, error: type[Except
         (FILM * 10_000, ".mp4"),
     ],
 )
-async def test_a_file_arrives_whole_its_ending_told_by_its_content(
+async def test_a_file_arrives_whole_its_ending_chosen_by_its_content(
     downloads: Downloads, tmp_path: Path, content: bytes, ending: str
 ) -> None:
     lie = "Content-Type: text/html" if ending == ".mp4" else "Content-Type: video/webm"
     async with RawServer(http(content, 200, lie)) as server:
-        (path,) = await downloads.fetch([server.url + "/a.webp"], tmp_path / "new" / "er", task_id=ID)
+        (path,) = await downloads.download([server.url + "/a.webp"], tmp_path / "new" / "er", task_id=ID)
     assert path == tmp_path / "new" / "er" / f"{ID}-1{ending}"
     assert lying_in(path.parent) == {path.name: content}
 
 
-async def test_the_kind_is_told_although_the_first_byte_comes_alone(
+async def test_the_kind_is_recognized_although_the_first_byte_comes_alone(
     downloads: Downloads, tmp_path: Path
 ) -> None:
     async def drip(writer: asyncio.StreamWriter) -> None:
@@ -103,7 +103,7 @@ async def test_the_kind_is_told_although_the_first_byte_comes_alone(
         writer.write(FILM[12:])
 
     async with RawServer(drip) as server:
-        (path,) = await downloads.fetch([server.url], tmp_path, task_id=ID)
+        (path,) = await downloads.download([server.url], tmp_path, task_id=ID)
     assert lying_in(tmp_path) == {f"{ID}-1.mp4": FILM}
     assert path.name == f"{ID}-1.mp4"
 
@@ -114,13 +114,13 @@ async def test_several_files_come_in_the_order_of_their_urls(downloads: Download
         writer.write(http(FILM))
 
     async with RawServer(late) as first, RawServer(http(PNG)) as second:
-        paths = await downloads.fetch([first.url, second.url, second.url], str(tmp_path), task_id=ID)
+        paths = await downloads.download([first.url, second.url, second.url], str(tmp_path), task_id=ID)
     assert [path.name for path in paths] == [f"{ID}-1.mp4", f"{ID}-2.png", f"{ID}-3.png"]
     assert sorted(lying_in(tmp_path)) == [path.name for path in paths]
 
 
 async def test_no_urls_are_no_files(downloads: Downloads, tmp_path: Path) -> None:
-    assert await downloads.fetch([], tmp_path, task_id=ID) == []
+    assert await downloads.download([], tmp_path, task_id=ID) == []
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ async def test_no_name_of_the_server_reaches_the_disk(
 ) -> None:
     disposition = f'Content-Disposition: attachment; filename="{claimed}"'
     async with RawServer(http(FILM, 200, disposition)) as server:
-        await downloads.fetch([f"{server.url}/{claimed}"], tmp_path / "in", task_id=ID)
+        await downloads.download([f"{server.url}/{claimed}"], tmp_path / "in", task_id=ID)
     assert lying_in(tmp_path / "in") == {f"{ID}-1.mp4": FILM}
     assert list(lying_in(tmp_path)) == ["in"]
 
@@ -152,7 +152,7 @@ async def test_a_task_id_that_is_no_name_is_refused(
     downloads: Downloads, tmp_path: Path, task_id: str
 ) -> None:
     with pytest.raises(InvalidRequest, match="task_id"):
-        await downloads.fetch(["https://files.example/x"], tmp_path / "in", task_id=task_id)
+        await downloads.download(["https://files.example/x"], tmp_path / "in", task_id=task_id)
     assert not lying_in(tmp_path)
 
 
@@ -166,8 +166,8 @@ async def test_the_request_says_who_asks_and_carries_nothing_else(
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     answer = http(FILM, 200, "Set-Cookie: id=1; Path=/")
     async with RawServer(answer) as server:
-        await downloads.fetch([server.url + "/a", server.url + "/b"], tmp_path, task_id=ID)
-        await downloads.fetch([server.url + "/c"], tmp_path / "again", task_id=ID)
+        await downloads.download([server.url + "/a", server.url + "/b"], tmp_path, task_id=ID)
+        await downloads.download([server.url + "/c"], tmp_path / "again", task_id=ID)
     for asked in server.asked:
         names = {line.partition(":")[0].lower() for line in asked.head.splitlines()[1:] if line}
         assert names == {"host", "user-agent", "accept", "accept-encoding"}
@@ -188,7 +188,7 @@ async def test_a_signed_address_is_sent_as_it_was_written(
     downloads: Downloads, tmp_path: Path, tail: str, sent: str
 ) -> None:
     async with RawServer(http(FILM)) as server:
-        await downloads.fetch([server.url + tail], tmp_path, task_id=ID)
+        await downloads.download([server.url + tail], tmp_path, task_id=ID)
     assert server.asked[0].path == sent
 
 
@@ -203,7 +203,7 @@ def moved(to: str, status: int = 302) -> bytes:
 async def test_three_redirects_are_followed(downloads: Downloads, tmp_path: Path, status: int) -> None:
     async with RawServer(http(FILM)) as last:
         async with RawServer(moved("/b", status), moved("?c=%2F"), moved(last.url + "/d")) as first:
-            await downloads.fetch([first.url + "/a"], tmp_path, task_id=ID)
+            await downloads.download([first.url + "/a"], tmp_path, task_id=ID)
     assert [asked.path for asked in first.asked] == ["/a", "/b", "/b?c=%2F"]
     assert [asked.path for asked in last.asked] == ["/d"]
     assert not any(asked.header("Cookie") or asked.header("Referer") for asked in first.asked + last.asked)
@@ -372,7 +372,7 @@ async def test_of_several_addresses_only_the_harmless_are_tried(tmp_path: Path) 
     async with RawServer(http(FILM)) as server:
         url = server.url.replace("127.0.0.1", "localhost")
         async with asyncio.timeout(2):
-            await downloads.fetch([url], tmp_path, task_id=ID)
+            await downloads.download([url], tmp_path, task_id=ID)
     assert lying_in(tmp_path) == {f"{ID}-1.mp4": FILM}
     await downloads.aclose()
 
@@ -446,7 +446,7 @@ async def test_a_file_is_private_until_it_is_complete(
 
     async with RawServer(halves) as server:
         with umask(mask):
-            fetching = asyncio.create_task(downloads.fetch([server.url], tmp_path, task_id=ID))
+            fetching = asyncio.create_task(downloads.download([server.url], tmp_path, task_id=ID))
             await eventually(lambda: any(path.stat().st_size for path in tmp_path.iterdir()))
         ((name, _),) = lying_in(tmp_path).items()
         assert name.startswith(f".{ID}-1.")
@@ -465,8 +465,8 @@ def mode_of(path: Path) -> int:
 async def test_a_complete_file_is_not_fetched_again(downloads: Downloads, tmp_path: Path) -> None:
     async with RawServer(http(FILM), http(PNG), http(b"", 404)) as server:
         urls = [server.url + "/a", server.url + "/b"]
-        first = await downloads.fetch(urls, tmp_path, task_id=ID)
-        assert await downloads.fetch(urls, tmp_path, task_id=ID) == first
+        first = await downloads.download(urls, tmp_path, task_id=ID)
+        assert await downloads.download(urls, tmp_path, task_id=ID) == first
     assert len(server.asked) == 2
 
 
@@ -493,7 +493,7 @@ async def test_what_is_no_result_gives_way_and_a_link_is_not_followed(
 ) -> None:
     path = lay(tmp_path, f"{ID}-1.mp4", kind)
     async with RawServer(http(FILM)) as server:
-        assert await downloads.fetch([server.url], tmp_path, task_id=ID) == [path]
+        assert await downloads.download([server.url], tmp_path, task_id=ID) == [path]
     left = lying_in(tmp_path)
     assert left.pop(path.name) == FILM
     assert left == ({"precious": b"precious"} if kind == "link" else {})
@@ -504,7 +504,7 @@ async def test_a_folder_under_the_name_is_an_error(downloads: Downloads, tmp_pat
     lay(tmp_path, f"{ID}-1.mp4", "folder")
     async with RawServer(http(FILM)) as server:
         with pytest.raises(DownloadFailed, match=r"cannot write to .*: Is a directory"):
-            await downloads.fetch([server.url], tmp_path, task_id=ID)
+            await downloads.download([server.url], tmp_path, task_id=ID)
     assert lying_in(tmp_path) == {f"{ID}-1.mp4": None}
     assert len(server.asked) == 1
 
@@ -515,20 +515,20 @@ async def test_other_files_of_a_like_name_are_left_alone(
 ) -> None:
     lay(tmp_path, name, "file")
     async with RawServer(http(FILM)) as server:
-        await downloads.fetch([server.url], tmp_path, task_id=ID)
+        await downloads.download([server.url], tmp_path, task_id=ID)
     assert lying_in(tmp_path) == {name: b"mine", f"{ID}-1.mp4": FILM}
 
 
 async def test_a_poster_beside_a_film_is_not_taken_for_it(downloads: Downloads, tmp_path: Path) -> None:
     async with RawServer(http(FILM)) as server:
         urls = [server.url + "/film.mp4?token=.jpg"]
-        (film,) = await downloads.fetch(urls, tmp_path, task_id=ID)
+        (film,) = await downloads.download(urls, tmp_path, task_id=ID)
         lay(tmp_path, f"{ID}-1.jpg", "file")
-        assert await downloads.fetch(urls, tmp_path, task_id=ID) == [film]
-        # The other way round the URL tells.
+        assert await downloads.download(urls, tmp_path, task_id=ID) == [film]
+        # The other way round the URL decides.
         lay(tmp_path, f"{ID}-2.mp4", "file")
         image = lay(tmp_path, f"{ID}-2.png", "file")
-        assert (await downloads.fetch([*urls, server.url + "/b.PNG"], tmp_path, task_id=ID))[1] == image
+        assert (await downloads.download([*urls, server.url + "/b.PNG"], tmp_path, task_id=ID))[1] == image
     assert len(server.asked) == 1
 
 
@@ -541,7 +541,7 @@ async def test_two_downloads_of_one_result_do_not_meet(downloads: Downloads, tmp
 
     async with RawServer(later) as server:
         fetching = [
-            asyncio.create_task(downloads.fetch([server.url], tmp_path, task_id=ID)) for _ in range(5)
+            asyncio.create_task(downloads.download([server.url], tmp_path, task_id=ID)) for _ in range(5)
         ]
         await eventually(lambda: len(server.asked) == 5)
         gate.set()
@@ -564,7 +564,7 @@ def room_for(size: int) -> Iterator[None]:
 async def test_a_full_disk_is_said_at_once(downloads: Downloads, tmp_path: Path, content: bytes) -> None:
     async with RawServer(http(content)) as server:
         with room_for(700), pytest.raises(DownloadFailed, match=r"cannot write to .*: File too large"):
-            await downloads.fetch([server.url], tmp_path, task_id=ID)
+            await downloads.download([server.url], tmp_path, task_id=ID)
     assert not lying_in(tmp_path)
     assert len(server.asked) == 1  # fetching it again makes no room
 
@@ -573,7 +573,7 @@ async def test_a_folder_that_cannot_be_is_an_error(downloads: Downloads, tmp_pat
     lay(tmp_path, "file", "file")
     for folder, words in {"file": "File exists", "file/in": "Not a directory", "a" * 300: "too long"}.items():
         with pytest.raises(DownloadFailed, match=f"cannot write to .*: .*{words}"):
-            await downloads.fetch(["https://files.example/x"], tmp_path / folder, task_id=ID)
+            await downloads.download(["https://files.example/x"], tmp_path / folder, task_id=ID)
 
 
 # --- broken bodies --------------------------------------------------------------------------------
@@ -621,7 +621,7 @@ async def test_a_broken_answer_is_asked_for_again(
     downloads: Downloads, tmp_path: Path, answer: Any, words: str
 ) -> None:
     async with RawServer(answer, answer, answer, http(FILM)) as server:
-        await downloads.fetch([server.url], tmp_path, task_id=ID)
+        await downloads.download([server.url], tmp_path, task_id=ID)
     assert lying_in(tmp_path) == {f"{ID}-1.mp4": FILM}
     assert len(server.asked) == 4
 
@@ -668,7 +668,7 @@ async def test_a_file_may_have_just_so_many_bytes(tmp_path: Path, answer: Any) -
 async def test_just_so_many_bytes_are_not_too_many(tmp_path: Path) -> None:
     downloads = make(max_bytes=len(FILM))
     async with RawServer(http(FILM)) as server:
-        await downloads.fetch([server.url], tmp_path, task_id=ID)
+        await downloads.download([server.url], tmp_path, task_id=ID)
     await downloads.aclose()
 
 
@@ -681,7 +681,7 @@ async def test_a_bomb_is_not_unpacked(downloads: Downloads, tmp_path: Path, enco
 
 async def test_an_encoding_that_is_none_does_not_matter(downloads: Downloads, tmp_path: Path) -> None:
     async with RawServer(http(FILM, 200, "Content-Encoding: aws-chunked")) as server:
-        await downloads.fetch([server.url], tmp_path, task_id=ID)
+        await downloads.download([server.url], tmp_path, task_id=ID)
     assert lying_in(tmp_path) == {f"{ID}-1.mp4": FILM}
 
 
@@ -702,7 +702,7 @@ async def trickle(writer: asyncio.StreamWriter) -> None:
 async def test_a_body_that_stalls_is_given_up(tmp_path: Path, answer: Any) -> None:
     downloads = make(stall_timeout_s=0.05, fetch_timeout_s=0.12)
     async with RawServer(answer, http(FILM)) as server:
-        await downloads.fetch([server.url], tmp_path, task_id=ID)
+        await downloads.download([server.url], tmp_path, task_id=ID)
     async with RawServer(answer) as server:
         assert await fails(downloads, server.url, tmp_path / "other") == f"{ID}-1: timed out"
     assert lying_in(tmp_path / "other") == {}
@@ -716,7 +716,7 @@ async def test_time_in_the_queue_is_not_counted(tmp_path: Path) -> None:
 
     downloads = make(fetch_timeout_s=0.3)
     async with RawServer(slow) as server:
-        paths = await downloads.fetch([server.url] * 40, tmp_path, task_id=ID)
+        paths = await downloads.download([server.url] * 40, tmp_path, task_id=ID)
     assert len(set(paths)) == 40 == len(server.asked)
     await downloads.aclose()
 
@@ -734,7 +734,7 @@ async def test_one_failure_of_several_spares_the_others_and_leaves_nothing_behin
     before = asyncio.all_tasks()
     async with RawServer(late) as good, RawServer(http(b"", 404)) as gone, RawServer(http(b"", 400)) as bad:
         with pytest.raises(ResultExpired, match=rf"^{ID}-2: "):
-            await downloads.fetch([good.url, gone.url, good.url, bad.url], tmp_path, task_id=ID)
+            await downloads.download([good.url, gone.url, good.url, bad.url], tmp_path, task_id=ID)
         assert asyncio.all_tasks() == before
         assert lying_in(tmp_path) == {f"{ID}-1.mp4": FILM, f"{ID}-3.mp4": FILM}
 
@@ -745,7 +745,7 @@ async def test_a_cancelled_download_leaves_nothing_behind(
 ) -> None:
     before = asyncio.all_tasks()
     async with RawServer(endless) as server:
-        fetching = asyncio.create_task(downloads.fetch([server.url] * 3, tmp_path, task_id=ID))
+        fetching = asyncio.create_task(downloads.download([server.url] * 3, tmp_path, task_id=ID))
         await asyncio.sleep(wait_s)
         fetching.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -778,7 +778,7 @@ async def test_a_cancel_waits_for_the_thread_that_holds_the_file(
 async def test_closing_ends_a_download_soon(tmp_path: Path) -> None:
     downloads = make(stall_timeout_s=30, rng=random.Random())
     async with RawServer(stall) as server:
-        fetching = asyncio.create_task(downloads.fetch([server.url], tmp_path, task_id=ID))
+        fetching = asyncio.create_task(downloads.download([server.url], tmp_path, task_id=ID))
         await eventually(lambda: bool(server.asked))
         await asyncio.sleep(0.01)
         await downloads.aclose()
@@ -815,7 +815,7 @@ async def test_no_error_shows_what_signs_an_address(tmp_path: Path, answer: Any)
     async with RawServer(answer) as server:
         url = server.url + SIGNED
         with pytest.raises(DownloadFailed) as caught:
-            await downloads.fetch([url], tmp_path, task_id=ID)
+            await downloads.download([url], tmp_path, task_id=ID)
     seen: set[int] = set()
     error: BaseException | None = caught.value
     while error is not None and id(error) not in seen:

@@ -1,4 +1,4 @@
-"""What a file is: told by its first bytes, its name never asked."""
+"""A file is recognized by its first bytes, never by its name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kie_async.files.media_types import (
     HEAD_BYTES,
     JPEG,
     M4A,
-    MAX_BYTES,
+    MAX_UPLOAD_BYTES,
     MP3,
     MP4,
     OGG,
@@ -71,7 +71,7 @@ STRANGE = [
 
 
 @pytest.mark.parametrize(("head", "kind"), KNOWN)
-def test_a_kind_is_told_by_the_first_bytes(head: bytes, kind: MediaKind) -> None:
+def test_a_kind_is_recognized_by_the_first_bytes(head: bytes, kind: MediaKind) -> None:
     assert sniff(head) is kind
     assert sniff(head[:HEAD_BYTES]) is kind
 
@@ -95,7 +95,7 @@ def test_the_endings_are_all_different() -> None:
 
 @pytest.mark.parametrize(("head", "kind"), KNOWN)
 def test_images_and_audio_may_go_up_and_nothing_else(head: bytes, kind: MediaKind) -> None:
-    if kind in MAX_BYTES:
+    if kind in MAX_UPLOAD_BYTES:
         assert check_media("face", head, len(head)) is kind
         assert kind.family in {"image", "audio"}
     else:

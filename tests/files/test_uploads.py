@@ -78,7 +78,7 @@ async def eventually(holds: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-def wish(**fields: Any) -> TaskRequest:
+def request_of(**fields: Any) -> TaskRequest:
     return TaskRequest(model="any/model", input=fields)
 
 
@@ -88,7 +88,7 @@ def wish(**fields: Any) -> TaskRequest:
 async def test_a_file_arrives_whole_under_a_name_of_its_own(
     sandbox: Sandbox, uploads: Uploads, face: Path
 ) -> None:
-    uploaded = await uploads.send(face)
+    uploaded = await uploads.upload(face)
     file = stored(sandbox, uploaded.url)
     assert file.content == PNG
     assert file.mime == uploaded.mime_type == "image/png"
@@ -98,26 +98,26 @@ async def test_a_file_arrives_whole_under_a_name_of_its_own(
 
 
 async def test_a_path_as_text_and_bytes_go_up_too(sandbox: Sandbox, uploads: Uploads, face: Path) -> None:
-    assert stored(sandbox, (await uploads.send(str(face))).url).content == PNG
-    sound = await uploads.send(voice())
+    assert stored(sandbox, (await uploads.upload(str(face))).url).content == PNG
+    sound = await uploads.upload(voice())
     assert stored(sandbox, sound.url).length_s == 1.0
     assert sound.name.endswith(".wav")
 
 
 async def test_the_same_bytes_twice_get_two_names(uploads: Uploads) -> None:
-    assert (await uploads.send(PNG)).name != (await uploads.send(PNG)).name
+    assert (await uploads.upload(PNG)).name != (await uploads.upload(PNG)).name
 
 
 async def test_megabytes_go_up_without_a_warning(sandbox: Sandbox, uploads: Uploads, tmp_path: Path) -> None:
     large = b"\xff\xd8\xff" + os.urandom(5_000_000)
     (tmp_path / "large").write_bytes(large)
     for file in (large, tmp_path / "large"):
-        assert stored(sandbox, (await uploads.send(file)).url).content == large
+        assert stored(sandbox, (await uploads.upload(file)).url).content == large
 
 
 async def test_the_service_fetches_a_url(sandbox: Sandbox, uploads: Uploads) -> None:
-    first = await uploads.send(PNG)
-    second = await uploads.send(first.url + "?token=1")
+    first = await uploads.upload(PNG)
+    second = await uploads.upload(first.url + "?token=1")
     assert stored(sandbox, second.url).content == PNG
     assert second.name.endswith(".png")
     assert second.name != first.name
@@ -137,7 +137,7 @@ async def test_the_service_fetches_a_url(sandbox: Sandbox, uploads: Uploads) -> 
 async def test_a_fetched_url_is_named_by_us(url: str, ending: str) -> None:
     async with RawServer(UPLOADED) as server:
         uploads = make(server.url)
-        await uploads.send(url)
+        await uploads.upload(url)
         await uploads.aclose()
     (asked,) = server.asked
     assert asked.path == "/api/file-url-upload"
@@ -150,7 +150,7 @@ async def test_a_fetched_url_is_named_by_us(url: str, ending: str) -> None:
 async def test_the_upload_host_gets_the_key_and_a_form(face: Path) -> None:
     async with RawServer(UPLOADED) as server:
         uploads = make(server.url, key="a-key")
-        await uploads.send(face)
+        await uploads.upload(face)
         await uploads.aclose()
     (asked,) = server.asked
     assert asked.path == "/api/file-stream-upload"
@@ -164,9 +164,9 @@ async def test_both_documented_answers_are_read(face: Path) -> None:
     other = envelope(fileId="1", originalName="x.png", fileUrl="https://files.example/x.png", fileSize="108")
     async with RawServer(other, UPLOADED) as server:
         uploads = make(server.url)
-        file = await uploads.send(PNG)
+        file = await uploads.upload(PNG)
         assert (file.url, file.name, file.size) == ("https://files.example/x.png", "", 108)
-        assert (await uploads.send(PNG)).url == "https://files.example/face.png"
+        assert (await uploads.upload(PNG)).url == "https://files.example/face.png"
         await uploads.aclose()
 
 
@@ -197,13 +197,13 @@ async def test_a_file_is_refused_here_before_anything_is_sent(
         "x" * 5000: "cannot read '[^']{200}': File name too long",
     }.items():
         with pytest.raises(InvalidRequest, match=words):
-            await uploads.send(tmp_path / name)
+            await uploads.upload(tmp_path / name)
     with pytest.raises(InvalidRequest, match="the upload is neither JPEG"):
-        await uploads.send(b"I am a picture")
+        await uploads.upload(b"I am a picture")
     with pytest.raises(InvalidRequest, match="http"):
-        await uploads.send("ftp://files.example/face.png")
+        await uploads.upload("ftp://files.example/face.png")
     with pytest.raises(InvalidRequest, match="user name"):
-        await uploads.send("https://me:secret@files.example/face.png")
+        await uploads.upload("https://me:secret@files.example/face.png")
     assert sandbox.counts["upload"] == 0
 
 
@@ -222,7 +222,7 @@ async def test_a_picture_for_a_voice_is_refused_before_anything_is_sent(
 
 async def test_a_file_behind_a_link_goes_up(uploads: Uploads, face: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(face)
-    assert (await uploads.send(tmp_path / "link")).name.endswith(".png")
+    assert (await uploads.upload(tmp_path / "link")).name.endswith(".png")
 
 
 async def test_a_file_that_changes_before_its_turn_is_not_sent(tmp_path: Path) -> None:
@@ -231,9 +231,9 @@ async def test_a_file_that_changes_before_its_turn_is_not_sent(tmp_path: Path) -
         path.write_bytes(PNG)
     async with RawServer(silence) as server:
         uploads = make(server.url)
-        fill = [asyncio.create_task(uploads.send(PNG)) for _ in range(4)]  # all there is room for
+        fill = [asyncio.create_task(uploads.upload(PNG)) for _ in range(4)]  # all there is room for
         await eventually(lambda: len(server.asked) == 4)
-        waiting = [asyncio.create_task(uploads.send(path)) for path in (late, gone)]
+        waiting = [asyncio.create_task(uploads.upload(path)) for path in (late, gone)]
         await eventually(lambda: len(uploads._shared) == 2)
         late.write_bytes(PNG + b"!")
         gone.unlink()
@@ -254,12 +254,12 @@ async def test_a_hundred_who_ask_at_once_share_one_upload(
     sandbox: Sandbox, uploads: Uploads, face: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "link").symlink_to(face)
-    asking = [uploads.send(face if number % 2 else tmp_path / "link") for number in range(50)]
-    asking_too = [uploads.replace_paths(wish(image_url=face)) for _ in range(50)]
-    files, wishes = await asyncio.gather(asyncio.gather(*asking), asyncio.gather(*asking_too))
-    assert len({file.url for file in files} | {filled.input["image_url"] for filled in wishes}) == 1
+    asking = [uploads.upload(face if number % 2 else tmp_path / "link") for number in range(50)]
+    asking_too = [uploads.replace_paths(request_of(image_url=face)) for _ in range(50)]
+    files, requests = await asyncio.gather(asyncio.gather(*asking), asyncio.gather(*asking_too))
+    assert len({file.url for file in files} | {filled.input["image_url"] for filled in requests}) == 1
     assert sandbox.counts["upload"] == 1
-    assert (await uploads.send(face)).url == files[0].url
+    assert (await uploads.upload(face)).url == files[0].url
     assert sandbox.counts["upload"] == 1
 
 
@@ -287,9 +287,9 @@ def changed(face: Path, change: str) -> bytes:
 async def test_a_changed_file_goes_up_again(
     sandbox: Sandbox, uploads: Uploads, face: Path, change: str
 ) -> None:
-    first = await uploads.send(face)
+    first = await uploads.upload(face)
     content = changed(face, change)
-    second = await uploads.send(face)
+    second = await uploads.upload(face)
     assert second.url != first.url
     assert stored(sandbox, second.url).content == content
     assert sandbox.counts["upload"] == 2
@@ -299,11 +299,11 @@ async def test_a_failed_upload_fails_for_all_and_is_then_tried_anew_once(
     sandbox: Sandbox, uploads: Uploads, face: Path
 ) -> None:
     sandbox.faults.revoke_key = True
-    outcomes = await asyncio.gather(*(uploads.send(face) for _ in range(20)), return_exceptions=True)
+    outcomes = await asyncio.gather(*(uploads.upload(face) for _ in range(20)), return_exceptions=True)
     assert {type(outcome) for outcome in outcomes} == {AuthenticationError}
     failed = sandbox.counts["upload"]  # more than one if somebody asked after the first had failed
     sandbox.faults.revoke_key = False
-    urls = await asyncio.gather(*(uploads.send(face) for _ in range(20)))
+    urls = await asyncio.gather(*(uploads.upload(face) for _ in range(20)))
     assert len({file.url for file in urls}) == 1
     assert sandbox.counts["upload"] == failed + 1
 
@@ -317,7 +317,7 @@ async def test_a_cancelled_caller_cancels_the_upload_for_nobody_else(face: Path)
 
     async with RawServer(later) as server:
         uploads = make(server.url)
-        first, second = (asyncio.create_task(uploads.send(face)) for _ in range(2))
+        first, second = (asyncio.create_task(uploads.upload(face)) for _ in range(2))
         await eventually(lambda: len(server.asked) == 1)
         first.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -339,7 +339,7 @@ async def test_an_upload_whose_callers_all_left_fails_in_silence(
 
     async with RawServer(later) as server:
         uploads = make(server.url)
-        only = asyncio.create_task(uploads.send(face))
+        only = asyncio.create_task(uploads.upload(face))
         await eventually(lambda: len(server.asked) == 1)
         only.cancel()
         await asyncio.wait([only])
@@ -358,11 +358,11 @@ async def test_an_upload_is_used_again_for_two_days_only(
     sandbox: Sandbox, uploads: Uploads, face: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "other").write_bytes(PNG + b"other")
-    first = await uploads.send(face)
-    await uploads.send(tmp_path / "other")
+    first = await uploads.upload(face)
+    await uploads.upload(tmp_path / "other")
     for version, (begun, upload) in uploads._shared.items():
         uploads._shared[version] = begun - REUSE_UPLOAD_S, upload
-    assert (await uploads.send(face)).url != first.url
+    assert (await uploads.upload(face)).url != first.url
     assert sandbox.counts["upload"] == 3
     assert len(uploads._shared) == 1  # and forgotten, so that a bot of months does not grow
 
@@ -375,7 +375,7 @@ async def test_paths_are_replaced_and_nothing_else_is_touched(
 ) -> None:
     sound = tmp_path / "voice"
     sound.write_bytes(voice())
-    asked = wish(
+    asked = request_of(
         image_url=face,
         audio_url=sound,
         image_urls=[face, "https://files.example/x.png", face],
@@ -404,8 +404,8 @@ async def test_paths_are_replaced_and_nothing_else_is_touched(
     assert asked.input["image_url"] is face
 
 
-async def test_without_paths_the_wish_stays_the_same(sandbox: Sandbox, uploads: Uploads) -> None:
-    asked = wish(image_urls=["https://files.example/x.png"], pair=(1, 2), prompt="")
+async def test_without_paths_the_request_stays_the_same(sandbox: Sandbox, uploads: Uploads) -> None:
+    asked = request_of(image_urls=["https://files.example/x.png"], pair=(1, 2), prompt="")
     assert await uploads.replace_paths(asked) is asked
     assert sandbox.counts["upload"] == 0
 
@@ -414,10 +414,10 @@ async def test_one_bad_file_keeps_the_good_ones_home_and_its_field_is_named(
     sandbox: Sandbox, uploads: Uploads, face: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InvalidRequest, match=r"^audio_url: cannot read '.*none.wav'"):
-        await uploads.replace_paths(wish(image_url=face, audio_url=tmp_path / "none.wav"))
+        await uploads.replace_paths(request_of(image_url=face, audio_url=tmp_path / "none.wav"))
     (tmp_path / "text").write_text("I am a picture")
     with pytest.raises(InvalidRequest, match=r"^image_urls\[1\]: '.*text' is neither"):
-        await uploads.replace_paths(wish(image_url=face, image_urls=[face, tmp_path / "text"]))
+        await uploads.replace_paths(request_of(image_url=face, image_urls=[face, tmp_path / "text"]))
     assert sandbox.counts["upload"] == 0
 
 
@@ -425,11 +425,11 @@ async def test_a_refused_upload_names_its_field(face: Path) -> None:
     async with RawServer(envelope(400)) as server:
         uploads = make(server.url)
         with pytest.raises(UploadRefused, match=r"^image_url: code 400: words$"):
-            await uploads.replace_paths(wish(image_url=face))
+            await uploads.replace_paths(request_of(image_url=face))
         await uploads.aclose()
 
 
-async def test_the_files_of_a_wish_go_up_side_by_side(tmp_path: Path) -> None:
+async def test_the_files_of_a_request_go_up_side_by_side(tmp_path: Path) -> None:
     paths = [tmp_path / str(number) for number in range(3)]
     for path in paths:
         path.write_bytes(PNG + path.name.encode())
@@ -441,7 +441,7 @@ async def test_the_files_of_a_wish_go_up_side_by_side(tmp_path: Path) -> None:
 
     async with RawServer(later) as server:
         uploads = make(server.url)
-        filling = asyncio.create_task(uploads.replace_paths(wish(image_urls=paths)))
+        filling = asyncio.create_task(uploads.replace_paths(request_of(image_urls=paths)))
         await eventually(lambda: len(server.asked) == 3)
         gate.set()
         assert len((await filling).input["image_urls"]) == 3
@@ -479,7 +479,7 @@ async def test_what_may_pass_is_tried_again_under_a_new_name(answer: Any, what: 
     file = {"file": face, "bytes": PNG, "url": "https://files.example/face.png"}[what]
     async with RawServer(answer, answer, UPLOADED) as server:
         uploads = make(server.url)
-        assert (await uploads.send(file)).url == "https://files.example/face.png"
+        assert (await uploads.upload(file)).url == "https://files.example/face.png"
         await uploads.aclose()
     assert len(server.asked) == 3
     names = {found for asked in server.asked for found in re.findall(rb"[0-9a-f]{32}\.png", asked.body)}
@@ -501,7 +501,7 @@ async def test_it_gives_up_after_four_attempts(answer: Any, error: type[Exceptio
     async with RawServer(answer) as server:
         uploads = make(server.url)
         with pytest.raises(error) as caught:
-            await uploads.send(PNG)
+            await uploads.upload(PNG)
         await uploads.aclose()
     assert type(caught.value) is error
     assert len(server.asked) == 4
@@ -523,7 +523,7 @@ async def test_a_no_is_a_no(answer: bytes, error: type[Exception]) -> None:
     async with RawServer(answer) as server:
         uploads = make(server.url)
         with pytest.raises(error):
-            await uploads.send(PNG)
+            await uploads.upload(PNG)
         await uploads.aclose()
     assert len(server.asked) == 1
 
@@ -532,7 +532,7 @@ async def test_the_wait_is_the_one_the_service_asks_for() -> None:
     async with RawServer(http(b"", 429, "Retry-After: 0.2"), UPLOADED) as server:
         uploads = make(server.url)
         begun = asyncio.get_running_loop().time()
-        await uploads.send(PNG)
+        await uploads.upload(PNG)
         assert asyncio.get_running_loop().time() - begun >= 0.2
         await uploads.aclose()
 
@@ -541,7 +541,7 @@ async def test_a_silent_host_times_out() -> None:
     async with RawServer(silence) as server:
         uploads = make(server.url, timeout_s=0.05)
         with pytest.raises(TransportError, match="timed out"):
-            await uploads.send(PNG)
+            await uploads.upload(PNG)
         await uploads.aclose()
     assert len(server.asked) == 4
 
@@ -553,7 +553,7 @@ async def test_time_in_the_queue_is_not_counted(tmp_path: Path) -> None:
 
     async with RawServer(slow) as server:
         uploads = make(server.url, timeout_s=0.3)
-        await asyncio.gather(*(uploads.send(PNG + bytes([number])) for number in range(20)))
+        await asyncio.gather(*(uploads.upload(PNG + bytes([number])) for number in range(20)))
         await uploads.aclose()
     assert len(server.asked) == 20
 
@@ -562,7 +562,7 @@ async def test_a_redirect_is_not_followed_with_the_key() -> None:
     async with RawServer(UPLOADED) as other, RawServer(http(b"", 307, f"Location: {other.url}/")) as server:
         uploads = make(server.url)
         with pytest.raises(UploadRefused):
-            await uploads.send(PNG)
+            await uploads.upload(PNG)
         await uploads.aclose()
     assert other.connections == 0
 
@@ -572,7 +572,7 @@ async def test_closing_ends_what_is_under_way_and_begins_nothing_new(face: Path)
     async with RawServer(stall) as server:
         uploads = make(server.url)
         files: list[Any] = [face, face, PNG, "https://files.example/face.png"]
-        waiting = [asyncio.create_task(uploads.send(file)) for file in files]
+        waiting = [asyncio.create_task(uploads.upload(file)) for file in files]
         await eventually(lambda: len(server.asked) == 3)
         async with asyncio.timeout(2):
             await uploads.aclose()
@@ -581,7 +581,7 @@ async def test_closing_ends_what_is_under_way_and_begins_nothing_new(face: Path)
                     await caller
         for file in files:
             with pytest.raises(SessionMisuse, match="closed before"):
-                await uploads.send(file)
+                await uploads.upload(file)
         await uploads.aclose()
     assert asyncio.all_tasks() == before
 
@@ -590,7 +590,7 @@ async def test_closing_ends_what_is_under_way_and_begins_nothing_new(face: Path)
 async def test_a_caller_alone_takes_the_upload_with_him(file: Any) -> None:
     async with RawServer(silence) as server:
         uploads = make(server.url)
-        only = asyncio.create_task(uploads.send(file))
+        only = asyncio.create_task(uploads.upload(file))
         await eventually(lambda: len(server.asked) == 1)
         only.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -604,7 +604,7 @@ async def test_no_error_shows_the_key() -> None:
         uploads = make(server.url, key="canary-0815")
         for error in (AuthenticationError, TransportError):
             with pytest.raises(error) as caught:
-                await uploads.send(PNG)
+                await uploads.upload(PNG)
             chain: BaseException | None = caught.value
             while chain is not None:
                 assert "canary" not in repr(chain) + str(chain.args)

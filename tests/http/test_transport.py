@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-import random
 import time
 import tracemalloc
 from collections.abc import AsyncIterator
@@ -33,10 +31,9 @@ from support.misbehaving import (
 from support.tables import together
 
 from kie_async import TransportError
-from kie_async._json import MAX_BYTES
+from kie_async._json import MAX_JSON_BYTES
 from kie_async._secrets import Secret
-from kie_async.http.backoff import delays, read_retry_after
-from kie_async.http.transport import USER_AGENT, Transport, describe
+from kie_async.http.transport import USER_AGENT, Transport, describe_failure
 from kie_async.wire.requests import WireRequest, encode_credits, encode_query
 from kie_async.wire.responses import WireResponse
 
@@ -140,7 +137,7 @@ async def test_a_body_is_read_up_to_a_bound(raw: bytes) -> None:
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert len(response.body) == MAX_BYTES + 1
+    assert len(response.body) == MAX_JSON_BYTES + 1
     assert peak < 12 * 2**20 or aiohttp.__version__ == "3.14.0"  # it unpacks half a bomb at a time
 
 
@@ -151,7 +148,7 @@ async def test_an_endless_body_ends() -> None:
         while True:
             await peer.send(b"10000\r\n" + b"x" * 2**16 + b"\r\n")
 
-    assert len((await ask(streams)).body) == MAX_BYTES + 1
+    assert len((await ask(streams)).body) == MAX_JSON_BYTES + 1
 
 
 async def test_a_body_that_trickles_is_not_waited_for() -> None:
@@ -197,60 +194,13 @@ async def test_only_public_authorities_are_trusted_by_default(certificate: str) 
     assert not server.heads
 
 
-async def test_an_authority_of_ones_own_is_trusted_when_told_so() -> None:
+async def test_an_authority_of_ones_own_is_trusted_when_it_is_given() -> None:
     async with Misbehaving(says(OK), tls=certified()) as server:
         async with asking(server.url, ssl_context=trusting()) as transport:
             assert (await transport.send(encode_credits())).status == 200
 
 
-# --- words and waits -------------------------------------------------------------------------------
-
-WISHES: dict[str, float | None] = {
-    "0": 0.0,
-    "7": 7.0,
-    " 7 ": 7.0,
-    "1.5": 1.5,
-    "60": 60.0,
-    "61": 60.0,
-    "999999999999": 60.0,
-    "9999999999999": None,
-    "-1": None,
-    "+1": None,
-    "1e3": None,
-    "1.2.3": None,
-    "inf": None,
-    "nan": None,
-    "": None,
-    ".": None,
-    "7s": None,
-    "0x7": None,
-    "٧": None,
-    "²": None,
-    "Wed, 21 Oct 2026 07:28:00 GMT": None,
-}
-
-
-@together(("wish", "seconds"), WISHES.items())
-def test_a_wish_to_wait_is_read_as_seconds_up_to_a_minute(wish: str, seconds: float | None) -> None:
-    assert read_retry_after({"Retry-After": wish}) == seconds
-
-
-def test_no_wish_is_no_wish() -> None:
-    assert read_retry_after({}) is None
-
-
-def test_waits_double_with_jitter_up_to_a_ceiling_for_ever() -> None:
-    waits = list(itertools.islice(delays(random.Random(1)), 3000))
-    for number, wait_s in enumerate(waits):
-        whole = min(0.5 * 2.0 ** min(number, 100), 30.0)
-        assert whole / 2 <= wait_s <= whole
-
-
-def test_waits_can_begin_and_end_elsewhere() -> None:
-    waits = list(itertools.islice(delays(random.Random(1), first_s=1.0, ceiling_s=4.0), 10))
-    assert 0.5 <= waits[0] <= 1.0
-    assert max(waits) <= 4.0
-
+# --- words -------------------------------------------------------------------------------
 
 SECRET_URL = "https://user:pass@files.example/v.mp4?sig=5ecret"
 FOREIGN = {
@@ -265,7 +215,7 @@ FOREIGN = {
 
 @pytest.mark.parametrize("exc", FOREIGN.values(), ids=FOREIGN)
 def test_a_description_holds_no_url(exc: Exception) -> None:
-    words = describe(exc)
+    words = describe_failure(exc)
     assert words
     assert not any(part in words for part in ("://", "5ecret", "pass", "files.example"))
 
