@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
 from .._json import decode_object
+from ..callbacks.base import Delivery
 from ..errors import CreateOutcomeUnknown, InvalidRequest, TaskTimedOut
 from ..events import Counters, Source
 from ..handle import HandleOwner, TaskHandle
@@ -244,7 +245,7 @@ class Intents:
 
     # --- callbacks -----------------------------------------------------------------------------
 
-    def task_of(self, intent_id: str) -> str | None:
+    def owner_of(self, intent_id: str) -> str | None:
         """Return the task id of an intent, "" while it has none, None if the intent is not known here."""
         if (handle := self._table.with_intent(intent_id)) is not None:
             return handle.task_id
@@ -254,8 +255,9 @@ class Intents:
         """Count a delivery that was refused."""
         self._counters.reject(reason)
 
-    def take(self, intent_id: str, record: TaskRecord, *, is_signed: bool) -> None:
-        """Take in a delivery that the receiver found right."""
+    def accept(self, delivery: Delivery) -> None:
+        """Take in a delivery that the receiver has verified."""
+        intent_id, record, is_signed = delivery.intent_id, delivery.record, delivery.is_signed
         handle, pending = self._table.with_intent(intent_id), self._pending.get(intent_id)
         if pending is not None:
             self._counters.callbacks_accepted += 1

@@ -73,9 +73,9 @@ class TestMemory:
             intents.created(handle, f"task_{number}", expects_callback=True)
             table.close(handle, TaskAbandoned(handle.task_id))
 
-        assert intents.task_of("intent-0") is None
-        assert intents.task_of("intent-1") == "task_1"
-        assert intents.task_of(f"intent-{REMEMBERED}") == f"task_{REMEMBERED}"
+        assert intents.owner_of("intent-0") is None
+        assert intents.owner_of("intent-1") == "task_1"
+        assert intents.owner_of(f"intent-{REMEMBERED}") == f"task_{REMEMBERED}"
 
     async def test_ten_thousand_refused_creates_are_remembered(
         self, kie: KieSession, make: Callable[[str], TaskHandle]
@@ -84,8 +84,8 @@ class TestMemory:
         for number in range(REMEMBERED + 1):
             intents.rejected(make(f"intent-{number}"))
 
-        assert intents.task_of("intent-0") is None
-        assert intents.task_of("intent-1") == ""
+        assert intents.owner_of("intent-0") is None
+        assert intents.owner_of("intent-1") == ""
 
 
 async def test_a_task_is_bound_to_one_handle(kie: KieSession) -> None:
