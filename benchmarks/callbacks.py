@@ -1,4 +1,4 @@
-"""What a callback costs, and whether strangers can keep genuine ones from being heard.
+"""What a callback costs, and whether strangers can keep genuine ones from getting through.
 
 Beside our mounts stand two handlers of plain aiohttp.web: one that only reads the body, and one that
 also parses it and verifies its signature. Ratios are of CPU seconds of this process; the requests come
@@ -20,8 +20,9 @@ from typing import Any
 import attrs
 from aiohttp import web
 
-from kie_async import CallbackReceiver, KieSession, Limits, PollSchedule, Rate, Sandbox, TaskRecord
+from kie_async import CallbackReceiver, KieSession, Limits, PollSchedule, Rate, Sandbox
 from kie_async.callbacks.address import callback_mac
+from kie_async.callbacks.base import Delivery
 from kie_async.sandbox import Never
 
 from .decode import readers
@@ -42,16 +43,16 @@ MANY = Rate(1_000_000, per_s=0.001)
 
 @attrs.define
 class Inbox:
-    """A session that takes everything and keeps nothing."""
+    """A session that accepts everything and keeps nothing."""
 
     callback_secrets: tuple[bytes, ...] = (SECRET,)
-    taken: int = 0
+    accepted: int = 0
 
-    def task_of(self, intent_id: str) -> str | None:
+    def owner_of(self, intent_id: str) -> str | None:
         return TASK
 
-    def take(self, intent_id: str, record: TaskRecord, *, is_signed: bool) -> None:
-        self.taken += 1
+    def accept(self, delivery: Delivery) -> None:
+        self.accepted += 1
 
     def note_rejection(self, reason: str) -> None:
         raise AssertionError(reason)
@@ -141,9 +142,9 @@ async def cost(load: Load, rounds: int) -> list[Figure]:
 
                 async def send() -> None:
                     nonlocal seconds
-                    told = await load.ask("burst", port=port, requests=[wanted], count=CHUNK, lines=LINES)
-                    assert told["statuses"] == {"200": CHUNK}, told
-                    seconds = told["seconds"]
+                    report = await load.ask("burst", port=port, requests=[wanted], count=CHUNK, lines=LINES)
+                    assert report["statuses"] == {"200": CHUNK}, report
+                    seconds = report["seconds"]
 
                 spent = await cpu_s(send)
                 walls.setdefault(name, []).append(CHUNK / seconds)
@@ -152,11 +153,11 @@ async def cost(load: Load, rounds: int) -> list[Figure]:
             return work
 
         async def in_process() -> float:
-            tail = PATH.removeprefix("/kie/")
+            path_tail = PATH.removeprefix("/kie/")
 
             async def feed() -> None:
                 for _ in range(CHUNK):
-                    assert (await receiver.feed(tail, headers, body)).status == 200
+                    assert (await receiver.feed(path_tail, headers, body)).status == 200
 
             return CHUNK / await cpu_s(feed)
 
@@ -198,13 +199,12 @@ async def cost(load: Load, rounds: int) -> list[Figure]:
 
 def _a_body() -> bytes:
     """Return a callback as the service documents it, compact as its answers are, 700 bytes long."""
-    told = {"model": "kling/ai-avatar-pro", "callBackUrl": f"https://bot.example.org{PATH}"}
-    param = json.dumps(told, separators=(",", ":"))
+    param = {"model": "kling/ai-avatar-pro", "callBackUrl": f"https://bot.example.org{PATH}"}
     data = {
         "taskId": TASK,
         "model": "kling/ai-avatar-pro",
         "state": "success",
-        "param": param + " " * 150,
+        "param": json.dumps(param, separators=(",", ":")) + " " * 150,
         "resultJson": '{"resultUrls":["https://files.example.org/results/a.mp4"]}',
         "failCode": None,
         "failMsg": None,
@@ -287,13 +287,13 @@ async def abused(load: Load, stranger: Load, seconds: int) -> list[Figure]:
                 )
             )
             await asyncio.sleep(1.5)
-            lags, told = await _lag_while(
+            lags, report = await _lag_while(
                 load.ask("genuine", port=served.port, requests=genuine, per_s=GENUINE_PER_S)
             )
             strangers = await abuse
-            accepted = [told["statuses"].get("200", 0) / count]
+            accepted = [report["statuses"].get("200", 0) / count]
             assert kie.stats().settled_by_callback == accepted[0] * count, kie.stats()
-    ms = [value * 1000 for value in told["seconds"]]
+    ms = [value * 1000 for value in report["seconds"]]
     return [
         Figure(
             name="slow connections held open", values=[strangers["slow_open"]], unit="", at_least=SLOW * 0.9
@@ -301,7 +301,7 @@ async def abused(load: Load, stranger: Load, seconds: int) -> list[Figure]:
         Figure(
             name="junk requests", values=[strangers["junk_per_s"]], unit="a second", at_least=JUNK_PER_S * 0.9
         ),
-        Figure(name="genuine callbacks taken in", values=accepted, unit="of them", at_least=1),
+        Figure(name="genuine callbacks accepted", values=accepted, unit="of them", at_least=1),
         Figure(name="genuine callbacks answered, p50", values=[quantile(ms, 0.5)], unit="ms"),
         Figure(name="genuine callbacks answered, p99", values=[quantile(ms, 0.99)], unit="ms", at_most=500),
         Figure(name="genuine callbacks answered, slowest", values=[max(ms)], unit="ms"),
@@ -324,7 +324,7 @@ async def _lag_while(work: Any) -> tuple[list[float], Any]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the benchmark; with ``--check`` the exit status tells whether the bars were met."""
+    """Run the benchmark; with ``--check`` the exit status says whether the bars were met."""
     options = parser("callbacks", __doc__)
     options.add_argument("--rounds", type=int, default=ROUNDS)
     options.add_argument("--seconds", type=int, default=SECONDS, help="of abuse")

@@ -1,4 +1,4 @@
-"""How an emulated service calls back."""
+"""Sends the callbacks of an emulated service, signed, over few connections that are kept open."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Poster:
     def __init__(self, world: World) -> None:
         self._world = world
         self._waiting: deque[tuple[Task, int]] = deque()
-        self._idle: list[Wire] = []
+        self._idle: list[Connection] = []
         self._opened = 0
         self._opening: set[asyncio.Task[None]] = set()
 
@@ -42,11 +42,11 @@ class Poster:
     def close(self) -> None:
         """Send nothing more."""
         self._waiting.clear()
-        for wire in list(self._idle):
-            wire.close()
+        for connection in list(self._idle):
+            connection.close()
 
-    def next(self, free: Wire) -> tuple[Task, int, bytes] | None:
-        """Return what a free connection shall send now."""
+    def take_next(self, free: Connection) -> tuple[Task, int, bytes] | None:
+        """Return what a free connection shall send now, if anything waits."""
         if not self._waiting:
             self._idle.append(free)
             return None
@@ -59,16 +59,16 @@ class Poster:
         if status != 200 and tries < _TRIES:
             asyncio.get_running_loop().call_later(_RETRY_S if status else 0, self.post, task, tries)
 
-    def lost(self, wire: Wire) -> None:
+    def lost(self, connection: Connection) -> None:
         """Forget a connection."""
         self._opened -= 1
-        if wire in self._idle:
-            self._idle.remove(wire)
+        if connection in self._idle:
+            self._idle.remove(connection)
 
     async def _open(self, url: str) -> None:
         where, loop = urlsplit(url), asyncio.get_running_loop()
         try:
-            await loop.create_connection(lambda: Wire(self), where.hostname, where.port)
+            await loop.create_connection(lambda: Connection(self), where.hostname, where.port)
         except OSError:
             self._opened -= 1
             if self._waiting:
@@ -89,7 +89,7 @@ class Poster:
         return f"{head}\r\n".encode() + body
 
 
-class Wire(asyncio.Protocol):
+class Connection(asyncio.Protocol):
     """A connection to the one who is called back."""
 
     def __init__(self, poster: Poster) -> None:
@@ -103,14 +103,14 @@ class Wire(asyncio.Protocol):
 
     def send_next(self) -> None:
         """Send what waits, or wait."""
-        if (turn := self._poster.next(self)) is not None:
+        if (turn := self._poster.take_next(self)) is not None:
             task, tries, request = turn
             self._sent = task, tries
             task.sent_at = time.monotonic()
             self._transport.write(request)
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._transport.close()
 
     def data_received(self, data: bytes) -> None:
@@ -122,14 +122,14 @@ class Wire(asyncio.Protocol):
         if len(self._held) < end + 4 + (int(found[1]) if found else 0):
             return
         status, self._held = int(self._held[9:12]), b""
-        self._over(status)
+        self._end(status)
         self.send_next()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._poster.lost(self)
-        self._over(0)
+        self._end(0)
 
-    def _over(self, status: int) -> None:
+    def _end(self, status: int) -> None:
         if self._sent is not None:
             (task, tries), self._sent = self._sent, None
             self._poster.done(task, status, tries)

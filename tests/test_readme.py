@@ -19,7 +19,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 from support.crowd import Crowd, until
-from support.knocking import aiohttp_on
+from support.delivering import aiohttp_on
 from support.readme import ROOT, command, fences
 from test_bots_aiogram import telegram, update
 

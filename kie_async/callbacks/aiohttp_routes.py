@@ -1,31 +1,30 @@
-"""TODO"""
+"""Routes for an aiohttp application that receive callbacks, and what the server of our own shares with them."""
 
 from __future__ import annotations
 
 from aiohttp import web
 from multidict import CIMultiDict
 
-from ..errors import CallbackRejected
-from .base import Handler, Read
-from .body import read_bounded, respond
+from .base import METHOD_NOT_ALLOWED, BodyReader, CallbackVerdict, Handler
+from .body import body_too_large, read_body
 
-_GO_ON = b"HTTP/1.1 100 Continue\r\n\r\n"
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
-_HEADERS = CIMultiDict({"Server": "", "Content-Type": "application/json"})
+_RESPONSE_HEADERS = CIMultiDict({"Server": "", "Content-Type": "application/json"})
 
 
-def aiohttp_routes(path: str, knock: Handler) -> list[web.RouteDef]:
+def aiohttp_routes(path: str, handler: Handler) -> list[web.RouteDef]:
     """Return the routes at and below *path* for an aiohttp application; other methods get a 405."""
     path = path.strip("/")
     prefix = f"/{path}" if path else ""
 
     async def on_post(request: web.Request) -> web.Response:
-        tail = f"{request.match_info['intent']}/{request.match_info['mac']}"
-        read = _reader(request)  # the application unpacks what is packed
-        return _response(*await respond(knock, tail, request.headers, read))
+        path_tail = f"{request.match_info['intent']}/{request.match_info['mac']}"
+        # No content encoding: the application has decompressed the body already.
+        return response_for(await handler(path_tail, request.headers, body_reader(request)))
 
     async def on_get(_: web.Request) -> web.Response:
-        return _response(405)
+        return response_for(METHOD_NOT_ALLOWED)
 
     async def on_expect(_: web.Request) -> None:
         """Say "100 Continue" not here but when the body is wanted."""
@@ -34,24 +33,29 @@ def aiohttp_routes(path: str, knock: Handler) -> list[web.RouteDef]:
     return [*routes, web.get(prefix, on_get)] if prefix else routes
 
 
-def _reader(request: web.BaseRequest, *, packing: str = "") -> Read:
+def body_reader(request: web.BaseRequest, *, content_encoding: str = "") -> BodyReader:
+    """Return what reads the body of a request once its address is known to be right."""
+
     async def read(limit: int) -> bytes:
         content = request.content
-        if content.is_eof() and not packing and content.exception() is None:  # all of it is here
+        # Most callbacks come in one packet with their headers: no timer is needed for what is here.
+        if content.is_eof() and not content_encoding and content.exception() is None:
             body = content.read_nowait()
             if len(body) > limit:
-                raise CallbackRejected("body too large", 413)
+                raise body_too_large()
             return body
         if request.headers.get("Expect", "").lower() == "100-continue":
-            await request.writer.write(_GO_ON)
-            request.writer.output_size = 0  # the answer is yet to begin
-        return await read_bounded(content.readany, limit, packing=packing)
+            await request.writer.write(_CONTINUE)
+            # aiohttp takes bytes written for a begun answer, after which an error could only break off.
+            request.writer.output_size = 0
+        return await read_body(content.readany, limit, content_encoding=content_encoding)
 
     return read
 
 
-def _response(status: int, body: bytes = b"") -> web.Response:
-    response = web.Response(status=status, body=body, headers=_HEADERS)
-    if status == 405:
+def response_for(verdict: CallbackVerdict) -> web.Response:
+    """Return the answer of aiohttp to a verdict."""
+    response = web.Response(status=verdict.status, body=verdict.body, headers=_RESPONSE_HEADERS)
+    if verdict.status == 405:
         response.headers["Allow"] = "POST"
     return response

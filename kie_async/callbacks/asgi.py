@@ -1,4 +1,4 @@
-"""TODO"""
+"""An ASGI 3 application that receives callbacks, for FastAPI, Starlette, Litestar and Django."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from ..errors import CallbackRejected
-from .base import Handler
-from .body import read_bounded, respond
+from .base import METHOD_NOT_ALLOWED, CallbackVerdict, Handler
+from .body import read_body
 
 Scope = MutableMapping[str, Any]
 
@@ -19,47 +19,53 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 class AsgiMount:
     """An ASGI 3 application: mounted under any prefix, or the root itself."""
 
-    def __init__(self, knock: Handler) -> None:
-        self._on_request = knock
+    def __init__(self, handler: Handler) -> None:
+        self._handler = handler
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; lifespan events are nodded through, websockets refused."""
+        """Answer one request; lifespan events are only acknowledged, websockets refused."""
         if scope["type"] == "lifespan":
             await _answer_lifespan(receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1000})
         elif scope["method"] != "POST":
-            await _send(send, 405, b"", (b"allow", b"POST"))
+            await _send(send, METHOD_NOT_ALLOWED, (b"allow", b"POST"))
         else:
-            # The last two parts, since servers differ in whether the mount's own path is in there.
-            tail = "/".join(str(scope["path"]).rstrip("/").rsplit("/", 2)[-2:])
-            headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
-            packing = next((value for name, value in headers if name.lower() == "content-encoding"), "")
+            await _send(send, await self._on_post(scope, receive))
 
-            async def read(limit: int) -> bytes:
-                return await read_bounded(_chunks(receive), limit, packing=packing.lower())
+    async def _on_post(self, scope: Scope, receive: Receive) -> CallbackVerdict:
+        # Servers differ in whether the mount's own path is in here: the address is the last two parts.
+        path_tail = "/".join(str(scope["path"]).rstrip("/").rsplit("/", 2)[-2:])
+        headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
+        encodings = (value.lower() for name, value in headers if name.lower() == "content-encoding")
+        content_encoding = next(encodings, "")
 
-            await _send(send, *await respond(self._on_request, tail, headers, read))
+        async def read(limit: int) -> bytes:
+            return await read_body(_chunks(receive), limit, content_encoding=content_encoding)
+
+        return await self._handler(path_tail, headers, read)
 
 
-async def _send(send: Send, status: int, body: bytes, *more: tuple[bytes, bytes]) -> None:
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *more]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+async def _send(send: Send, verdict: CallbackVerdict, *more: tuple[bytes, bytes]) -> None:
+    length = b"%d" % len(verdict.body)
+    headers = [(b"content-type", b"application/json"), (b"content-length", length), *more]
+    await send({"type": "http.response.start", "status": verdict.status, "headers": headers})
+    await send({"type": "http.response.body", "body": verdict.body})
 
 
 def _chunks(receive: Receive) -> Callable[[], Awaitable[bytes]]:
     """Return what returns the next chunk of a request's body, and nothing at its end."""
-    is_over = False
+    is_complete = False
 
     async def next_chunk() -> bytes:
-        nonlocal is_over
+        nonlocal is_complete
         chunk = b""
-        while not chunk and not is_over:
+        # A message may be empty and yet not the last, where nothing would be read as the end.
+        while not chunk and not is_complete:
             message = await receive()
             if message["type"] != "http.request":
                 raise CallbackRejected("unreadable body", 400)
-            chunk, is_over = message.get("body", b""), not message.get("more_body", False)
+            chunk, is_complete = message.get("body", b""), not message.get("more_body", False)
         return chunk
 
     return next_chunk

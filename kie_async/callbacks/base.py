@@ -1,4 +1,4 @@
-"""TODO"""
+"""The types that the parts of the callback receiver share: addresses, deliveries, verdicts, and the inbox."""
 
 from __future__ import annotations
 
@@ -12,6 +12,17 @@ from ..models import TaskRecord
 _ACCEPTED_BODY = b'{"code":200,"msg":"success"}'
 
 
+@attrs.frozen(kw_only=True)
+class Delivery:
+    """One delivery of a callback whose address, and signature if there are keys, were right."""
+
+    intent_id: str
+    record: TaskRecord
+    """What the delivery says of the task."""
+    is_signed: bool
+    """Whether the signature was checked; without one, anyone who has seen the address may have sent it."""
+
+
 class Inbox(Protocol):
     """What a receiver asks of a session."""
 
@@ -19,11 +30,11 @@ class Inbox(Protocol):
     def callback_secrets(self) -> Sequence[bytes]:
         """Return the secrets under which addresses of this session were made."""
 
-    def task_of(self, intent_id: str) -> str | None:
+    def owner_of(self, intent_id: str) -> str | None:
         """Return the task id of an intent, "" while it has none, None if the intent is not known here."""
 
-    def take(self, intent_id: str, record: TaskRecord, *, is_signed: bool) -> None:
-        """Take in a delivery that was found right."""
+    def accept(self, delivery: Delivery) -> None:
+        """Take in a delivery that the receiver has verified."""
 
     def note_rejection(self, reason: str) -> None:
         """Count a delivery that was refused."""
@@ -38,8 +49,8 @@ class Address:
     """The sessions whose secret made it."""
 
 
-_NOWHERE = Address(intent_id="", inboxes=())
-"""Where a knock came to whose address was not right."""
+NO_ADDRESS = Address(intent_id="", inboxes=())
+"""Stands for the address of a request whose own was not right."""
 
 
 @attrs.frozen(kw_only=True)
@@ -56,27 +67,16 @@ class CallbackVerdict:
 
     @property
     def body(self) -> bytes:
-        """Return the body to answer with; refusals tell a stranger nothing."""
+        """Return the body to answer with; that of a refusal is empty: strangers learn nothing from it."""
         return _ACCEPTED_BODY if self.status == 200 else b""
 
 
+METHOD_NOT_ALLOWED = CallbackVerdict(status=405, reason="method not allowed")
+
 Headers = Mapping[str, str] | Iterable[tuple[str, str]]
 
-Read = Callable[[int], Awaitable[bytes]]
+BodyReader = Callable[[int], Awaitable[bytes]]
 """Reads a body of at most so many bytes, or raises `CallbackRejected`."""
 
-
-class Answer(Protocol):
-    """What a mount sends back."""
-
-    @property
-    def status(self) -> int:
-        """Return the HTTP status."""
-
-    @property
-    def body(self) -> bytes:
-        """Return the body."""
-
-
-Handler = Callable[[str, Headers, Read], Awaitable[Answer]]
-"""Judges a delivery and takes it in: the end of its path, its headers, a way to read its body."""
+Handler = Callable[[str, Headers, BodyReader], Awaitable[CallbackVerdict]]
+"""Judges a request and takes in its delivery: the end of its path, its headers, a way to read its body."""

@@ -1,8 +1,4 @@
-"""The rim of the callback receiver: aiohttp routes, an ASGI application, a server of its own.
-
-A mount extracts the end of a path, the headers and a way to read the body; what they mean is judged in
-`callbacks`. A knock whose address is wrong is answered before its body is read.
-"""
+"""An HTTP server for callbacks alone: bounds its connections, and how long each may sit without a request."""
 
 from __future__ import annotations
 
@@ -16,9 +12,9 @@ import attrs
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
-from .aiohttp_routes import _reader, _response
-from .base import Handler
-from .body import BODY_TIMEOUT_S, respond
+from .aiohttp_routes import body_reader, response_for
+from .base import METHOD_NOT_ALLOWED, CallbackVerdict, Handler
+from .body import BODY_TIMEOUT_S
 
 HEADER_TIMEOUT_S = 5.0
 
@@ -26,24 +22,24 @@ IDLE_TIMEOUT_S = 30.0
 
 MAX_CONNECTIONS = 2048
 
+SWEEP_EVERY_S = 1.0
+
 _LINGER_S = 1.0
 
-_GRACE_S = 1.0
+_STOP_TIMEOUT_S = 1.0
 
-_WATCH_EVERY_S = 1.0
-
-_LINE_LIMITS: Mapping[str, Any] = {
+_CONNECTION_OPTIONS: Mapping[str, Any] = {
     "keepalive_timeout": IDLE_TIMEOUT_S,
-    "lingering_time": 0.0,  # the door has a way of its own
+    "lingering_time": 0.0,  # _answer_and_linger does it, within a second
     "read_bufsize": 16_384,
     "max_line_size": 4096,
     "max_field_size": 4096,
     "max_headers": 64,
-    "auto_decompress": False,  # not for strangers: a body is unpacked once its address is known
-    "access_log": None,
+    "auto_decompress": False,  # not for strangers: a body is decompressed once its address is known
+    "access_log": None,  # paths hold the mac, which is a secret
 }
 
-_BUSY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+_OVERLOADED_ANSWER = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 _log = logging.getLogger("kie_async")
 
@@ -64,16 +60,16 @@ class ServedReceiver:
 
 
 class _Overloaded(asyncio.Protocol):
-    """Sends a stranger away at once when there are too many."""
+    """Answers 503 at once and closes, when there are too many connections."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        wire = cast(asyncio.Transport, transport)  # uvloop's is no instance of it
-        wire.write(_BUSY)
-        wire.close()
+        stream = cast(asyncio.Transport, transport)  # uvloop's is no instance of it
+        stream.write(_OVERLOADED_ANSWER)
+        stream.close()
 
 
 class _Connection(RequestHandler):
-    """One connection. What aiohttp says of broken HTTP quotes the stranger who sent it: here it is silent."""
+    """One connection. aiohttp's messages on broken HTTP quote the stranger who sent it: none is logged."""
 
     __slots__ = ()
 
@@ -86,7 +82,7 @@ class _Connection(RequestHandler):
     ) -> web.StreamResponse:
         if status >= 500:
             _log.error("a callback was answered with %d: %s", status, type(exc).__name__)
-        response = _response(status)
+        response = response_for(CallbackVerdict(status=status))
         response.force_close()
         return response
 
@@ -95,87 +91,86 @@ class _Connection(RequestHandler):
 
 
 class _Server(web.Server):
-    """Counts connections and closes those that sit there without a finished request.
+    """Bounds connections in number, and closes those that send no whole request in time.
 
     aiohttp.web has no timeout for headers, and an hour for idle connections.
     """
 
-    def __init__(self, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]) -> None:
-        super().__init__(self._handle)
+    def __init__(self, answer: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]) -> None:
+        super().__init__(self._on_request)
         self._event_loop = asyncio.get_running_loop()
-        self._answer = handler
+        self._answer = answer
         self._deadlines: dict[RequestHandler, float] = {}
-        self._wires: dict[RequestHandler, asyncio.Transport] = {}
         self._busy: set[RequestHandler] = set()
-        self._quiet = asyncio.Event()
-        self._quiet.set()
+        self._all_answered = asyncio.Event()
+        self._all_answered.set()
         self._is_stopping = False
 
-    def open(self) -> asyncio.Protocol:
+    def new_connection(self) -> asyncio.Protocol:
         """Return the protocol for a new connection, which now has to send its headers."""
         if len(self._deadlines) >= MAX_CONNECTIONS:
             return _Overloaded()
-        line = _Connection(self, loop=self._event_loop, **_LINE_LIMITS)
-        self._put_off(line, HEADER_TIMEOUT_S)
-        return line
-
-    def _put_off(self, line: RequestHandler, wait_s: float) -> None:
-        self._deadlines[line] = self._event_loop.time() + wait_s
-
-    def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
-        """Remember how to close a connection."""
-        super().connection_made(handler, transport)
-        self._wires[handler] = transport
+        connection = _Connection(self, loop=self._event_loop, **_CONNECTION_OPTIONS)
+        self._set_deadline(connection, HEADER_TIMEOUT_S)
+        return connection
 
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
         """Forget a connection."""
         super().connection_lost(handler, exc)
         self._deadlines.pop(handler, None)
-        self._wires.pop(handler, None)
 
-    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        line = request.protocol
-        self._busy.add(line)
-        self._quiet.clear()
-        self._put_off(line, BODY_TIMEOUT_S + _WATCH_EVERY_S)
+    def _set_deadline(self, connection: RequestHandler, timeout_s: float) -> None:
+        self._deadlines[connection] = self._event_loop.time() + timeout_s
+
+    async def _on_request(self, request: web.BaseRequest) -> web.StreamResponse:
+        connection = request.protocol
+        self._busy.add(connection)
+        self._all_answered.clear()
+        # A second more than a body may take, so that a slow one is answered 408 and not cut off.
+        self._set_deadline(connection, BODY_TIMEOUT_S + SWEEP_EVERY_S)
         try:
             response = await self._answer(request)
             if not request.content.is_eof():
                 await _answer_and_linger(request, response)
         finally:
-            self._busy.discard(line)
-            if not self._busy:
-                self._quiet.set()
-            if line in self._deadlines:
-                self._put_off(line, IDLE_TIMEOUT_S)
+            self._release(connection)
         if self._is_stopping:
             response.force_close()
         return response
 
-    async def watch(self) -> None:
-        """Close what sits there too long, for ever."""
+    def _release(self, connection: RequestHandler) -> None:
+        self._busy.discard(connection)
+        if not self._busy:
+            self._all_answered.set()
+        if connection in self._deadlines:
+            self._set_deadline(connection, IDLE_TIMEOUT_S)
+
+    async def sweep(self) -> None:
+        """Close the connections whose deadline has passed, again and again until cancelled."""
+        # One timer for all: a timer for each would be set and cancelled with every request.
         while True:
-            await asyncio.sleep(_WATCH_EVERY_S)
+            await asyncio.sleep(SWEEP_EVERY_S)
             now = self._event_loop.time()
-            for line in [line for line, deadline in self._deadlines.items() if deadline < now]:
-                if line in self._wires:
-                    self._wires[line].abort()
-                else:
-                    del self._deadlines[line]  # it ended before it began
+            for connection in [c for c, deadline in self._deadlines.items() if deadline < now]:
+                if connection.transport is not None:
+                    connection.transport.abort()
+                else:  # it was accepted and broke off before `connection_made`
+                    del self._deadlines[connection]
 
     async def stop(self) -> None:
         """Close idle connections at once, the others when their requests are answered or time is up."""
         self._is_stopping = True
-        for line in self._wires.keys() - self._busy:
-            line.force_close()
+        for connection in set(self.connections) - self._busy:
+            connection.force_close()
         with suppress(TimeoutError):
-            async with asyncio.timeout(_GRACE_S):
-                await self._quiet.wait()
-        await self.shutdown(_GRACE_S)
+            async with asyncio.timeout(_STOP_TIMEOUT_S):
+                await self._all_answered.wait()
+        await self.shutdown(_STOP_TIMEOUT_S)
 
 
 async def _answer_and_linger(request: web.BaseRequest, response: web.StreamResponse) -> None:
-    """Answer before the body has come, and let it come for a moment: a close at once may lose the answer."""
+    """Answer before the body has come, then drop what comes of it for a moment."""
+    # Closing with unread bytes resets the connection, and the peer may lose the answer.
     with suppress(TimeoutError, ConnectionError, web.RequestPayloadError):
         await response.prepare(request)
         await response.write_eof()
@@ -185,30 +180,36 @@ async def _answer_and_linger(request: web.BaseRequest, response: web.StreamRespo
 
 
 @asynccontextmanager
-async def serve(host: str, port: int, path: str, knock: Handler) -> AsyncIterator[ServedReceiver]:
+async def serve(host: str, port: int, path: str, handler: Handler) -> AsyncIterator[ServedReceiver]:
     """Listen while the block runs, with limits on connections, headers, bodies and idleness."""
     path = "/" + path.strip("/")
-    prefix = path.rstrip("/") + "/"
-
-    async def handler(request: web.BaseRequest) -> web.StreamResponse:
-        if request.method != "POST":
-            return _response(405)
-        tail = request.path.removeprefix(prefix) if request.path.startswith(prefix) else ""
-        read = _reader(request, packing=request.headers.get("Content-Encoding", "").lower())
-        return _response(*await respond(knock, tail, request.headers, read))
-
+    server = _Server(_answer_below(path, handler))
     loop = asyncio.get_running_loop()
-    door = _Server(handler)
-    listening = await loop.create_server(door.open, host, port, backlog=512)
-    watching = loop.create_task(door.watch(), name="kie_async receiver")
+    listening = await loop.create_server(server.new_connection, host, port, backlog=512)
+    sweeping = loop.create_task(server.sweep(), name="kie_async receiver")
     try:
         bound: int = listening.sockets[0].getsockname()[1]
         yield ServedReceiver(host=host, port=bound, path=path)
     finally:
         listening.close()
         try:
-            await door.stop()
+            await server.stop()
             await listening.wait_closed()
         finally:
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
+            sweeping.cancel()
+            await asyncio.gather(sweeping, return_exceptions=True)
+
+
+def _answer_below(path: str, handler: Handler) -> Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]:
+    """Return what answers the requests to *path*; those to other paths have no right address."""
+    prefix = path.rstrip("/") + "/"
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        if request.method != "POST":
+            return response_for(METHOD_NOT_ALLOWED)
+        path_tail = request.path.removeprefix(prefix) if request.path.startswith(prefix) else ""
+        content_encoding = request.headers.get("Content-Encoding", "").lower()
+        read = body_reader(request, content_encoding=content_encoding)
+        return response_for(await handler(path_tail, request.headers, read))
+
+    return answer

@@ -16,13 +16,13 @@ _TIMESTAMP = re.compile(r"0|[1-9][0-9]{0,10}")
 
 def hmac_sha256(key: bytes, message: bytes) -> bytes:
     """Return HMAC-SHA256; the key is scheduled once, not for every message."""
-    keyed = _keyed(key).copy()
-    keyed.update(message)
-    return keyed.digest()
+    mac = _keyed_hmac(key).copy()
+    mac.update(message)
+    return mac.digest()
 
 
 @lru_cache(maxsize=64)
-def _keyed(key: bytes) -> hmac.HMAC:
+def _keyed_hmac(key: bytes) -> hmac.HMAC:
     return hmac.new(key, digestmod="sha256")
 
 
@@ -40,7 +40,6 @@ def verify(
     """Check the signature of a callback.
 
     The timestamp is unix seconds in plain digits; the clocks may differ by *tolerance_s* either way.
-    The encoded signatures are compared, since base64 has several spellings of the same bytes.
 
     Raises:
         CallbackRejected: With the reason and the status to answer.
@@ -50,6 +49,8 @@ def verify(
     if not TASK_ID.fullmatch(task_id):
         raise CallbackRejected("malformed task id", 400)
     given = signature.encode("utf-8", "surrogatepass")
+    # The encoded texts are compared: base64 has several spellings of the same bytes, and one is right.
+    # No early end: the time this takes must not tell which key fits.
     matches = [hmac.compare_digest(sign(task_id, timestamp, key=key).encode(), given) for key in keys]
     if not any(matches):
         raise CallbackRejected("wrong signature")

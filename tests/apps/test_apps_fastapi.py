@@ -14,7 +14,7 @@ from aiohttp import web
 from conftest import HMAC_KEY, NO_LIMITS
 from fastapi import FastAPI
 from support.crowd import NOW_AND_THEN, Crowd, Running, play, wish_of
-from support.knocking import aiohttp_on, uvicorn_on
+from support.delivering import aiohttp_on, uvicorn_on
 
 from kie_async import CallbackReceiver, KieSession, Sandbox, TaskDetached, TaskHandle
 

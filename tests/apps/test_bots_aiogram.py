@@ -16,7 +16,7 @@ import aiohttp
 from aiohttp import web
 from conftest import HMAC_KEY, NO_LIMITS
 from support.crowd import NOW_AND_THEN, Crowd, Running, play, wish_of
-from support.knocking import aiohttp_on
+from support.delivering import aiohttp_on
 
 from kie_async import CallbackReceiver, KieSession, Sandbox, TaskDetached, TaskHandle
 

@@ -18,7 +18,7 @@ import attrs
 from aiohttp import web
 from conftest import NO_LIMITS
 from support.crowd import NOW_AND_THEN, Crowd, Running, play, wish_of
-from support.knocking import aiohttp_on
+from support.delivering import aiohttp_on
 
 from kie_async import CallbackReceiver, KieSession, Sandbox, TaskDetached, TaskHandle
 

@@ -1,4 +1,4 @@
-"""One receiver behind every mount: the vectors, the service's own recipe, limits, timeouts, silence.
+"""Sends raw requests to one receiver behind every mount: signature vectors, limits, timeouts, what is logged.
 
 Each mount listens on a real socket; the requests are raw bytes.
 """
@@ -30,11 +30,12 @@ from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from support.clock import Clock, eventually, settle
-from support.knocking import MOUNTS, PATH, Mounted, aiohttp_on, knock, line_to, request, uvicorn_on
+from support.delivering import MOUNTS, PATH, Mounted, aiohttp_on, connect_to, post, request, uvicorn_on
 
 from kie_async import CallbackReceiver, PollSchedule, Sandbox, SessionEvent, TaskRecord
-from kie_async.callbacks import server as mounts
+from kie_async.callbacks import server
 from kie_async.callbacks.address import callback_mac
+from kie_async.callbacks.base import Delivery
 from kie_async.wire import records as states
 
 VECTORS: list[dict[str, Any]] = json.loads(
@@ -49,26 +50,26 @@ TASK = "task_12345678"
 BODY = b'{"code":200,"msg":"ok","data":{"taskId":"task_12345678","state":"success","resultJson":"{}"}}'
 MIB = 1024 * 1024
 NEVER = PollSchedule.fixed(3600)
-"""Nobody looks."""
+"""Nobody polls."""
 
 
 @attrs.define
 class Inbox:
-    """A session that only keeps what it is told."""
+    """A session that only keeps what it is given."""
 
     callback_secrets: tuple[bytes, ...] = (SECRET,)
     task_id: str = TASK
-    taken: list[TaskRecord] = attrs.field(factory=list)
+    accepted: list[TaskRecord] = attrs.field(factory=list)
     rejected: list[str] = attrs.field(factory=list)
     error: BaseException | None = None
 
-    def task_of(self, intent_id: str) -> str | None:
+    def owner_of(self, intent_id: str) -> str | None:
         return self.task_id if intent_id == INTENT else None
 
-    def take(self, intent_id: str, record: TaskRecord, *, is_signed: bool) -> None:
+    def accept(self, delivery: Delivery) -> None:
         if self.error is not None:
             raise self.error
-        self.taken.append(record)
+        self.accepted.append(delivery.record)
 
     def note_rejection(self, reason: str) -> None:
         self.rejected.append(reason)
@@ -112,11 +113,11 @@ async def judged(name: str, vectors: list[dict[str, Any]]) -> list[tuple[str, in
                 receiver.attach(inbox)
                 ports[settings] = (await stack.enter_async_context(MOUNTS[name](receiver))).port
             now[0], inbox.task_id = vector["now"], vector["task_id"]
-            inbox.taken, inbox.rejected = [], []
+            inbox.accepted, inbox.rejected = [], []
             body = vector["body"].encode("utf-8", "surrogatepass")
-            heard = await knock(ports[settings], RIGHT, vector["headers"], body)
-            assert len(inbox.taken) == (heard.status == 200)
-            found.append((vector["name"], heard.status, "".join(inbox.rejected)))
+            answer = await post(ports[settings], RIGHT, vector["headers"], body)
+            assert len(inbox.accepted) == (answer.status == 200)
+            found.append((vector["name"], answer.status, "".join(inbox.rejected)))
     return found
 
 
@@ -230,7 +231,7 @@ async def test_headers_may_be_read_only_once() -> None:
     vector = next(vector for vector in VECTORS if vector["kind"] == "delivery" and vector["status"] == 200)
     headers = ((name, value) for name, value in vector["headers"])
     verdict = await receiver.feed(f"{INTENT}/{MAC}", headers, vector["body"].encode())
-    assert (verdict.status, len(inbox.taken)) == (200, 1)
+    assert (verdict.status, len(inbox.accepted)) == (200, 1)
 
 
 # --- what a stranger learns ----------------------------------------------------------------------
@@ -240,60 +241,60 @@ async def test_headers_may_be_read_only_once() -> None:
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"])
 async def test_other_methods_learn_nothing(mount: Mounted, method: str, inbox: Inbox) -> None:
     for path in (RIGHT, WRONG):
-        async with line_to(mount.port) as line:
-            await line.send(request(path, method=method))
-            heard = await (line.hear_head() if method == "HEAD" else line.hear())
-        assert heard.status == 405
-        assert heard.header("Allow") == "POST"
-        assert heard.body in (b"", b"405: Method Not Allowed")
-    assert not inbox.taken
+        async with connect_to(mount.port) as connection:
+            await connection.send(request(path, method=method))
+            answer = await (connection.read_head() if method == "HEAD" else connection.read_answer())
+        assert answer.status == 405
+        assert answer.header("Allow") == "POST"
+        assert answer.body in (b"", b"405: Method Not Allowed")
+    assert not inbox.accepted
 
 
 @which_reads
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 async def test_the_callback_url_itself_can_be_probed(mount: Mounted, method: str) -> None:
-    async with line_to(mount.port) as line:
-        await line.send(request(PATH, method=method))
-        assert (await line.hear_head()).status == 405
+    async with connect_to(mount.port) as connection:
+        await connection.send(request(PATH, method=method))
+        assert (await connection.read_head()).status == 405
 
 
 async def test_a_wrong_address_is_404_without_a_word(mount: Mounted, inbox: Inbox) -> None:
     for path in (WRONG, f"{PATH}/a/b", f"{PATH}/{INTENT[::-1]}/{MAC}", f"{PATH}/%2e%2e/{MAC}"):
-        heard = await knock(mount.port, path, body=BODY)
-        assert (heard.status, heard.body) == (404, b"")
+        answer = await post(mount.port, path, body=BODY)
+        assert (answer.status, answer.body) == (404, b"")
     assert inbox.rejected == ["wrong address"] * 4
 
 
 @pytest.mark.parametrize("mount", ["asgi", "serve"], indirect=True)
 async def test_a_path_elsewhere_is_404(mount: Mounted, inbox: Inbox) -> None:
     for path in ("/", "/elsewhere", "//", f"{PATH}x{RIGHT[4:]}x", "/%00", "/" + "a" * 1000):
-        assert (await knock(mount.port, path, body=BODY)).status == 404
-    assert not inbox.taken
+        assert (await post(mount.port, path, body=BODY)).status == 404
+    assert not inbox.accepted
 
 
 @which_reads
 async def test_a_wrong_address_is_answered_before_the_body(mount: Mounted) -> None:
-    async with line_to(mount.port) as line:
-        await line.send(request(WRONG, [("Content-Length", "200000")]))
-        assert (await line.hear()).status == 404
-        line.write(bytes(200_000))
+    async with connect_to(mount.port) as connection:
+        await connection.send(request(WRONG, [("Content-Length", "200000")]))
+        assert (await connection.read_answer()).status == 404
+        connection.write(bytes(200_000))
 
 
 @which_reads
-async def test_nobody_home_is_503_before_the_body(
+async def test_no_open_session_is_503_before_the_body(
     mount: Mounted, doorbell: CallbackReceiver, inbox: Inbox
 ) -> None:
     doorbell.detach(inbox)
-    async with line_to(mount.port) as line:
-        await line.send(request(RIGHT, [("Content-Length", "200000")]))
-        assert (await line.hear()).status == 503
-        line.write(bytes(200_000))
+    async with connect_to(mount.port) as connection:
+        await connection.send(request(RIGHT, [("Content-Length", "200000")]))
+        assert (await connection.read_answer()).status == 503
+        connection.write(bytes(200_000))
 
 
 @pytest.mark.parametrize("mount", ["asgi", "serve"], indirect=True)
 async def test_no_answer_names_the_server_of_ours(mount: Mounted) -> None:
-    for heard in (await knock(mount.port, WRONG), await knock(mount.port, RIGHT, body=BODY)):
-        assert heard.header("Server") in (None, "", "uvicorn")
+    for answer in (await post(mount.port, WRONG), await post(mount.port, RIGHT, body=BODY)):
+        assert answer.header("Server") in (None, "", "uvicorn")
 
 
 @pytest.mark.parametrize("name", MOUNTS)
@@ -311,7 +312,7 @@ async def test_an_unknown_mac_does_not_touch_the_journal(
             for part in (kie._engine.tracker, kie._engine.reconciler, kie._engine.recovery):
                 patch.setattr(part, "_journal", _Watched(asked))
             for _ in range(20):
-                assert (await knock(mounted.port, WRONG, body=BODY)).status == 404
+                assert (await post(mounted.port, WRONG, body=BODY)).status == 404
         assert not asked
         assert kie.stats().callbacks_rejected == {"wrong address": 20}
 
@@ -340,48 +341,48 @@ CHUNKED = [("Transfer-Encoding", "chunked")]
 @which_reads
 async def test_a_chunked_body_is_read(mount: Mounted, inbox: Inbox) -> None:
     body = chunked(BODY[:10], BODY[10:]) + b"0\r\n\r\n"
-    assert (await knock(mount.port, RIGHT, CHUNKED, body)).status == 200
-    assert [record.task_id for record in inbox.taken] == [TASK]
+    assert (await post(mount.port, RIGHT, CHUNKED, body)).status == 200
+    assert [record.task_id for record in inbox.accepted] == [TASK]
 
 
 @which_reads
-@pytest.mark.parametrize("packing", ["gzip", "deflate", "GZIP", "identity"])
-async def test_a_packed_body_is_read(mount: Mounted, inbox: Inbox, packing: str) -> None:
-    pack = {"gzip": gzip.compress, "deflate": zlib.compress, "identity": bytes}[packing.lower()]
-    heard = await knock(mount.port, RIGHT, [("Content-Encoding", packing)], pack(BODY))
-    assert heard.status == 200
-    assert [record.task_id for record in inbox.taken] == [TASK]
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "GZIP", "identity"])
+async def test_a_compressed_body_is_read(mount: Mounted, inbox: Inbox, encoding: str) -> None:
+    pack = {"gzip": gzip.compress, "deflate": zlib.compress, "identity": bytes}[encoding.lower()]
+    answer = await post(mount.port, RIGHT, [("Content-Encoding", encoding)], pack(BODY))
+    assert answer.status == 200
+    assert [record.task_id for record in inbox.accepted] == [TASK]
 
 
 @which_reads
 async def test_a_body_at_the_limit_is_read_and_one_byte_more_is_not(mount: Mounted, inbox: Inbox) -> None:
-    assert (await knock(mount.port, RIGHT, body=BODY.ljust(262_144))).status == 200
-    assert (await knock(mount.port, RIGHT, body=BODY.ljust(262_145))).status == 413
-    packed = [("Content-Encoding", "gzip")]
-    assert (await knock(mount.port, RIGHT, packed, gzip.compress(BODY.ljust(262_144)))).status == 200
-    assert (await knock(mount.port, RIGHT, packed, gzip.compress(BODY.ljust(262_145)))).status == 413
+    assert (await post(mount.port, RIGHT, body=BODY.ljust(262_144))).status == 200
+    assert (await post(mount.port, RIGHT, body=BODY.ljust(262_145))).status == 413
+    compressed = [("Content-Encoding", "gzip")]
+    assert (await post(mount.port, RIGHT, compressed, gzip.compress(BODY.ljust(262_144)))).status == 200
+    assert (await post(mount.port, RIGHT, compressed, gzip.compress(BODY.ljust(262_145)))).status == 413
     assert inbox.rejected == ["body too large"] * 2
 
 
 @which_reads
 async def test_a_chunked_body_without_end_is_cut_off(mount: Mounted, inbox: Inbox) -> None:
-    async with line_to(mount.port) as line:
-        await line.send(request(RIGHT, CHUNKED), *[chunked(b" " * 65_536)] * 5)
-        assert (await line.hear()).status == 413
-        line.write(b"0\r\n\r\n")
+    async with connect_to(mount.port) as connection:
+        await connection.send(request(RIGHT, CHUNKED), *[chunked(b" " * 65_536)] * 5)
+        assert (await connection.read_answer()).status == 413
+        connection.write(b"0\r\n\r\n")
     assert inbox.rejected == ["body too large"]
 
 
 @which_reads
-@pytest.mark.parametrize("packing", ["gzip", "deflate"])
-async def test_a_bomb_is_cut_off_within_little_memory(mount: Mounted, packing: str) -> None:
-    packer = zlib.compressobj(wbits=31 if packing == "gzip" else 15)
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+async def test_a_bomb_is_cut_off_within_little_memory(mount: Mounted, encoding: str) -> None:
+    packer = zlib.compressobj(wbits=31 if encoding == "gzip" else 15)
     bomb = b"".join(packer.compress(bytes(MIB)) for _ in range(16)) + packer.flush()
     before = _peak_mib()
     for path, status in ((RIGHT, 413), (WRONG, 404)) * 2:
-        async with line_to(mount.port) as line:
-            await line.send(request(path, [("Content-Encoding", packing)], bomb))
-            assert (await line.hear()).status == status
+        async with connect_to(mount.port) as connection:
+            await connection.send(request(path, [("Content-Encoding", encoding)], bomb))
+            assert (await connection.read_answer()).status == status
     assert _peak_mib() - before < 4
 
 
@@ -398,7 +399,7 @@ def _peak_mib() -> float:
 
 @pytest.mark.parametrize("mount", ["asgi", "serve"], indirect=True)
 @pytest.mark.parametrize(
-    ("packing", "body", "status"),
+    ("encoding", "body", "status"),
     [
         ("br", BODY, 415),
         ("gzip, gzip", BODY, 415),
@@ -406,36 +407,36 @@ def _peak_mib() -> float:
         ("gzip", gzip.compress(BODY)[:-12], 400),
         ("deflate", gzip.compress(BODY)[:40], 400),
     ],
-    ids=["unknown", "twice", "not packed", "cut off", "other packing, cut off"],
+    ids=["unknown", "twice", "not compressed", "cut off", "other encoding, cut off"],
 )
-async def test_a_body_that_cannot_be_unpacked_is_refused(
-    mount: Mounted, inbox: Inbox, packing: str, body: bytes, status: int
+async def test_a_body_that_cannot_be_decompressed_is_refused(
+    mount: Mounted, inbox: Inbox, encoding: str, body: bytes, status: int
 ) -> None:
-    assert (await knock(mount.port, RIGHT, [("Content-Encoding", packing)], body)).status == status
-    assert not inbox.taken
+    assert (await post(mount.port, RIGHT, [("Content-Encoding", encoding)], body)).status == status
+    assert not inbox.accepted
     assert len(inbox.rejected) == 1
 
 
 @which_reads
 async def test_a_body_that_breaks_off_changes_nothing(mount: Mounted, inbox: Inbox) -> None:
-    async with line_to(mount.port) as line:
-        await line.send(request(RIGHT, [("Content-Length", "1000")], BODY))
+    async with connect_to(mount.port) as connection:
+        await connection.send(request(RIGHT, [("Content-Length", "1000")], BODY))
     await eventually(lambda: inbox.rejected == ["unreadable body"])
-    assert (await knock(mount.port, RIGHT, body=BODY)).status == 200
+    assert (await post(mount.port, RIGHT, body=BODY)).status == 200
 
 
 @pytest.mark.parametrize("mount", ["routes", "serve"], indirect=True)
-async def test_a_sender_that_asks_first_is_told_to_go_on_if_the_address_is_right(mount: Mounted) -> None:
+async def test_a_sender_that_asks_first_may_continue_if_the_address_is_right(mount: Mounted) -> None:
     asks = [("Expect", "100-continue"), ("Content-Length", str(len(BODY)))]
-    async with line_to(mount.port) as line:
-        await line.send(request(RIGHT, asks))
-        assert (await line.hear()).status == 100
-        await line.send(BODY)
-        assert (await line.hear()).status == 200
-    async with line_to(mount.port) as line:
-        await line.send(request(WRONG, asks))
-        assert (await line.hear()).status == 404
-        line.write(BODY)
+    async with connect_to(mount.port) as connection:
+        await connection.send(request(RIGHT, asks))
+        assert (await connection.read_answer()).status == 100
+        await connection.send(BODY)
+        assert (await connection.read_answer()).status == 200
+    async with connect_to(mount.port) as connection:
+        await connection.send(request(WRONG, asks))
+        assert (await connection.read_answer()).status == 404
+        connection.write(BODY)
 
 
 # --- time ----------------------------------------------------------------------------------------
@@ -445,16 +446,16 @@ async def test_a_sender_that_asks_first_is_told_to_go_on_if_the_address_is_right
 async def test_a_slow_body_is_answered_within_the_patience_of_the_service(
     clock: Clock, mount: Mounted, inbox: Inbox
 ) -> None:
-    async with line_to(mount.port) as line:
-        await line.send(request(RIGHT, [("Content-Length", "1000")], BODY[:10]))
+    async with connect_to(mount.port) as connection:
+        await connection.send(request(RIGHT, [("Content-Length", "1000")], BODY[:10]))
         for _ in range(9):
             await clock.advance(1)
-            await line.send(b" ")
+            await connection.send(b" ")
         assert not inbox.rejected
         await clock.advance(1.5)
-        assert (await line.hear()).status == 408
+        assert (await connection.read_answer()).status == 408
         await clock.advance(15)
-        assert await line.is_closed()
+        assert await connection.is_closed()
     assert inbox.rejected == ["body too slow"]
 
 
@@ -464,36 +465,36 @@ HALF_A_HEAD = request(RIGHT)[:40]
 @served
 @pytest.mark.parametrize("sent", [b"", HALF_A_HEAD], ids=["nothing", "half a head"])
 async def test_a_connection_without_a_request_is_closed(clock: Clock, mount: Mounted, sent: bytes) -> None:
-    async with line_to(mount.port) as line:
-        await line.send(sent)
-        await clock.advance(mounts.HEADER_TIMEOUT_S - 1)
-        assert not line.is_at_end
+    async with connect_to(mount.port) as connection:
+        await connection.send(sent)
+        await clock.advance(server.HEADER_TIMEOUT_S - 1)
+        assert not connection.is_at_end
         await clock.advance(2.1)
-        assert await line.is_closed()
+        assert await connection.is_closed()
 
 
 @served
 async def test_headers_that_trickle_are_cut_off(clock: Clock, mount: Mounted) -> None:
-    async with line_to(mount.port) as line:
+    async with connect_to(mount.port) as connection:
         for at in range(7):
-            assert not line.is_at_end
-            await line.send(HALF_A_HEAD[at : at + 1])
+            assert not connection.is_at_end
+            await connection.send(HALF_A_HEAD[at : at + 1])
             await clock.advance(1)
-        assert await line.is_closed()
+        assert await connection.is_closed()
 
 
 @served
 @pytest.mark.parametrize("then", [b"", HALF_A_HEAD], ids=["nothing", "half a head"])
 async def test_a_kept_connection_is_closed_when_idle(clock: Clock, mount: Mounted, then: bytes) -> None:
-    async with line_to(mount.port) as line:
+    async with connect_to(mount.port) as connection:
         for _ in range(3):
-            await line.send(request(RIGHT, body=BODY))
-            assert (await line.hear()).status == 200
-            await clock.advance(mounts.IDLE_TIMEOUT_S - 2)
-        assert not line.is_at_end
-        await line.send(then)
+            await connection.send(request(RIGHT, body=BODY))
+            assert (await connection.read_answer()).status == 200
+            await clock.advance(server.IDLE_TIMEOUT_S - 2)
+        assert not connection.is_at_end
+        await connection.send(then)
         await clock.advance(4)
-        assert await line.is_closed()
+        assert await connection.is_closed()
 
 
 # --- many ----------------------------------------------------------------------------------------
@@ -503,38 +504,38 @@ async def test_a_kept_connection_is_closed_when_idle(clock: Clock, mount: Mounte
 async def test_one_connection_too_many_is_sent_away_at_once(
     mount: Mounted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mounts, "MAX_CONNECTIONS", 3)
-    async with line_to(mount.port) as first, line_to(mount.port) as second:
-        for line in (first, second):
-            await line.send(request(RIGHT, body=BODY))
-            assert (await line.hear()).status == 200
-        async with line_to(mount.port) as third:
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 3)
+    async with connect_to(mount.port) as first, connect_to(mount.port) as second:
+        for connection in (first, second):
+            await connection.send(request(RIGHT, body=BODY))
+            assert (await connection.read_answer()).status == 200
+        async with connect_to(mount.port) as third:
             await third.send(request(RIGHT, body=BODY))
-            assert (await third.hear()).status == 200
-            refused = await asyncio.gather(*[knock(mount.port, RIGHT, body=BODY) for _ in range(20)])
-            assert {heard.status for heard in refused} == {503}
+            assert (await third.read_answer()).status == 200
+            refused = await asyncio.gather(*[post(mount.port, RIGHT, body=BODY) for _ in range(20)])
+            assert {answer.status for answer in refused} == {503}
         await settle()  # the third is on its way out
-        assert (await knock(mount.port, RIGHT, body=BODY)).status == 200
+        assert (await post(mount.port, RIGHT, body=BODY)).status == 200
         await first.send(request(RIGHT, body=BODY))
-        assert (await first.hear()).status == 200
+        assert (await first.read_answer()).status == 200
 
 
 def test_the_limits_hold_on_uvloop_too(
     doorbell: CallbackReceiver, inbox: Inbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uvloop = pytest.importorskip("uvloop")
-    monkeypatch.setattr(mounts, "MAX_CONNECTIONS", 2)
-    monkeypatch.setattr(mounts, "HEADER_TIMEOUT_S", 0.2)
-    monkeypatch.setattr(mounts, "_WATCH_EVERY_S", 0.05)
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(server, "HEADER_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(server, "SWEEP_EVERY_S", 0.05)
 
     async def play() -> None:
         async with doorbell.serve("127.0.0.1", 0) as served:
-            assert (await knock(served.port, RIGHT, body=BODY)).status == 200
-            async with line_to(served.port) as first, line_to(served.port) as second:
-                assert (await knock(served.port, RIGHT, body=BODY)).status == 503
+            assert (await post(served.port, RIGHT, body=BODY)).status == 200
+            async with connect_to(served.port) as first, connect_to(served.port) as second:
+                assert (await post(served.port, RIGHT, body=BODY)).status == 503
                 assert await first.is_closed()
                 assert await second.is_closed()
-            assert (await knock(served.port, RIGHT, body=BODY)).status == 200
+            assert (await post(served.port, RIGHT, body=BODY)).status == 200
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(play())
@@ -542,10 +543,10 @@ def test_the_limits_hold_on_uvloop_too(
 
 @served
 async def test_requests_in_one_packet_are_answered_in_order(mount: Mounted, inbox: Inbox) -> None:
-    async with line_to(mount.port) as line:
-        await line.send(*[request(RIGHT, body=BODY) + request(WRONG, body=BODY)] * 100)
-        assert [(await line.hear()).status for _ in range(200)] == [200, 404] * 100
-    assert len(inbox.taken) == 100
+    async with connect_to(mount.port) as connection:
+        await connection.send(*[request(RIGHT, body=BODY) + request(WRONG, body=BODY)] * 100)
+        assert [(await connection.read_answer()).status for _ in range(200)] == [200, 404] * 100
+    assert len(inbox.accepted) == 100
 
 
 # --- starting and stopping -----------------------------------------------------------------------
@@ -554,23 +555,23 @@ async def test_requests_in_one_packet_are_answered_in_order(mount: Mounted, inbo
 async def test_a_server_that_stops_answers_what_is_under_way(
     doorbell: CallbackReceiver, inbox: Inbox, leaks: None
 ) -> None:
-    async with AsyncExitStack() as serving, AsyncExitStack() as lines:
+    async with AsyncExitStack() as serving, AsyncExitStack() as connections:
         served = await serving.enter_async_context(doorbell.serve("127.0.0.1", 0))
-        idle, busy = [await lines.enter_async_context(line_to(served.port)) for _ in range(2)]
+        idle, busy = [await connections.enter_async_context(connect_to(served.port)) for _ in range(2)]
         await idle.send(request(RIGHT, body=BODY))
-        assert (await idle.hear()).status == 200
+        assert (await idle.read_answer()).status == 200
         await busy.send(request(RIGHT, [("Expect", "100-continue"), ("Content-Length", str(len(BODY)))]))
-        assert (await busy.hear()).status == 100  # it is being read
+        assert (await busy.read_answer()).status == 100  # it is being read
         stopping = asyncio.create_task(serving.aclose())
         assert await idle.is_closed()
         with pytest.raises(OSError, match="onnect"):
             await asyncio.open_connection("127.0.0.1", served.port)
         assert not stopping.done()
         await busy.send(BODY)
-        assert (await busy.hear()).status == 200
+        assert (await busy.read_answer()).status == 200
         await stopping
         assert await busy.is_closed()
-    assert len(inbox.taken) == 2
+    assert len(inbox.accepted) == 2
 
 
 async def test_a_server_that_stops_does_not_wait_for_ever(
@@ -578,13 +579,13 @@ async def test_a_server_that_stops_does_not_wait_for_ever(
 ) -> None:
     async with AsyncExitStack() as serving:
         served = await serving.enter_async_context(doorbell.serve("127.0.0.1", 0))
-        async with line_to(served.port) as line:
-            await line.send(request(RIGHT, [("Expect", "100-continue"), ("Content-Length", "9")]))
-            await line.hear()
+        async with connect_to(served.port) as connection:
+            await connection.send(request(RIGHT, [("Expect", "100-continue"), ("Content-Length", "9")]))
+            await connection.read_answer()
             stopping = asyncio.create_task(serving.aclose())
             await clock.advance(5)
             assert stopping.done()
-            assert await line.is_closed()
+            assert await connection.is_closed()
 
 
 async def test_a_block_that_is_cancelled_stops_the_server(doorbell: CallbackReceiver, leaks: None) -> None:
@@ -596,9 +597,9 @@ async def test_a_block_that_is_cancelled_stops_the_server(doorbell: CallbackRece
             await asyncio.sleep(60)
 
     serving = asyncio.create_task(serve())
-    async with line_to(await port) as line:
+    async with connect_to(await port) as connection:
         serving.cancel()
-        assert await line.is_closed()
+        assert await connection.is_closed()
     with pytest.raises(asyncio.CancelledError):
         await serving
 
@@ -609,11 +610,11 @@ async def test_a_path_may_be_spelled_with_and_without_slashes(
 ) -> None:
     async with doorbell.serve("127.0.0.1", 0, path) as served:
         assert served.url == f"http://127.0.0.1:{served.port}/kie"
-        assert (await knock(served.port, RIGHT, body=BODY)).status == 200
+        assert (await post(served.port, RIGHT, body=BODY)).status == 200
     app = web.Application()
     app.router.add_routes(doorbell.routes(path))
     async with aiohttp_on(app) as port:
-        assert (await knock(port, RIGHT, body=BODY)).status == 200
+        assert (await post(port, RIGHT, body=BODY)).status == 200
 
 
 @pytest.mark.parametrize("path", ["/", ""])
@@ -622,20 +623,20 @@ async def test_the_root_is_a_path_too(
 ) -> None:
     async with doorbell.serve("127.0.0.1", 0, path) as served:
         assert served.url == f"http://127.0.0.1:{served.port}/"
-        assert (await knock(served.port, f"/{INTENT}/{MAC}", body=BODY)).status == 200
+        assert (await post(served.port, f"/{INTENT}/{MAC}", body=BODY)).status == 200
     app = web.Application()
     app.router.add_routes(doorbell.routes(path))
     async with aiohttp_on(app) as port:
-        assert (await knock(port, f"/{INTENT}/{MAC}", body=BODY)).status == 200
+        assert (await post(port, f"/{INTENT}/{MAC}", body=BODY)).status == 200
 
 
 async def test_a_server_listens_on_ipv6(doorbell: CallbackReceiver, inbox: Inbox, leaks: None) -> None:
     try:
         async with doorbell.serve("::1", 0) as served:
             assert served.url == f"http://[::1]:{served.port}/kie"
-            async with line_to(served.port, "::1") as line:
-                await line.send(request(RIGHT, body=BODY))
-                assert (await line.hear()).status == 200
+            async with connect_to(served.port, "::1") as connection:
+                await connection.send(request(RIGHT, body=BODY))
+                assert (await connection.read_answer()).status == 200
     except OSError as exc:
         pytest.skip(f"no IPv6 here: {exc}")
 
@@ -688,46 +689,46 @@ async def test_the_asgi_mount_answers_under_any_prefix(
     doorbell: CallbackReceiver, inbox: Inbox, app: Any, prefix: str, config: dict[str, Any], leaks: None
 ) -> None:
     async with uvicorn_on(app(doorbell), **config) as port:
-        assert (await knock(port, f"{prefix}/{INTENT}/{MAC}", body=BODY)).status == 200
-        assert (await knock(port, f"{prefix}/{INTENT}/{MAC}/", body=BODY)).status == 200
-        assert (await knock(port, f"{prefix}/{INTENT}/{'a' * 26}", body=BODY)).status == 404
-        assert (await knock(port, f"{prefix}/{INTENT}/{MAC}", method="GET")).status == 405
-    assert len(inbox.taken) == 2
+        assert (await post(port, f"{prefix}/{INTENT}/{MAC}", body=BODY)).status == 200
+        assert (await post(port, f"{prefix}/{INTENT}/{MAC}/", body=BODY)).status == 200
+        assert (await post(port, f"{prefix}/{INTENT}/{'a' * 26}", body=BODY)).status == 404
+        assert (await post(port, f"{prefix}/{INTENT}/{MAC}", method="GET")).status == 405
+    assert len(inbox.accepted) == 2
 
 
-async def told_by(mount: Any, scope: dict[str, Any], *messages: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return what an ASGI application sends when it is told these messages."""
-    told: list[dict[str, Any]] = []
+async def sent_by(mount: Any, scope: dict[str, Any], *messages: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what an ASGI application sends when it receives these messages."""
+    sent: list[dict[str, Any]] = []
     waiting = iter(messages)
 
     async def receive() -> dict[str, Any]:
         return next(waiting)
 
     async def send(message: dict[str, Any]) -> None:
-        told.append(message)
+        sent.append(message)
 
     await mount(scope, receive, send)
-    return told
+    return sent
 
 
-async def test_the_asgi_mount_nods_at_the_lifespan(doorbell: CallbackReceiver) -> None:
+async def test_the_asgi_mount_acknowledges_the_lifespan(doorbell: CallbackReceiver) -> None:
     events = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
-    told = await told_by(doorbell.asgi, {"type": "lifespan"}, *events)
-    assert told == [{"type": "lifespan.startup.complete"}, {"type": "lifespan.shutdown.complete"}]
+    sent = await sent_by(doorbell.asgi, {"type": "lifespan"}, *events)
+    assert sent == [{"type": "lifespan.startup.complete"}, {"type": "lifespan.shutdown.complete"}]
 
 
 async def test_the_asgi_mount_refuses_a_websocket(doorbell: CallbackReceiver) -> None:
-    told = await told_by(doorbell.asgi, {"type": "websocket", "path": "/"}, {"type": "websocket.connect"})
-    assert [message["type"] for message in told] == ["websocket.close"]
+    sent = await sent_by(doorbell.asgi, {"type": "websocket", "path": "/"}, {"type": "websocket.connect"})
+    assert [message["type"] for message in sent] == ["websocket.close"]
 
 
 async def test_the_asgi_mount_reads_bodies_in_any_pieces(doorbell: CallbackReceiver, inbox: Inbox) -> None:
     scope = {"type": "http", "method": "POST", "path": RIGHT, "headers": []}
     pieces = [b"", BODY[:1], b"", BODY[1:], b""]
     messages = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
-    told = await told_by(doorbell.asgi, scope, *messages, {"type": "http.request"})
-    assert told[0]["status"] == 200
-    assert len(inbox.taken) == 1
+    sent = await sent_by(doorbell.asgi, scope, *messages, {"type": "http.request"})
+    assert sent[0]["status"] == 200
+    assert len(inbox.accepted) == 1
 
 
 # --- what may go wrong inside --------------------------------------------------------------------
@@ -738,39 +739,41 @@ async def test_a_mistake_of_ours_is_500_so_that_the_service_tries_again(
     mount: Mounted, inbox: Inbox, caplog: pytest.LogCaptureFixture
 ) -> None:
     inbox.error = RuntimeError("a bug")
-    heard = await knock(mount.port, RIGHT, body=BODY)
-    assert (heard.status, heard.body) == (500, b"")
+    answer = await post(mount.port, RIGHT, body=BODY)
+    assert (answer.status, answer.body) == (500, b"")
     assert "a bug" in caplog.text
     assert MAC not in caplog.text
     inbox.error = None
-    assert (await knock(mount.port, RIGHT, body=BODY)).status == 200
+    assert (await post(mount.port, RIGHT, body=BODY)).status == 200
 
 
-async def test_a_mistake_in_the_server_itself_is_told_by_its_type_alone(
+async def test_a_mistake_in_the_server_itself_is_logged_by_its_type_alone(
     leaks: None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def answer(_: web.BaseRequest) -> web.StreamResponse:
+    async def fail(_: web.BaseRequest) -> web.StreamResponse:
         raise RuntimeError(MAC)
 
-    door = mounts._Server(answer)
-    async with await asyncio.get_running_loop().create_server(door.open, "127.0.0.1", 0) as server:
-        heard = await knock(server.sockets[0].getsockname()[1], RIGHT, body=BODY)
-        await door.stop()
-    assert (heard.status, heard.body) == (500, b"")
+    lone = server._Server(fail)
+    async with await asyncio.get_running_loop().create_server(
+        lone.new_connection, "127.0.0.1", 0
+    ) as listening:
+        answer = await post(listening.sockets[0].getsockname()[1], RIGHT, body=BODY)
+        await lone.stop()
+    assert (answer.status, answer.body) == (500, b"")
     assert caplog.messages == ["a callback was answered with 500: RuntimeError"]
 
 
 async def test_a_connection_that_ends_before_it_begins_gives_its_place_back(clock: Clock) -> None:
-    async def answer(_: web.BaseRequest) -> web.StreamResponse:
+    async def never(_: web.BaseRequest) -> web.StreamResponse:
         raise AssertionError
 
-    door = mounts._Server(answer)
-    watching = asyncio.create_task(door.watch())
-    door.open()
-    assert len(door._deadlines) == 1
-    await clock.advance(mounts.HEADER_TIMEOUT_S + 2)
-    assert not door._deadlines
-    watching.cancel()
+    lone = server._Server(never)
+    sweeping = asyncio.create_task(lone.sweep())
+    lone.new_connection()
+    assert len(lone._deadlines) == 1
+    await clock.advance(server.HEADER_TIMEOUT_S + 2)
+    assert not lone._deadlines
+    sweeping.cancel()
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError("the hook's own"), asyncio.CancelledError()])
@@ -838,16 +841,16 @@ async def test_logs_hold_no_secret_and_no_line_of_a_stranger_and_do_not_grow(
                 sandbox.callback_headers(handle.task_id).items(),
                 [("X-Webhook-Signature", "\x1b[31m")],
             ):
-                await knock(served.port, path, headers, evil)
-            await knock(served.port, path + "\x1b[31m", body=evil)
-            await knock(served.port, path.replace(mac, "a" * 26), body=evil)
+                await post(served.port, path, headers, evil)
+            await post(served.port, path + "\x1b[31m", body=evil)
+            await post(served.port, path.replace(mac, "a" * 26), body=evil)
             for junk in (
                 f"POST {path} HTTP/9.9\r\n\r\n",
                 f"POST {path} HTTP/1.1\r\nHost: x\r\n\x1b: {EVIL}\r\n\r\n",
             ):
-                async with line_to(served.port) as line:
-                    await line.send(junk.encode())
-                    assert (await line.hear()).status == 400
+                async with connect_to(served.port) as connection:
+                    await connection.send(junk.encode())
+                    assert (await connection.read_answer()).status == 400
         sandbox.finish(handle.task_id)
         await handle
     texts = [logging.Formatter().format(record) for record in caplog.records]
@@ -858,5 +861,5 @@ async def test_logs_hold_no_secret_and_no_line_of_a_stranger_and_do_not_grow(
     for canary in (mac, "sandbox-key", HMAC_KEY):
         assert not [text for text in texts if canary in text]
     loud = [record.name for record in caplog.records if record.levelno > logging.INFO]
-    assert set(loud) <= {"kie_async", "asyncio"}  # slowness is asyncio's to tell
+    assert set(loud) <= {"kie_async", "asyncio"}  # asyncio itself warns of slowness
     assert loud.count("kie_async") == 1  # the unknown state

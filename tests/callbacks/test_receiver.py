@@ -1,6 +1,6 @@
-"""Callbacks: who is let in, who is believed, and what a delivery may lead to.
+"""Tests which deliveries a receiver accepts, which of them settle a task, and which only cause a poll.
 
-The first part judges deliveries by the plain functions; the second lets the sandbox deliver them.
+The first part calls the receiver itself; in the second the sandbox delivers.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from kie_async import (
     ServedReceiver,
     TaskFailed,
     TaskHandle,
-    TaskRecord,
     TaskRequest,
     TaskState,
 )
 from kie_async.callbacks.address import callback_mac
+from kie_async.callbacks.base import Delivery
 from kie_async.sandbox.tasks import encode_param
 from kie_async.wire.signatures import sign
 
@@ -55,14 +55,14 @@ class Inbox:
     def __init__(self, *secrets: bytes, tasks: dict[str, str] | None = None) -> None:
         self.callback_secrets: Sequence[bytes] = secrets or (SECRET,)
         self.tasks = {INTENT: TASK} if tasks is None else tasks
-        self.taken: list[tuple[str, TaskRecord, bool]] = []
+        self.accepted: list[Delivery] = []
         self.rejected: Counter[str] = Counter()
 
-    def task_of(self, intent_id: str) -> str | None:
+    def owner_of(self, intent_id: str) -> str | None:
         return self.tasks.get(intent_id)
 
-    def take(self, intent_id: str, record: TaskRecord, *, is_signed: bool) -> None:
-        self.taken.append((intent_id, record, is_signed))
+    def accept(self, delivery: Delivery) -> None:
+        self.accepted.append(delivery)
 
     def note_rejection(self, reason: str) -> None:
         self.rejected[reason] += 1
@@ -183,7 +183,7 @@ class TestSignature:
         assert judge(receiver, signed(), body_of()).status == 200
         assert judge(receiver, signed(key="new"), body_of()).status == 200
 
-    def test_without_keys_none_is_asked_for_and_none_is_believed(self) -> None:
+    def test_without_keys_none_is_required_and_none_is_verified(self) -> None:
         verdict = judge(receiver_with(), signed(), body_of())
 
         assert verdict.status == 200
@@ -248,7 +248,7 @@ async def test_deliveries_are_judged_as_the_vectors_say(vector: dict[str, Any]) 
     verdict = await receiver.feed(tail(), headers, vector["body"].encode())
 
     assert (verdict.status, verdict.reason) == (vector["status"], vector["reason"])
-    assert len(inbox.taken) == (vector["status"] == 200)
+    assert len(inbox.accepted) == (vector["status"] == 200)
     assert sum(inbox.rejected.values()) == (vector["status"] != 200)
 
 
@@ -280,15 +280,15 @@ class TestBody:
         async def read(_: int) -> bytes:
             return body_of(TASK)
 
-        knocking = asyncio.create_task(receiver._on_request(tail(), {}, read))
+        answering = asyncio.create_task(receiver._on_request(tail(), {}, read))
         for _ in range(turns):
             await asyncio.sleep(0)
         inbox.tasks[INTENT] = "another"  # by a create answer, while other deliveries were read
 
-        assert (await knocking).status == status
-        assert len(inbox.taken) == (status == 200)
+        assert (await answering).status == status
+        assert len(inbox.accepted) == (status == 200)
 
-    def test_while_the_intent_has_no_task_any_id_is_heard(self) -> None:
+    def test_while_the_intent_has_no_task_any_id_is_accepted(self) -> None:
         assert judge(receiver_with(inbox=Inbox(tasks={INTENT: ""})), {}, body_of("any")).status == 200
 
     def test_an_intent_nobody_knows_here_is_503(self) -> None:
@@ -315,25 +315,25 @@ class TestBody:
         judge(receiver, signed(), body_of())
         judge(receiver, {}, body_of())
 
-        assert not inbox.taken
+        assert not inbox.accepted
         assert not inbox.rejected
 
 
 class TestFeed:
-    async def test_it_brings_the_news_and_the_answer(self) -> None:
+    async def test_it_hands_over_the_delivery_and_returns_the_answer(self) -> None:
         inbox = Inbox()
 
         verdict = await receiver_with(KEY, inbox=inbox).feed(tail(), signed(), body_of())
 
-        ((intent_id, record, is_signed),) = inbox.taken
-        assert (intent_id, record.task_id, is_signed) == (INTENT, TASK, True)
+        (delivery,) = inbox.accepted
+        assert (delivery.intent_id, delivery.record.task_id, delivery.is_signed) == (INTENT, TASK, True)
         assert (verdict.status, verdict.body) == (200, b'{"code":200,"msg":"success"}')
 
     @pytest.mark.parametrize(
         ("path", "headers", "status"),
         [("x/y", signed(), 404), (tail(), {}, 401), (tail("f" * 32), signed(), 503)],
     )
-    async def test_a_refusal_is_counted_and_tells_a_stranger_nothing(
+    async def test_a_refusal_is_counted_and_its_answer_is_empty(
         self, path: str, headers: dict[str, str], status: int
     ) -> None:
         inbox = Inbox()
@@ -342,7 +342,7 @@ class TestFeed:
 
         assert (verdict.status, verdict.body) == (status, b"")
         assert sum(inbox.rejected.values()) == 1
-        assert not inbox.taken
+        assert not inbox.accepted
 
     async def test_strangers_do_not_fill_the_log(self, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.INFO, "kie_async")
@@ -380,18 +380,18 @@ class TestConstruction:
 
 
 @pytest.fixture
-async def hearing(
+async def signed_kie(
     clock: Clock, open_session: OpenSession, receiver: CallbackReceiver, served: ServedReceiver
 ) -> KieSession:
-    """Return a session that hears signed callbacks and polls as by default."""
+    """Return a session whose callbacks are signed, which polls as by default."""
     return await open_session(receiver=receiver, callback_url=served.url, poll=NET)
 
 
 @pytest.fixture
-async def ringing(
+async def unsigned_kie(
     clock: Clock, open_session: OpenSession, doorbell: CallbackReceiver, served_doorbell: ServedReceiver
 ) -> KieSession:
-    """Return a session whose callbacks are doorbells, which polls as by default."""
+    """Return a session whose callbacks are unsigned and only cause a poll, which polls as by default."""
     return await open_session(receiver=doorbell, callback_url=served_doorbell.url, poll=NET)
 
 
@@ -406,16 +406,16 @@ def intent_of(sandbox: Sandbox, task_id: str) -> str:
 
 class TestTheAddressOfATask:
     async def test_it_is_the_callback_url_an_intent_and_a_mac(
-        self, sandbox: Sandbox, served: ServedReceiver, hearing: KieSession
+        self, sandbox: Sandbox, served: ServedReceiver, signed_kie: KieSession
     ) -> None:
-        handle = await begin(hearing)
+        handle = await begin(signed_kie)
 
         url = sandbox.tasks[handle.task_id].callback_url
         assert re.fullmatch(re.escape(served.url) + "/[0-9a-f]{32}/[a-z2-7]{26}", url)
 
-    async def test_no_two_tasks_share_one(self, sandbox: Sandbox, hearing: KieSession) -> None:
-        await begin(hearing)
-        await begin(hearing)
+    async def test_no_two_tasks_share_one(self, sandbox: Sandbox, signed_kie: KieSession) -> None:
+        await begin(signed_kie)
+        await begin(signed_kie)
 
         assert len({task.callback_url for task in sandbox.tasks.values()}) == 2
 
@@ -426,11 +426,11 @@ class TestTheAddressOfATask:
         assert "callBackUrl" not in sandbox.tasks[handle.task_id].param
 
     async def test_one_of_the_callers_own_is_sent_untouched_and_the_task_is_polled(
-        self, clock: Clock, sandbox: Sandbox, hearing: KieSession
+        self, clock: Clock, sandbox: Sandbox, signed_kie: KieSession
     ) -> None:
         own = "https://example.org/My%20Hook/?a=b&c=%2F"
 
-        handle = await hearing.create(TaskRequest(model="sandbox/echo", input={}, callback_url=own))
+        handle = await signed_kie.create(TaskRequest(model="sandbox/echo", input={}, callback_url=own))
         await clock.advance(3.0)
 
         assert sandbox.tasks[handle.task_id].callback_url == own
@@ -449,9 +449,9 @@ class TestTheAddressOfATask:
         assert mac == callback_mac(intent_id, secret=b"current")
 
     async def test_the_record_a_user_sees_does_not_hold_the_mac(
-        self, clock: Clock, sandbox: Sandbox, hearing: KieSession
+        self, clock: Clock, sandbox: Sandbox, signed_kie: KieSession
     ) -> None:
-        handle = await begin(hearing)
+        handle = await begin(signed_kie)
         mac = intent_of(sandbox, handle.task_id).partition("/")[2]
         sandbox.finish(handle.task_id)
 
@@ -461,7 +461,7 @@ class TestTheAddressOfATask:
         assert mac not in json.dumps(dict(result.record.raw))
 
 
-class TestWhoIsBelieved:
+class TestWhatSettles:
     @pytest.mark.parametrize(
         ("confirm", "is_signed", "queries"),
         [
@@ -495,18 +495,18 @@ class TestWhoIsBelieved:
             assert kie.stats().settled_by_callback == 1
             await settle()
 
-    async def test_a_signed_failure_settles_by_itself(self, sandbox: Sandbox, hearing: KieSession) -> None:
-        handle = await begin(hearing)
+    async def test_a_signed_failure_settles_by_itself(self, sandbox: Sandbox, signed_kie: KieSession) -> None:
+        handle = await begin(signed_kie)
         sandbox.finish(handle.task_id, "fail", fail_msg="face not found")
 
         with pytest.raises(TaskFailed, match="face not found"):
             await handle
         assert sandbox.counts["query"] == 0
 
-    async def test_of_a_doorbell_nothing_is_believed_but_that_it_rang(
-        self, sandbox: Sandbox, ringing: KieSession
+    async def test_of_an_unsigned_delivery_nothing_counts_but_that_it_came(
+        self, sandbox: Sandbox, unsigned_kie: KieSession
     ) -> None:
-        handle = await begin(ringing)
+        handle = await begin(unsigned_kie)
         sandbox.finish(handle.task_id, "fail", fail_msg="the truth")
         lie = body_of(handle.task_id, resultJson='{"resultUrls":["https://attacker.example/x.mp4"]}')
 
@@ -533,10 +533,10 @@ class TestWhoIsBelieved:
                 assert isinstance(outcome, TaskFailed) == number % 2
                 assert "forged" not in str(outcome)
 
-    async def test_a_signed_success_without_a_result_is_looked_at(
-        self, sandbox: Sandbox, hearing: KieSession
+    async def test_a_signed_success_without_a_result_is_polled(
+        self, sandbox: Sandbox, signed_kie: KieSession
     ) -> None:
-        handle = await begin(hearing)
+        handle = await begin(signed_kie)
         sandbox.finish(handle.task_id)
         empty = body_of(handle.task_id, resultJson="")
 
@@ -545,11 +545,11 @@ class TestWhoIsBelieved:
         assert (await handle).urls
 
     @pytest.mark.parametrize("code_and_state", [(200, "fail"), (501, "success"), (400, "success")], ids=str)
-    async def test_a_signed_delivery_that_contradicts_itself_is_looked_at(
-        self, clock: Clock, sandbox: Sandbox, hearing: KieSession, code_and_state: tuple[int, str]
+    async def test_a_signed_delivery_that_contradicts_itself_is_polled(
+        self, clock: Clock, sandbox: Sandbox, signed_kie: KieSession, code_and_state: tuple[int, str]
     ) -> None:
         code, state = code_and_state
-        handle = await begin(hearing)
+        handle = await begin(signed_kie)
 
         await sandbox.send_callback(handle.task_id, body=body_of(handle.task_id, state, code))
         await clock.advance(0.1)
@@ -559,9 +559,9 @@ class TestWhoIsBelieved:
 
     @pytest.mark.parametrize("kind", ["text", "first", "progress"])
     async def test_a_step_on_the_way_ends_nothing(
-        self, clock: Clock, sandbox: Sandbox, hearing: KieSession, kind: str
+        self, clock: Clock, sandbox: Sandbox, signed_kie: KieSession, kind: str
     ) -> None:
-        handle = await begin(hearing)
+        handle = await begin(signed_kie)
         step = {"code": 200, "msg": "ok", "data": {"task_id": handle.task_id, "callbackType": kind}}
 
         await sandbox.send_callback(handle.task_id, body=json.dumps(step).encode())
@@ -572,9 +572,9 @@ class TestWhoIsBelieved:
         assert await handle
 
     async def test_a_signed_state_on_the_way_is_shown(
-        self, clock: Clock, sandbox: Sandbox, hearing: KieSession
+        self, clock: Clock, sandbox: Sandbox, signed_kie: KieSession
     ) -> None:
-        handle = await begin(hearing)
+        handle = await begin(signed_kie)
 
         await sandbox.send_callback(handle.task_id, body=body_of(handle.task_id, "generating"))
 
@@ -582,11 +582,11 @@ class TestWhoIsBelieved:
         assert sandbox.counts["query"] == 0
 
 
-class TestDoorbells:
-    async def test_a_ring_is_looked_after_at_once(
-        self, clock: Clock, sandbox: Sandbox, ringing: KieSession
+class TestUnsignedDeliveries:
+    async def test_one_is_followed_by_a_poll_at_once(
+        self, clock: Clock, sandbox: Sandbox, unsigned_kie: KieSession
     ) -> None:
-        handle = await begin(ringing)
+        handle = await begin(unsigned_kie)
         sandbox.finish(handle.task_id)
         before = clock.now
 
@@ -595,36 +595,36 @@ class TestDoorbells:
         assert clock.now == before
         assert sandbox.counts["query"] == 1
 
-    async def test_a_ring_that_outruns_the_record_is_looked_after_again(
-        self, clock: Clock, sandbox: Sandbox, ringing: KieSession
+    async def test_one_that_outruns_the_record_is_followed_by_another_poll(
+        self, clock: Clock, sandbox: Sandbox, unsigned_kie: KieSession
     ) -> None:
-        handle = await begin(ringing)
+        handle = await begin(unsigned_kie)
         await sandbox.send_callback(handle.task_id, body=body_of(handle.task_id))
         await clock.advance(0.9)
         assert sandbox.counts["query"] == 1
         assert not handle.is_done
 
-        sandbox.tasks[handle.task_id].callback_url = None  # no second ring
+        sandbox.tasks[handle.task_id].callback_url = None  # no second callback
         sandbox.finish(handle.task_id)
         await clock.advance(0.2)
 
         assert await handle
 
-    async def test_a_ring_whose_look_is_refused_for_the_rate_is_not_forgotten(
-        self, clock: Clock, sandbox: Sandbox, ringing: KieSession
+    async def test_one_whose_poll_is_refused_for_the_rate_is_not_forgotten(
+        self, clock: Clock, sandbox: Sandbox, unsigned_kie: KieSession
     ) -> None:
         sandbox.faults.query_429_next, sandbox.faults.retry_after_s = 1, 3.0
-        handle = await begin(ringing)
+        handle = await begin(unsigned_kie)
         sandbox.finish(handle.task_id)
 
         await clock.advance(3.2)
 
         assert await handle
 
-    async def test_a_thousand_rings_are_one_look_a_second(
-        self, clock: Clock, sandbox: Sandbox, ringing: KieSession, doorbell: CallbackReceiver
+    async def test_a_thousand_are_one_poll_a_second(
+        self, clock: Clock, sandbox: Sandbox, unsigned_kie: KieSession, doorbell: CallbackReceiver
     ) -> None:
-        handle = await begin(ringing)
+        handle = await begin(unsigned_kie)
         body = body_of(handle.task_id)
 
         for _ in range(1000):
@@ -638,9 +638,9 @@ class TestDoorbells:
 
 class TestDuplicates:
     async def test_one_that_comes_again_is_thanked_and_counted(
-        self, sandbox: Sandbox, hearing: KieSession, receiver: CallbackReceiver
+        self, sandbox: Sandbox, signed_kie: KieSession, receiver: CallbackReceiver
     ) -> None:
-        handle = await begin(hearing)
+        handle = await begin(signed_kie)
         sandbox.finish(handle.task_id)
         result = await handle
 
@@ -648,7 +648,7 @@ class TestDuplicates:
 
         assert statuses == {200}
         assert (await handle) is result
-        stats = hearing.stats()
+        stats = signed_kie.stats()
         assert (stats.callbacks_accepted, stats.callbacks_duplicate) == (1, 10)
 
     async def test_a_thousand_copies_settle_once(
@@ -686,17 +686,17 @@ class TestDuplicates:
         assert kie.stats().callbacks_duplicate == 1
 
     async def test_one_that_comes_after_abandoning_is_thanked(
-        self, sandbox: Sandbox, hearing: KieSession
+        self, sandbox: Sandbox, signed_kie: KieSession
     ) -> None:
-        handle = await begin(hearing)
+        handle = await begin(signed_kie)
         handle.abandon()
 
         assert await sandbox.send_callback(handle.task_id, body=body_of(handle.task_id)) == 200
 
     async def test_a_late_one_with_the_id_of_another_task_is_refused(
-        self, sandbox: Sandbox, hearing: KieSession
+        self, sandbox: Sandbox, signed_kie: KieSession
     ) -> None:
-        first, second = await begin(hearing), await begin(hearing)
+        first, second = await begin(signed_kie), await begin(signed_kie)
         sandbox.finish(first.task_id)
         await first
         sandbox.tasks[second.task_id].callback_url = sandbox.tasks[first.task_id].callback_url
@@ -718,7 +718,7 @@ class TestDuplicates:
 
 
 class TestEarlyCallbacks:
-    """A callback may outrun the answer that tells which task was created."""
+    """A callback may outrun the answer that names the task that was created."""
 
     async def start(self, sandbox: Sandbox, kie: KieSession) -> tuple[asyncio.Task[TaskHandle], str]:
         """Let a create wait for its answer; return it and the id of the task it made."""
@@ -728,45 +728,45 @@ class TestEarlyCallbacks:
         return creating, next(iter(sandbox.tasks))
 
     async def test_it_settles_the_handle_that_is_about_to_exist(
-        self, sandbox: Sandbox, hearing: KieSession
+        self, sandbox: Sandbox, signed_kie: KieSession
     ) -> None:
         sandbox.faults.early_callback = 1.0
 
-        handle = await begin(hearing)
+        handle = await begin(signed_kie)
 
         assert handle.is_done
         assert (await handle).urls
         assert sandbox.counts["query"] == 0
 
-    async def test_without_a_signature_it_is_looked_after_as_soon_as_the_answer_is_there(
-        self, clock: Clock, sandbox: Sandbox, ringing: KieSession
+    async def test_without_a_signature_it_is_polled_as_soon_as_the_answer_is_there(
+        self, clock: Clock, sandbox: Sandbox, unsigned_kie: KieSession
     ) -> None:
         sandbox.faults.early_callback = 1.0
         before = clock.now
 
-        handle = await begin(ringing)
+        handle = await begin(unsigned_kie)
 
         assert (await handle).urls
         assert clock.now == before
 
     async def test_it_creates_no_handle_before_the_answer(
-        self, sandbox: Sandbox, hearing: KieSession
+        self, sandbox: Sandbox, signed_kie: KieSession
     ) -> None:
-        creating, task_id = await self.start(sandbox, hearing)
+        creating, task_id = await self.start(sandbox, signed_kie)
 
         await sandbox.send_callback(task_id, body=body_of(task_id))
         await settle()
 
         assert not creating.done()
         assert sandbox.counts["query"] == 0
-        assert hearing.stats().in_flight == 0
+        assert signed_kie.stats().in_flight == 0
         sandbox.faults.create_answer_gate.set()
         await creating
 
     async def test_one_is_held_for_an_intent_and_the_last_counts(
-        self, sandbox: Sandbox, hearing: KieSession
+        self, sandbox: Sandbox, signed_kie: KieSession
     ) -> None:
-        creating, task_id = await self.start(sandbox, hearing)
+        creating, task_id = await self.start(sandbox, signed_kie)
         for state in ("generating", "success"):
             await sandbox.send_callback(task_id, body=body_of(task_id, state))
 
@@ -775,9 +775,9 @@ class TestEarlyCallbacks:
         assert (await (await creating)).urls
 
     async def test_one_with_the_id_of_another_task_than_the_answers_is_thrown_away(
-        self, clock: Clock, sandbox: Sandbox, ringing: KieSession
+        self, clock: Clock, sandbox: Sandbox, unsigned_kie: KieSession
     ) -> None:
-        creating, task_id = await self.start(sandbox, ringing)
+        creating, task_id = await self.start(sandbox, unsigned_kie)
         await sandbox.send_callback(task_id, body=body_of("another_task"))
 
         sandbox.faults.create_answer_gate.set()
@@ -785,14 +785,14 @@ class TestEarlyCallbacks:
         await clock.advance(1.0)
 
         assert not handle.is_done
-        assert ringing.stats().callbacks_rejected == {"id of another task": 1}
+        assert unsigned_kie.stats().callbacks_rejected == {"id of another task": 1}
         assert sandbox.counts["query"] == 0
 
     async def test_one_for_a_create_of_which_nothing_was_sent_is_not_known(
-        self, sandbox: Sandbox, hearing: KieSession, receiver: CallbackReceiver
+        self, sandbox: Sandbox, signed_kie: KieSession, receiver: CallbackReceiver
     ) -> None:
-        handle = await begin(hearing)
-        secret = hearing._settings.callbacks.secrets[0]
+        handle = await begin(signed_kie)
+        secret = signed_kie._settings.callbacks.secrets[0]
         handle.abandon()
 
         verdict = await receiver.feed(tail("f" * 32, secret), sandbox.callback_headers("t"), body_of("t"))
@@ -846,7 +846,7 @@ class TestSharing:
             assert [(await handle).task_id for handle in handles] == [h.task_id for h in handles]
             await second.aclose()
 
-    async def test_the_other_session_goes_on_hearing_when_one_closes(
+    async def test_the_other_session_goes_on_receiving_when_one_closes(
         self,
         clock: Clock,
         sandbox: Sandbox,
@@ -885,44 +885,44 @@ class TestAdoption:
     """A create of unknown outcome is bound to its task only by the service's own record."""
 
     async def lose(self, sandbox: Sandbox, kie: KieSession, **options: float) -> tuple[TaskHandle, str]:
-        """Create a task without hearing the answer; return the handle and the lost id."""
+        """Create a task without getting the answer; return the handle and the lost id."""
         sandbox.faults.lose_answers_next = 1
         with pytest.raises(CreateOutcomeUnknown) as caught:
             await kie.create("sandbox/echo", {}, **options)
         return caught.value.handle, list(sandbox.tasks)[-1]
 
     async def test_a_callback_names_the_task_and_the_record_proves_it(
-        self, sandbox: Sandbox, hearing: KieSession
+        self, sandbox: Sandbox, signed_kie: KieSession
     ) -> None:
-        handle, task_id = await self.lose(sandbox, hearing)
+        handle, task_id = await self.lose(sandbox, signed_kie)
 
         sandbox.finish(task_id)
 
         assert (await handle).task_id == task_id
         assert handle.task_id == task_id
         assert sandbox.counts["query"] == 1
-        assert hearing.stats().unknown_creates == 1
+        assert signed_kie.stats().unknown_creates == 1
 
-    async def test_a_doorbell_is_enough(self, sandbox: Sandbox, ringing: KieSession) -> None:
-        handle, task_id = await self.lose(sandbox, ringing)
+    async def test_an_unsigned_callback_is_enough(self, sandbox: Sandbox, unsigned_kie: KieSession) -> None:
+        handle, task_id = await self.lose(sandbox, unsigned_kie)
 
         sandbox.finish(task_id)
 
         assert (await handle).task_id == task_id
 
     async def test_a_callback_that_came_before_the_connection_broke_is_remembered(
-        self, sandbox: Sandbox, hearing: KieSession
+        self, sandbox: Sandbox, signed_kie: KieSession
     ) -> None:
         sandbox.faults.early_callback = 1.0
 
-        handle, task_id = await self.lose(sandbox, hearing)
+        handle, task_id = await self.lose(sandbox, signed_kie)
 
         assert (await handle).task_id == task_id
 
-    async def test_the_end_the_record_tells_counts_not_the_one_of_the_delivery(
-        self, sandbox: Sandbox, hearing: KieSession
+    async def test_the_end_in_the_record_counts_not_the_one_in_the_delivery(
+        self, sandbox: Sandbox, signed_kie: KieSession
     ) -> None:
-        handle, task_id = await self.lose(sandbox, hearing)
+        handle, task_id = await self.lose(sandbox, signed_kie)
         sandbox.tasks[task_id].callback_url, url = None, sandbox.tasks[task_id].callback_url
         sandbox.finish(task_id, "fail", fail_msg="the truth")
         sandbox.tasks[task_id].callback_url = url
@@ -933,9 +933,9 @@ class TestAdoption:
             await handle
 
     async def test_a_task_that_has_not_ended_is_watched_on(
-        self, clock: Clock, sandbox: Sandbox, hearing: KieSession
+        self, clock: Clock, sandbox: Sandbox, signed_kie: KieSession
     ) -> None:
-        handle, task_id = await self.lose(sandbox, hearing)
+        handle, task_id = await self.lose(sandbox, signed_kie)
         await sandbox.send_callback(task_id, body=body_of(task_id, "generating"))
         await eventually(lambda: handle.task_id)
         assert not handle.is_done
@@ -944,7 +944,7 @@ class TestAdoption:
 
         assert await handle
 
-    async def test_the_hook_hears_of_it(
+    async def test_the_hook_is_called(
         self,
         sandbox: Sandbox,
         open_session: OpenSession,
@@ -960,10 +960,10 @@ class TestAdoption:
         assert events.kinds() == ["unknown", "adopted", "settled"]
 
     async def test_a_record_with_another_callback_url_is_refused(
-        self, clock: Clock, sandbox: Sandbox, hearing: KieSession
+        self, clock: Clock, sandbox: Sandbox, signed_kie: KieSession
     ) -> None:
-        handle, task_id = await self.lose(sandbox, hearing)
-        other = await begin(hearing)
+        handle, task_id = await self.lose(sandbox, signed_kie)
+        other = await begin(signed_kie)
         sandbox.tasks[other.task_id].callback_url = sandbox.tasks[task_id].callback_url
         other.abandon()
 
@@ -971,16 +971,16 @@ class TestAdoption:
         await clock.advance(0.1)
 
         assert not handle.task_id
-        assert hearing.stats().callbacks_rejected == {"adoption of another task": 1}
+        assert signed_kie.stats().callbacks_rejected == {"adoption of another task": 1}
 
         sandbox.finish(task_id)  # the right one can still come, a second after the wrong one
         await clock.advance(1.5)
         assert (await handle).task_id == task_id
 
     async def test_a_record_without_a_callback_url_is_refused(
-        self, clock: Clock, sandbox: Sandbox, hearing: KieSession
+        self, clock: Clock, sandbox: Sandbox, signed_kie: KieSession
     ) -> None:
-        handle, task_id = await self.lose(sandbox, hearing)
+        handle, task_id = await self.lose(sandbox, signed_kie)
         sandbox.tasks[task_id].param = encode_param("sandbox/echo", {}, None, key_set="2026")
 
         await sandbox.send_callback(task_id, body=body_of(task_id, "generating"))
@@ -989,9 +989,9 @@ class TestAdoption:
         assert not handle.task_id
 
     async def test_a_record_of_another_model_is_refused(
-        self, clock: Clock, sandbox: Sandbox, hearing: KieSession
+        self, clock: Clock, sandbox: Sandbox, signed_kie: KieSession
     ) -> None:
-        handle, task_id = await self.lose(sandbox, hearing)
+        handle, task_id = await self.lose(sandbox, signed_kie)
         sandbox.tasks[task_id].model = "nano-banana-2"
 
         await sandbox.send_callback(task_id, body=body_of(task_id, "generating"))
@@ -1000,10 +1000,10 @@ class TestAdoption:
         assert not handle.task_id
 
     async def test_a_task_somebody_attached_already_stays_with_them(
-        self, clock: Clock, sandbox: Sandbox, hearing: KieSession, caplog: pytest.LogCaptureFixture
+        self, clock: Clock, sandbox: Sandbox, signed_kie: KieSession, caplog: pytest.LogCaptureFixture
     ) -> None:
-        handle, task_id = await self.lose(sandbox, hearing)
-        attached = hearing.attach(task_id)
+        handle, task_id = await self.lose(sandbox, signed_kie)
+        attached = signed_kie.attach(task_id)
 
         sandbox.finish(task_id)
         await eventually(lambda: "belongs to another handle" in caplog.text)
@@ -1013,10 +1013,10 @@ class TestAdoption:
         assert not handle.task_id
 
     async def test_who_waits_for_a_create_that_could_not_be_adopted_still_has_a_deadline(
-        self, clock: Clock, sandbox: Sandbox, hearing: KieSession
+        self, clock: Clock, sandbox: Sandbox, signed_kie: KieSession
     ) -> None:
-        handle, task_id = await self.lose(sandbox, hearing, timeout_s=5.0)
-        attached = hearing.attach(task_id)
+        handle, task_id = await self.lose(sandbox, signed_kie, timeout_s=5.0)
+        attached = signed_kie.attach(task_id)
         sandbox.finish(task_id)
         await clock.advance(5.1)
 
@@ -1025,9 +1025,9 @@ class TestAdoption:
         assert attached.is_done
 
     async def test_a_record_that_cannot_be_read_yet_is_asked_for_again(
-        self, clock: Clock, sandbox: Sandbox, hearing: KieSession
+        self, clock: Clock, sandbox: Sandbox, signed_kie: KieSession
     ) -> None:
-        handle, task_id = await self.lose(sandbox, hearing)
+        handle, task_id = await self.lose(sandbox, signed_kie)
         sandbox.faults.query_answers_next = [
             (200, b'{"code":422,"msg":"recordInfo is null"}'),
             (502, b"<html>"),
@@ -1042,9 +1042,9 @@ class TestAdoption:
         assert sandbox.counts["query"] == 5
 
     async def test_a_record_that_is_refused_is_not_asked_for_again(
-        self, clock: Clock, sandbox: Sandbox, hearing: KieSession
+        self, clock: Clock, sandbox: Sandbox, signed_kie: KieSession
     ) -> None:
-        handle, task_id = await self.lose(sandbox, hearing)
+        handle, task_id = await self.lose(sandbox, signed_kie)
         sandbox.faults.query_answers_next = [(200, b'{"code":400,"msg":"no"}')]
 
         await sandbox.send_callback(task_id, body=body_of(task_id))
@@ -1054,9 +1054,9 @@ class TestAdoption:
         assert sandbox.counts["query"] == 1
 
     async def test_a_record_that_never_shows_is_given_up_after_a_minute(
-        self, clock: Clock, sandbox: Sandbox, hearing: KieSession
+        self, clock: Clock, sandbox: Sandbox, signed_kie: KieSession
     ) -> None:
-        handle, task_id = await self.lose(sandbox, hearing)
+        handle, task_id = await self.lose(sandbox, signed_kie)
         sandbox.faults.invisible_s = 3600.0
 
         await sandbox.send_callback(task_id, body=body_of(task_id))
@@ -1066,10 +1066,10 @@ class TestAdoption:
         assert sandbox.counts["query"] == 7
 
     async def test_the_result_may_show_later_than_the_success(
-        self, clock: Clock, sandbox: Sandbox, hearing: KieSession
+        self, clock: Clock, sandbox: Sandbox, signed_kie: KieSession
     ) -> None:
         sandbox.faults.empty_result_looks = 1
-        handle, task_id = await self.lose(sandbox, hearing)
+        handle, task_id = await self.lose(sandbox, signed_kie)
 
         sandbox.finish(task_id)
         await clock.advance(10.0)
@@ -1077,10 +1077,10 @@ class TestAdoption:
         assert (await handle).urls
 
     async def test_deliveries_of_strangers_cost_few_questions(
-        self, clock: Clock, sandbox: Sandbox, ringing: KieSession, doorbell: CallbackReceiver
+        self, clock: Clock, sandbox: Sandbox, unsigned_kie: KieSession, doorbell: CallbackReceiver
     ) -> None:
-        handle, task_id = await self.lose(sandbox, ringing)
-        other = await begin(ringing)
+        handle, task_id = await self.lose(sandbox, unsigned_kie)
+        other = await begin(unsigned_kie)
 
         for _ in range(100):
             await doorbell.feed(intent_of(sandbox, task_id), {}, body_of(other.task_id))
@@ -1090,25 +1090,25 @@ class TestAdoption:
         assert not handle.is_done
 
     async def test_a_task_the_service_said_it_had_refused_is_a_ghost(
-        self, clock: Clock, sandbox: Sandbox, hearing: KieSession, caplog: pytest.LogCaptureFixture
+        self, clock: Clock, sandbox: Sandbox, signed_kie: KieSession, caplog: pytest.LogCaptureFixture
     ) -> None:
         sandbox.faults.refuse_but_create_next = 1
         with pytest.raises(RequestRejected):
-            await begin(hearing)
+            await begin(signed_kie)
         (task_id,) = sandbox.tasks
 
         sandbox.finish(task_id)
-        await eventually(lambda: hearing.stats().settled_by_callback)
+        await eventually(lambda: signed_kie.stats().settled_by_callback)
 
-        stats = hearing.stats()
+        stats = signed_kie.stats()
         assert (stats.ghost_creates, stats.creates, stats.credits_consumed) == (1, 0, 1.0)
         assert f"task {task_id} exists although its create was refused" in caplog.text
 
     async def test_a_refused_create_whose_callback_came_first_is_a_ghost_too(
-        self, sandbox: Sandbox, hearing: KieSession
+        self, sandbox: Sandbox, signed_kie: KieSession
     ) -> None:
         sandbox.faults.refuse_but_create_next, sandbox.faults.early_callback = 1, 1.0
 
         with pytest.raises(RequestRejected):
-            await begin(hearing)
-        await eventually(lambda: hearing.stats().ghost_creates)
+            await begin(signed_kie)
+        await eventually(lambda: signed_kie.stats().ghost_creates)

@@ -1,4 +1,4 @@
-"""Formulas of trust, held against a file of vectors that any language can read.
+"""Tests signatures and callback addresses against a file of vectors that any language can read.
 
 The expected values come from the standard library alone, never from the package.
 """
@@ -131,7 +131,7 @@ def test_a_refusal_knows_the_status_to_answer(
     assert caught.value.status == status
 
 
-def test_a_refusal_does_not_tell_the_right_signature() -> None:
+def test_a_refusal_does_not_hold_the_right_signature() -> None:
     with pytest.raises(CallbackRejected) as caught:
         verify(TASK, TIMESTAMP, "wrong", keys=[KEY], now=NOW, tolerance_s=300)
     assert SIGNATURE not in f"{caught.value!r} {caught.value} {caught.value.__dict__}"
@@ -150,13 +150,13 @@ def test_a_tolerance_that_is_no_number_lets_nothing_through(tolerance_s: float) 
 
 
 class _Counted(list[bytes]):
-    """Keys that count how many of them were looked at."""
+    """Keys that count how many of them were tried."""
 
-    last_polled_at = 0
+    tried_count = 0
 
     def __iter__(self) -> Iterator[bytes]:
         for key in super().__iter__():
-            self.last_polled_at += 1
+            self.tried_count += 1
             yield key
 
 
@@ -164,7 +164,7 @@ class _Counted(list[bytes]):
 def test_every_key_is_tried_whichever_fits(keys: list[bytes]) -> None:
     counted = _Counted(keys)
     verify(TASK, TIMESTAMP, SIGNATURE, keys=counted, now=NOW, tolerance_s=300)
-    assert counted.last_polled_at == 3
+    assert counted.tried_count == 3
 
 
 @given(
@@ -282,7 +282,7 @@ def test_a_right_mac_is_not_known_under_other_secrets() -> None:
 def test_every_secret_is_tried_whichever_fits(secrets: list[bytes]) -> None:
     counted = _Counted(secrets)
     is_valid_mac(INTENT, callback_mac(INTENT, secret=SECRET), callback_secrets=counted)
-    assert counted.last_polled_at == 3
+    assert counted.tried_count == 3
 
 
 def test_a_mac_belongs_to_one_intent() -> None:

@@ -1,4 +1,4 @@
-"""Every way to mount a receiver, each behind a real socket, and a caller that sends the bytes it is told."""
+"""Every way to mount a receiver, each behind a real socket, and a client that sends raw requests to it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ PATH = "/kie"
 Pairs = Iterable[tuple[str, str]]
 
 
-# --- the caller ----------------------------------------------------------------------------------
+# --- the client ----------------------------------------------------------------------------------
 
 
 @attrs.frozen
-class Heard:
+class Answer:
     """An answer."""
 
     status: int
@@ -51,7 +51,7 @@ def request(path: str, headers: Pairs = (), body: bytes = b"", *, method: str = 
     return "\r\n".join([*lines, "", ""]).encode("utf-8", "surrogatepass") + body
 
 
-class Line:
+class Connection:
     """A connection to a receiver."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -62,16 +62,16 @@ class Line:
             self._writer.write(part)
             await self._writer.drain()
 
-    async def hear_head(self) -> Heard:
+    async def read_head(self) -> Answer:
         """Return the next answer up to its body; IncompleteReadError when there is none."""
         head = (await self._reader.readuntil(b"\r\n\r\n")).decode().removesuffix("\r\n\r\n")
-        return Heard(int(head.split(" ", 2)[1]), head, b"")
+        return Answer(int(head.split(" ", 2)[1]), head, b"")
 
-    async def hear(self) -> Heard:
+    async def read_answer(self) -> Answer:
         """Return the next answer."""
-        heard = await self.hear_head()
+        answer = await self.read_head()
         return attrs.evolve(
-            heard, body=await self._reader.readexactly(int(heard.header("Content-Length") or 0))
+            answer, body=await self._reader.readexactly(int(answer.header("Content-Length") or 0))
         )
 
     def write(self, data: bytes) -> None:
@@ -83,7 +83,7 @@ class Line:
         return self._reader.at_eof()
 
     async def is_closed(self) -> bool:
-        """Wait until the other side closes; what it still says is dropped."""
+        """Wait until the other side closes; what it still sends is dropped."""
         try:
             while await self._reader.read(65_536):
                 pass
@@ -98,20 +98,20 @@ class Line:
 
 
 @asynccontextmanager
-async def line_to(port: int, host: str = "127.0.0.1") -> AsyncIterator[Line]:
+async def connect_to(port: int, host: str = "127.0.0.1") -> AsyncIterator[Connection]:
     """Return a connection that is closed at the end of the block."""
-    line = Line(*await asyncio.open_connection(host, port))
+    connection = Connection(*await asyncio.open_connection(host, port))
     try:
-        yield line
+        yield connection
     finally:
-        await line.close()
+        await connection.close()
 
 
-async def knock(port: int, path: str, headers: Pairs = (), body: bytes = b"", **more: Any) -> Heard:
+async def post(port: int, path: str, headers: Pairs = (), body: bytes = b"", **more: Any) -> Answer:
     """Send one request over a connection of its own and return the answer."""
-    async with line_to(port) as line:
-        await line.send(request(path, headers, body, **more))
-        return await line.hear()
+    async with connect_to(port) as connection:
+        await connection.send(request(path, headers, body, **more))
+        return await connection.read_answer()
 
 
 # --- the mounts ----------------------------------------------------------------------------------
@@ -144,7 +144,7 @@ async def aiohttp_on(app: web.Application, listening: socket.socket | None = Non
 
 
 class _Uvicorn(uvicorn.Server):
-    """Leaves the signals of the test process alone, and leaves at once where uvicorn looks every 0.1 s."""
+    """Leaves the signals of the test process alone, and leaves at once where uvicorn checks every 0.1 s."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
