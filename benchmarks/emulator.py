@@ -2,8 +2,8 @@
 
 A parser by hand, since a web framework would be as slow as the clients. Besides the API it answers
 ``POST /__config`` (`Settings` as JSON; all tasks and counts are forgotten), ``GET /__stats``,
-``GET /__finish`` (when each task ended and when its callback left) and ``POST /__end`` (every task that
-goes on ends now). Instants are those of CLOCK_MONOTONIC: `time.monotonic` of any process beside it.
+``GET /__finish`` (when each task ended and when its callback left), ``POST /__end`` (every task that goes
+on ends now) and ``POST /__hang_up`` (connections kept for callbacks close). Instants are those of CLOCK_MONOTONIC: `time.monotonic` of any process beside it.
 """
 
 from __future__ import annotations
@@ -83,6 +83,10 @@ class Emulator:
         """End all tasks in one instant; return how many."""
         return int(await self._ask("POST", "/__end"))
 
+    async def hang_up(self) -> None:
+        """Close the connections kept for callbacks; callbacks still waiting are forgotten."""
+        await self._ask("POST", "/__hang_up")
+
     async def _ask(self, method: str, path: str, body: bytes = b"") -> Any:
         head = f"{method} {path} HTTP/1.1\r\nHost: emulator\r\nContent-Length: {len(body)}\r\n\r\n"
         self._writer.write(head.encode() + body)
@@ -124,6 +128,8 @@ class Service:
                 "ended": {task.task_id: task.ends_at for task in tasks if task.ends_at <= now},
                 "sent": {task.task_id: task.sent_at for task in tasks if task.sent_at is not None},
             }
+        if request.path == "/__hang_up":
+            return self._poster.close()
         return world.end_all()
 
 
