@@ -45,7 +45,7 @@ class Traces:
     """What a crowd could leave behind in a process."""
 
     objects: Counter[str]
-    """Of our types, but for the last entries of a heap that hold no handle any more; and the loop's tasks."""
+    """Of our types, but for closed entries that still stand in the wheel; and the loop's tasks."""
     resident_mib: float
     traced_mib: float
 
@@ -56,7 +56,7 @@ class Traces:
             type(found).__qualname__
             for found in gc.get_objects()
             if str(type(found).__module__).startswith("kie_async")
-            and not (type(found) is PollEntry and not found.handle)
+            and not (type(found) is PollEntry and found.is_closed)
         )
         objects["task of the loop"] = len(asyncio.all_tasks())
         traced = tracemalloc.get_traced_memory()[0] if tracemalloc.is_tracing() else 0
