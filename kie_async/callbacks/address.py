@@ -39,12 +39,12 @@ def callback_mac(intent_id: str, *, secret: bytes) -> str:
 
 
 def is_valid_mac(intent_id: str, mac: str, *, callback_secrets: Iterable[bytes]) -> bool:
-    """Tell whether *mac* belongs to *intent_id* under any of the secrets."""
+    """Return whether *mac* belongs to *intent_id* under any of the secrets."""
     if not _INTENT_ID.fullmatch(intent_id) or not _MAC.fullmatch(mac):
         return False
     # Every delivery comes through here: reading the given mac costs a tenth of spelling the right one.
     given = int(mac.encode().translate(_BASE32_AS_INT_DIGITS), 32).to_bytes(_MAC_BYTES, "big")
-    # No early end: the time this takes must not tell which secret fits.
+    # No early end: the time this takes must not show which secret fits.
     matches = [
         hmac.compare_digest(_mac_bits(_mac_digest(intent_id, secret)), given) for secret in callback_secrets
     ]

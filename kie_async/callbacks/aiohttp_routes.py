@@ -1,4 +1,4 @@
-"""Routes for an aiohttp application that receive callbacks, and what the server of our own shares with them."""
+"""Receives callbacks in an aiohttp application: its routes, and how a body is read and an answer built."""
 
 from __future__ import annotations
 

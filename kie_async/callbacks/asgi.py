@@ -1,4 +1,4 @@
-"""An ASGI 3 application that receives callbacks, for FastAPI, Starlette, Litestar and Django."""
+"""Receives callbacks in any ASGI 3 application: FastAPI, Starlette, Litestar, Django."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from ..errors import CallbackRejected
 BODY_TIMEOUT_S = 10.0
 
 _ZLIB_OR_GZIP = 32 + zlib.MAX_WBITS
-"""Lets zlib tell by the header which of the two it is."""
+"""Makes zlib find out from the header which of the two it is."""
 
 
 async def read_body(

@@ -1,6 +1,6 @@
 """Receives callbacks: checks the address before the body, then the signature, then asks whose task it is.
 
-Whether to believe what a delivery says of the task is for the session to decide.
+What a delivery says of the task is passed on as it stands: the session decides whether to trust it.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def verify(
         raise CallbackRejected("malformed task id", 400)
     given = signature.encode("utf-8", "surrogatepass")
     # The encoded texts are compared: base64 has several spellings of the same bytes, and one is right.
-    # No early end: the time this takes must not tell which key fits.
+    # No early end: the time this takes must not show which key fits.
     matches = [hmac.compare_digest(sign(task_id, timestamp, key=key).encode(), given) for key in keys]
     if not any(matches):
         raise CallbackRejected("wrong signature")
