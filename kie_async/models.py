@@ -86,6 +86,11 @@ class TaskRecord:
         return param if inner is None else {**param, "input": inner}
 
     @property
+    def is_complete(self) -> bool:
+        """Tell whether it says enough to act on: a known state, and a success has a result with it."""
+        return self.state is not TaskState.UNKNOWN and (self.state is not TaskState.SUCCESS or self.has_result)
+
+    @property
     def has_result(self) -> bool:
         """Tell whether there is anything to hand out."""
         return bool(self.urls or self.result_object)

@@ -21,7 +21,7 @@ import pytest
 from support.crowd import Crowd, until
 from support.delivering import aiohttp_on
 from support.readme import ROOT, command, fences
-from test_bots_aiogram import telegram, update
+from support.telegram import telegram, update
 
 from kie_async import Sandbox
 from kie_async.sandbox import Fixed

@@ -17,34 +17,12 @@ from aiohttp import web
 from conftest import HMAC_KEY, NO_LIMITS
 from support.crowd import NOW_AND_THEN, Crowd, Running, play, wish_of
 from support.delivering import aiohttp_on
+from support.telegram import telegram, update
 
 from kie_async import CallbackReceiver, KieSession, Sandbox, TaskDetached, TaskHandle
 
 if TYPE_CHECKING:
     from aiogram.types import Message
-
-
-def telegram(crowd: Crowd) -> web.Application:
-    """Return the Bot API, as far as it is asked here."""
-
-    async def call(request: web.Request) -> web.Response:
-        form = await request.post()
-        assert request.match_info["method"] == "sendMessage"
-        crowd.hear(int(str(form["chat_id"])), str(form["text"]))
-        chat = {"id": int(str(form["chat_id"])), "type": "private"}
-        return web.json_response({"ok": True, "result": {"message_id": 1, "date": 0, "chat": chat}})
-
-    app = web.Application()
-    app.router.add_post("/bot42:TOKEN/{method}", call)
-    return app
-
-
-def update(user: int) -> dict[str, Any]:
-    """Return what Telegram posts when a user writes."""
-    sender = {"id": user, "is_bot": False, "first_name": "Ada"}
-    chat = {"id": user, "type": "private"}
-    message = {"message_id": 7, "date": 0, "chat": chat, "from": sender, "text": "make me talk"}
-    return {"update_id": user, "message": message}
 
 
 def bot_application(kie: KieSession, receiver: CallbackReceiver, telegram_url: str) -> web.Application:

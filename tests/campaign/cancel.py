@@ -28,7 +28,7 @@ from support.misbehaving import Misbehaving, Peer, answer, certified, created, r
 from kie_async import CreateOutcomeUnknown, KieError, KieSession, Limits, Rate, TaskHandle
 from kie_async.engine.pending_creates import Phase
 from kie_async.journal.base import Intent, IntentState
-from kie_async.journal.memory import Journal
+from kie_async.journal.memory import MemoryJournal
 from kie_async.journal.sqlite import SqliteJournal
 
 _LIMITS = Limits(create=Rate(1000, per_s=0.01))
@@ -101,7 +101,7 @@ class _Tasks:
             await peer.send(answer(created(self.ids[-1])))
 
 
-class _SlowJournal(Journal):
+class _SlowJournal(MemoryJournal):
     def __init__(self, wait: Callable[[], Awaitable[object]]) -> None:
         super().__init__()
         self._wait = wait
@@ -152,7 +152,7 @@ def _journal_of(point: Point, path: Path) -> Journal:
         return _SlowJournal(lambda: asyncio.sleep(point.commit_s))
     if point.journal == "thread":
         return _SlowJournal(lambda: asyncio.to_thread(time.sleep, point.commit_s))
-    return _SlowFile(path, point.commit_s) if point.journal == "file" else Journal()
+    return _SlowFile(path, point.commit_s) if point.journal == "file" else MemoryJournal()
 
 
 async def _give_up(kie: KieSession, point: Point) -> TaskHandle | BaseException:
