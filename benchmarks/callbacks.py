@@ -224,7 +224,9 @@ async def settling(rounds: int) -> list[Figure]:
     for _ in range(rounds):
         receiver = CallbackReceiver([KEY])
         async with session(receiver, "http://127.0.0.1:9/kie", 1000) as (kie, sandbox):
-            waiting = [asyncio.ensure_future(_result(handle)) for handle in kie._engine.tracker.registry.handles]
+            waiting = [
+                asyncio.ensure_future(_result(handle)) for handle in kie._engine.tracker.registry.handles
+            ]
             await asyncio.sleep(0)
             given = [
                 (

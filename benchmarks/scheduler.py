@@ -98,9 +98,7 @@ async def scheduler(count: int, looks: Looks, loop: Any, period_s: float) -> Asy
     poller.start(Nobody())
     deadline = loop.time() + 10**6
     for number in range(count):  # spread over a period
-        poller.track(
-            f"{number:032x}", model="", deadline=deadline, expects_callback=False, at_once=True
-        )
+        poller.track(f"{number:032x}", model="", deadline=deadline, expects_callback=False, at_once=True)
     try:
         yield
     finally:

@@ -222,8 +222,6 @@ class Run:
         raise AssertionError(key)
 
 
-
-
 def run(schedule: PollSchedule, durations: Durations, *, tasks: int, seed: int, **options: Any) -> Found:
     """Run so many tasks of one kind."""
     return _run(schedule, lambda rng, _: durations(rng), tasks, seed=seed, **options)

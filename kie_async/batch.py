@@ -92,9 +92,7 @@ class Batch:
     Under ``async with`` that is so when the block ends, else as soon as nobody holds the batch.
     """
 
-    def __init__(
-        self, requests: Requests, engine: Engine, *, download_to: str | Path | None = None
-    ) -> None:
+    def __init__(self, requests: Requests, engine: Engine, *, download_to: str | Path | None = None) -> None:
         self._run = _BatchRun(requests, engine, download_to)
 
     def __aiter__(self) -> Self:
@@ -251,7 +249,9 @@ class _BatchRun:
     async def _run_one(self, index: int, request: TaskRequest) -> None:
         try:
             outcome = await self._settled(Outcome(index=index, ref=request.ref, request=request))
-            await self._unread_slots.acquire()  # with room still taken: a reader who is slow slows the pulling
+            await (
+                self._unread_slots.acquire()
+            )  # with room still taken: a reader who is slow slows the pulling
         finally:
             self._slots.release()
         try:

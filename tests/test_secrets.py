@@ -57,7 +57,10 @@ class Plans(Notes):
 
     def follow(self, tracker: Any) -> None:
         begin = tracker.begin
-        tracker.begin = lambda intent, request: (self.planned.append(intent.intent_id), begin(intent, request))[1]
+        tracker.begin = lambda intent, request: (
+            self.planned.append(intent.intent_id),
+            begin(intent, request),
+        )[1]
 
     @property
     def macs(self) -> list[str]:
@@ -330,7 +333,9 @@ async def test_the_parts_that_sign_and_verify_show_none_of_their_keys() -> None:
     kie, receiver = signing_session()
     async with kie:
         engine: Any = kie._engine
-        assert not secrets_in(shown_by(receiver) + shown_by(engine.inbox) + shown_by(engine.settings.callbacks), [])
+        assert not secrets_in(
+            shown_by(receiver) + shown_by(engine.inbox) + shown_by(engine.settings.callbacks), []
+        )
 
 
 @pytest.mark.parametrize(

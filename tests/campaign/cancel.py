@@ -27,7 +27,7 @@ from support.misbehaving import Misbehaving, Peer, answer, certified, created, r
 
 from kie_async import CreateOutcomeUnknown, KieError, KieSession, Limits, Rate, TaskHandle
 from kie_async.engine.pending_creates import Phase
-from kie_async.journal.base import Intent, IntentState
+from kie_async.journal.base import Intent, IntentState, Journal
 from kie_async.journal.memory import MemoryJournal
 from kie_async.journal.sqlite import SqliteJournal
 

@@ -56,11 +56,6 @@ LEARNED = {
     "ends": [3.9] + [0.0] * (BINS - 1),
     "entries": [4.0] + [0.0] * BINS,
 }
-    "bins": [0.08, 0.5, BINS],
-    "seen": 3.94,
-    "ends": [3.9] + [0.0] * (BINS - 1),
-    "entries": [4.0] + [0.0] * BINS,
-}
 
 
 async def test_refs_ids_and_durations_of_the_former_version_are_known(tmp_path: Path) -> None:
