@@ -61,6 +61,7 @@ __all__ = [
     "BudgetExceeded",
     "CallbackReceiver",
     "CallbackRejected",
+    "CallbackVerdict",
     "CreateOutcomeUnknown",
     "CreatesHalted",
     "DownloadFailed",
@@ -104,5 +105,4 @@ __all__ = [
     "TransportError",
     "UploadRefused",
     "UploadedFile",
-    "CallbackVerdict",
 ]

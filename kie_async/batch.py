@@ -249,9 +249,7 @@ class _BatchRun:
     async def _run_one(self, index: int, request: TaskRequest) -> None:
         try:
             outcome = await self._settled(Outcome(index=index, ref=request.ref, request=request))
-            await (
-                self._unread_slots.acquire()
-            )  # with room still taken: a reader who is slow slows the pulling
+            await self._unread_slots.acquire()  # with the slot still taken: a slow reader slows the pulling
         finally:
             self._slots.release()
         try:

@@ -84,7 +84,7 @@ class TaskHandle:
         self.task_id = task_id
         """The service's id; empty while the task is not known to exist."""
         self.intent_id = intent_id
-        """The session's own id of the create, as journals and messages have it; empty for an attached task."""
+        """The session's own id of the create, as in journals and messages; empty for an attached task."""
         self.request = request
         """What was asked for; None for an attached or resumed task."""
         self.ref = request.ref if request else ref

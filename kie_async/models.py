@@ -88,9 +88,9 @@ class TaskRecord:
     @property
     def is_complete(self) -> bool:
         """Tell whether it says enough to act on: a known state, and a success has a result with it."""
-        return self.state is not TaskState.UNKNOWN and (
-            self.state is not TaskState.SUCCESS or self.has_result
-        )
+        if self.state is TaskState.SUCCESS:
+            return self.has_result
+        return self.state is not TaskState.UNKNOWN
 
     @property
     def has_result(self) -> bool:

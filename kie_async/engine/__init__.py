@@ -1,1 +1,1 @@
-"""Where the wings meet: one module for each journey of a task. It alone builds the parts and knows them all."""
+"""Where the wings meet: one module for each journey of a task. It alone builds and knows all parts."""

@@ -15,7 +15,7 @@ SHUTDOWN_GRACE_S = 10.0
 CLOSED = "the session is closed; open a new one"
 
 Work = Coroutine[Any, Any, TaskHandle | KieError]
-"""A whole create, until it is known what became of it. It returns its error: there may be nobody to raise it to."""
+"""A whole create. It returns its error: there may be nobody left to raise it to."""
 _Running = asyncio.Task[TaskHandle | KieError]
 
 

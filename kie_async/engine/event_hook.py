@@ -19,7 +19,7 @@ class EventHook:
         self._on_event = on_event
 
     def emit(self, kind: EventKind, handle: TaskHandle, source: Source | None = None) -> None:
-        """Call the hook at the loop's next turn: a callback is answered before any code of the user's runs."""
+        """Call the hook at the loop's next turn: callbacks are answered before code of the user's runs."""
         if self._on_event is None:
             return
         event = SessionEvent(

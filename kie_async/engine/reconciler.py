@@ -73,15 +73,14 @@ class Reconciler:
         if found is None or not self._is_open(pending):
             return
         record, url = found
-        if url is None or not self._callbacks.is_address_of(pending.intent.intent_id, url):
+        is_ours = url is not None and self._callbacks.is_address_of(pending.intent.intent_id, url)
+        if not is_ours or not _fits(pending.handle, record):
             self._counters.reject("adoption of another task")
-        elif not _fits(pending.handle, record):
-            self._counters.reject("adoption of another task")
-        else:
-            try:
-                await self.adopt(pending.handle, record, adopted_by="callback")
-            except (InvalidRequest, JournalError) as exc:
-                _log.error("task %s could not be adopted: %s", task_id, exc)
+            return
+        try:
+            await self.adopt(pending.handle, record, adopted_by="callback")
+        except (InvalidRequest, JournalError) as exc:
+            _log.error("task %s could not be adopted: %s", task_id, exc)
 
     async def _confirm(self, task_id: str) -> tuple[TaskRecord, str | None] | None:
         """Return the service's own record and the callback URL in it; None if it cannot be had."""

@@ -264,9 +264,9 @@ class TaskTracker:
 
     def expire_if_late(self, pending: PendingCreate) -> None:
         """Expire a create whose deadline passed while somebody was deciding on it."""
-        if pending.phase is Phase.UNKNOWN and pending.is_awaited:
-            if pending.handle.deadline <= asyncio.get_running_loop().time():
-                self.expire_pending(pending)
+        is_waiting = pending.phase is Phase.UNKNOWN and pending.is_awaited
+        if is_waiting and pending.handle.deadline <= asyncio.get_running_loop().time():
+            self.expire_pending(pending)
 
     def abandon(self, handle: TaskHandle) -> None:
         """Settle a handle that its user gave up; see `TaskHandle.abandon`."""

@@ -45,9 +45,9 @@ class QueryClient:
         """
         response = await self._answer(task_id)
         digest = hash(response.body)
-        if unless is not None and unless.last_digest == digest and response.status == 200:
-            if (known := unless.last_record) is not None:
-                return known
+        is_same = unless is not None and unless.last_digest == digest and response.status == 200
+        if is_same and unless is not None and unless.last_record is not None:
+            return unless.last_record
         record = self._decoded(decode_query, response, task_id)
         if unless is not None:
             is_over = record.state.is_terminal

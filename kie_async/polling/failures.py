@@ -28,7 +28,7 @@ class Decision(Enum):
 
 
 class FailurePolicy:
-    """Judges failed polls: a task that is paid is given up only when the service says no three times in a row."""
+    """Judges failed polls: a paid task is given up only when the service says no three times in a row."""
 
     def __init__(self, rate_limiter: RateLimiter, *, grace_s: float, rng: random.Random) -> None:
         self._rate_limiter = rate_limiter

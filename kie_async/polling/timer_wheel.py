@@ -1,4 +1,4 @@
-"""Wakes the poller when a poll or a deadline is due: buckets by the tick and one timer, for any number of tasks."""
+"""Wakes the poller when a poll or a deadline is due: buckets by the tick, and one timer for all tasks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ROUNDING_S = 1e-6
 
 
 class TimerWheel:
-    """Calls *on_due* when anything is due; `take_due` hands it out then. No task, no timer, no heap entry each.
+    """Calls *on_due* when anything is due; `take_due` hands it out then. No task and no timer for each.
 
     What comes soon stands under its tick. All else waits in one list, which is looked through once a
     minute: whoever is on it needs no other place, however often its poll is put off.
