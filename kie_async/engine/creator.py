@@ -35,7 +35,7 @@ from ..journal.memory import Journal
 from ..limits.budget import BudgetGuard
 from ..limits.circuit_breaker import CircuitBreaker
 from ..limits.rate_limiter import RateLimiter
-from ..wire.requests import WireRequest, addressed, encode_create
+from ..wire.requests import WireRequest, encode_create, with_callback_url
 from .files_tmp import Files
 from .pending_creates import Intents
 from .reconciler import fits
@@ -170,7 +170,7 @@ class TaskCreator:
     def _addressed(self, request: WireRequest, intent_id: str) -> WireRequest:
         """Return *request* with the intent's address in it, which no frame that can raise later holds."""
         url = self._address(intent_id)
-        return request if url is None else addressed(request, url)
+        return request if url is None else with_callback_url(request, url)
 
     async def _send(
         self,

@@ -174,7 +174,7 @@ class Engine:
             watcher.cancel()
         await asyncio.gather(*self._watchers, return_exceptions=True)
         await self.table.drain()
-        if (learned := self._timetable.worth_keeping(1)) is not None:
+        if (learned := self._timetable.take_learned(1)) is not None:
             await self._keep(learned)
         self._detach_all()
         for part in (self._creates, self._queries, self.files, self.journal):

@@ -128,11 +128,7 @@ class InFlight:
         self._settle(handle, record, source)
 
     def _settle(self, handle: TaskHandle, record: TaskRecord, source: Source) -> None:
-        self._counters.credits_consumed += record.credits or 0.0
-        if source is Source.CALLBACK:
-            self._counters.settled_by_callback += 1
-        else:
-            self._counters.settled_by_poll += 1
+        self._counters.settle(record, source)
         self.close(handle, outcome_of(record), source)
 
     def close(self, handle: TaskHandle, outcome: TaskResult | KieError, source: Source | None = None) -> None:

@@ -136,15 +136,15 @@ class Poller:
         told_s = age_s if record.duration_s is None and source is Source.CALLBACK else record.duration_s
         ran_s = self._ran_s(watch, age_s, told_s)
         if ran_s is not None:
-            self._timetable.finished(self._model(watch), ran_s, seen_s=watch.seen_s)
+            self._timetable.note_finished(self._model(watch), ran_s, seen_s=watch.seen_s)
             if watch.expects_callback and source is Source.POLL:
-                self._timetable.lost.found_ended(handle._intent_id, now, late_s=age_s - ran_s)
+                self._timetable.callback_loss.note_polled_end(handle._intent_id, now, late_s=age_s - ran_s)
                 self._wait_for_callback()
         if source is Source.CALLBACK:
-            self._timetable.lost.came(handle._intent_id, is_news=True)
+            self._timetable.callback_loss.note_callback(handle._intent_id, is_news=True)
         self.forget(handle)
         self._tighten()
-        if (learned := self._timetable.worth_keeping()) is not None:
+        if (learned := self._timetable.take_learned()) is not None:
             self._keep(learned)
 
     def _ran_s(self, watch: PollEntry, age_s: float, told_s: float | None) -> float | None:
@@ -157,23 +157,23 @@ class Poller:
 
     def note_late_callback(self, intent_id: str) -> None:
         """Learn that a callback came for a task whose end was known: it was not lost."""
-        self._timetable.lost.came(intent_id, is_news=False)
+        self._timetable.callback_loss.note_callback(intent_id, is_news=False)
 
     def _wait_for_callback(self) -> None:
         """Judge what is missing when its time is over, though nothing else may be due then."""
-        until = self._timetable.lost.until
+        until = self._timetable.callback_loss.next_expiry
         if self._grace is None and until < math.inf and not self._is_closed:
             self._grace = self._loop.call_at(until + TICK_S, self._miss)
 
     def _miss(self) -> None:
         self._grace = None
-        self._timetable.lost.give_up(self._now())
+        self._timetable.callback_loss.expire(self._now())
         self._tighten()
         self._wait_for_callback()
 
     def _tighten(self) -> None:
         """Bring looks forward if callbacks turn out to be lost; the rest is put off when it comes due."""
-        if not self._timetable.is_tighter():
+        if not self._timetable.should_replan():
             return
         now = self._now()
         for watch in self._agenda.watches():
@@ -201,7 +201,7 @@ class Poller:
     def _is_by_callback(self, watch: PollEntry) -> bool:
         if not watch.expects_callback:
             return False
-        if self._probes and self._timetable.lost.is_proven:
+        if self._probes and self._timetable.callback_loss.is_proven:
             self._probes.clear()
         return watch not in self._probes
 
@@ -319,7 +319,7 @@ class Poller:
         age_s = watch.last_polled_at - watch.since
         if watch.seen_s != math.inf:
             if self._schedule.learns:
-                self._timetable.still_running(self._model(watch), watch.seen_s, age_s)
+                self._timetable.note_running(self._model(watch), watch.seen_s, age_s)
         elif record.created_at and record.updated_at and record.updated_at > record.created_at:
             # An older task: its age is no less than that, by the service's own clock alone.
             watch.since = min(
