@@ -154,7 +154,7 @@ class Run:
         self.creates = RateLimiter(creates, now=loop.time)
         table = PollPlanner(schedule)
         for _ in range(known):
-            table.finished(MODEL, durations(self.rng, 0), seen_s=0.0)
+            table.note_finished(MODEL, durations(self.rng, 0), seen_s=0.0)
         self.poller = Poller(
             self,  # type: ignore[arg-type]  (of a query client it reads records only)
             RateLimiter(queries, now=loop.time),

@@ -30,7 +30,7 @@ from ..inputs.request import TaskRequest
 from ..journal.base import Intent, IntentState, TaskAlreadyBound, log_failed_note
 from ..limits.admission import Admission
 from ..limits.budget import BudgetGuard
-from ..wire.requests import WireRequest, addressed, encode_create
+from ..wire.requests import WireRequest, encode_create, with_callback_url
 from .create_runner import CLOSED, CreateRunner
 from .pending_creates import PendingCreate
 from .reconciler import Reconciler
@@ -152,7 +152,7 @@ class TaskCreator:
     def _addressed(self, request: WireRequest, intent_id: str) -> WireRequest:
         """Return *request* with the intent's address in it, which no frame that can raise later holds."""
         url = self._callbacks.address_of(intent_id)
-        return request if url is None else addressed(request, url)
+        return request if url is None else with_callback_url(request, url)
 
     async def _run(self, pending: PendingCreate, call: CreateCall, timeout_s: float) -> TaskHandle | KieError:
         """Return what became of a create: there may be nobody left to take an error that is raised."""

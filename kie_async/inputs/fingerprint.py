@@ -1,4 +1,4 @@
-"""TODO"""
+"""Digests a request, so that one ref is never used for two different ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .request import TaskRequest
 
 
 def fingerprint(request: TaskRequest) -> bytes:
-    """Return what tells one request from another: a digest of model, input and the files in it.
+    """Return a digest of model, input and the files in it; equal requests have equal digests.
 
     Reads the files, so call it from a thread.
 

@@ -27,22 +27,22 @@ class Learner:
         is_told = record.duration_s is not None or source is not Source.CALLBACK
         ran_s = _ran_s(entry, age_s, record.duration_s if is_told else age_s)
         if ran_s is not None:
-            self._planner.finished(entry.model or record.model, ran_s, seen_s=entry.last_seen_running_s)
+            self._planner.note_finished(entry.model or record.model, ran_s, seen_s=entry.last_seen_running_s)
             if entry.expects_callback and source is Source.POLL:
-                self._planner.lost.found_ended(intent_id, now, late_s=age_s - ran_s)
+                self._planner.loss.note_polled_end(intent_id, now, late_s=age_s - ran_s)
         if source is Source.CALLBACK:
-            self._planner.lost.came(intent_id, is_news=True)
+            self._planner.loss.note_callback(intent_id, is_news=True)
 
     def record_late_callback(self, intent_id: str) -> None:
         """Take in that a callback came for a task whose end was known: it was not lost."""
-        self._planner.lost.came(intent_id, is_news=False)
+        self._planner.loss.note_callback(intent_id, is_news=False)
 
     def record_running(self, entry: PollEntry, record: TaskRecord) -> None:
         """Take in that a poll found a task running."""
         age_s = entry.last_polled_at - entry.begun_at
         if entry.last_seen_running_s != math.inf:
             if self._planner.schedule.learns:
-                self._planner.still_running(entry.model, entry.last_seen_running_s, age_s)
+                self._planner.note_running(entry.model, entry.last_seen_running_s, age_s)
         elif record.created_at and record.updated_at and record.updated_at > record.created_at:
             # An older task: its age is no less than that, by the service's own clock alone.
             known_s = (record.updated_at - record.created_at).total_seconds()
