@@ -1,4 +1,4 @@
-"""What a callback costs, and whether strangers can keep genuine ones from being heard.
+"""Measures what a callback costs, and whether strangers can keep genuine ones from being taken in.
 
 Beside our mounts stand two handlers of plain aiohttp.web: one that only reads the body, and one that
 also parses it and verifies its signature. Ratios are of CPU seconds of this process; the requests come
@@ -26,7 +26,7 @@ from kie_async.sandbox import Never
 
 from .decode import readers
 from .load import Load
-from .measuring import OUR_CORE, Figure, alternating, cpu_s, parser, pin, quantile, ratios, tell
+from .measuring import OUR_CORE, Figure, alternating, cpu_s, parser, pin, quantile, ratios, report
 
 KEY = "a-key-from-the-settings"
 SECRET = b"a callback secret"
@@ -141,9 +141,9 @@ async def cost(load: Load, rounds: int) -> list[Figure]:
 
                 async def send() -> None:
                     nonlocal seconds
-                    told = await load.ask("burst", port=port, requests=[wanted], count=CHUNK, lines=LINES)
-                    assert told["statuses"] == {"200": CHUNK}, told
-                    seconds = told["seconds"]
+                    answer = await load.ask("burst", port=port, requests=[wanted], count=CHUNK, lines=LINES)
+                    assert answer["statuses"] == {"200": CHUNK}, answer
+                    seconds = answer["seconds"]
 
                 spent = await cpu_s(send)
                 walls.setdefault(name, []).append(CHUNK / seconds)
@@ -198,8 +198,8 @@ async def cost(load: Load, rounds: int) -> list[Figure]:
 
 def _a_body() -> bytes:
     """Return a callback as the service documents it, compact as its answers are, 700 bytes long."""
-    told = {"model": "kling/ai-avatar-pro", "callBackUrl": f"https://bot.example.org{PATH}"}
-    param = json.dumps(told, separators=(",", ":"))
+    create = {"model": "kling/ai-avatar-pro", "callBackUrl": f"https://bot.example.org{PATH}"}
+    param = json.dumps(create, separators=(",", ":"))
     data = {
         "taskId": TASK,
         "model": "kling/ai-avatar-pro",
@@ -287,13 +287,13 @@ async def abused(load: Load, stranger: Load, seconds: int) -> list[Figure]:
                 )
             )
             await asyncio.sleep(1.5)
-            lags, told = await _lag_while(
+            lags, answer = await _lag_while(
                 load.ask("genuine", port=served.port, requests=genuine, per_s=GENUINE_PER_S)
             )
             strangers = await abuse
-            accepted = [told["statuses"].get("200", 0) / count]
+            accepted = [answer["statuses"].get("200", 0) / count]
             assert kie.stats().settled_by_callback == accepted[0] * count, kie.stats()
-    ms = [value * 1000 for value in told["seconds"]]
+    ms = [value * 1000 for value in answer["seconds"]]
     return [
         Figure(
             name="slow connections held open", values=[strangers["slow_open"]], unit="", at_least=SLOW * 0.9
@@ -324,7 +324,7 @@ async def _lag_while(work: Any) -> tuple[list[float], Any]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the benchmark; with ``--check`` the exit status tells whether the bars were met."""
+    """Run the benchmark; with ``--check`` the exit status says whether the bars were met."""
     options = parser("callbacks", __doc__)
     options.add_argument("--rounds", type=int, default=ROUNDS)
     options.add_argument("--seconds", type=int, default=SECONDS, help="of abuse")
@@ -339,4 +339,4 @@ def main(argv: Sequence[str]) -> int:
                 *await abused(load, stranger, asked.seconds),
             ]
 
-    return tell(asyncio.run(run()), check=asked.check, to=asked.json)
+    return report(asyncio.run(run()), check=asked.check, to=asked.json)

@@ -1,4 +1,4 @@
-"""What a create costs beside aiohttp alone: without a journal on disk, and with the durable one.
+"""Measures what a create costs beside aiohttp alone: without a journal on disk, and with the durable one.
 
 All of them use a new connection for each create, as many at once, against one emulated service. Rates
 are per CPU second of this process, the thread of the journal included; chunks alternate.
@@ -16,7 +16,7 @@ from kie_async import KieSession, PollSchedule
 
 from .emulator import AVATAR, AVATAR_INPUT, Emulator
 from .floor import CREATES, Bare, at_most, free_session
-from .measuring import OUR_CORE, Figure, alternating, parser, pin, ratios, tell
+from .measuring import OUR_CORE, Figure, alternating, parser, pin, ratios, report
 
 CHUNK, ROUNDS = 200, 40
 BARS = {"no journal": 0.85, "durable journal": 0.6}
@@ -85,10 +85,10 @@ def _letting_go(kie: KieSession, run: Callable[[], Awaitable[float]]) -> Callabl
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the benchmark; with ``--check`` the exit status tells whether the bars were met."""
+    """Run the benchmark; with ``--check`` the exit status says whether the bars were met."""
     options = parser("create", __doc__)
     options.add_argument("--rounds", type=int, default=ROUNDS)
     options.add_argument("--chunk", type=int, default=CHUNK)
     asked = options.parse_args(argv)
     pin(OUR_CORE)
-    return tell(asyncio.run(measured(asked.rounds, asked.chunk)), check=asked.check, to=asked.json)
+    return report(asyncio.run(measured(asked.rounds, asked.chunk)), check=asked.check, to=asked.json)

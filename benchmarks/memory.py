@@ -1,4 +1,4 @@
-"""What a pending handle weighs, beside a sleeping task for each: every kind in fresh processes.
+"""Measures the memory of a pending handle beside that of a sleeping task, each kind in fresh processes.
 
 Counted is all that one more handle leaves in the process, but for what stood before: its request and
 the id of its task. Resident memory is judged; what tracemalloc finds in fewer handles stands beside it.
@@ -25,14 +25,14 @@ from kie_async.wire.requests import WireRequest
 from kie_async.wire.responses import CreateAnswer
 
 from .floor import free_session
-from .measuring import Figure, parser, resident, tell
+from .measuring import Figure, parser, report, resident
 
 HANDLES = 100_000
 UNAWAITED_B, AWAITED_B, OF_A_TASK = 640, 1536, 0.45
 TRACED_SHARE = 10
 """Tracing is slow: so many times fewer handles."""
 FAR_S = 1e9
-"""No look is due while we count."""
+"""No poll is due while we count."""
 ROOT = Path(__file__).parent.parent
 
 
@@ -138,7 +138,7 @@ def _ids(count: int) -> list[str]:
 
 
 async def _end(kie: KieSession) -> None:
-    """Leave nothing that the close would tell of one by one."""
+    """Leave nothing that the close would log one by one."""
     for task in asyncio.all_tasks() - {asyncio.current_task()}:
         task.cancel()
     await asyncio.sleep(0)
@@ -155,12 +155,12 @@ async def _wait_for(task_id: str) -> object:
 
 
 async def _poll_until_done(task_id: str) -> object:
-    while not await _looked(task_id):
+    while not await _polled(task_id):
         pass
     return None
 
 
-async def _looked(task_id: str) -> bool:
+async def _polled(task_id: str) -> bool:
     await asyncio.sleep(FAR_S)
     return False
 
@@ -220,11 +220,11 @@ def weigh_all(count: int) -> list[Figure]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the benchmark; with ``--check`` the exit status tells whether the goals were met."""
+    """Run the benchmark; with ``--check`` the exit status says whether the goals were met."""
     options = parser("memory", __doc__)
     options.add_argument("--handles", type=int, default=HANDLES)
     asked = options.parse_args(argv)
-    return tell(weigh_all(asked.handles), check=asked.check, to=asked.json)
+    return report(weigh_all(asked.handles), check=asked.check, to=asked.json)
 
 
 if __name__ == "__main__":

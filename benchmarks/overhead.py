@@ -1,4 +1,4 @@
-"""What a session itself costs: everything but aiohttp and the network, in CPU time of one process.
+"""Measures what a session itself costs: everything but aiohttp and the network, in CPU time of a process.
 
 The real engine runs on a stub in the place of aiohttp's client session: bodies are encoded, the gate
 is passed, answers are read, judged and decoded, the poller ticks, handles settle. The bare calls of the
@@ -22,7 +22,7 @@ from kie_async import KieSession, Limits, PollSchedule, Rate
 from kie_async.creating.send_gate import OneShotBody
 
 from .decode import BODIES, TASK, plain, readers
-from .measuring import Figure, alternating, cpu_s, parser, tell
+from .measuring import Figure, alternating, cpu_s, parser, report
 
 TASKS, PENDING, ROUNDS = 500, 10, 12
 CONNECTIONS, POLL_S = 64, 0.1
@@ -140,9 +140,9 @@ class Prototype:
             while self._heap and self._heap[0][0] <= now:
                 due.append(heapq.heappop(self._heap)[1])
             names = iter(due)
-            await asyncio.gather(*[self._look(names) for _ in range(min(CONNECTIONS, len(due)))])
+            await asyncio.gather(*[self._poll_each(names) for _ in range(min(CONNECTIONS, len(due)))])
 
-    async def _look(self, names: Any) -> None:
+    async def _poll_each(self, names: Any) -> None:
         for name in names:
             record = plain(self._loads, await _read(self._http.request("GET", f"recordInfo?taskId={name}")))
             if record.state in ("success", "fail"):
@@ -219,4 +219,4 @@ def main(argv: Sequence[str]) -> int:
     options = parser("overhead", __doc__)
     options.add_argument("--rounds", type=int, default=ROUNDS)
     asked = options.parse_args(argv)
-    return tell(asyncio.run(measured(asked.rounds)), check=asked.check, to=asked.json)
+    return report(asyncio.run(measured(asked.rounds)), check=asked.check, to=asked.json)

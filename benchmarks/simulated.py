@@ -1,4 +1,4 @@
-"""A thousand tasks in virtual time: the library's poller looks at them, without sockets and waiting."""
+"""Simulates a thousand tasks in virtual time with the library's own poller, without sockets or waiting."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ Known = Lognormal | Uniform | Mixture
 
 
 def bound(durations: Known, longest_s: float = 3000.0) -> float:
-    """Return by how much fewer looks the best schedule can do than a fixed interval of the same mean wait."""
+    """Return by how much fewer polls the best schedule can do than a fixed interval of the same mean wait."""
     step_s = longest_s / _STEPS
     running, whole, mean_s = 1.0, 0.0, 0.0
     for number in range(_STEPS):
@@ -104,7 +104,7 @@ def bound(durations: Known, longest_s: float = 3000.0) -> float:
 class Found:
     """What a run came to, per task."""
 
-    looks: float
+    polls: float
     wait_s: float
     mean_s: float
     """How long the tasks took."""
@@ -113,8 +113,8 @@ class Found:
 
     @property
     def gain(self) -> float:
-        """Return how many looks a fixed interval of the same mean wait would have taken, as a ratio."""
-        return (self.mean_s / (2 * self.wait_s) + 0.5) / self.looks
+        """Return how many polls a fixed interval of the same mean wait would have taken, as a ratio."""
+        return (self.mean_s / (2 * self.wait_s) + 0.5) / self.polls
 
 
 @attrs.frozen(eq=False)
@@ -124,13 +124,13 @@ class Task:
     handle: TaskHandle
     ends_at: float
     ended: TaskRecord
-    """What a look finds then."""
+    """What a poll reads then."""
 
 
 class Run:
-    """One run: creates within slots and limit, looks and callbacks until all are known to have ended.
+    """One run: creates within slots and limit, polls and callbacks until all are known to have ended.
 
-    The poller is that of a session. The service answers its looks at once and sends the callbacks.
+    The poller is that of a session. The service answers its polls at once and sends the callbacks.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class Run:
             rng=self.rng,
         )
         self.running: dict[str, Task] = {}
-        self.looks = 0
+        self.polls = 0
         self.waited_s = self.ran_s = 0.0
 
     async def to_its_end(self, count: int) -> Found:
@@ -181,7 +181,7 @@ class Run:
             await self.slots.acquire()  # all of them are free once the last task is known to have ended
         took_s = self.loop.time() - began
         await self.poller.aclose()
-        return Found(self.looks / count, self.waited_s / count, self.ran_s / count, took_s)
+        return Found(self.polls / count, self.waited_s / count, self.ran_s / count, took_s)
 
     def _begin(self, name: str, ran_s: float) -> None:
         handle = TaskHandle(
@@ -195,7 +195,7 @@ class Run:
             self.loop.call_later(ran_s + CALLBACK_S, self._call_back, ended)
 
     async def _ask(self, task_id: str) -> TaskRecord:
-        self.looks += 1
+        self.polls += 1
         task = self.running[task_id]
         return task.ended if task.ends_at <= self.loop.time() else _RUNNING
 
@@ -215,7 +215,7 @@ class Run:
 
 
 def _never(*_: object) -> None:
-    raise AssertionError("no look fails here, and no task is late")
+    raise AssertionError("no poll fails here, and no task is late")
 
 
 def run(schedule: PollSchedule, durations: Durations, *, tasks: int, seed: int, **options: Any) -> Found:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 from aiohttp import web
 from conftest import HMAC_KEY, NO_LIMITS
-from support.crowd import NOW_AND_THEN, Crowd, Running, play, wish_of
+from support.crowd import NOW_AND_THEN, Crowd, Running, input_for, play
 from support.knocking import aiohttp_on
 
 from kie_async import CallbackReceiver, KieSession, Sandbox, TaskDetached, TaskHandle
@@ -30,7 +30,7 @@ def telegram(crowd: Crowd) -> web.Application:
     async def call(request: web.Request) -> web.Response:
         form = await request.post()
         assert request.match_info["method"] == "sendMessage"
-        crowd.hear(int(str(form["chat_id"])), str(form["text"]))
+        crowd.note_answer(int(str(form["chat_id"])), str(form["text"]))
         chat = {"id": int(str(form["chat_id"])), "type": "private"}
         return web.json_response({"ok": True, "result": {"message_id": 1, "date": 0, "chat": chat}})
 
@@ -72,7 +72,7 @@ def bot_application(kie: KieSession, receiver: CallbackReceiver, telegram_url: s
 
     @dispatcher.message()
     async def on_message(message: Message) -> None:
-        await answer(await kie.create("sandbox/echo", wish_of(message.chat.id), ref=str(message.chat.id)))
+        await answer(await kie.create("sandbox/echo", input_for(message.chat.id), ref=str(message.chat.id)))
 
     @dispatcher.startup()
     async def on_startup() -> None:

@@ -1,4 +1,4 @@
-"""Give up a create at every turn of the loop and at random times: no id is lost, nothing leaves after.
+"""Gives up a create at every turn of the loop and at random times: no id is lost, nothing leaves after.
 
 The server counts whole bodies and makes a task of each. When all is quiet, each of its tasks must be in
 somebody's hands: returned, in flight in the session, or reported as unknown. And a create of which the
@@ -131,7 +131,7 @@ async def probe(point: Point, folder: Path) -> Seen:
             journal = await _prepare(kie, point, path, server.url)
             outcome = await _give_up(kie, point)
             is_torn_down = point.how == "tear down"
-            word, objection = await respond(kie, outcome, server, tasks, is_torn_down=is_torn_down)
+            word, objection = await judge(kie, outcome, server, tasks, is_torn_down=is_torn_down)
             if word.startswith("unknown") and point.server == "answers" and not is_torn_down:
                 objection = "unknown, although the answer came"
             await kie.aclose()
@@ -185,12 +185,12 @@ async def _give_up(kie: KieSession, point: Point) -> TaskHandle | BaseException:
 
 
 async def _close_early(kie: KieSession) -> None:
-    """Drain as `aclose` does, and leave the table to be looked at."""
+    """Drain as `aclose` does, and leave the table as it is, to be checked."""
     engine: Any = kie._parts
     await engine.intake.drain()
 
 
-async def respond(
+async def judge(
     kie: KieSession,
     outcome: TaskHandle | BaseException,
     server: Misbehaving,
@@ -232,7 +232,7 @@ async def respond(
 
 
 async def _check_journal(path: Path, tasks: _Tasks, server: Misbehaving) -> str:
-    """The file must tell the same story to the next process."""
+    """The next process must read the same story from the file."""
     journal = SqliteJournal(path)
     try:
         await journal.open()
@@ -265,7 +265,7 @@ async def sweep(count: int, seed: int) -> tuple[Counter[str], list[str]]:
 
 
 def main(argv: list[str]) -> int:
-    """Run the sweep; the exit status tells whether anything was lost."""
+    """Run the sweep; the exit status says whether anything was lost."""
     parser = argparse.ArgumentParser(prog="python -m tests.campaign cancel", description=__doc__)
     parser.add_argument("--points", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=1)

@@ -1,9 +1,10 @@
-"""Deliveries no service sent, by the hundred thousand, at handles that wait: none of them may change.
+"""Sends forged callbacks by the hundred thousand to handles that wait: none of them may change.
 
 ``python -m tests.campaign forge --count 200000``. One session whose receiver has an HMAC key and two
-whose callbacks only ring, each with live tasks, ended ones, creates whose answer is on its way and one
-whose answer was lost. Deliveries come through ``feed``, ASGI, the aiohttp routes and ``serve``, the
-last two over real sockets. At the end the true callbacks come, and every handle must settle rightly.
+whose callbacks are confirmed by a query, each with live tasks, ended ones, creates whose answer is on
+its way and one whose answer was lost. Deliveries come through ``feed``, ASGI, the aiohttp routes and
+``serve``, the last two over real sockets. At the end the true callbacks come, and every handle must
+settle rightly.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from kie_async import (
 from kie_async.sandbox import Never, bodies
 
 HMAC_KEY = "hmac-key-of-the-campaign"
-SIDES = {"signed": (20, 0.5), "doorbell": (10, 0.25), "doorbell of few": (5, 0.25)}
+SIDES = {"signed": (20, 0.5), "confirmed": (10, 0.25), "confirmed, few": (5, 0.25)}
 """Live tasks and share of the deliveries; few reach the bound of one handle, many the one of all."""
 ENDED, CREATING = 10, 3
 MAX_GROWTH_MIB = 32
@@ -107,7 +108,7 @@ async def under_fire(name: str) -> AsyncIterator[Side]:
             limits=Limits(create=many, create_connections=16),  # and queries as published: 10 a second
             poll=PollSchedule(
                 learns=False, first_s=3600, safety_net_s=3600, longest_gap_s=3600
-            ),  # whatever is read was rung for
+            ),  # whatever is read was asked for by a callback
             rng=random.Random(1),
         ) as kie,
     ):
@@ -122,8 +123,8 @@ async def under_fire(name: str) -> AsyncIterator[Side]:
         except CreateOutcomeUnknown as unknown:
             side.unknown.append(unknown.handle)
         sandbox.faults.create_answer_gate = gate = asyncio.Event()
-        wishes = [kie.create("sandbox/echo", {"prompt": str(number)}) for number in range(CREATING)]
-        side.creating = [asyncio.create_task(wish) for wish in wishes]
+        creates = [kie.create("sandbox/echo", {"prompt": str(number)}) for number in range(CREATING)]
+        side.creating = [asyncio.create_task(create) for create in creates]
         while len(sandbox.tasks) < live + ENDED + 1 + CREATING:  # noqa: ASYNC110  (there is no event for it)
             await asyncio.sleep(0.005)
         _count_reads(side)
@@ -249,7 +250,7 @@ def junk_path(rng: random.Random, side: Side) -> Delivery:
 def _at_its_address(
     kind: str, rng: random.Random, side: Side, handle: TaskHandle, headers: dict[str, str]
 ) -> Delivery:
-    """Return a forged body where it would be believed if its headers were right; without keys it rings."""
+    """Return a forged body at its true address: refused for its headers, or, without keys, confirmed."""
     body, statuses = _forged(rng, side, handle), _only(401 if side.is_signed else 200)
     return Delivery(kind, side.tail(handle.task_id), headers, body, statuses)
 
@@ -494,10 +495,10 @@ class _Loud(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
-        self.heard: list[str] = []
+        self.messages: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.heard.append(self.format(record))
+        self.messages.append(self.format(record))
 
 
 @attrs.define(kw_only=True)
@@ -512,11 +513,13 @@ class Report:
 
     def lines(self) -> Iterator[str]:
         for kind, statuses in sorted(self.statuses.items()):
-            told = ", ".join(f"{status or 'closed'}: {count}" for status, count in sorted(statuses.items()))
-            yield f"{kind:24} {statuses.total():8}   {told}"
+            counted = ", ".join(
+                f"{status or 'closed'}: {count}" for status, count in sorted(statuses.items())
+            )
+            yield f"{kind:24} {statuses.total():8}   {counted}"
         count = sum(statuses.total() for statuses in self.statuses.values())
         yield f"{count} deliveries in {self.seconds:.1f} s, {count / self.seconds:.0f} a second"
-        yield from (f"{side}: {told}" for side, told in self.reads.items())
+        yield from (f"{side}: {summary}" for side, summary in self.reads.items())
         yield f"peak memory grew by {self.growth_mib:.1f} MiB, allowed {MAX_GROWTH_MIB}"
         yield f"{len(self.complaints)} complaints"
         yield from self.complaints[:20]
@@ -526,7 +529,7 @@ async def run(count: int, seed: int = 1) -> Report:
     """Throw so many deliveries and return what came of it."""
     report, rng, loud = Report(), random.Random(seed), _Loud()
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(lambda _, told: report.complaints.append(f"unhandled: {told}"))
+    loop.set_exception_handler(lambda _, context: report.complaints.append(f"unhandled: {context}"))
     loggers = [logging.getLogger(name) for name in ("kie_async", "asyncio")]
     stranger = logging.getLogger("aiohttp.server")  # of the routes' application; its words are aiohttp's
     was_silent, stranger.disabled = stranger.disabled, True
@@ -543,7 +546,7 @@ async def run(count: int, seed: int = 1) -> Report:
             logger.removeHandler(loud)
         stranger.disabled = was_silent
         loop.set_exception_handler(None)
-    report.complaints += [f"logged: {text}" for text in loud.heard]
+    report.complaints += [f"logged: {text}" for text in loud.messages]
     return report
 
 
@@ -598,7 +601,7 @@ def _judge_reads(side: Side, before: tuple[int, float], report: Report) -> None:
 
 
 def _check(side: Side, report: Report) -> None:
-    """Look for a handle that changed."""
+    """Report every handle that changed."""
     late = [task.exception() for task in side.creating if task.done()]
     if not all(isinstance(error, CreateOutcomeUnknown) for error in late):
         report.complaints.append(f"{side.name}: a create ended before its answer: {late}")
@@ -614,7 +617,7 @@ def _check(side: Side, report: Report) -> None:
 
 
 def peak_mib() -> float:
-    """Return the most memory this process had since this was last asked; 0 where that is not told."""
+    """Return the most memory this process had since this was last asked; 0 where that cannot be read."""
     proc = Path("/proc/self")
     if not (proc / "clear_refs").exists():
         return 0.0
@@ -625,7 +628,7 @@ def peak_mib() -> float:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the campaign; the exit status tells whether anything changed."""
+    """Run the campaign; the exit status says whether anything changed."""
     parser = argparse.ArgumentParser(prog="python -m tests.campaign forge", description=__doc__)
     parser.add_argument("--count", type=int, default=200_000)
     parser.add_argument("--seed", type=int, default=1)

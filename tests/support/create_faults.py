@@ -84,7 +84,7 @@ class Word(StrEnum):
 
 
 class Notes(Journal):
-    """A journal that remembers what it was told; *commit* runs where a durable one would wait."""
+    """A journal that remembers its calls; *commit* runs where a durable one would wait."""
 
     def __init__(self, commit: Callable[[], object] | None = None) -> None:
         super().__init__()
@@ -268,7 +268,7 @@ def objection(fault: Fault, found: Finding) -> str:
 
 
 def _objection_to_notes(found: Finding) -> str:
-    """The journal must be able to tell the same story after a crash."""
+    """The journal must hold the same story after a crash."""
     may_be_paid = found.word in {Word.CREATED, Word.UNKNOWN, Word.REFUSED}
     if may_be_paid and found.notes[-1:] != ["sending"]:
         return f"the body left, and the journal holds {found.notes}"

@@ -80,7 +80,7 @@ class Stage:
 
     @asynccontextmanager
     async def session(self, **options: Any) -> AsyncIterator[KieSession]:
-        """Open a session; it looks at no task but one it finds again."""
+        """Open a session; it polls no task but one it finds again."""
         rates = Limits(create=Rate(1000, per_s=0.01))
         given = {"limits": rates, "poll": PollSchedule.fixed(60)} | options
         async with KieSession(KEY, base_url=self.server.url, **given) as kie:
@@ -104,7 +104,7 @@ class Stage:
             await journal.aclose()
 
     async def noted(self) -> str:
-        """Return how the journal tells the story of its one intent."""
+        """Return what the journal holds of its one intent."""
         [intent] = await self.intents()
         return f"noted {intent.state} {intent.task_id}".rstrip()
 
