@@ -20,7 +20,16 @@ from typing import Any
 import attrs
 from aiohttp import web
 
-from kie_async import CallbackReceiver, KieSession, Limits, PollSchedule, Rate, Sandbox, TaskRecord
+from kie_async import (
+    CallbackReceiver,
+    KieSession,
+    Limits,
+    PollSchedule,
+    Rate,
+    Sandbox,
+    TaskHandle,
+    TaskRecord,
+)
 from kie_async.callbacks.address import callback_mac
 from kie_async.sandbox import Never
 
@@ -100,7 +109,7 @@ async def listening(app: web.Application) -> AsyncIterator[int]:
 @asynccontextmanager
 async def session(
     receiver: CallbackReceiver, url: str, tasks: int
-) -> AsyncIterator[tuple[KieSession, Sandbox]]:
+) -> AsyncIterator[tuple[KieSession, Sandbox, list[TaskHandle]]]:
     """Open a session with so many tasks that only a callback can end."""
     async with (
         Sandbox(durations=Never(), create_limit=None, query_limit=None, hmac_key=KEY) as sandbox,
@@ -114,10 +123,10 @@ async def session(
             poll=PollSchedule.fixed(3600),
         ) as kie,
     ):
-        await asyncio.gather(*[kie.create("sandbox/echo", {"prompt": str(n)}) for n in range(tasks)])
+        made = await asyncio.gather(*[kie.create("sandbox/echo", {"prompt": str(n)}) for n in range(tasks)])
         for task in sandbox.tasks.values():
             task.end_state = "success"
-        yield kie, sandbox
+        yield kie, sandbox, made
 
 
 # --- cost ----------------------------------------------------------------------------------------
@@ -223,8 +232,8 @@ async def settling(rounds: int) -> list[Figure]:
     rates = []
     for _ in range(rounds):
         receiver = CallbackReceiver([KEY])
-        async with session(receiver, "http://127.0.0.1:9/kie", 1000) as (kie, sandbox):
-            waiting = [asyncio.ensure_future(_result(handle)) for handle in kie._engine.table.handles]
+        async with session(receiver, "http://127.0.0.1:9/kie", 1000) as (kie, sandbox, handles):
+            waiting = [asyncio.ensure_future(_result(handle)) for handle in handles]
             await asyncio.sleep(0)
             given = [
                 (
@@ -258,7 +267,7 @@ async def abused(load: Load, stranger: Load, seconds: int) -> list[Figure]:
     receiver = CallbackReceiver([KEY])
     async with receiver.serve("127.0.0.1", 0) as served:
         count = GENUINE_PER_S * seconds
-        async with session(receiver, served.url, count) as (kie, sandbox):
+        async with session(receiver, served.url, count) as (kie, sandbox, _):
             front = f"http://127.0.0.1:{served.port}"
             genuine = [
                 request(str(task.callback_url).removeprefix(front), signed(name), sandbox.callback_body(name))

@@ -16,9 +16,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from kie_async import CallbackReceiver, KieSession, PollSchedule, TaskHandle, TaskRequest
-from kie_async.creating.create_transport import Attempt
+from kie_async.creating.create_transport import Attempt, CreateTransport
 from kie_async.creating.send_gate import SendGate
 from kie_async.wire.codes import CreateVerdict
 from kie_async.wire.requests import WireRequest
@@ -41,7 +42,6 @@ class Stub:
 
     def __init__(self, ids: Sequence[str]) -> None:
         self._ids = iter(ids)
-        self.place = asyncio.Semaphore(1)
 
     async def post(self, request: WireRequest, gate: SendGate) -> Attempt:
         await gate.passing()
@@ -74,7 +74,7 @@ async def attached(count: int, weigh: Weigh, *, is_awaited: bool = False) -> Non
             return await _with_waiters([kie.attach(name) for name in ids], is_awaited=is_awaited)
 
         await weigh(fill)
-        await _end(kie)
+        await _end(kie, ids)
 
 
 async def created(count: int, weigh: Weigh, *, is_awaited: bool = False) -> None:
@@ -82,14 +82,14 @@ async def created(count: int, weigh: Weigh, *, is_awaited: bool = False) -> None
     ids = _ids(count)
     requests = [TaskRequest(model="kling/ai-avatar-pro", input={"prompt": name}) for name in ids]
     async with session(count, callback_url="http://127.0.0.1:9/kie", receiver=CallbackReceiver()) as kie:
-        kie._engine.intake._transport = Stub(ids)  # type: ignore[assignment]
 
         async def fill() -> object:
-            made = [await kie.create(request) for request in requests]
+            with patch.object(CreateTransport, "post", Stub(ids).post):
+                made = [await kie.create(request) for request in requests]
             return await _with_waiters(made, is_awaited=is_awaited)
 
         await weigh(fill)
-        await _end(kie)
+        await _end(kie, ids)
 
 
 async def _with_waiters(handles: list[TaskHandle], *, is_awaited: bool) -> object:
@@ -137,13 +137,13 @@ def _ids(count: int) -> list[str]:
     return [f"{number:032x}" for number in range(count)]
 
 
-async def _end(kie: KieSession) -> None:
+async def _end(kie: KieSession, ids: Sequence[str]) -> None:
     """Leave nothing that the close would log one by one."""
     for task in asyncio.all_tasks() - {asyncio.current_task()}:
         task.cancel()
     await asyncio.sleep(0)
-    for handle in kie._engine.table.handles:
-        handle.abandon()
+    for task_id in ids:
+        kie.attach(task_id).abandon()
 
 
 async def _result(handle: TaskHandle) -> object:

@@ -13,8 +13,11 @@ import itertools
 import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
 from typing import Any, Self
+from unittest.mock import patch
 
+import aiohttp
 import attrs
 from yarl import URL
 
@@ -160,18 +163,17 @@ async def prototype(http: Http) -> None:
 
 
 async def library(http: Http) -> None:
-    """Run the tasks with an open session whose two HTTP sessions are stubs."""
-    async with KieSession(
+    """Run the tasks with a session whose HTTP sessions are stubs."""
+    session = KieSession(
         "a-key",
         base_url="https://api.example.org",
         max_in_flight=TASKS + 1,
         limits=Limits(create=MANY, query=MANY, create_connections=CONNECTIONS, query_connections=CONNECTIONS),
         poll=PollSchedule.fixed(POLL_S),
-    ) as kie:
-        engine = kie._engine
-        for part in (engine._creates, engine._queries):
-            await part.aclose()
-            part._http = http  # type: ignore[assignment]
+    )
+    with patch.object(aiohttp, "ClientSession", lambda **_: http):
+        await session.open()
+    async with aclosing(session) as kie:
         results = await asyncio.gather(*[kie.run("sandbox/echo", {"prompt": "hi"}) for _ in range(TASKS)])
         assert all(result.urls for result in results)
 

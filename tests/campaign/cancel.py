@@ -18,11 +18,11 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import attrs
-from support.create_faults import KEY, trust_the_authority
+from support import inside
+from support.create_faults import KEY
 from support.misbehaving import Misbehaving, Peer, answer, certified, created, refused
 
 from kie_async import CreateOutcomeUnknown, KieError, KieSession, Limits, Rate, TaskHandle
@@ -50,6 +50,10 @@ class Point:
     server: str = "answers"
     answer_s: float = 0.0
     tls: bool = False
+
+    @property
+    def is_torn_down(self) -> bool:
+        return self.how == "tear down"
 
 
 @attrs.frozen(kw_only=True)
@@ -127,16 +131,15 @@ async def probe(point: Point, folder: Path) -> Seen:
     path = folder / f"{secrets.token_hex(8)}.db"
     tls = certified() if point.tls else None
     async with Misbehaving(tasks.behave, tls=tls) as server:
-        async with KieSession(KEY, base_url=server.url, limits=_LIMITS) as kie:
-            journal = await _prepare(kie, point, path, server.url)
+        journal = _journal_of(point, path)
+        async with KieSession(KEY, base_url=server.url, limits=_LIMITS, journal=journal) as kie:
+            if point.tls:
+                await inside.trust_the_authority(kie, server.url)
             outcome = await _give_up(kie, point)
-            is_torn_down = point.how == "tear down"
-            word, objection = await judge(kie, outcome, server, tasks, is_torn_down=is_torn_down)
-            if word.startswith("unknown") and point.server == "answers" and not is_torn_down:
+            word, objection = await judge(kie, point, outcome, server, tasks)
+            if word.startswith("unknown") and point.server == "answers" and not point.is_torn_down:
                 objection = "unknown, although the answer came"
-            await kie.aclose()
-            await journal.aclose()
-            await asyncio.sleep(0.005)
+        await asyncio.sleep(0.005)
         if word == "not sent" and server.bodies:
             objection = "a body was read after it was called not sent"
         if isinstance(journal, SqliteJournal) and not objection:
@@ -144,23 +147,12 @@ async def probe(point: Point, folder: Path) -> Seen:
     return Seen(word=word, objection=objection)
 
 
-async def _prepare(kie: KieSession, point: Point, path: Path, url: str) -> Journal:
-    """Give the session the journal of the point, and TLS that trusts our authority."""
-    engine: Any = kie._parts
-    intake = engine.intake
-    if point.tls:
-        await trust_the_authority(kie, url)
-    journal: Journal = Journal()
+def _journal_of(point: Point, path: Path) -> Journal | None:
     if point.journal == "slow":
-        journal = _SlowJournal(lambda: asyncio.sleep(point.commit_s))
-    elif point.journal == "thread":
-        journal = _SlowJournal(lambda: asyncio.to_thread(time.sleep, point.commit_s))
-    elif point.journal == "file":
-        journal = _SlowFile(path, point.commit_s)
-        await journal.open()
-    for part in (intake, engine.intents, engine.table):
-        part._journal = journal
-    return journal
+        return _SlowJournal(lambda: asyncio.sleep(point.commit_s))
+    if point.journal == "thread":
+        return _SlowJournal(lambda: asyncio.to_thread(time.sleep, point.commit_s))
+    return _SlowFile(path, point.commit_s) if point.journal == "file" else None
 
 
 async def _give_up(kie: KieSession, point: Point) -> TaskHandle | BaseException:
@@ -170,7 +162,7 @@ async def _give_up(kie: KieSession, point: Point) -> TaskHandle | BaseException:
     else:
         for _ in range(point.turns):
             await asyncio.sleep(0)
-    if point.how == "tear down":  # as `asyncio.run` does at its end
+    if point.is_torn_down:  # as `asyncio.run` does at its end
         for task in asyncio.all_tasks():
             if task is not asyncio.current_task() and "kie_async" in task.get_name() + repr(task.get_coro()):
                 task.cancel()
@@ -180,37 +172,24 @@ async def _give_up(kie: KieSession, point: Point) -> TaskHandle | BaseException:
         await asyncio.sleep(0)
         creating.cancel()
     if point.how.endswith("close"):
-        await asyncio.gather(_close_early(kie), creating, return_exceptions=True)
+        await asyncio.gather(inside.drain(kie), creating, return_exceptions=True)
     return (await asyncio.gather(creating, return_exceptions=True))[0]
 
 
-async def _close_early(kie: KieSession) -> None:
-    """Drain as `aclose` does, and leave the table as it is, to be checked."""
-    engine: Any = kie._parts
-    await engine.intake.drain()
-
-
 async def judge(
-    kie: KieSession,
-    outcome: TaskHandle | BaseException,
-    server: Misbehaving,
-    tasks: _Tasks,
-    *,
-    is_torn_down: bool,
+    kie: KieSession, point: Point, outcome: TaskHandle | BaseException, server: Misbehaving, tasks: _Tasks
 ) -> tuple[str, str]:
-    engine: Any = kie._parts
-    async with asyncio.timeout(5):
-        while engine.intake._sending:  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+    """Return a word for what became of a create, and what is wrong with it."""
+    await inside.until_nothing_is_sent(kie)
     await asyncio.sleep(0.005)  # what is on its way arrives
-    known = {handle.task_id for handle in engine.table.handles}
-    unknown = len(engine.intents.unknown_handles)
+    known = inside.task_ids(kie)
+    unknown = len(inside.unknown_handles(kie))
     if isinstance(outcome, TaskHandle):
         known.add(outcome.task_id)
     lost = set(tasks.ids) - known
     if len(tasks.ids) > 1:
         return "", f"{len(tasks.ids)} tasks were made of one create"
-    if lost and not unknown and not (is_torn_down and isinstance(engine.intake._journal, SqliteJournal)):
+    if lost and not unknown and not (point.is_torn_down and point.journal == "file"):
         return "", f"lost {lost}; the caller got {outcome!r}"
     if known - set(tasks.ids):
         return "", f"invented {known - set(tasks.ids)}"
@@ -220,7 +199,7 @@ async def judge(
         outcome, asyncio.CancelledError
     ):
         return "", f"{unknown} unknown, and the caller got {outcome!r}"
-    if engine.intents.creating_count and not is_torn_down:
+    if inside.creating_count(kie) and not point.is_torn_down:
         return "", "the intent is still pending"
     if isinstance(outcome, TaskHandle):
         return "returned", ""

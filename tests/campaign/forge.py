@@ -20,11 +20,12 @@ import re
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import attrs
 from aiohttp import web
@@ -39,7 +40,11 @@ from kie_async import (
     Sandbox,
     TaskHandle,
 )
+from kie_async.engine.reconciler import Reconciler
+from kie_async.http.transport import Transport
 from kie_async.sandbox import Never, bodies
+from kie_async.wire.requests import WireRequest
+from kie_async.wire.responses import WireResponse
 
 HMAC_KEY = "hmac-key-of-the-campaign"
 SIDES = {"signed": (20, 0.5), "confirmed": (10, 0.25), "confirmed, few": (5, 0.25)}
@@ -49,7 +54,7 @@ MAX_GROWTH_MIB = 32
 LINES = 8
 """Connections to each server at once."""
 EVIL_URL = b"attacker.invalid"
-_reads_for: ContextVar[str] = ContextVar("_reads_for", default="")
+_reads_for: ContextVar[object] = ContextVar("_reads_for", default=None)
 
 
 @attrs.frozen
@@ -76,10 +81,10 @@ class Side:
     live: list[TaskHandle] = attrs.field(factory=list)
     ended: list[TaskHandle] = attrs.field(factory=list)
     creating: list[asyncio.Task[TaskHandle]] = attrs.field(factory=list)
-    unknown: list[TaskHandle] = attrs.field(factory=list)
+    unknown: list[CreateOutcomeUnknown] = attrs.field(factory=list)
     genuine: dict[str, tuple[bytes, dict[str, str]]] = attrs.field(factory=dict)
     """The true callbacks of the ended tasks, as anyone on the way could have kept them."""
-    reads: list[tuple[float, str]] = attrs.field(factory=list)
+    reads: list[tuple[float, object]] = attrs.field(factory=list)
 
     @property
     def is_signed(self) -> bool:
@@ -121,14 +126,14 @@ async def under_fire(name: str) -> AsyncIterator[Side]:
         try:
             await kie.create("sandbox/echo", {})
         except CreateOutcomeUnknown as unknown:
-            side.unknown.append(unknown.handle)
+            side.unknown.append(unknown)
         sandbox.faults.create_answer_gate = gate = asyncio.Event()
         creates = [kie.create("sandbox/echo", {"prompt": str(number)}) for number in range(CREATING)]
         side.creating = [asyncio.create_task(create) for create in creates]
         while len(sandbox.tasks) < live + ENDED + 1 + CREATING:  # noqa: ASYNC110  (there is no event for it)
             await asyncio.sleep(0.005)
-        _count_reads(side)
-        yield side
+        with _reads_noted(side):
+            yield side
         gate.set()
         await _let_the_truth_in(side)
 
@@ -145,52 +150,59 @@ async def _end_some(side: Side) -> None:
         side.ended.append(handle)
 
 
-def _count_reads(side: Side) -> None:
-    """Note when a record is read, and for whom: a task, or a create that might become one."""
-    reader, intents = side.kie._engine.reader, side.kie._engine.intents
-    adoption = intents._adoption
-    read, adopt = reader._read, adoption._try
+@contextmanager
+def _reads_noted(side: Side) -> Iterator[None]:
+    """Note when a record is read, and for whom: a task, or a pending create that might become one."""
+    send, consider = Transport.send, Reconciler.consider
 
-    async def noted(task_id: str, decode: Any) -> Any:
-        side.reads.append((time.monotonic(), _reads_for.get() or task_id))
-        return await read(task_id, decode)
+    async def noted(transport: Transport, request: WireRequest, **options: Any) -> WireResponse:
+        side.reads.append((time.monotonic(), _reads_for.get() or request.query))
+        return await send(transport, request, **options)
 
-    async def adopting(pending: Any, task_id: str) -> None:
-        _reads_for.set(pending.handle._intent_id)
-        await adopt(pending, task_id)
+    def considered(reconciler: Reconciler, pending: Any) -> None:
+        # What it spawns to read the record inherits this context.
+        token = _reads_for.set(pending)
+        try:
+            consider(reconciler, pending)
+        finally:
+            _reads_for.reset(token)
 
-    reader._read, adoption._try = noted, adopting  # type: ignore[method-assign]
+    with patch.object(Transport, "send", noted), patch.object(Reconciler, "consider", considered):
+        yield
 
 
 async def _let_the_truth_in(side: Side) -> None:
     """Let every task end and its true callback come; what was forged must not stand in its way."""
-    created = [await _handle_of(creating) for creating in side.creating]
-    for handle in [*side.live, *created, *side.unknown]:
-        task_id = handle.task_id or _lost(side, handle)
+    created = [await _created(creating) for creating in side.creating]
+    waiting = [_with_its_task(side, one) for one in (*side.live, *created, *side.unknown)]
+    for _, task_id in waiting:
         side.sandbox.tasks[task_id].end_state = "success"
         body = side.sandbox.callback_body(task_id)
         verdict = await side.receiver.feed(side.tail(task_id), signed(task_id), body)
         assert verdict.status == 200, verdict
     async with asyncio.timeout(120):
-        results = await asyncio.gather(*side.live, *created, *side.unknown)
+        results = await asyncio.gather(*(handle for handle, _ in waiting))
     expected = [(f"https://example.org/{number}.mp4",) for number in range(len(side.live))]
     wrong = [(r, e) for r, e in zip(results, expected, strict=False) if r.urls != e]
     assert not wrong, f"{side.name}: {wrong}"
     assert not [result for result in results if EVIL_URL in repr(result).encode()]
 
 
-async def _handle_of(creating: asyncio.Task[TaskHandle]) -> TaskHandle:
-    """Return the handle of a create; in a long campaign its answer comes too late."""
+async def _created(creating: asyncio.Task[TaskHandle]) -> TaskHandle | CreateOutcomeUnknown:
+    """Return what a create became; in a long campaign its answer comes too late."""
     try:
         return await creating
     except CreateOutcomeUnknown as unknown:
-        return unknown.handle
+        return unknown
 
 
-def _lost(side: Side, handle: TaskHandle) -> str:
-    """Return the task of a create whose answer was lost."""
+def _with_its_task(side: Side, created: TaskHandle | CreateOutcomeUnknown) -> tuple[TaskHandle, str]:
+    """Return a handle and the id of its task, which the handle does not know if the answer was lost."""
+    if isinstance(created, TaskHandle):
+        return created, created.task_id
     tasks = side.sandbox.tasks.values()
-    return next(task.task_id for task in tasks if f"/{handle._intent_id}/" in str(task.callback_url))
+    task_id = next(task.task_id for task in tasks if f"/{created.intent_id}/" in str(task.callback_url))
+    return created.handle, task_id
 
 
 def signed(task_id: str, *, skew_s: float = 0, key: str = HMAC_KEY) -> dict[str, str]:
@@ -375,8 +387,8 @@ def bomb(rng: random.Random, side: Side) -> Delivery:
     return Delivery(f"bomb, {shape}", tail, {}, body, _only(400, 413))
 
 
-_COMPRESSED = gzip.compress(bytes(16 * 1024 * 1024), 9)
-_COMPRESSED = b"Content-Length: %d\r\n\r\n" % len(_COMPRESSED) + _COMPRESSED
+_PACKED_BOMB = gzip.compress(bytes(16 * 1024 * 1024), 9)
+_PACKED_BOMB = b"Content-Length: %d\r\n\r\n" % len(_PACKED_BOMB) + _PACKED_BOMB
 
 
 @_kind
@@ -392,7 +404,7 @@ def broken_http(rng: random.Random, side: Side) -> Delivery:
         "two lengths": start + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n{}",
         "half a head": start[: rng.randrange(1, len(start))],
         "endless": start + b"Transfer-Encoding: chunked\r\n\r\n" + b"ffff\r\n" + b" " * 65_535 + b"\r\n",
-        "packed bomb": start + b"Content-Encoding: gzip\r\n" + _COMPRESSED,
+        "packed bomb": start + b"Content-Encoding: gzip\r\n" + _PACKED_BOMB,
     }
     names = list(raws)
     name = rng.choices(names, [10] * (len(names) - 1) + [1])[0]
@@ -584,9 +596,9 @@ def _judge_reads(side: Side, before: tuple[int, float], report: Report) -> None:
     """Hold the reads against the bounds: one a second of a handle, ten a second in all."""
     reads = side.reads[before[0] :]
     spent_s = time.monotonic() - before[1]
-    by_handle: dict[str, list[float]] = {}
-    for at, name in reads:
-        by_handle.setdefault(name, []).append(at)
+    by_handle: dict[object, list[float]] = {}
+    for at, reader in reads:
+        by_handle.setdefault(reader, []).append(at)
     gaps = [later - at for times in by_handle.values() for at, later in pairwise(times)]
     times = [at for at, _ in reads]
     busiest = max((sum(at <= other < at + 1.0 for other in times) for at in times), default=0)
@@ -605,8 +617,8 @@ def _check(side: Side, report: Report) -> None:
     late = [task.exception() for task in side.creating if task.done()]
     if not all(isinstance(error, CreateOutcomeUnknown) for error in late):
         report.complaints.append(f"{side.name}: a create ended before its answer: {late}")
-    unknown = [error.handle for error in late if isinstance(error, CreateOutcomeUnknown)]
-    for handle in [*side.live, *side.unknown, *unknown]:
+    unknown = [error.handle for error in (*side.unknown, *late) if isinstance(error, CreateOutcomeUnknown)]
+    for handle in [*side.live, *unknown]:
         if handle.is_done or handle.state.is_terminal:
             report.complaints.append(f"{side.name}: {handle!r} changed")
     for number, handle in enumerate(side.ended):

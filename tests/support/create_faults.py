@@ -15,11 +15,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, asynccontextmanager
 from enum import StrEnum
 from functools import partial
-from typing import Any
 
 import attrs
 
-from kie_async import KieSession
 from kie_async._secrets import Secret
 from kie_async.config import Rate
 from kie_async.creating.create_call import CreateCall
@@ -189,14 +187,6 @@ async def creating(
         yield transport
     finally:
         await transport.aclose()
-
-
-async def trust_the_authority(kie: KieSession, url: str) -> None:
-    """Let the creates of a session trust the tests' authority, which no public option does."""
-    engine: Any = kie._parts
-    await engine._creates.aclose()
-    trusted = CreateTransport(url, Secret(KEY), connections=4, ssl_context=trusting())
-    engine._creates = engine.intake._transport = trusted
 
 
 async def judge(fault: Fault, over: str) -> Finding:
