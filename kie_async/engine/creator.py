@@ -87,11 +87,6 @@ class TaskCreator:
             known = await self._known(request.ref, digest, timeout_s)
             return known or await self._create(request, digest, timeout_s, wait_if_sent)
 
-    @property
-    def has_room(self) -> bool:
-        """Tell whether a create would find a slot at once."""
-        return self._admission.has_room
-
     def _turn_of(self, ref: str | None) -> AbstractAsyncContextManager[object]:
         """Return the turn of who would create for a ref: one at a time, and without a ref all at once."""
         return nullcontext() if ref is None else self._refs.setdefault(ref, asyncio.Lock())

@@ -29,13 +29,13 @@ class Learner:
         if ran_s is not None:
             self._planner.note_finished(entry.model or record.model, ran_s, seen_s=entry.last_seen_running_s)
             if entry.expects_callback and source is Source.POLL:
-                self._planner.loss.note_polled_end(intent_id, now, late_s=age_s - ran_s)
+                self._planner.callback_loss.note_polled_end(intent_id, now, late_s=age_s - ran_s)
         if source is Source.CALLBACK:
-            self._planner.loss.note_callback(intent_id, is_news=True)
+            self._planner.callback_loss.note_callback(intent_id, is_news=True)
 
     def record_late_callback(self, intent_id: str) -> None:
         """Take in that a callback came for a task whose end was known: it was not lost."""
-        self._planner.loss.note_callback(intent_id, is_news=False)
+        self._planner.callback_loss.note_callback(intent_id, is_news=False)
 
     def record_running(self, entry: PollEntry, record: TaskRecord) -> None:
         """Take in that a poll found a task running."""

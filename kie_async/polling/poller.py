@@ -152,13 +152,13 @@ class Poller:
 
     def _await_late_callbacks(self) -> None:
         """Judge what is missing when its time is over, though nothing else may be due then."""
-        until = self._planner.loss.next_expiry
+        until = self._planner.callback_loss.next_expiry
         if self._grace is None and until < math.inf and not self._is_closed:
             self._grace = self._loop.call_at(until + TICK_S, self._give_up_late_callbacks)
 
     def _give_up_late_callbacks(self) -> None:
         self._grace = None
-        self._planner.loss.expire(self._now())
+        self._planner.callback_loss.expire(self._now())
         self._tighten()
         self._await_late_callbacks()
 
@@ -192,7 +192,7 @@ class Poller:
     def _is_by_callback(self, entry: PollEntry) -> bool:
         if not entry.expects_callback:
             return False
-        if self._probes and self._planner.loss.is_proven:
+        if self._probes and self._planner.callback_loss.is_proven:
             self._probes.clear()
         return entry not in self._probes
 

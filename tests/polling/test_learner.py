@@ -275,17 +275,17 @@ class TestWithCallbacks:
         service = serve()
         service.callbacks = True
         await service.pass_tasks(60)
-        healthy = service.table.loss.share
+        healthy = service.table.callback_loss.share
         service.callbacks = False
         await service.pass_tasks(60)
-        deaf = service.table.loss.share
+        deaf = service.table.callback_loss.share
         late = [service.waits_s[f"t{number}"] for number in range(100, 110)]
         service.callbacks = True
         await service.pass_tasks(300)
         assert healthy < 0.01
         assert deaf > 0.3
         assert sum(late) / len(late) < 10
-        assert service.table.loss.share < 0.1
+        assert service.table.callback_loss.share < 0.1
 
     async def test_a_callback_after_the_look_that_found_the_end_was_not_lost(
         self, clock: Clock, serve: Serve
@@ -299,7 +299,7 @@ class TestWithCallbacks:
         await clock.advance(30.0)
         service.create()
         await clock.advance(5.0)
-        assert service.table.loss.share < 0.05
+        assert service.table.callback_loss.share < 0.05
 
 
 def _lasting(record: TaskRecord, duration_s: float) -> TaskRecord:
