@@ -29,8 +29,7 @@ from .errors import InvalidRequest, SessionMisuse
 from .events import Counters, SessionEvent, SessionStats
 from .handle import TaskHandle
 from .inputs.request import TaskRequest, TypedInput, as_request
-from .journal.base import Intent
-from .journal.memory import Journal
+from .journal.base import Intent, Journal
 from .models import TaskRecord, TaskResult, UploadedFile
 
 BASE_URL = "https://api.kie.ai"

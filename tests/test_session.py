@@ -48,7 +48,7 @@ from kie_async import (
     TransportError,
 )
 from kie_async.journal.base import Intent
-from kie_async.journal.memory import Journal
+from kie_async.journal.memory import MemoryJournal
 from kie_async.sandbox import Uniform
 
 LOCAL = "http://127.0.0.1:1"
@@ -1053,7 +1053,7 @@ class TestClosing:
         assert creating.cancelled()
 
 
-class SlowJournal(Journal):
+class SlowJournal(MemoryJournal):
     """Notes what is about to leave when it may."""
 
     def __init__(self) -> None:

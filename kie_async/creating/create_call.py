@@ -10,8 +10,7 @@ from functools import partial
 from ..errors import CreateOutcomeUnknown, JournalError, KieError, RateLimited, TransportError
 from ..events import Counters
 from ..http.backoff import delays
-from ..journal.base import Intent
-from ..journal.memory import Journal
+from ..journal.base import Intent, Journal
 from ..limits.circuit_breaker import CircuitBreaker
 from ..limits.rate_limiter import RateLimiter
 from ..wire.codes import CreateVerdict

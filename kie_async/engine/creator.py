@@ -30,8 +30,7 @@ from ..handle import TaskHandle
 from ..http.query_client import QueryClient
 from ..inputs.fingerprint import fingerprint
 from ..inputs.request import TaskRequest
-from ..journal.base import Intent, IntentState, TaskAlreadyBound
-from ..journal.memory import Journal
+from ..journal.base import Intent, IntentState, Journal, TaskAlreadyBound
 from ..limits.budget import BudgetGuard
 from ..limits.circuit_breaker import CircuitBreaker
 from ..limits.rate_limiter import RateLimiter

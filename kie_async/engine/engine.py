@@ -21,7 +21,8 @@ from ..errors import JournalError, SessionMisuse, TaskDetached
 from ..events import Counters, SessionEvent
 from ..http.query_client import QueryClient
 from ..http.transport import Transport
-from ..journal.memory import Journal
+from ..journal.base import Journal
+from ..journal.memory import MemoryJournal
 from ..journal.sqlite import SqliteJournal
 from ..limits.budget import BudgetGuard
 from ..limits.circuit_breaker import CircuitBreaker
@@ -242,4 +243,4 @@ def _tell_what_goes_on(why: str, names: Sequence[str]) -> None:
 def _journal(given: str | Path | Journal | None) -> Journal:
     if isinstance(given, Journal):
         return given
-    return Journal() if given is None else SqliteJournal(given)
+    return MemoryJournal() if given is None else SqliteJournal(given)

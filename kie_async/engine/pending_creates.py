@@ -15,8 +15,7 @@ from ..errors import CreateOutcomeUnknown, InvalidRequest, TaskTimedOut
 from ..events import Counters, Source
 from ..handle import HandleOwner, TaskHandle
 from ..inputs.request import TaskRequest
-from ..journal.base import Intent, IntentState, Totals
-from ..journal.memory import Journal
+from ..journal.base import Intent, IntentState, Journal, Totals
 from ..models import TaskRecord, TaskState
 from ..polling.poller import Poller
 from ..wire.codes import error_for

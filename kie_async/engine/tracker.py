@@ -10,7 +10,7 @@ from collections.abc import Callable
 from ..errors import InvalidRequest, KieError, ResultUnreadable, TaskFailed
 from ..events import Counters, EventKind, SessionEvent, Source
 from ..handle import TaskHandle
-from ..journal.memory import Journal
+from ..journal.base import Journal
 from ..models import TaskRecord, TaskResult, TaskState
 from ..polling.poller import Poller
 

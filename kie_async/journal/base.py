@@ -1,12 +1,19 @@
-"""What is remembered of every intent to pay, and of what became of it."""
+"""What a journal is: the record of every create that may cost money, and of what became of it."""
 
 from __future__ import annotations
 
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from enum import StrEnum
 
 import attrs
 
 from ..errors import JournalError
+from ..models import TaskRecord
+
+_log = logging.getLogger("kie_async")
 
 
 class IntentState(StrEnum):
@@ -27,13 +34,13 @@ class IntentState(StrEnum):
 
 @attrs.frozen(kw_only=True)
 class Intent:
-    """One wish to create one task, and what is known of it."""
+    """The intent to create one task, and what is known of it."""
 
     intent_id: str
     model: str
     ref: str | None = None
     fingerprint: bytes = attrs.field(default=b"", repr=False)
-    """SHA-256 of what was asked for; the same ref must mean the same."""
+    """SHA-256 of the request; the same ref must mean the same request."""
     body: str | None = attrs.field(default=None, repr=False)
     """The request itself, only in a journal that was asked to keep bodies."""
     state: IntentState = IntentState.PLANNED
@@ -46,6 +53,7 @@ class Intent:
     """The terminal record, as JSON."""
     expects_callback: bool = False
     planned_ms: int = 0
+    """Unix time in milliseconds, by the clock of the run that planned it."""
 
     @property
     def frees_its_ref(self) -> bool:
@@ -71,3 +79,113 @@ class Totals:
 
 class TaskAlreadyBound(JournalError):
     """The task of an intent is another intent's."""
+
+
+class Journal(ABC):
+    """Keeps every intent and what became of it.
+
+    `list_`, `load_` and `find_` read; `mark_` and `save_` write, and return only when what they noted is as
+    durable as this journal makes it. A session relies on the order: SENDING is noted before the first byte
+    leaves, an id before user code sees it, an end before a handle settles. Every call but `discard` raises
+    `JournalError` when it cannot be done; then nothing of it was noted.
+    """
+
+    is_durable: bool = False
+    """Whether a restart would find what was noted."""
+
+    @abstractmethod
+    async def open(self) -> list[Intent]:
+        """Return the intents a former process left unknown, or rejected in words that leave doubt.
+
+        Raises:
+            JournalError: It cannot be opened or trusted.
+            JournalLocked: Another session or process has it open.
+        """
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Finish what was begun and let go; a second call does nothing."""
+
+    # --- reading -------------------------------------------------------------------------------
+
+    @abstractmethod
+    async def find_by_ref(self, ref: str) -> Intent | None:
+        """Return the intent that has a ref, unless the ref may be used again."""
+
+    @abstractmethod
+    async def list_unsettled(self) -> list[Intent]:
+        """Return the intents with a task that was not seen to end."""
+
+    @abstractmethod
+    async def load_totals(self) -> Totals:
+        """Return what was spent by all processes that had this journal."""
+
+    @abstractmethod
+    async def load_durations(self) -> Mapping[str, object]:
+        """Return what former processes learned of each model; what cannot be read is left out."""
+
+    # --- writing -------------------------------------------------------------------------------
+
+    @abstractmethod
+    async def save_durations(self, learned: Mapping[str, object]) -> None:
+        """Note what was learned of each model, in a form fit for JSON, in the place of what was noted."""
+
+    @abstractmethod
+    async def count_occurrence(self, key: bytes) -> int:
+        """Count *key* and return how often it was counted since open; a journal that forgets says 1."""
+
+    @abstractmethod
+    async def mark_sending(self, intent: Intent) -> None:
+        """Note that the body is about to leave; called before the first byte.
+
+        The intent takes over the ref of one that never became a task.
+
+        Raises:
+            JournalError: It could not be noted, was sent before, or its ref is another's: do not send.
+        """
+
+    @abstractmethod
+    async def mark_unsent(self, intent_id: str) -> None:
+        """Take SENDING back: it is proven that no task was created."""
+
+    @abstractmethod
+    async def mark_created(self, intent_id: str, task_id: str, *, adopted_by: str = "") -> None:
+        """Note the id of the task an intent became; saying it twice is no error.
+
+        *adopted_by* says how the id was found, if not in the answer to the create.
+
+        Raises:
+            TaskAlreadyBound: The task belongs to another intent.
+        """
+
+    @abstractmethod
+    async def mark_ended(
+        self,
+        intent_id: str,
+        state: IntentState,
+        *,
+        reason: str = "",
+        code: int | None = None,
+        frees_ref: bool = False,
+    ) -> None:
+        """Note that an intent was rejected, not created, is unknown or written off.
+
+        Of one that was not created there may be no note: nothing was about to leave. With *frees_ref*
+        another intent may have its ref, though it may be a task: somebody accepted to pay for both.
+        """
+
+    @abstractmethod
+    async def mark_settled(self, intent_id: str, record: TaskRecord) -> None:
+        """Note the terminal record of the intent's task."""
+
+    def discard(self, intent_id: str) -> None:  # noqa: B027  (only a journal that forgets has a use for it)
+        """Forget an intent whose task has ended, if this journal forgets."""
+
+
+@contextmanager
+def log_failed_note(what: str) -> Iterator[None]:
+    """Log a note that could not be written, where the next open finds SENDING or PLANNED: both are safe."""
+    try:
+        yield
+    except JournalError:
+        _log.exception("%s could not be noted; the next open will find out", what)

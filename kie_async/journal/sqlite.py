@@ -1,7 +1,7 @@
-"""The durable journal: what is noted of every intent, in one SQLite file.
+"""The durable journal: one SQLite file that knows every intent and what became of it.
 
 The rules it keeps: a body leaves only after SENDING is committed; an id is committed before user code
-sees it, an end before a handle tells it; an intent is sent at most once, says the schema; a commit that
+sees it, an end before a handle settles; an intent is sent at most once, says the schema; a commit that
 failed sends nothing, and an id that could not be committed goes to a file beside the journal.
 """
 
@@ -20,17 +20,16 @@ from .._json import decode_object
 from ..errors import JournalError
 from ..models import TaskRecord, TaskState
 from ..wire.records import without_mac
-from .base import Intent, IntentState, TaskAlreadyBound, Totals
-from .memory import Journal
+from .base import Intent, IntentState, Journal, TaskAlreadyBound, Totals
 from .sqlite_file import JournalFile
 from .sqlite_thread import SqliteThread
 
-_COLUMNS = (
+_INTENT_COLUMNS = (
     "intent_id, model, ref, fingerprint, body, state, task_id, reason, code, credits, record, "
     "expects_callback, planned_ms"
 )
 
-_SENDING = """
+_INSERT_SENDING = """
 INSERT INTO intent(
   intent_id, ref, model, fingerprint, body, expects_callback, planned_ms, sending_ms, state, sends
 ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'SENDING', 1)
@@ -38,20 +37,20 @@ ON CONFLICT(intent_id) DO UPDATE SET state = 'SENDING', sends = sends + 1, sendi
 WHERE state = 'PLANNED'
 """
 
-_CREATED = """
+_SET_CREATED = """
 UPDATE intent SET state = 'CREATED', task_id = ?, sends = 1, created_ms = ?, adopted_by = ?
 WHERE intent_id = ? AND task_id IS NULL
 """
 
 _FREE_REF = "former_ref = ref, ref = NULL"
 
-_ASKED_FOR = ("param", "paramJson")
-"""Where a record echoes the request, which is kept only when bodies are."""
+_ECHOES_OF_THE_REQUEST = ("param", "paramJson")
+"""Keys of a record under which the request comes back; they are kept only when bodies are."""
 
-_MAX_REASON = 500
+_MAX_REASON_CHARS = 500
 
 _GHOST_HORIZON_MS = 14 * 86_400_000
-"""How long a refused create is expected to call back: results are not kept longer."""
+"""How long a refused create may still turn out to be a task: the service keeps results no longer."""
 
 _log = logging.getLogger("kie_async")
 
@@ -67,7 +66,6 @@ class SqliteJournal(Journal):
     is_durable = True
 
     def __init__(self, path: str | Path, *, keep_bodies: bool = False) -> None:
-        super().__init__()
         self._file = JournalFile(path)
         self._keep_bodies = keep_bodies
         self._thread: SqliteThread | None = None
@@ -95,7 +93,8 @@ class SqliteJournal(Journal):
         try:
             await self._thread.start()
             lines = await self._do(self._replay)
-            await self._do(lambda _: self._put_away_rescued(lines))  # a job of its own: after the commit
+            # A job of its own: the file may go only after what was read from it is committed.
+            await self._do(lambda _: self._put_away_rescued(lines))
             may_be_tasks = "state = 'UNKNOWN' OR (state = 'REJECTED' AND sends = 1 AND planned_ms > ?)"
             return await self._select(may_be_tasks, _now_ms() - _GHOST_HORIZON_MS)
         except BaseException:
@@ -109,14 +108,14 @@ class SqliteJournal(Journal):
             await thread.aclose()
 
     def _replay(self, db: sqlite3.Connection) -> list[str]:
-        """Bring up to date what a former process left: rescued ids first, then what may be on its way.
+        """Bring up to date what a former process left; return the rescued lines that could not be used.
 
-        Returns the rescued lines that could not be used.
+        Rescued ids come first: an intent whose id is known is not unknown.
         """
         unused = []
         if self.rescue_path.exists():
             lines = self.rescue_path.read_text(encoding="utf-8", errors="replace").splitlines()
-            unused = [line for line in lines if not _take_rescued(db, line)]
+            unused = [line for line in lines if not _bind_rescued(db, line)]
         db.execute("UPDATE intent SET state = 'UNKNOWN', reason = 'crash' WHERE state = 'SENDING'")
         db.execute("UPDATE intent SET state = 'NOT_CREATED', reason = 'never sent' WHERE state = 'PLANNED'")
         return unused
@@ -163,9 +162,10 @@ class SqliteJournal(Journal):
         await self._do(lambda db: db.executemany("INSERT OR REPLACE INTO learned VALUES (?, ?)", rows))
 
     async def count_occurrence(self, key: bytes) -> int:
-        """Return how often *key* was asked for since open, this time included."""
+        """Count *key* and return how often it was counted since open."""
         count = (
-            "INSERT INTO temp.asked VALUES (?, 1) ON CONFLICT DO UPDATE SET times = times + 1 RETURNING times"
+            "INSERT INTO temp.occurrence VALUES (?, 1) "
+            "ON CONFLICT DO UPDATE SET times = times + 1 RETURNING times"
         )
         return int(await self._do(lambda db: db.execute(count, (key,)).fetchall()[0][0]))
 
@@ -186,7 +186,7 @@ class SqliteJournal(Journal):
         def job(db: sqlite3.Connection) -> None:
             if intent.ref is not None:
                 _free_ref(db, intent.ref, intent.intent_id)
-            _must_change(db, _SENDING, values)
+            _must_change(db, _INSERT_SENDING, values)
 
         await self._do(job)
 
@@ -200,7 +200,7 @@ class SqliteJournal(Journal):
         values = (task_id, _now_ms(), adopted_by, intent_id)
 
         def job(db: sqlite3.Connection) -> None:
-            _take_id(db, *values)
+            _bind_task(db, *values)
 
         await self._do(job, rescue=lambda: _append(self.rescue_path, intent_id, task_id))
 
@@ -213,8 +213,8 @@ class SqliteJournal(Journal):
         code: int | None = None,
         frees_ref: bool = False,
     ) -> None:
-        """Note that an intent was rejected, not created, is unknown or written off; see `Journal.mark_ended`."""
-        values = (state.value, reason[:_MAX_REASON], code)
+        """Note how an intent ended without a task; see `Journal.mark_ended`."""
+        values = (state.value, reason[:_MAX_REASON_CHARS], code)
         change, is_new = "state = ?, reason = ?, code = ?", state is IntentState.NOT_CREATED
         if is_new:
             change = f"{change}, sends = 0"
@@ -227,13 +227,10 @@ class SqliteJournal(Journal):
         state = IntentState.SUCCEEDED if record.state is TaskState.SUCCESS else IntentState.FAILED
         raw = dict(record.raw) or {"taskId": record.task_id, "state": record.state.value}
         if not self._keep_bodies:
-            raw = {key: value for key, value in raw.items() if key not in _ASKED_FOR}
+            raw = {key: value for key, value in raw.items() if key not in _ECHOES_OF_THE_REQUEST}
         values = (state.value, json.dumps(raw), record.credits, _now_ms())
         change = "state = ?, record = ?, credits = ?, terminal_ms = ?"
         await self._update(change, *values, where="state = 'CREATED'", intent_id=intent_id)
-
-    def discard(self, intent_id: str) -> None:
-        """Forget nothing."""
 
     async def _update(
         self, change: str, *values: object, where: str, intent_id: str, is_new: bool = False
@@ -257,12 +254,12 @@ class SqliteJournal(Journal):
 
 
 def _intents(db: sqlite3.Connection, where: str, *values: object) -> list[Intent]:
-    query = f"SELECT {_COLUMNS} FROM intent WHERE {where} ORDER BY seq"  # noqa: S608  (no value in it)
+    query = f"SELECT {_INTENT_COLUMNS} FROM intent WHERE {where} ORDER BY seq"  # noqa: S608  (no value in it)
     return [_intent(row) for row in db.execute(query, values).fetchall()]
 
 
 def _intent(row: tuple[Any, ...]) -> Intent:
-    found = dict(zip(_COLUMNS.split(", "), row, strict=True))
+    found = dict(zip(_INTENT_COLUMNS.split(", "), row, strict=True))
     found["state"] = IntentState(found["state"])
     found["task_id"] = found["task_id"] or ""
     found["expects_callback"] = bool(found["expects_callback"])
@@ -286,7 +283,7 @@ def _free_ref(db: sqlite3.Connection, ref: str, intent_id: str) -> None:
             db.execute(f"UPDATE intent SET {_FREE_REF} WHERE intent_id = ?", (holder.intent_id,))  # noqa: S608
 
 
-def _take_id(db: sqlite3.Connection, task_id: str, now_ms: int, adopted_by: str, intent_id: str) -> None:
+def _bind_task(db: sqlite3.Connection, task_id: str, now_ms: int, adopted_by: str, intent_id: str) -> None:
     """Bind an intent to its task, once.
 
     Raises:
@@ -294,7 +291,7 @@ def _take_id(db: sqlite3.Connection, task_id: str, now_ms: int, adopted_by: str,
         JournalError: The intent has another task.
     """
     try:
-        taken = db.execute(_CREATED, (task_id, now_ms, adopted_by, intent_id)).rowcount
+        taken = db.execute(_SET_CREATED, (task_id, now_ms, adopted_by, intent_id)).rowcount
     except sqlite3.IntegrityError:
         taken = 0
     if taken or _intents(db, "intent_id = ? AND task_id = ?", intent_id, task_id):
@@ -304,11 +301,11 @@ def _take_id(db: sqlite3.Connection, task_id: str, now_ms: int, adopted_by: str,
     raise JournalError(f"task {task_id} cannot be noted: its intent {intent_id} has another task or is gone")
 
 
-def _take_rescued(db: sqlite3.Connection, line: str) -> bool:
-    """Put a rescued id where it belongs; tell whether that was possible."""
+def _bind_rescued(db: sqlite3.Connection, line: str) -> bool:
+    """Bind the intent of a rescued line to its task; tell whether that was possible."""
     try:
         found = json.loads(line)
-        _take_id(db, str(found["task_id"]), _now_ms(), "rescue", str(found["intent_id"]))
+        _bind_task(db, str(found["task_id"]), _now_ms(), "rescue", str(found["intent_id"]))
     except (ValueError, TypeError, KeyError, JournalError):
         return False  # cut off while it was written, or not ours
     return True

@@ -1,7 +1,7 @@
-"""The file under a durable journal: made whole, held by one session, recognised, checked.
+"""Opens a journal's SQLite file: makes it whole, locks it for one session, checks it, notices its loss.
 
-A journal that was cut, mixed up or lost in part must not look like one with nothing in it: what it no
-longer tells would be paid again. https://www.sqlite.org/howtocorrupt.html
+A journal that was cut, mixed up or lost in part must not pass for an empty one: what it no longer knows
+would be paid again. https://www.sqlite.org/howtocorrupt.html
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ APPLICATION_ID = 0x6B696541
 
 VERSION = 1
 
-_SMALLEST = 512
-"""Bytes of the smallest page; SQLite takes a shorter file for an empty database."""
+_SMALLEST_PAGE_BYTES = 512
+"""SQLite takes a shorter file for an empty database."""
 
 _STATES = ", ".join(f"'{state}'" for state in IntentState)
 
-_SCHEMA = f"""
+SCHEMA = f"""
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {VERSION};
 CREATE TABLE intent(
@@ -60,7 +60,7 @@ CREATE TABLE run(is_open INTEGER NOT NULL) STRICT;
 INSERT INTO run VALUES (0);
 """  # noqa: S608  (made of constants)
 
-_LEARNED = """
+_LEARNED_TABLE = """
 CREATE TABLE IF NOT EXISTS learned(
   model TEXT PRIMARY KEY,
   durations TEXT NOT NULL
@@ -70,7 +70,8 @@ CREATE TABLE IF NOT EXISTS learned(
 
 _CACHE_KIB = 256
 
-_OF_THIS_RUN = "CREATE TEMP TABLE asked(key BLOB PRIMARY KEY, times INTEGER NOT NULL) WITHOUT ROWID"
+_OCCURRENCE_TABLE = "CREATE TEMP TABLE occurrence(key BLOB PRIMARY KEY, times INTEGER NOT NULL) WITHOUT ROWID"
+"""Temporary: a batch that runs again counts again."""
 
 _held: dict[tuple[int, int], int] = {}
 """The journals this process has open, by device and inode, each with the descriptor that holds its lock."""
@@ -108,7 +109,7 @@ class JournalFile:
         except BaseException:
             self._release()
             raise
-        self._identity = self._look()
+        self._identity = self._read_identity()
         return db
 
     def disconnect(self, db: sqlite3.Connection) -> None:
@@ -122,7 +123,7 @@ class JournalFile:
         Raises:
             JournalError: It, or the log beside it, was deleted or replaced.
         """
-        if self._look() != self._identity:
+        if self._read_identity() != self._identity:
             self.distrust = (
                 f"journal {self.path} was deleted or replaced while in use; nothing more is sent with it"
             )
@@ -160,7 +161,7 @@ class JournalFile:
             db.execute("BEGIN EXCLUSIVE")
             self._check_content(db, has_log=has_log)
             db.execute("COMMIT")
-            if _ask(db, "PRAGMA journal_mode = WAL") != "wal":
+            if _select_one(db, "PRAGMA journal_mode = WAL") != "wal":
                 raise JournalError(f"journal {self.path}: this file system cannot hold a write-ahead log")
         except BaseException:
             db.close()
@@ -168,12 +169,14 @@ class JournalFile:
         try:
             db.execute("PRAGMA synchronous = FULL")
             db.execute("PRAGMA fullfsync = ON")
-            db.execute(_LEARNED)
-            db.execute(_OF_THIS_RUN)
-            for schema in ("main", "temp"):  # the operating system caches as well; memory must not grow
+            db.execute(_LEARNED_TABLE)
+            db.execute(_OCCURRENCE_TABLE)
+            # SQLite's default cache is 2 MB each; the operating system caches the file as well.
+            for schema in ("main", "temp"):
                 db.execute(f"PRAGMA {schema}.cache_size = -{_CACHE_KIB}")
             db.execute("UPDATE run SET is_open = 1")
-            db.execute("PRAGMA wal_checkpoint(FULL)")  # the file itself must say so, not only the log
+            # The file itself must say so, not only the log: it is the log that may be missing next time.
+            db.execute("PRAGMA wal_checkpoint(FULL)")
         except BaseException:
             _end_run(db)
             raise
@@ -181,14 +184,14 @@ class JournalFile:
 
     def _check_content(self, db: sqlite3.Connection, *, has_log: bool) -> None:
         """Refuse what is not ours, of another version, damaged, or not all there."""
-        if _ask(db, "PRAGMA application_id") != APPLICATION_ID:
+        if _select_one(db, "PRAGMA application_id") != APPLICATION_ID:
             raise JournalError(f"{self.path} is a database, but not a journal of kie_async")
-        if (version := _ask(db, "PRAGMA user_version")) != VERSION:
+        if (version := _select_one(db, "PRAGMA user_version")) != VERSION:
             raise JournalError(f"journal {self.path} has version {version}; this kie_async reads {VERSION}")
         # Unlike quick_check this compares the indexes too: every id, ref and state stands twice.
-        if (verdict := _ask(db, "PRAGMA integrity_check(1)")) != "ok":
+        if (verdict := _select_one(db, "PRAGMA integrity_check(1)")) != "ok":
             raise JournalError(f"journal {self.path} is damaged ({verdict}); restore a copy of it")
-        if _ask(db, "SELECT is_open FROM run") and not has_log:
+        if _select_one(db, "SELECT is_open FROM run") and not has_log:
             remedy = f"sqlite3 {self.path.name} 'UPDATE run SET is_open = 0'"  # noqa: S608  (words to a person)
             raise JournalError(
                 f"journal {self.path} was not closed and {self.log_path.name}, which holds its last notes, is"
@@ -200,7 +203,7 @@ class JournalFile:
         for left in (self.log_path, self.rescue_path):
             if left.exists():
                 raise JournalError(
-                    f"journal {self.path} is gone, but {left.name} is still there and tells of paid tasks;"
+                    f"journal {self.path} is gone, but {left.name} is still there and names paid tasks;"
                     " put the journal back, or move that file away to begin a new one"
                 )
 
@@ -217,7 +220,7 @@ class JournalFile:
             key = (status.st_dev, status.st_ino)
             if key in _held:
                 raise self._locked()
-            if status.st_size < _SMALLEST and stat.S_ISREG(status.st_mode):
+            if status.st_size < _SMALLEST_PAGE_BYTES and stat.S_ISREG(status.st_mode):
                 raise JournalError(
                     f"journal {self.path} was cut off, or is none; restore a copy or delete it to begin anew"
                 )
@@ -237,7 +240,7 @@ class JournalFile:
     def _locked(self) -> JournalLocked:
         return JournalLocked(f"journal {self.path} is open in another session or process")
 
-    def _look(self) -> tuple[int, ...]:
+    def _read_identity(self) -> tuple[int, ...]:
         try:
             return (self.path.stat().st_ino, self.log_path.stat().st_ino)
         except OSError:
@@ -251,7 +254,7 @@ def _make(path: Path) -> None:
         os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         db = sqlite3.connect(draft, isolation_level=None)
         try:
-            db.executescript(f"BEGIN; {_SCHEMA} COMMIT")
+            db.executescript(f"BEGIN; {SCHEMA} COMMIT")
         finally:
             db.close()
         with contextlib.suppress(FileExistsError):  # another process was faster; its journal is as good
@@ -267,8 +270,8 @@ def _end_run(db: sqlite3.Connection) -> None:
         db.close()  # puts the log into the file, unless that was moved away
 
 
-def _ask(db: sqlite3.Connection, question: str) -> object:
-    return db.execute(question).fetchone()[0]
+def _select_one(db: sqlite3.Connection, query: str) -> object:
+    return db.execute(query).fetchone()[0]
 
 
 def _lock(descriptor: int) -> None:

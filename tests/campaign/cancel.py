@@ -26,8 +26,8 @@ from support.create_faults import KEY, trust_the_authority
 from support.misbehaving import Misbehaving, Peer, answer, certified, created, refused
 
 from kie_async import CreateOutcomeUnknown, KieError, KieSession, Limits, Rate, TaskHandle
-from kie_async.journal.base import Intent, IntentState
-from kie_async.journal.memory import Journal
+from kie_async.journal.base import Intent, IntentState, Journal
+from kie_async.journal.memory import MemoryJournal
 from kie_async.journal.sqlite import SqliteJournal
 
 _LIMITS = Limits(create=Rate(1000, per_s=0.01))
@@ -100,7 +100,7 @@ class _Tasks:
             await peer.send(answer(created(self.ids[-1])))
 
 
-class _SlowJournal(Journal):
+class _SlowJournal(MemoryJournal):
     def __init__(self, wait: Callable[[], Awaitable[object]]) -> None:
         super().__init__()
         self._wait = wait
@@ -150,7 +150,7 @@ async def _prepare(kie: KieSession, point: Point, path: Path, url: str) -> Journ
     intake = engine.intake
     if point.tls:
         await trust_the_authority(kie, url)
-    journal: Journal = Journal()
+    journal: Journal = MemoryJournal()
     if point.journal == "slow":
         journal = _SlowJournal(lambda: asyncio.sleep(point.commit_s))
     elif point.journal == "thread":

@@ -27,7 +27,7 @@ from support.misbehaving import (
 
 from kie_async import CreateOutcomeUnknown, KieSession, Limits, Rate, RateLimited, SessionMisuse
 from kie_async.journal.base import IntentState
-from kie_async.journal.memory import Journal
+from kie_async.journal.memory import MemoryJournal
 from kie_async.journal.sqlite import SqliteJournal
 from kie_async.limits.rate_limiter import RateLimiter
 
@@ -279,7 +279,7 @@ async def test_a_limiter_gets_back_the_permit_of_a_create_given_up() -> None:
 
 
 async def test_giving_up_while_the_end_is_noted_leaves_no_slot_behind() -> None:
-    class Slow(Journal):
+    class Slow(MemoryJournal):
         async def mark_ended(self, *_: object, **__: object) -> None:
             await asyncio.sleep(0.05)
 

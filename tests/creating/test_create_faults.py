@@ -62,7 +62,7 @@ from kie_async.creating.create_transport import CreateTransport, _check_aiohttp
 from kie_async.creating.send_gate import GateClosed, OneShotBody, SendGate
 from kie_async.events import Counters
 from kie_async.journal.base import Intent
-from kie_async.journal.memory import Journal
+from kie_async.journal.memory import MemoryJournal
 from kie_async.limits.circuit_breaker import CircuitBreaker
 from kie_async.limits.rate_limiter import RateLimiter
 
@@ -187,7 +187,7 @@ async def test_a_limit_holds_back_the_whole_line_at_once() -> None:
         await peer.request()
         await peer.send(no if len(server.bodies) == 1 else answer(created(f"task_{peer.number}")))
 
-    class SlowToForget(Journal):
+    class SlowToForget(MemoryJournal):
         async def mark_unsent(self, intent_id: str) -> None:
             await asyncio.sleep(0.1)  # the next in line must not slip through meanwhile
 

@@ -25,12 +25,12 @@ from kie_async import (
 )
 from kie_async.engine.tracker import REMEMBERED
 from kie_async.journal.base import IntentState
-from kie_async.journal.memory import Journal
+from kie_async.journal.memory import MemoryJournal
 
 ECHO = ("sandbox/echo", {})
 
 
-class GatedJournal(Journal):
+class GatedJournal(MemoryJournal):
     """Forgets, like the journal it is made of, but takes its time to note the id of a task."""
 
     def __init__(self) -> None:
@@ -98,7 +98,7 @@ async def test_a_task_is_bound_to_one_handle(kie: KieSession) -> None:
     assert kie.attach(handle.task_id) is handle
 
 
-class FullJournal(Journal):
+class FullJournal(MemoryJournal):
     """Cannot note how a create ended."""
 
     async def mark_ended(

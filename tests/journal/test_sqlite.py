@@ -41,8 +41,7 @@ from kie_async import (
 )
 from kie_async.callbacks.address import callback_mac, derive_callback_secret
 from kie_async.journal.base import Intent, IntentState
-from kie_async.journal.sqlite_file import _SCHEMA as SCHEMA
-from kie_async.journal.sqlite_file import APPLICATION_ID, VERSION
+from kie_async.journal.sqlite_file import APPLICATION_ID, SCHEMA, VERSION
 
 ROOT = Path(__file__).parent.parent.parent
 ECHO = TaskRequest(model="sandbox/echo", input={"prompt": "a smile"})

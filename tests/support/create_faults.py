@@ -33,8 +33,8 @@ from kie_async.errors import (
     TransportError,
 )
 from kie_async.events import Counters
-from kie_async.journal.base import Intent
-from kie_async.journal.memory import Journal
+from kie_async.journal.base import Intent, Journal
+from kie_async.journal.memory import MemoryJournal
 from kie_async.limits.circuit_breaker import CircuitBreaker
 from kie_async.limits.rate_limiter import RateLimiter
 from kie_async.wire.requests import WireRequest
@@ -83,7 +83,7 @@ class Word(StrEnum):
     """Nothing was sent, since the journal could not note it."""
 
 
-class Notes(Journal):
+class Notes(MemoryJournal):
     """A journal that remembers what it was told; *commit* runs where a durable one would wait."""
 
     def __init__(self, commit: Callable[[], object] | None = None) -> None:
@@ -160,7 +160,7 @@ def creation(
         transport=transport,
         limiter=limiter or RateLimiter(Rate(1000, per_s=0.01), now=now),
         breaker=CircuitBreaker(now=now),
-        journal=journal or Journal(),
+        journal=journal or MemoryJournal(),
         counters=counters or Counters(),
         rng=random.Random(1),
         deadline=now() + patience_s,

@@ -33,8 +33,8 @@ from kie_async import (
 from kie_async.creating.create_transport import CreateTransport
 from kie_async.creating.send_gate import SendGate
 from kie_async.events import Counters
-from kie_async.journal.base import Intent
-from kie_async.journal.memory import Journal
+from kie_async.journal.base import Intent, Journal
+from kie_async.journal.memory import MemoryJournal
 from kie_async.journal.sqlite import SqliteJournal
 from kie_async.wire.requests import WireRequest
 from support.create_faults import (
@@ -191,7 +191,7 @@ def makes_tasks(answer_s: float = 0.0) -> Behaviour:
     return behave
 
 
-class SlowNotes(Journal):
+class SlowNotes(MemoryJournal):
     """Takes its time for the note before the first byte."""
 
     async def mark_sending(self, intent: Intent) -> None:
