@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Seque
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
-from .._json import decode_object
 from ..errors import CreateOutcomeUnknown, InvalidRequest, TaskTimedOut
 from ..events import Counters, Source
 from ..handle import HandleOwner, TaskHandle
@@ -19,7 +18,6 @@ from ..journal.base import Intent, IntentState, Journal, Totals
 from ..models import TaskRecord, TaskState
 from ..polling.poller import Poller
 from ..wire.codes import error_for
-from ..wire.records import decode_record
 from .reconciler import Pending, Phase, Reconciler
 from .tracker import REMEMBERED, InFlight, outcome_of
 
@@ -226,9 +224,9 @@ class Intents:
             return known
         handle = self.new_handle(intent)
         handle.deadline = deadline
-        if intent.record:
+        if (record := intent.read_end()) is not None:
             handle.task_id, handle._seen = intent.task_id, True
-            handle._observe(record := decode_record(decode_object(intent.record) or {}))
+            handle._observe(record)
             handle._settle(outcome_of(record))
         else:
             expects = intent.expects_callback
