@@ -247,14 +247,14 @@ async def test_one_note_that_fails_takes_nothing_else_back(journal: SqliteJourna
 
 async def test_many_notes_share_few_commits(journal: SqliteJournal) -> None:
     commits = 0
-    check = journal._file.check
+    check = journal._file.check_identity
 
     def counted() -> None:
         nonlocal commits
         commits += 1
         check()
 
-    journal._file.check = counted  # type: ignore[method-assign]
+    journal._file.check_identity = counted  # type: ignore[method-assign]
     await asyncio.gather(*(journal.mark_sending(intent(number)) for number in range(1000)))
     assert len(await journal.list_intents()) == 1000
     assert commits < 20
