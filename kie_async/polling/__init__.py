@@ -1,1 +1,1 @@
-"""Polls tasks in flight when the planner says so. Knows no handle, no journal, no callback: finds go to a sink."""
+"""Polls tasks in flight when the planner says so. Knows no handle or journal: a sink gets the news."""
