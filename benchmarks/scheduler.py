@@ -29,7 +29,7 @@ from kie_async.planning.planner import PollPlanner
 from kie_async.polling.poller import Poller
 
 from .floor import MANY
-from .measuring import Figure, alternating, parser, ratios
+from .measuring import Figure, alternating, parser, ratios, report
 
 FEW, MANY_HANDLES = 10_000, 100_000
 PERIOD_S = 3.0

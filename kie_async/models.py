@@ -35,7 +35,7 @@ class TaskState(StrEnum):
     """Whether the task has ended."""
 
     def __init__(self, word: str) -> None:
-        # Attributes, not a property on a set of members: every poll reads them, and that costs ten times more.
+        # Attributes, not properties: every poll reads them, and asking a set of members costs ten times more.
         self.rank = len(type(self).__members__)
         self.is_terminal = word in {"success", "fail"}
 
@@ -94,7 +94,7 @@ class TaskRecord:
     def is_complete(self) -> bool:
         """Tell whether this observation can move or end a task by itself.
 
-        It cannot if its state is not known, or if it is a success without a result: recordInfo is asked again.
+        It cannot if its state is unknown, or if it is a success without a result: then it is read again.
         """
         is_known = self.state is not TaskState.UNKNOWN
         return is_known and (self.state is not TaskState.SUCCESS or self.has_result)

@@ -1,1 +1,1 @@
-"""Whether a request may leave now: rate, circuit breaker, budget. Counts; knows no request, task or other wing."""
+"""Whether a request may leave now: rate, circuit breaker, budget. Knows no request, task or other wing."""

@@ -40,7 +40,7 @@ class CallbackLoss:
 
     @property
     def next_expiry(self) -> float:
-        """Return the instant at which the next awaited callback counts as lost; infinite if none is awaited."""
+        """Return the instant at which the next awaited callback counts as lost; infinite without one."""
         return next(iter(self._awaited.values()), math.inf)
 
     def note_callback(self, key: str, *, is_news: bool) -> None:

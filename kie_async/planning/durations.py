@@ -163,15 +163,16 @@ def _smoothed(counts: Sequence[float], kernel: Sequence[float]) -> list[float]:
 def _fit(
     completions: Sequence[float], at_risk: Sequence[float], kernel: Sequence[float], doubt: float
 ) -> tuple[float, list[float]]:
-    """Return how well a smoothing predicts each completion from the others (a log likelihood), and its hazards.
+    """Return how well a smoothing predicts each completion from the others (log likelihood), and its hazards.
 
-    Where little was seen, and where only younger tasks were, the assumption weighs more that a task of any age
-    is likely to end before it is much older: a hazard of one over the age, weighing *doubt* tasks.
+    Where little was seen, and where only younger tasks were, the assumption gains weight that a task of any
+    age is likely to end before it is much older: a hazard of one over the age, weighing *doubt* tasks.
     """
     near_completions, near_risk, own = _smoothed(completions, kernel), _smoothed(at_risk, kernel), max(kernel)
     score, hazards = 0.0, []
-    bins = zip(completions, at_risk, near_completions, near_risk, strict=True)
-    for completed, risk, near, exposure in bins:
+    for completed, risk, near, exposure in zip(
+        completions, at_risk, near_completions, near_risk, strict=True
+    ):
         prior = doubt + _NEIGHBOUR_DOUBT * max(exposure - risk, 0.0)
         hazard = min((near + prior * BIN_WIDTH) / (exposure + prior), _MAX_HAZARD)
         hazards.append(hazard)

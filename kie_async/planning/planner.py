@@ -1,4 +1,4 @@
-"""Decides when each task is polled next, from what earlier tasks took. Pure: time and chance are arguments."""
+"""Decides when each task is polled next, from what earlier ones took. Pure: time and chance are arguments."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class PollPlanner:
         return share * self._curve(model, now).chance(from_s, to_s)
 
     def should_replan(self) -> bool:
-        """Tell, once, that callbacks are lost so much more often than before that all polls are planned anew."""
+        """Tell, once, that callbacks are lost so much more often that all polls must be planned anew."""
         share = self.callback_loss.share
         is_worse = share > self._planned_loss * _REPLAN_FACTOR
         if is_worse or share < self._planned_loss:

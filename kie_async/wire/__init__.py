@@ -1,1 +1,1 @@
-"""The service's language: encodes requests, decodes answers and callbacks. Pure: knows `inputs` and no transport."""
+"""The service's language: encodes requests, decodes answers and callbacks. Pure: knows `inputs` only."""
