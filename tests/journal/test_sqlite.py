@@ -355,7 +355,7 @@ async def test_a_fork_is_refused_and_keeps_nothing(path: Path) -> None:
         from kie_async import JournalError, SqliteJournal
         from kie_async.journal.base import Intent
 
-        async def outcome_of(work):
+        async def said(work):
             try:
                 await work
                 return "fine"
@@ -367,14 +367,14 @@ async def test_a_fork_is_refused_and_keeps_nothing(path: Path) -> None:
             await journal.open()
             await journal.mark_sending(Intent(intent_id="i1", model="m"))
             if (child := os.fork()) == 0:
-                print(asyncio.run(outcome_of(journal.mark_sending(Intent(intent_id="i2", model="m")))), flush=True)
-                print(asyncio.run(outcome_of(SqliteJournal(sys.argv[1]).open())), flush=True)
+                print(asyncio.run(said(journal.mark_sending(Intent(intent_id="i2", model="m")))), flush=True)
+                print(asyncio.run(said(SqliteJournal(sys.argv[1]).open())), flush=True)
                 asyncio.run(journal.aclose())
                 del journal
                 gc.collect()
                 os._exit(0)
             os.waitpid(child, 0)
-            print(await outcome_of(journal.mark_sending(Intent(intent_id="i3", model="m"))), flush=True)
+            print(await said(journal.mark_sending(Intent(intent_id="i3", model="m"))), flush=True)
             if os.fork() == 0:
                 os.close(1), os.close(2)
                 import time
