@@ -202,6 +202,7 @@ def encode_note(note: object) -> str:
         JournalError: It has no JSON form, or is nested too deeply.
     """
     try:
+        # Escapes take six bytes for a letter of two: a long text in Cyrillic would be three times as large.
         text = json.dumps(note, ensure_ascii=False)
         return text if _is_utf8(text) else json.dumps(note)
     except (ValueError, TypeError, RecursionError) as exc:

@@ -14,9 +14,7 @@ import stat
 import sys
 import threading
 from pathlib import Path
-from typing import NoReturn
-
-import attrs
+from typing import NamedTuple, NoReturn
 
 from ..errors import JournalError, JournalLocked
 from .base import IntentState
@@ -82,24 +80,12 @@ _held: dict[tuple[int, int], int] = {}
 _holding = threading.Lock()
 
 
-@attrs.frozen
-class _Marks:
+class _Marks(NamedTuple):
     """What shows that a file is the one it was (device and inode) and as it was (size and time of change)."""
 
-    device: int
-    inode: int
+    key: tuple[int, int]
     size: int
     changed_ns: int
-
-    @classmethod
-    def of(cls, status: os.stat_result) -> _Marks:
-        # Windows sets the time of an open file whenever it likes.
-        changed_ns = 0 if sys.platform == "win32" else status.st_mtime_ns
-        return cls(status.st_dev, status.st_ino, status.st_size, changed_ns)
-
-    @property
-    def key(self) -> tuple[int, int]:
-        return (self.device, self.inode)
 
 
 class JournalFile:
@@ -115,6 +101,7 @@ class JournalFile:
         self.distrust = ""
         """Why nothing may rely on the file any more; empty while it can be trusted."""
         self._target = _resolved(self.path)
+        self._is_link = self._target != self.path
         self._key = (0, 0)
         self._marks: tuple[_Marks, _Marks] | None = None
         self._is_overwritten = False
@@ -143,6 +130,7 @@ class JournalFile:
         """
         self.distrust, self._is_overwritten, self._marks = "", False, None
         self._target = _resolved(self.path)
+        self._is_link = self._target != self.path
         if not self._target.exists():
             self._refuse_to_replace_a_lost_one()
             _make(self._target)
@@ -174,7 +162,7 @@ class JournalFile:
     def check_identity(self) -> None:
         """Refuse to go on when the file is gone: what is noted in it would be lost.
 
-        To be called whenever we may have written: what the file looks like then is what it must stay.
+        To be called whenever we may have written: as the file is then it must stay.
 
         Raises:
             JournalError: It, the log beside it or the link to it was deleted, replaced or cut.
@@ -258,7 +246,8 @@ class JournalFile:
             raise JournalError(f"journal {self.path} has version {version}; this kie_async reads {VERSION}")
         # Unlike quick_check this compares the indexes too: every id, ref and state stands twice.
         if (verdict := _select_one(db, "PRAGMA integrity_check(1)")) != "ok":
-            raise JournalError(f"journal {self.path} is damaged ({verdict}); restore a copy of it")
+            found = " ".join(str(verdict).split())
+            raise JournalError(f"journal {self.path} is damaged ({found}); restore a copy of it")
         if _select_one(db, "SELECT is_open FROM run") and not has_log:
             remedy = f"sqlite3 {self.path.name} 'UPDATE run SET is_open = 0'"  # noqa: S608  (words to a person)
             raise JournalError(
@@ -285,7 +274,7 @@ class JournalFile:
         """
         with _holding:
             status = self._target.stat()
-            key = _Marks.of(status).key
+            key = (status.st_dev, status.st_ino)
             if key in _held:
                 raise self._locked()
             if status.st_size < _SMALLEST_PAGE_BYTES and stat.S_ISREG(status.st_mode):
@@ -295,7 +284,7 @@ class JournalFile:
             descriptor = os.open(self._target, os.O_RDWR)
             try:
                 _lock(descriptor)
-                if _Marks.of(os.fstat(descriptor)).key != key:
+                if _marks_of(os.fstat(descriptor)).key != key:
                     raise JournalError(f"journal {self.path} was replaced while it was opened; try again")
             except BaseException as exc:
                 os.close(descriptor)
@@ -317,8 +306,8 @@ class JournalFile:
             JournalError: One is gone, or the path means another file than the one that is held.
         """
         try:
-            file, log = _Marks.of(os.stat(self._target)), _Marks.of(os.stat(f"{self._target}-wal"))
-            given = file if self.path == self._target else _Marks.of(os.stat(self.path))
+            file, log = _marks_of(os.stat(self._target)), _marks_of(os.stat(f"{self._target}-wal"))
+            given = _marks_of(os.stat(self.path)) if self._is_link else file
         except OSError:
             self._distrust_lost()
         if not file.key == given.key == self._key:
@@ -337,6 +326,12 @@ class JournalFile:
             f"journal {self.path} was deleted or replaced while in use; nothing more is sent with it"
         )
         raise JournalError(self.distrust)
+
+
+def _marks_of(status: os.stat_result) -> _Marks:
+    # Windows sets the time of an open file whenever it likes.
+    changed_ns = 0 if sys.platform == "win32" else status.st_mtime_ns
+    return _Marks((status.st_dev, status.st_ino), status.st_size, changed_ns)
 
 
 def _resolved(path: Path) -> Path:
