@@ -134,7 +134,7 @@ class TaskCreator:
         except BaseException:
             self._tracker.cancel(pending)
             raise
-        pending.handle.deadline = asyncio.get_running_loop().time() + timeout_s
+        pending.handle.move_deadline(asyncio.get_running_loop().time() + timeout_s)
         call = self._calls.new(intent, wire_request, pending.handle.deadline)
         return await self.runner.run(
             self._run(pending, call, timeout_s),
@@ -168,7 +168,7 @@ class TaskCreator:
         if (known := self._tracker.registry.by_task(task_id)) is not None:  # attached meanwhile
             self._tracker.cancel(pending)
             return known
-        pending.handle.deadline = asyncio.get_running_loop().time() + timeout_s
+        pending.handle.move_deadline(asyncio.get_running_loop().time() + timeout_s)
         self._tracker.mark_created(pending, task_id)
         if self.runner.is_orphan(call):
             _log.warning("task %s was created after its caller was cancelled; it goes on", task_id)

@@ -83,7 +83,7 @@ class Recovery:
 
     def _settled_handle(self, intent: Intent, record: TaskRecord) -> TaskHandle:
         handle = self._tracker.new_handle(intent)
-        handle.task_id = intent.task_id
+        handle.bind(intent.task_id)
         handle.mark_retrieved()
         handle.observe(record)
         handle.settle(outcome_of(record))
@@ -91,7 +91,7 @@ class Recovery:
 
     def _bound_handle(self, intent: Intent, deadline: float) -> TaskHandle:
         handle = self._tracker.new_handle(intent)
-        handle.deadline = deadline
+        handle.move_deadline(deadline)
         expects, fingerprint = intent.expects_callback, intent.fingerprint
         self._tracker.bind(handle, intent.task_id, fingerprint, expects_callback=expects, at_once=True)
         return handle
@@ -99,7 +99,7 @@ class Recovery:
     def _await(self, pending: PendingCreate, deadline: float) -> None:
         if not pending.is_awaited:
             pending.is_awaited = True
-            pending.handle.deadline = deadline
+            pending.handle.move_deadline(deadline)
             self._tracker.await_deadline(pending.handle)
 
 
