@@ -34,7 +34,7 @@ class CallbackInbox:
             return handle.task_id
         return "" if self._tracker.pending.get(intent_id) is not None else registry.settled_task(intent_id)
 
-    def accept(self, delivery: Delivery) -> None:
+    async def accept(self, delivery: Delivery) -> None:
         """Take in one delivery that the receiver has verified."""
         tracker = self._tracker
         handle = tracker.registry.by_intent(delivery.intent_id)
