@@ -49,10 +49,12 @@ def run_apart(name: str) -> dict[str, Any] | None:
     with tempfile.TemporaryDirectory() as folder:
         wrote = Path(folder) / "figures.json"
         command = [sys.executable, "-m", "benchmarks", name, "--json", str(wrote)]
-        told = subprocess.run(command, cwd=HERE.parent, check=False, stdout=subprocess.PIPE, text=True).stdout
+        printed = subprocess.run(
+            command, cwd=HERE.parent, check=False, stdout=subprocess.PIPE, text=True
+        ).stdout
         found: dict[str, Any] | None = json.loads(wrote.read_text()) if wrote.exists() else None
     took = f"{time.monotonic() - began:.0f} s{'' if found else ', it broke'}"
-    print(f"--- {name}, {took}\n{told}", flush=True)
+    print(f"--- {name}, {took}\n{printed}", flush=True)
     return found
 
 
@@ -68,11 +70,11 @@ def run_each(wanted: Sequence[str]) -> dict[str, dict[str, Any] | None]:
 def judged(found: dict[str, dict[str, Any] | None]) -> dict[str, list[str]]:
     """Return which bars were missed of each goal; a bar of no goal stands under the name of its benchmark."""
     missed: dict[str, list[str]] = {}
-    for name, told in found.items():
-        if told is None:
+    for name, written in found.items():
+        if written is None:
             missed[name] = ["it broke"]
             continue
-        for figure in told["figures"]:
+        for figure in written["figures"]:
             if figure["at_least"] is not None or figure["at_most"] is not None:
                 of_goal = missed.setdefault(figure["goal"] or name, [])
                 if not figure["is_met"]:

@@ -1,4 +1,4 @@
-"""What a callback costs, and whether strangers can keep genuine ones from getting through.
+"""Measures what a callback costs, and whether strangers can keep genuine ones from being taken in.
 
 Beside our mounts stand two handlers of plain aiohttp.web: one that only reads the body, and one that
 also parses it and verifies its signature. Ratios are of CPU seconds of this process; the requests come
@@ -20,14 +20,22 @@ from typing import Any
 import attrs
 from aiohttp import web
 
-from kie_async import CallbackReceiver, KieSession, Limits, PollSchedule, Rate, Sandbox
+from kie_async import (
+    CallbackReceiver,
+    KieSession,
+    Limits,
+    PollSchedule,
+    Rate,
+    Sandbox,
+    TaskHandle,
+)
 from kie_async.callbacks.address import callback_mac
 from kie_async.callbacks.base import Delivery
 from kie_async.sandbox import Never
 
 from .decode import readers
 from .load import Load
-from .measuring import OUR_CORE, Figure, alternating, cpu_s, parser, pin, quantile, ratios, tell
+from .measuring import OUR_CORE, Figure, alternating, cpu_s, parser, pin, quantile, ratios, report
 
 KEY = "a-key-from-the-settings"
 SECRET = b"a callback secret"
@@ -101,7 +109,7 @@ async def listening(app: web.Application) -> AsyncIterator[int]:
 @asynccontextmanager
 async def session(
     receiver: CallbackReceiver, url: str, tasks: int
-) -> AsyncIterator[tuple[KieSession, Sandbox]]:
+) -> AsyncIterator[tuple[KieSession, Sandbox, list[TaskHandle]]]:
     """Open a session with so many tasks that only a callback can end."""
     async with (
         Sandbox(durations=Never(), create_limit=None, query_limit=None, hmac_key=KEY) as sandbox,
@@ -115,10 +123,10 @@ async def session(
             poll=PollSchedule.fixed(3600),
         ) as kie,
     ):
-        await asyncio.gather(*[kie.create("sandbox/echo", {"prompt": str(n)}) for n in range(tasks)])
+        made = await asyncio.gather(*[kie.create("sandbox/echo", {"prompt": str(n)}) for n in range(tasks)])
         for task in sandbox.tasks.values():
             task.end_state = "success"
-        yield kie, sandbox
+        yield kie, sandbox, made
 
 
 # --- cost ----------------------------------------------------------------------------------------
@@ -142,9 +150,9 @@ async def cost(load: Load, rounds: int) -> list[Figure]:
 
                 async def send() -> None:
                     nonlocal seconds
-                    report = await load.ask("burst", port=port, requests=[wanted], count=CHUNK, lines=LINES)
-                    assert report["statuses"] == {"200": CHUNK}, report
-                    seconds = report["seconds"]
+                    answer = await load.ask("burst", port=port, requests=[wanted], count=CHUNK, lines=LINES)
+                    assert answer["statuses"] == {"200": CHUNK}, answer
+                    seconds = answer["seconds"]
 
                 spent = await cpu_s(send)
                 walls.setdefault(name, []).append(CHUNK / seconds)
@@ -199,7 +207,8 @@ async def cost(load: Load, rounds: int) -> list[Figure]:
 
 def _a_body() -> bytes:
     """Return a callback as the service documents it, compact as its answers are, 700 bytes long."""
-    param = {"model": "kling/ai-avatar-pro", "callBackUrl": f"https://bot.example.org{PATH}"}
+    create = {"model": "kling/ai-avatar-pro", "callBackUrl": f"https://bot.example.org{PATH}"}
+    param = json.dumps(create, separators=(",", ":"))
     data = {
         "taskId": TASK,
         "model": "kling/ai-avatar-pro",
@@ -223,10 +232,8 @@ async def settling(rounds: int) -> list[Figure]:
     rates = []
     for _ in range(rounds):
         receiver = CallbackReceiver([KEY])
-        async with session(receiver, "http://127.0.0.1:9/kie", 1000) as (kie, sandbox):
-            waiting = [
-                asyncio.ensure_future(_result(handle)) for handle in kie._engine.tracker.registry.handles
-            ]
+        async with session(receiver, "http://127.0.0.1:9/kie", 1000) as (kie, sandbox, handles):
+            waiting = [asyncio.ensure_future(_result(handle)) for handle in handles]
             await asyncio.sleep(0)
             given = [
                 (
@@ -260,7 +267,7 @@ async def abused(load: Load, stranger: Load, seconds: int) -> list[Figure]:
     receiver = CallbackReceiver([KEY])
     async with receiver.serve("127.0.0.1", 0) as served:
         count = GENUINE_PER_S * seconds
-        async with session(receiver, served.url, count) as (kie, sandbox):
+        async with session(receiver, served.url, count) as (kie, sandbox, _):
             front = f"http://127.0.0.1:{served.port}"
             genuine = [
                 request(str(task.callback_url).removeprefix(front), signed(name), sandbox.callback_body(name))
@@ -289,13 +296,13 @@ async def abused(load: Load, stranger: Load, seconds: int) -> list[Figure]:
                 )
             )
             await asyncio.sleep(1.5)
-            lags, report = await _lag_while(
+            lags, answer = await _lag_while(
                 load.ask("genuine", port=served.port, requests=genuine, per_s=GENUINE_PER_S)
             )
             strangers = await abuse
-            accepted = [report["statuses"].get("200", 0) / count]
+            accepted = [answer["statuses"].get("200", 0) / count]
             assert kie.stats().settled_by_callback == accepted[0] * count, kie.stats()
-    ms = [value * 1000 for value in report["seconds"]]
+    ms = [value * 1000 for value in answer["seconds"]]
     return [
         Figure(
             name="slow connections held open", values=[strangers["slow_open"]], unit="", at_least=SLOW * 0.9
@@ -341,4 +348,4 @@ def main(argv: Sequence[str]) -> int:
                 *await abused(load, stranger, asked.seconds),
             ]
 
-    return tell(asyncio.run(run()), check=asked.check, to=asked.json)
+    return report(asyncio.run(run()), check=asked.check, to=asked.json)

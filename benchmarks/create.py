@@ -1,4 +1,4 @@
-"""What a create costs beside aiohttp alone: without a journal on disk, and with the durable one.
+"""Measures what a create costs beside aiohttp alone: without a journal on disk, and with the durable one.
 
 All of them use a new connection for each create, as many at once, against one emulated service. Rates
 are per CPU second of this process, the thread of the journal included; chunks alternate.
@@ -12,11 +12,11 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 
-from kie_async import KieSession, PollSchedule
+from kie_async import KieSession, PollSchedule, TaskHandle
 
 from .emulator import AVATAR, AVATAR_INPUT, Emulator
 from .floor import CREATES, Bare, at_most, free_session
-from .measuring import OUR_CORE, Figure, alternating, parser, pin, ratios, tell
+from .measuring import OUR_CORE, Figure, alternating, parser, pin, ratios, report
 
 CHUNK, ROUNDS = 200, 40
 BARS = {"no journal": 0.85, "durable journal": 0.6}
@@ -46,7 +46,8 @@ async def measured(rounds: int, chunk: int) -> list[Figure]:
         }
         for name, journal in (("no journal", None), ("durable journal", path)):
             kie = await opened.enter_async_context(free_session(service.url, journal=journal, poll=asleep))
-            things[name] = _letting_go(kie, timed(name, lambda kie=kie: _creates(kie, chunk)))
+            creates = Creates(kie, chunk)
+            things[name] = _abandoning(creates, timed(name, creates.make))
         found = await alternating(things, rounds=rounds, beside=[service.pid])
     figures = [
         Figure(name=name, values=values, unit="creates a CPU second") for name, values in found.items()
@@ -67,17 +68,28 @@ async def measured(rounds: int, chunk: int) -> list[Figure]:
     ]
 
 
-async def _creates(kie: KieSession, chunk: int) -> None:
-    await at_most(CREATES, lambda _: kie.create(AVATAR, AVATAR_INPUT), range(chunk))
+class Creates:
+    """Makes tasks, and abandons them: what is in flight must not grow from chunk to chunk."""
+
+    def __init__(self, kie: KieSession, chunk: int) -> None:
+        self._kie = kie
+        self._chunk = chunk
+        self._made: list[TaskHandle] = []
+
+    async def make(self) -> None:
+        self._made = await at_most(
+            CREATES, lambda _: self._kie.create(AVATAR, AVATAR_INPUT), range(self._chunk)
+        )
+
+    def abandon(self) -> None:
+        for handle in self._made:
+            handle.abandon()
 
 
-def _letting_go(kie: KieSession, run: Callable[[], Awaitable[float]]) -> Callable[[], Awaitable[float]]:
-    """Forget the tasks after each chunk: what is in flight must not grow from chunk to chunk."""
-
+def _abandoning(creates: Creates, run: Callable[[], Awaitable[float]]) -> Callable[[], Awaitable[float]]:
     async def work() -> float:
         rate = await run()
-        for handle in list(kie._engine.tracker.registry.handles):
-            handle.abandon()
+        creates.abandon()
         await asyncio.sleep(0)
         return rate
 
@@ -85,10 +97,10 @@ def _letting_go(kie: KieSession, run: Callable[[], Awaitable[float]]) -> Callabl
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the benchmark; with ``--check`` the exit status tells whether the bars were met."""
+    """Run the benchmark; with ``--check`` the exit status says whether the bars were met."""
     options = parser("create", __doc__)
     options.add_argument("--rounds", type=int, default=ROUNDS)
     options.add_argument("--chunk", type=int, default=CHUNK)
     asked = options.parse_args(argv)
     pin(OUR_CORE)
-    return tell(asyncio.run(measured(asked.rounds, asked.chunk)), check=asked.check, to=asked.json)
+    return report(asyncio.run(measured(asked.rounds, asked.chunk)), check=asked.check, to=asked.json)

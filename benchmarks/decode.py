@@ -1,6 +1,6 @@
-"""What one answer costs to read: bytes to record, beside a bare JSON reader and a hand-written constructor.
+"""Measures reading one answer, bytes to record, beside a bare JSON reader and a hand-written constructor.
 
-The floor believes all it is told: no check of duplicate keys, of sizes, of ids, of codes; nothing masked.
+The floor checks nothing: no check of duplicate keys, of sizes, of ids, of codes; nothing masked.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import attrs
 from kie_async import _json
 from kie_async.wire.responses import WireResponse, decode_callback, decode_query
 
-from .measuring import Figure, alternating, parser, tell
+from .measuring import Figure, alternating, parser, report
 
 CHUNK, ROUNDS = 400, 60
 _INSTALLED = _json._orjson
@@ -150,4 +150,4 @@ def main(argv: Sequence[str]) -> int:
     options = parser("decode", __doc__)
     options.add_argument("--rounds", type=int, default=ROUNDS)
     asked = options.parse_args(argv)
-    return tell(asyncio.run(measured(asked.rounds)), check=asked.check, to=asked.json)
+    return report(asyncio.run(measured(asked.rounds)), check=asked.check, to=asked.json)

@@ -1,4 +1,4 @@
-"""The same tasks as others speak of them: Replicate, fal's queue, Runway and OpenAI's videos.
+"""Serves the same tasks in the protocols of others: Replicate, fal's queue, Runway and OpenAI's videos.
 
 Answers have the size and the fields of real ones, so that a client decodes what it would have to.
 """

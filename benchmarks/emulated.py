@@ -1,4 +1,4 @@
-"""What an emulated service knows: its settings, its tasks, its limits, and which route answers what.
+"""Holds the state of an emulated service: settings, tasks, limits, and which route answers what.
 
 A dialect is a module of functions marked with `route`; each takes the world and a request and returns a
 status and a JSON body.
@@ -102,7 +102,7 @@ class World:
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     def admits(self, kind: str) -> bool:
-        """Tell whether the limit on ``create`` or ``query`` lets a request in that arrives now."""
+        """Return whether the limit on ``create`` or ``query`` lets a request in that arrives now."""
         settings = self.settings
         limit = settings.create_limit if kind == "create" else settings.query_limit
         if limit is None:

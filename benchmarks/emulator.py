@@ -1,9 +1,10 @@
-"""A service to measure clients with, in a process and on a core of its own.
+"""Emulates the service for benchmarks, in a process and on a core of its own.
 
 A parser by hand, since a web framework would be as slow as the clients. Besides the API it answers
 ``POST /__config`` (`Settings` as JSON; all tasks and counts are forgotten), ``GET /__stats``,
-``GET /__finish`` (when each task ended and when its callback left), ``POST /__end`` (every task that goes
-on ends now) and ``POST /__hang_up`` (connections kept for callbacks close). Instants are those of CLOCK_MONOTONIC: `time.monotonic` of any process beside it.
+``GET /__finish`` (when each task ended and when its callback left), ``POST /__end`` (every task that
+goes on ends now) and ``POST /__hang_up`` (connections kept for callbacks close). Instants are those of
+CLOCK_MONOTONIC: `time.monotonic` of any process beside it.
 """
 
 from __future__ import annotations
@@ -133,8 +134,8 @@ class Service:
         return world.end_all()
 
 
-class Line(asyncio.Protocol):
-    """A connection of a client."""
+class Connection(asyncio.Protocol):
+    """Answers the requests that come over one connection."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -188,7 +189,7 @@ async def _serve() -> None:
     pin(int(sys.argv[1]))
     service = Service()
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Line(service), "127.0.0.1", 0, backlog=4096)
+    server = await loop.create_server(lambda: Connection(service), "127.0.0.1", 0, backlog=4096)
     print(server.sockets[0].getsockname()[1], flush=True)
     await asyncio.to_thread(sys.stdin.read)
 

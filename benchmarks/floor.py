@@ -1,4 +1,4 @@
-"""What a session is measured against: aiohttp alone, and the client that everybody writes.
+"""Clients that a session is measured against: aiohttp alone, and the one that everybody writes.
 
 Beside them stands how a session is opened for a benchmark: its own limits out of the way.
 """
@@ -103,8 +103,8 @@ class Everyday:
 
     async def run(self) -> list[str]:
         """Return the URLs of a new task's result."""
-        wish = {"model": AVATAR, "input": AVATAR_INPUT}
-        async with self._creates.post(self._url + "createTask", json=wish) as answer:
+        request = {"model": AVATAR, "input": AVATAR_INPUT}
+        async with self._creates.post(self._url + "createTask", json=request) as answer:
             asked = {"taskId": (await answer.json())["data"]["taskId"]}
         while True:
             await asyncio.sleep(self._every_s)

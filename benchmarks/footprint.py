@@ -1,4 +1,4 @@
-"""What comes with an install and an import, beside aiohttp, in fresh processes of Linux that alternate."""
+"""Measures the size of an install and the cost of an import, beside aiohttp, in fresh processes on Linux."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import zipfile
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 
-from .measuring import Figure, alternating, parser, ratios, tell
+from .measuring import Figure, alternating, parser, ratios, report
 
 ROUNDS = 10
 _ROOT = Path(__file__).parent.parent
-_REQUEST_HEADERS = """
+_IMPORT_SCRIPT = """
 import sys, time
 began = time.process_time()
 for name in sys.argv[1:]:
@@ -30,10 +30,10 @@ print(spent * 1000, int(status["VmRSS"].split()[0]) / 1024)
 async def imported(*names: str) -> tuple[float, float]:
     """Return the CPU milliseconds of an import in a fresh process, and the resident MB after it."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", _REQUEST_HEADERS, *names), cwd=_ROOT, stdout=asyncio.subprocess.PIPE
+        *(sys.executable, "-c", _IMPORT_SCRIPT, *names), cwd=_ROOT, stdout=asyncio.subprocess.PIPE
     )
-    told, _ = await process.communicate()
-    spent, resident = told.split()
+    printed, _ = await process.communicate()
+    spent, resident = printed.split()
     return float(spent), float(resident)
 
 
@@ -106,4 +106,4 @@ def main(argv: Sequence[str]) -> int:
         ),
         Figure(name="of these for aiohttp alone", values=[len(with_all_below(["aiohttp"]))], unit=""),
     ]
-    return tell(figures, check=asked.check, to=asked.json)
+    return report(figures, check=asked.check, to=asked.json)

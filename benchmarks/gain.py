@@ -1,7 +1,7 @@
-"""Whether sockets and real time give what the simulation promises: 300 avatar tasks, twenty times as fast.
+"""Compares the gain of learning over real sockets with the simulated one: 300 avatar tasks, 20 times as fast.
 
-The sandbox runs the tasks, the real client looks at them, once learning and once at a fixed interval. The
-gain is how many looks the fixed interval took for as short a wait; the simulation is asked for the same.
+The sandbox runs the tasks, the real client polls them, once learning and once at a fixed interval. The
+gain is how many polls the fixed interval took for as short a wait; the simulation is asked for the same.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kie_async import KieSession, Limits, PollSchedule, Rate, Sandbox, SessionEv
 from kie_async.sandbox import durations as sandboxed
 
 from .makespan import makespan as campaign
-from .measuring import Figure, parser, tell
+from .measuring import Figure, parser, report
 from .simulated import CREATES, SLOTS, Found, Lognormal, run
 
 FACTOR, TASKS, ROUNDS, SEEDS = 20.0, 300, 3, 16
@@ -32,7 +32,7 @@ FIXED = PollSchedule.fixed(2 * WAIT_S)
 
 
 async def for_real(schedule: PollSchedule, *, tasks: int, seed: int) -> Found:
-    """Run the tasks in the sandbox and look at them over sockets."""
+    """Run the tasks in the sandbox and poll them over sockets."""
     waits_s, ran_s = [], []
 
     def note(event: SessionEvent) -> None:
@@ -42,7 +42,7 @@ async def for_real(schedule: PollSchedule, *, tasks: int, seed: int) -> Found:
 
     took_s = sandboxed.Lognormal(MEDIAN_S, SIGMA)
     limits = Limits(create=FASTER, query=Rate(1000, per_s=0.1))
-    wishes = (TaskRequest(model="sandbox/echo", input={"prompt": str(number)}) for number in range(tasks))
+    requests = (TaskRequest(model="sandbox/echo", input={"prompt": str(number)}) for number in range(tasks))
     began = time.monotonic()
     async with (
         Sandbox(durations=took_s, create_limit=None, query_limit=None, seed=seed) as sandbox,
@@ -56,16 +56,16 @@ async def for_real(schedule: PollSchedule, *, tasks: int, seed: int) -> Found:
             rng=random.Random(seed),
         ) as kie,
     ):
-        async for outcome in kie.batch(wishes):
+        async for outcome in kie.batch(requests):
             outcome.unwrap()
-        looks = kie.stats().queries / tasks
-    return Found(looks, statistics.mean(waits_s), statistics.mean(ran_s), time.monotonic() - began)
+        polls = kie.stats().queries / tasks
+    return Found(polls, statistics.mean(waits_s), statistics.mean(ran_s), time.monotonic() - began)
 
 
 def gain(learning: Found, fixed: Found) -> float:
-    """Return how many times the looks the fixed interval took, brought to the same wait."""
-    at_that_wait = 0.5 + (fixed.looks - 0.5) * fixed.wait_s / learning.wait_s
-    return at_that_wait / learning.looks
+    """Return how many times the polls the fixed interval took, brought to the same wait."""
+    at_that_wait = 0.5 + (fixed.polls - 0.5) * fixed.wait_s / learning.wait_s
+    return at_that_wait / learning.polls
 
 
 def promised(tasks: int) -> float:
@@ -93,7 +93,7 @@ async def measured(tasks: int, rounds: int) -> list[Figure]:
     promise = promised(tasks)
     figures = []
     for name, some in found.items():
-        figures.append(Figure(name=f"{name}: looks", values=[one.looks for one in some], unit="a task"))
+        figures.append(Figure(name=f"{name}: polls", values=[one.polls for one in some], unit="a task"))
         waits_ms = [one.wait_s * 1000 for one in some]
         figures.append(Figure(name=f"{name}: mean wait", values=waits_ms, unit="ms"))
     return [
@@ -111,9 +111,9 @@ async def measured(tasks: int, rounds: int) -> list[Figure]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the benchmark; with ``--check`` the exit status tells whether the bars were met."""
+    """Run the benchmark; with ``--check`` the exit status says whether the bars were met."""
     options = parser("gain", __doc__)
     options.add_argument("--tasks", type=int, default=TASKS)
     options.add_argument("--rounds", type=int, default=ROUNDS)
     asked = options.parse_args(argv)
-    return tell(asyncio.run(measured(asked.tasks, asked.rounds)), check=asked.check, to=asked.json)
+    return report(asyncio.run(measured(asked.tasks, asked.rounds)), check=asked.check, to=asked.json)

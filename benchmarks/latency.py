@@ -1,4 +1,4 @@
-"""How soon an awaiter goes on after a callback: at a steady rate, for a whole crowd at once, and early.
+"""Measures how soon an awaiter goes on after a callback: at a steady rate, a whole crowd at once, and early.
 
 The service notes when it writes a callback to a socket, the awaiter when it goes on; both read the one
 monotonic clock of the machine. How long a crowd waits from the end of its tasks also holds how long the
@@ -17,7 +17,7 @@ from kie_async import CallbackReceiver, KieSession, TaskHandle
 from .emulator import AVATAR, AVATAR_INPUT, Emulator
 from .floor import CREATES, at_most, free_session
 from .load import paced
-from .measuring import OUR_CORE, Figure, parser, pin, quantile, tell
+from .measuring import OUR_CORE, Figure, parser, pin, quantile, report
 
 KEY = "a-key-from-the-settings"
 STEADY, PER_S, WARM = 1000, 200.0, 200
@@ -131,7 +131,7 @@ async def early(service: Emulator, tasks: int) -> list[Figure]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the benchmark; with ``--check`` the exit status tells whether the bars were met."""
+    """Run the benchmark; with ``--check`` the exit status says whether the bars were met."""
     options = parser("latency", __doc__)
     options.add_argument("--steady", type=int, default=STEADY, help="tasks that come at a steady rate")
     options.add_argument("--crowd", type=int, default=CROWD, help="tasks that end in one instant")
@@ -147,4 +147,4 @@ def main(argv: Sequence[str]) -> int:
                 *await early(service, EARLY),
             ]
 
-    return tell(asyncio.run(run()), check=asked.check, to=asked.json)
+    return report(asyncio.run(run()), check=asked.check, to=asked.json)

@@ -1,4 +1,4 @@
-"""A thousand creates under the documented limit, over a network whose delays vary, in virtual time.
+"""Sends a thousand creates under the documented limit, over a network whose delays vary, in virtual time.
 
 Each way takes a lognormal time of 60 ms in the middle. The service refuses what is over the limit in any
 window of its arrivals. Beside ours stands the rule that most clients use: so many sent in any window.
@@ -21,7 +21,7 @@ from kie_async.sandbox.window import Window
 
 from .floor import at_most
 from .makespan import Hurried
-from .measuring import Figure, parser, tell
+from .measuring import Figure, parser, report
 
 CREATES, SEEDS, ONE_WAY_S = 1000, 5, 0.06
 SPREADS = (0.2, 0.6, 1.0)
@@ -37,7 +37,7 @@ class Rule(Protocol):
         """Wait for a turn."""
 
     def release(self) -> None:
-        """Be told that the answer is here."""
+        """Give a turn back: the answer is here."""
 
 
 class BySending:
@@ -122,9 +122,9 @@ def measured(count: int, seeds: int) -> list[Figure]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the benchmark; with ``--check`` the exit status tells whether the bars were met."""
+    """Run the benchmark; with ``--check`` the exit status says whether the bars were met."""
     options = parser("limiter", __doc__)
     options.add_argument("--creates", type=int, default=CREATES)
     options.add_argument("--seeds", type=int, default=SEEDS)
     asked = options.parse_args(argv)
-    return tell(measured(asked.creates, asked.seeds), check=asked.check, to=asked.json)
+    return report(measured(asked.creates, asked.seeds), check=asked.check, to=asked.json)

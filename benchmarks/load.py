@@ -1,4 +1,4 @@
-"""A process that sends requests: commands come as JSON lines, each is answered with one line.
+"""Sends requests from a process of its own: commands come as JSON lines, each is answered with one line.
 
 It keeps the cost of sending out of the process that is measured.
 """

@@ -1,4 +1,4 @@
-"""How long a thousand avatar jobs take beside the least that slots and limits allow, in virtual time.
+"""Times a thousand avatar jobs beside the least that slots and limits allow, in virtual time.
 
 The real client talks over sockets to a service on its own loop, whose clock jumps to the next timer; the
 campaign of the same name does that. Each way runs in a process of its own: only virtual time counts.
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import attrs
 
-from .measuring import Figure, parser, tell
+from .measuring import Figure, parser, report
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from campaign import makespan
@@ -94,8 +94,8 @@ def measured(jobs: int) -> list[Figure]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the benchmark; with ``--check`` the exit status tells whether the bars were met."""
+    """Run the benchmark; with ``--check`` the exit status says whether the bars were met."""
     options = parser("makespan", __doc__)
     options.add_argument("--jobs", type=int, default=JOBS)
     asked = options.parse_args(argv)
-    return tell(measured(asked.jobs), check=asked.check, to=asked.json)
+    return report(measured(asked.jobs), check=asked.check, to=asked.json)

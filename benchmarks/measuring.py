@@ -40,7 +40,7 @@ class Figure:
 
     @property
     def is_met(self) -> bool:
-        """Tell whether the median is within its bars."""
+        """Return whether the median is within its bars."""
         low = self.at_least is None or self.median >= self.at_least
         return low and (self.at_most is None or self.median <= self.at_most)
 
@@ -74,7 +74,7 @@ def parser(name: str, about: str | None) -> argparse.ArgumentParser:
     return made
 
 
-def tell(figures: Sequence[Figure], *, check: bool, to: Path | None) -> int:
+def report(figures: Sequence[Figure], *, check: bool, to: Path | None) -> int:
     """Print the figures, write them, and return the exit status."""
     rows = [("", "median", "", "spread", "bar"), *(figure.row() for figure in figures)]
     widths = [max(len(row[column]) for row in rows) for column in range(5)]

@@ -1,4 +1,4 @@
-"""What a pending handle weighs, beside a sleeping task for each: every kind in fresh processes.
+"""Measures the memory of a pending handle beside that of a sleeping task, each kind in fresh processes.
 
 Counted is all that one more handle leaves in the process, but for what stood before: its request and
 the id of its task. Resident memory is judged; what tracemalloc finds in fewer handles stands beside it.
@@ -16,23 +16,24 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from kie_async import CallbackReceiver, KieSession, PollSchedule, TaskHandle, TaskRequest
-from kie_async.creating.create_transport import Attempt
+from kie_async.creating.create_transport import Attempt, CreateTransport
 from kie_async.creating.send_gate import SendGate
 from kie_async.wire.codes import CreateVerdict
 from kie_async.wire.requests import WireRequest
 from kie_async.wire.responses import CreateAnswer
 
 from .floor import free_session
-from .measuring import Figure, parser, resident, tell
+from .measuring import Figure, parser, report, resident
 
 HANDLES = 100_000
 UNAWAITED_B, AWAITED_B, OF_A_TASK = 640, 1536, 0.45
 TRACED_SHARE = 10
 """Tracing is slow: so many times fewer handles."""
 FAR_S = 1e9
-"""No look is due while we count."""
+"""No poll is due while we count."""
 ROOT = Path(__file__).parent.parent
 
 
@@ -41,10 +42,6 @@ class Stub:
 
     def __init__(self, ids: Sequence[str]) -> None:
         self._ids = iter(ids)
-        self.connection_slots = asyncio.Semaphore(1)
-
-    async def aclose(self) -> None:
-        """Have nothing to close."""
 
     async def post(self, request: WireRequest, gate: SendGate) -> Attempt:
         await gate.pass_through()
@@ -77,7 +74,7 @@ async def attached(count: int, weigh: Weigh, *, is_awaited: bool = False) -> Non
             return await _with_waiters([kie.attach(name) for name in ids], is_awaited=is_awaited)
 
         await weigh(fill)
-        await _end(kie)
+        await _end(kie, ids)
 
 
 async def created(count: int, weigh: Weigh, *, is_awaited: bool = False) -> None:
@@ -85,14 +82,14 @@ async def created(count: int, weigh: Weigh, *, is_awaited: bool = False) -> None
     ids = _ids(count)
     requests = [TaskRequest(model="kling/ai-avatar-pro", input={"prompt": name}) for name in ids]
     async with session(count, callback_url="http://127.0.0.1:9/kie", receiver=CallbackReceiver()) as kie:
-        kie._engine.calls.transport = Stub(ids)  # type: ignore[assignment]
 
         async def fill() -> object:
-            made = [await kie.create(request) for request in requests]
+            with patch.object(CreateTransport, "post", Stub(ids).post):
+                made = [await kie.create(request) for request in requests]
             return await _with_waiters(made, is_awaited=is_awaited)
 
         await weigh(fill)
-        await _end(kie)
+        await _end(kie, ids)
 
 
 async def _with_waiters(handles: list[TaskHandle], *, is_awaited: bool) -> object:
@@ -140,13 +137,13 @@ def _ids(count: int) -> list[str]:
     return [f"{number:032x}" for number in range(count)]
 
 
-async def _end(kie: KieSession) -> None:
-    """Leave nothing that the close would tell of one by one."""
+async def _end(kie: KieSession, ids: Sequence[str]) -> None:
+    """Leave nothing that the close would log one by one."""
     for task in asyncio.all_tasks() - {asyncio.current_task()}:
         task.cancel()
     await asyncio.sleep(0)
-    for handle in kie._engine.tracker.registry.handles:
-        handle.abandon()
+    for task_id in ids:
+        kie.attach(task_id).abandon()
 
 
 async def _result(handle: TaskHandle) -> object:
@@ -158,12 +155,12 @@ async def _wait_for(task_id: str) -> object:
 
 
 async def _poll_until_done(task_id: str) -> object:
-    while not await _looked(task_id):
+    while not await _polled(task_id):
         pass
     return None
 
 
-async def _looked(task_id: str) -> bool:
+async def _polled(task_id: str) -> bool:
     await asyncio.sleep(FAR_S)
     return False
 
@@ -223,11 +220,11 @@ def weigh_all(count: int) -> list[Figure]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the benchmark; with ``--check`` the exit status tells whether the goals were met."""
+    """Run the benchmark; with ``--check`` the exit status says whether the goals were met."""
     options = parser("memory", __doc__)
     options.add_argument("--handles", type=int, default=HANDLES)
     asked = options.parse_args(argv)
-    return tell(weigh_all(asked.handles), check=asked.check, to=asked.json)
+    return report(weigh_all(asked.handles), check=asked.check, to=asked.json)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a session itself costs: everything but aiohttp and the network, in CPU time of one process.
+"""Measures what a session itself costs: everything but aiohttp and the network, in CPU time of a process.
 
 The real engine runs on a stub in the place of aiohttp's client session: bodies are encoded, the gate
 is passed, answers are read, judged and decoded, the poller ticks, handles settle. The bare calls of the
@@ -13,8 +13,11 @@ import itertools
 import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
 from typing import Any, Self
+from unittest.mock import patch
 
+import aiohttp
 import attrs
 from yarl import URL
 
@@ -22,7 +25,7 @@ from kie_async import KieSession, Limits, PollSchedule, Rate
 from kie_async.creating.send_gate import OneShotBody
 
 from .decode import BODIES, TASK, plain, readers
-from .measuring import Figure, alternating, cpu_s, parser, tell
+from .measuring import Figure, alternating, cpu_s, parser, report
 
 TASKS, PENDING, ROUNDS = 500, 10, 12
 CONNECTIONS, POLL_S = 64, 0.1
@@ -140,9 +143,9 @@ class Prototype:
             while self._heap and self._heap[0][0] <= now:
                 due.append(heapq.heappop(self._heap)[1])
             names = iter(due)
-            await asyncio.gather(*[self._look(names) for _ in range(min(CONNECTIONS, len(due)))])
+            await asyncio.gather(*[self._poll_each(names) for _ in range(min(CONNECTIONS, len(due)))])
 
-    async def _look(self, names: Any) -> None:
+    async def _poll_each(self, names: Any) -> None:
         for name in names:
             record = plain(self._loads, await _read(self._http.request("GET", f"recordInfo?taskId={name}")))
             if record.state in ("success", "fail"):
@@ -160,18 +163,17 @@ async def prototype(http: Http) -> None:
 
 
 async def library(http: Http) -> None:
-    """Run the tasks with an open session whose two HTTP sessions are stubs."""
-    async with KieSession(
+    """Run the tasks with a session whose HTTP sessions are stubs."""
+    session = KieSession(
         "a-key",
         base_url="https://api.example.org",
         max_in_flight=TASKS + 1,
         limits=Limits(create=MANY, query=MANY, create_connections=CONNECTIONS, query_connections=CONNECTIONS),
         poll=PollSchedule.fixed(POLL_S),
-    ) as kie:
-        engine = kie._engine
-        for part in (engine.calls.transport, engine._query_transport):
-            await part.aclose()
-            part._http = http  # type: ignore[assignment]
+    )
+    with patch.object(aiohttp, "ClientSession", lambda **_: http):
+        await session.open()
+    async with aclosing(session) as kie:
         results = await asyncio.gather(*[kie.run("sandbox/echo", {"prompt": "hi"}) for _ in range(TASKS)])
         assert all(result.urls for result in results)
 
@@ -219,4 +221,4 @@ def main(argv: Sequence[str]) -> int:
     options = parser("overhead", __doc__)
     options.add_argument("--rounds", type=int, default=ROUNDS)
     asked = options.parse_args(argv)
-    return tell(asyncio.run(measured(asked.rounds)), check=asked.check, to=asked.json)
+    return report(asyncio.run(measured(asked.rounds)), check=asked.check, to=asked.json)

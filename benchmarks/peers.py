@@ -1,6 +1,6 @@
-"""Our client beside others: the same tasks, each client on its own protocol, one service for all.
+"""Compares our client with others: the same tasks, each client on its own protocol, one service for all.
 
-A task takes 2 to 8 seconds; who polls looks every 3 seconds, unless a row says otherwise. Every client
+A task takes 2 to 8 seconds; polls come every 3 seconds, unless a row says otherwise. Every client
 runs in a fresh process on one core, the service on another. Nothing is installed by this: the SDKs come
 with ``pip install 'kie_async[bench]'``, and what is missing is left out.
 """
@@ -22,7 +22,7 @@ import attrs
 
 from .clients import HMAC_KEY
 from .emulator import Emulator
-from .measuring import Figure, parser, quantile, tell
+from .measuring import Figure, parser, quantile, report
 
 ROOT = Path(__file__).parent.parent
 DURATIONS = ("uniform", 2.0, 8.0)
@@ -46,7 +46,7 @@ class Entrant:
     package: str = ""
     """What must be installed."""
     habit: str = ""
-    """How often it polls unless told otherwise, if that is worth a row."""
+    """How often it polls by default, if that is worth a row."""
 
     @property
     def version(self) -> str | None:
@@ -83,7 +83,7 @@ class Workload:
     """Zero: all at once."""
     durations: tuple[str, float, float] = DURATIONS
     every_s: float | None = EVERY_S
-    """None: every client polls as it does when nobody tells it."""
+    """None: every client polls as it does by default."""
 
     @property
     def kind(self) -> str:
@@ -122,19 +122,19 @@ async def run(service: Emulator, entrant: Entrant, load: Workload, limit_s: floa
         stdout=asyncio.subprocess.PIPE,
     )
     printed, _ = await process.communicate()
-    told, ended, stats = json.loads(printed), (await service.finished())["ended"], await service.stats()
-    lags = [seen - ended[task] for task, seen in told["seen"].items()] or [float("nan")]
+    answered, ended, stats = json.loads(printed), (await service.finished())["ended"], await service.stats()
+    lags = [seen - ended[task] for task, seen in answered["seen"].items()] or [float("nan")]
     asked = sum(count for name, count in stats.items() if "_" in name and name != "cpu_s")  # as routes have
     return Outcome(
-        finished=len(told["seen"]),
-        is_over=told["is_over"],
-        wall_s=told["wall_s"],
-        cpu_s=told["cpu_s"],
-        memory_mib=told["memory"] / 2**20,
+        finished=len(answered["seen"]),
+        is_over=answered["is_over"],
+        wall_s=answered["wall_s"],
+        cpu_s=answered["cpu_s"],
+        memory_mib=answered["memory"] / 2**20,
         requests=asked / load.tasks,
         late_mean_s=statistics.fmean(lags),
         late_p95_s=quantile(lags, 0.95),
-        failures=told["failures"],
+        failures=answered["failures"],
     )
 
 
@@ -281,7 +281,7 @@ def judged(rows: Sequence[Row]) -> list[Figure]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the comparison; with ``--check`` the exit status tells whether the goals were met."""
+    """Run the comparison; with ``--check`` the exit status says whether the goals were met."""
     options = parser("peers", __doc__)
     options.add_argument("--only", action="append", choices=[e.client for e in ENTRANTS], help="beside ours")
     options.add_argument("--tasks", type=int, help="instead of 200 and 1,000")
@@ -292,13 +292,11 @@ def main(argv: Sequence[str]) -> int:
     missing = [entrant.package for entrant in wanted if entrant.version is None]
     entrants = [entrant for entrant in wanted if entrant.version is not None]
     rows = asyncio.run(measured(entrants, workloads(asked.tasks), rounds=asked.rounds, limit_s=asked.limit_s))
-    status = tell(judged(rows), check=asked.check, to=asked.json)
+    status = report(judged(rows), check=asked.check, to=asked.json)
     if missing:
         print(
             f"Not installed and left out: {', '.join(missing)}; pip install 'kie_async[bench]' brings them."
         )
-    print(
-        f"\n{machine()}.\nEach task takes 2 to 8 s. Who polls looks every 3 s, unless a row says otherwise.\n"
-    )
+    print(f"\n{machine()}.\nEach task takes 2 to 8 s. Polls come every 3 s, unless a row says otherwise.\n")
     print("\n".join(table(rows)))
     return 1 if asked.check and missing else status

@@ -1,4 +1,4 @@
-"""Draw how late an end is noticed against how often is asked, for each kind of schedule, into a PNG."""
+"""Draws how late an end is noticed against the polls of a task, for each kind of schedule, into a PNG."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import attrs
 
 from kie_async import PollSchedule
 
-from .schedule_sim import AVATAR, Plan, looks, wait_s
+from .schedule_sim import AVATAR, Plan, polls, wait_s
 from .simulated import bound, run
 
 TO = Path(__file__).parent / "schedules.png"
@@ -26,7 +26,7 @@ Line = list[tuple[float, float]]
 
 @attrs.frozen
 class Lines:
-    """Pairs of looks a task and mean wait in seconds, for each kind of schedule."""
+    """Pairs of polls a task and mean wait in seconds, for each kind of schedule."""
 
     fixed: Line
     learning: Line
@@ -42,14 +42,14 @@ def simulated(tasks: int, seeds: int) -> Lines:
         fixed = [plan(run, PollSchedule.fixed(2 * wait), AVATAR) for wait in WAITS_S]
         learning = [plan(run, PollSchedule(wait_s=wait, wait_share=0), AVATAR) for wait in WAITS_S]
         documented = plan(run, PollSchedule.documented(), AVATAR)
-        heard = {lost: plan(run, PollSchedule(), AVATAR, lost=lost) for lost in LOST}
+        called_back = {lost: plan(run, PollSchedule(), AVATAR, lost=lost) for lost in LOST}
         mean_s = AVATAR.median_s * math.exp(AVATAR.sigma**2 / 2)
         return Lines(
-            fixed=[(looks(runs), wait_s(runs)) for runs in fixed],
-            learning=[(looks(runs), wait_s(runs)) for runs in learning],
+            fixed=[(polls(runs), wait_s(runs)) for runs in fixed],
+            learning=[(polls(runs), wait_s(runs)) for runs in learning],
             bound=[(mean_s / (2 * wait * bound(AVATAR)), wait) for wait in WAITS_S],
-            documented=[(looks(documented), wait_s(documented))],
-            with_callbacks={lost: [(looks(runs), wait_s(runs))] for lost, runs in heard.items()},
+            documented=[(polls(documented), wait_s(documented))],
+            with_callbacks={lost: [(polls(runs), wait_s(runs))] for lost, runs in called_back.items()},
         )
 
 
@@ -68,7 +68,7 @@ def draw(lines: Lines, to: Path) -> None:
     for lost, line in lines.with_callbacks.items():
         what = f"learning, {lost:.0%} of callbacks lost" if lost else "learning, with callbacks"
         axes.loglog(*zip(*line, strict=True), "^" if lost else "D", color="#2a8f4e", label=what)
-    axes.set_xlabel("looks at a task")
+    axes.set_xlabel("polls of a task")
     axes.set_ylabel("seconds until an end is noticed, on average")
     axes.set_title("1,000 avatar tasks (median 120 s), 100 in flight, nothing known before", fontsize=10)
     for axis in (axes.xaxis, axes.yaxis):

@@ -1,4 +1,4 @@
-"""What tasks cost that are polled: a thousand at once beside aiohttp alone, and a hundred a second beside
+"""Measures what polled tasks cost: a thousand at once beside aiohttp alone, and a hundred a second beside
 the client that everybody writes.
 
 At once, aiohttp alone makes as many requests over as many connections and does nothing with the answers.
@@ -17,14 +17,14 @@ from kie_async import KieSession, PollSchedule
 from .emulator import AVATAR, AVATAR_INPUT, Emulator
 from .floor import CREATES, QUERIES, Bare, Everyday, at_most, free_session, task_id_of
 from .load import paced
-from .measuring import OUR_CORE, Figure, alternating, cpu_s, parser, pin, ratios, tell
+from .measuring import OUR_CORE, Figure, alternating, cpu_s, parser, pin, ratios, report
 
 TASKS, ROUNDS = 1000, 10
 PACED_ROUNDS, PER_S = 2, 100.0
 EVERY_S = 3.0
-"""Between two looks at a paced task; at those at once ten times as often."""
+"""Between two polls of a paced task; at those at once ten times as often."""
 SHORTEST, LONGEST = 2 / 3, 8 / 3
-"""What a task takes, in intervals between looks."""
+"""What a task takes, in intervals between polls."""
 
 
 class AtOnce:
@@ -144,7 +144,7 @@ async def at_a_pace(rounds: int, tasks: int) -> list[Figure]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the benchmark; with ``--check`` the exit status tells whether the bars were met."""
+    """Run the benchmark; with ``--check`` the exit status says whether the bars were met."""
     options = parser("poll", __doc__)
     options.add_argument("--tasks", type=int, default=TASKS)
     options.add_argument("--rounds", type=int, default=ROUNDS)
@@ -158,4 +158,4 @@ def main(argv: Sequence[str]) -> int:
             *await at_a_pace(asked.paced_rounds, asked.tasks),
         ]
 
-    return tell(asyncio.run(run()), check=asked.check, to=asked.json)
+    return report(asyncio.run(run()), check=asked.check, to=asked.json)

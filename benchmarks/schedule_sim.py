@@ -1,8 +1,8 @@
-"""How many looks find the end of a task how late: fixed, documented and learning schedules, simulated.
+"""Simulates how many polls find the end of a task how late, by fixed, documented and learning schedules.
 
 The learner sees what a session would, begins with nothing, and has a hundred tasks in flight within the
-service's limits. A gain says how many times as many looks a fixed interval takes for the same mean wait;
-the bound is what the best schedule could gain if it knew the distribution (`kie_async.look_curve`).
+service's limits. A gain says how many times as many polls a fixed interval takes for the same mean wait;
+the bound is what the best schedule could gain if it knew the distribution (`kie_async.planning.poll_curve`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from kie_async import PollSchedule, Rate
 
-from .measuring import Figure, parser, tell
+from .measuring import Figure, parser, report
 from .simulated import Found, Known, Lognormal, Mixture, Uniform, bound, run, run_shifted
 
 TASKS, SEEDS, MORE, KNOWN = 1000, 8, 4, 30
@@ -52,9 +52,9 @@ class Plan:
         ]
 
 
-def looks(runs: Runs) -> float:
-    """Return the looks a task."""
-    return statistics.mean(one.result().looks for one in runs)
+def polls(runs: Runs) -> float:
+    """Return the polls of a task, on average."""
+    return statistics.mean(one.result().polls for one in runs)
 
 
 def wait_s(runs: Runs) -> float:
@@ -83,14 +83,14 @@ def of_kinds(plan: Plan) -> Callable[[], list[Figure]]:
         for name, (cold, warm, documented) in asked.items():
             best = bound(KINDS[name])
             slower = alike[name]
-            beside = looks(documented) * wait_s(documented) / (looks(slower) * wait_s(slower))
+            beside = polls(documented) * wait_s(documented) / (polls(slower) * wait_s(slower))
             shares = ((f"the first {KNOWN} known", warm, OF_BOUND), ("cold start in", cold, OF_BOUND_COLD))
-            found.append(Figure(name=f"{name}: learning", values=[looks(cold)], unit="looks"))
+            found.append(Figure(name=f"{name}: learning", values=[polls(cold)], unit="polls"))
             found.append(Figure(name="    mean wait", values=[wait_s(cold)], unit="s"))
             for what, runs, least in shares:
                 found.append(_figure(f"    gain, of the bound {best:.2f}, {what}", gain(runs) / best, least))
-            found.append(_figure("    looks of a fixed interval for that wait", gain(cold), NOT_WORSE))
-            found.append(_figure("    looks of the documented cadence for its wait", beside, NOT_WORSE))
+            found.append(_figure("    polls of a fixed interval for that wait", gain(cold), NOT_WORSE))
+            found.append(_figure("    polls of the documented cadence for its wait", beside, NOT_WORSE))
         return found
 
     return figures
@@ -102,7 +102,7 @@ def of_shifts(plan: Plan) -> Callable[[], list[Figure]]:
 
     def figures() -> list[Figure]:
         return [
-            _figure(f"halfway {name}: looks of a fixed interval", gain(runs), NOT_WORSE_SHIFTED)
+            _figure(f"halfway {name}: polls of a fixed interval", gain(runs), NOT_WORSE_SHIFTED)
             for name, runs in asked.items()
         ]
 
@@ -111,7 +111,7 @@ def of_shifts(plan: Plan) -> Callable[[], list[Figure]]:
 
 def of_callbacks(plan: Plan) -> Callable[[], list[Figure]]:
     """Lose callbacks, from none to all."""
-    asked = {  # few looks vary much from run to run, and cost little
+    asked = {  # few polls vary much from run to run, and cost little
         lost: plan(run, LEARNING, AVATAR, lost=lost, times=1 if lost == 1 else MORE)
         for lost in (0.0, 0.01, 0.05, 0.2, 1.0)
     }
@@ -119,14 +119,14 @@ def of_callbacks(plan: Plan) -> Callable[[], list[Figure]]:
     bars = {
         0.0: (0.3, None),
         0.05: (1.6, 2.0),
-        1.0: (0.8 * looks(fixed), 1.25 * wait_s(fixed)),
+        1.0: (0.8 * polls(fixed), 1.25 * wait_s(fixed)),
     }
 
     def figures() -> list[Figure]:
         found = []
         for lost, runs in asked.items():
-            most_looks, longest_s = bars.get(lost, (None, None))
-            found.append(_at_most(f"callbacks, {lost:.0%} lost", looks(runs), "looks", most_looks))
+            most_polls, longest_s = bars.get(lost, (None, None))
+            found.append(_at_most(f"callbacks, {lost:.0%} lost", polls(runs), "polls", most_polls))
             found.append(_at_most("    mean wait", wait_s(runs), "s", longest_s))
         return found
 
@@ -171,9 +171,9 @@ def measured(tasks: int, seeds: int) -> list[Figure]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the benchmark; with ``--check`` the exit status tells whether the bars were met."""
+    """Run the benchmark; with ``--check`` the exit status says whether the bars were met."""
     options = parser("schedule_sim", __doc__)
     options.add_argument("--tasks", type=int, default=TASKS)
     options.add_argument("--seeds", type=int, default=SEEDS)
     asked = options.parse_args(argv)
-    return tell(measured(asked.tasks, asked.seeds), check=asked.check, to=asked.json)
+    return report(measured(asked.tasks, asked.seeds), check=asked.check, to=asked.json)

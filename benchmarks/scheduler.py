@@ -1,7 +1,7 @@
-"""What it costs to look at many tasks every few seconds: our one scheduler, and a sleeping task for each.
+"""Measures the CPU of polling many tasks every few seconds: our one scheduler, and a sleeping task for each.
 
-No request is sent: a look is answered at once, so that only the waiting and the waking is paid for.
-Told is the CPU of this process for one look; and how often the loop is woken, which must not grow
+No request is sent: a poll is answered at once, so that only the waiting and the waking is paid for.
+Measured is the CPU of this process for one poll; and how often the loop is woken, which must not grow
 with the number of tasks. uvloop's figures come from a fresh process.
 """
 
@@ -29,7 +29,7 @@ from kie_async.planning.planner import PollPlanner
 from kie_async.polling.poller import Poller
 
 from .floor import MANY
-from .measuring import Figure, alternating, parser, ratios, tell
+from .measuring import Figure, alternating, parser, ratios, report
 
 FEW, MANY_HANDLES = 10_000, 100_000
 PERIOD_S = 3.0
@@ -59,8 +59,8 @@ class CountingLoop:
         return self.call_at(self._loop.time() + delay, callback, *args)
 
 
-class Looks:
-    """Answers every look at once, and counts them."""
+class Polls:
+    """Answers every poll at once, and counts them."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -85,10 +85,10 @@ class Nobody:
 
 
 @asynccontextmanager
-async def scheduler(count: int, looks: Looks, loop: Any, period_s: float) -> AsyncIterator[None]:
-    """Let the session's scheduler look at so many handles."""
+async def scheduler(count: int, polls: Polls, loop: Any, period_s: float) -> AsyncIterator[None]:
+    """Let the session's scheduler poll so many handles."""
     poller = Poller(
-        looks,  # type: ignore[arg-type]  (of a query client it reads records only)
+        polls,  # type: ignore[arg-type]  (of a query client it reads records only)
         RateLimiter(MANY, now=loop.time),
         PollPlanner(PollSchedule.fixed(period_s)),
         connections=Limits().query_connections,
@@ -106,17 +106,17 @@ async def scheduler(count: int, looks: Looks, loop: Any, period_s: float) -> Asy
 
 
 @asynccontextmanager
-async def sleepers(count: int, looks: Looks, _: Any, period_s: float) -> AsyncIterator[None]:
-    """Let a task per handle sleep and look, jittered like ours."""
+async def sleepers(count: int, polls: Polls, _: Any, period_s: float) -> AsyncIterator[None]:
+    """Let a task per handle sleep and poll, jittered like ours."""
     rng = random.Random(0)
 
-    async def sleep_and_look(task_id: str) -> None:
+    async def sleep_and_poll(task_id: str) -> None:
         await asyncio.sleep(period_s * rng.random())
         while True:
-            await looks.read_record(task_id)
+            await polls.read_record(task_id)
             await asyncio.sleep(period_s * rng.uniform(0.9, 1.1))
 
-    tasks = [asyncio.create_task(sleep_and_look(f"{number:032x}")) for number in range(count)]
+    tasks = [asyncio.create_task(sleep_and_poll(f"{number:032x}")) for number in range(count)]
     try:
         yield
     finally:
@@ -126,19 +126,19 @@ async def sleepers(count: int, looks: Looks, _: Any, period_s: float) -> AsyncIt
 
 
 async def cost_us(running: Callable[..., Any], count: int, *, period_s: float = PERIOD_S) -> float:
-    """Return the CPU microseconds a look takes, over one period in which each is looked at once."""
-    looks = Looks()
-    async with running(count, looks, asyncio.get_running_loop(), period_s):
+    """Return the CPU microseconds a poll takes, over one period in which each task is polled once."""
+    polls = Polls()
+    async with running(count, polls, asyncio.get_running_loop(), period_s):
         await asyncio.sleep(period_s / 10)
-        before, began = looks.count, time.process_time()
+        before, began = polls.count, time.process_time()
         await asyncio.sleep(period_s)
-        return (time.process_time() - began) * 1e6 / (looks.count - before)
+        return (time.process_time() - began) * 1e6 / (polls.count - before)
 
 
 async def wakes_per_s(count: int, *, period_s: float = PERIOD_S) -> float:
     """Return how often a second the scheduler of so many handles is woken: by its timer, or from sleep."""
     loop = CountingLoop()
-    async with scheduler(count, Looks(), loop, period_s):
+    async with scheduler(count, Polls(), loop, period_s):
         await asyncio.sleep(period_s / 10)
         timers, switches, began = loop.wakes, _switches(), time.perf_counter()
         await asyncio.sleep(period_s)
@@ -154,7 +154,7 @@ def _switches() -> int:
 async def idle_ms(count: int, *, seconds: int) -> list[float]:
     """Return the CPU milliseconds of each second in which so many handles wait and none is due."""
     found = []
-    async with scheduler(count, Looks(), asyncio.get_running_loop(), 10**6):
+    async with scheduler(count, Polls(), asyncio.get_running_loop(), 10**6):
         await asyncio.sleep(0.2)
         for _ in range(seconds):
             began = time.process_time()
@@ -164,7 +164,7 @@ async def idle_ms(count: int, *, seconds: int) -> list[float]:
 
 
 async def compared(count: int, rounds: int, *, at_most: float) -> list[Figure]:
-    """Return what a look costs us, what it costs a sleeping task, and the ratio."""
+    """Return what a poll costs us, what it costs a sleeping task, and the ratio."""
     found = await alternating(
         {
             "scheduler": lambda: cost_us(scheduler, count),
@@ -174,7 +174,7 @@ async def compared(count: int, rounds: int, *, at_most: float) -> list[Figure]:
     )
     return [
         *[
-            Figure(name=f"{name}, {count:,} handles", values=values, unit="CPU us a look")
+            Figure(name=f"{name}, {count:,} handles", values=values, unit="CPU us a poll")
             for name, values in found.items()
         ],
         Figure(
@@ -225,7 +225,7 @@ async def measure(few: int, many: int, rounds: int) -> list[Figure]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the benchmark; with ``--check`` the exit status tells whether the goals were met."""
+    """Run the benchmark; with ``--check`` the exit status says whether the goals were met."""
     options = parser("scheduler", __doc__)
     options.add_argument("--handles", type=int, nargs=2, default=(FEW, MANY_HANDLES), metavar=("FEW", "MANY"))
     options.add_argument("--rounds", type=int, default=ROUNDS)
@@ -236,7 +236,7 @@ def main(argv: Sequence[str]) -> int:
         figures += woken_on_uvloop((few // 100, few, many))
     else:
         print("uvloop is not installed (pip install 'kie_async[speed]'): its wake-ups are not measured")
-    return tell(figures, check=asked.check, to=asked.json)
+    return report(figures, check=asked.check, to=asked.json)
 
 
 def _on_uvloop(counts: Sequence[int]) -> list[Figure]:

@@ -1,4 +1,4 @@
-"""A thousand tasks in virtual time: the library's poller looks at them, without sockets and waiting."""
+"""Simulates a thousand tasks in virtual time with the library's own poller, without sockets or waiting."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ Known = Lognormal | Uniform | Mixture
 
 
 def bound(durations: Known, longest_s: float = 3000.0) -> float:
-    """Return by how much fewer looks the best schedule can do than a fixed interval of the same mean wait."""
+    """Return by how much fewer polls the best schedule can do than a fixed interval of the same mean wait."""
     step_s = longest_s / _STEPS
     running, whole, mean_s = 1.0, 0.0, 0.0
     for number in range(_STEPS):
@@ -105,7 +105,7 @@ def bound(durations: Known, longest_s: float = 3000.0) -> float:
 class Found:
     """What a run came to, per task."""
 
-    looks: float
+    polls: float
     wait_s: float
     mean_s: float
     """How long the tasks took."""
@@ -114,8 +114,8 @@ class Found:
 
     @property
     def gain(self) -> float:
-        """Return how many looks a fixed interval of the same mean wait would have taken, as a ratio."""
-        return (self.mean_s / (2 * self.wait_s) + 0.5) / self.looks
+        """Return how many polls a fixed interval of the same mean wait would have taken, as a ratio."""
+        return (self.mean_s / (2 * self.wait_s) + 0.5) / self.polls
 
 
 @attrs.frozen(eq=False)
@@ -125,13 +125,13 @@ class Task:
     entry: PollEntry
     ends_at: float
     ended: TaskRecord
-    """What a look finds then."""
+    """What a poll reads then."""
 
 
 class Run:
-    """One run: creates within slots and limit, looks and callbacks until all are known to have ended.
+    """One run: creates within slots and limit, polls and callbacks until all are known to have ended.
 
-    The poller is that of a session. The service answers its looks at once and sends the callbacks.
+    The poller is that of a session. The service answers its polls at once and sends the callbacks.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class Run:
         self.creates = RateLimiter(creates, now=loop.time)
         table = PollPlanner(schedule)
         for _ in range(known):
-            table.finished(MODEL, durations(self.rng, 0), seen_s=0.0)
+            table.note_finished(MODEL, durations(self.rng, 0), seen_s=0.0)
         self.poller = Poller(
             self,  # type: ignore[arg-type]  (of a query client it reads records only)
             RateLimiter(queries, now=loop.time),
@@ -165,7 +165,7 @@ class Run:
         )
         self.poller.start(self)
         self.running: dict[str, Task] = {}
-        self.looks = 0
+        self.polls = 0
         self.waited_s = self.ran_s = 0.0
 
     async def to_its_end(self, count: int) -> Found:
@@ -180,7 +180,7 @@ class Run:
             await self.slots.acquire()  # all of them are free once the last task is known to have ended
         took_s = self.loop.time() - began
         await self.poller.aclose()
-        return Found(self.looks / count, self.waited_s / count, self.ran_s / count, took_s)
+        return Found(self.polls / count, self.waited_s / count, self.ran_s / count, took_s)
 
     def _begin(self, name: str, ran_s: float) -> None:
         ended = TaskRecord(task_id=name, state=TaskState.SUCCESS, urls=("url",), duration_s=ran_s)
@@ -194,7 +194,7 @@ class Run:
 
     async def read_record(self, task_id: str, *, unless: object = None) -> TaskRecord:
         """Answer a poll."""
-        self.looks += 1
+        self.polls += 1
         task = self.running[task_id]
         return task.ended if task.ends_at <= self.loop.time() else _RUNNING
 

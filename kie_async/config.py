@@ -1,4 +1,4 @@
-"""When to look at a task again: what a user may set."""
+"""What a user may set: rate limits, a budget, and when tasks are polled."""
 
 from __future__ import annotations
 
@@ -50,8 +50,9 @@ Source: https://docs.kie.ai/market/common/get-task-detail
 
 
 def _check_tiers(_: object, __: attrs.Attribute[Any], tiers: tuple[tuple[float, float], ...]) -> None:
-    ends = [end_s for end_s, _ in tiers]
-    if not all(end_s > 0 for end_s in ends) or not tiers or ends != sorted(set(ends)) or ends[-1] != math.inf:
+    ages_s = [age_s for age_s, _ in tiers]
+    do_rise = ages_s == sorted(set(ages_s)) and all(age_s > 0 for age_s in ages_s)  # false for a nan
+    if not tiers or not do_rise or ages_s[-1] != math.inf:
         raise InvalidRequest("tiers must rise and the last must end at math.inf")
     if not all(interval_s > 0 for _, interval_s in tiers):
         raise InvalidRequest("tiers must hold intervals above zero")
@@ -69,15 +70,15 @@ def _check_share(_: object, attribute: attrs.Attribute[Any], share: float) -> No
 
 @attrs.frozen(kw_only=True)
 class PollSchedule:
-    """The rule for the times at which a task is looked at.
+    """The rule for the times at which a task is polled.
 
     By itself it learns: from the tasks of a model that ended, and from those that still run, how likely
-    an end is at each age, and looks as often as the square root of that (the optimum: J. B. Keller 1974,
-    https://doi.org/10.1287/mnsc.21.3.256, derived in `kie_async.look_curve`). Until it has seen three
-    tasks of a model end it looks no more often than *tiers* say. `documented` always goes by them,
+    an end is at each age, and polls as often as the square root of that (the optimum: J. B. Keller 1974,
+    https://doi.org/10.1287/mnsc.21.3.256, derived in `kie_async.planning.poll_curve`). Until it has seen
+    three tasks of a model end it polls no more often than *tiers* say. `documented` always goes by them,
     `fixed` by one interval.
 
-    With callbacks, looks are as rare as the share of lost callbacks allows: the mean wait over all
+    With callbacks, polls are as rare as the share of lost callbacks allows: the mean wait over all
     tasks stays *wait_s*, whoever brings the news.
     """
 
@@ -88,28 +89,27 @@ class PollSchedule:
     wait_share: float = attrs.field(default=0.01, validator=_check_share)
     """The same as a share of what a model's tasks take; the longer of the two counts."""
     first_s: float = attrs.field(default=2.0, validator=above_zero)
-    """The first look at a new task, by the tiers."""
+    """The delay before the first poll of a new task, by the tiers."""
     tiers: tuple[tuple[float, float], ...] = attrs.field(default=DOCUMENTED, validator=_check_tiers)
-    """Pairs (until the task is so old, look every so many seconds)."""
+    """Pairs (until the task is so old, poll every so many seconds)."""
     longest_gap_s: float = attrs.field(default=300.0, validator=above_zero)
-    """No task goes without a look for longer, whatever was learned and however well callbacks come."""
+    """No task goes without a poll for longer, whatever was learned and however well callbacks come."""
     safety_net_s: float = attrs.field(default=60.0, validator=above_zero)
-    """With callbacks: the delay between looks at a task of unknown length, or one past its expected end."""
+    """With callbacks: the delay between polls of a task of unknown length, or one past its expected end."""
     callback_grace_s: float = attrs.field(default=10.0, validator=above_zero)
     """How long after the end of its task a callback counts as lost."""
     jitter: float = attrs.field(default=0.1, validator=_check_share)
     """The random part of a delay, as a share of it either way."""
-
     recheck_s: tuple[float, ...] = attrs.field(default=(1.0, 2.0, 4.0), validator=_check_delays)
-    """Delays before further looks when a callback outran the record, or a success came without a result."""
+    """Delays before further polls when a callback outran the record, or a success came without a result."""
     ring_gap_s: float = attrs.field(default=1.0, validator=above_zero)
-    """The shortest time between two looks at one task that callbacks ask for."""
+    """The shortest time between two polls of one task that callbacks ask for."""
     visibility_grace_s: float = attrs.field(default=90.0, validator=above_zero)
-    """How long the service may say that it does not know a task before that is believed."""
+    """How long the service may say that it does not know a task before that counts as an answer."""
 
     @classmethod
     def fixed(cls, interval_s: float, *, jitter: float = 0.1) -> PollSchedule:
-        """Return a schedule that looks every *interval_s* seconds, callbacks or not.
+        """Return a schedule that polls every *interval_s* seconds, callbacks or not.
 
         Raises:
             InvalidRequest: The interval is not above zero.

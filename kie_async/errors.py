@@ -5,7 +5,7 @@ KieError
 │   └── RefConflict         you: this ref was used for another body
 ├── SessionMisuse           you: the session is not open, closed, or of another event loop
 ├── BudgetExceeded          you: the budget you set is spent; nothing was sent
-├── CreatesHalted           you: three creates in a row ended unknown; nothing was sent; look first
+├── CreatesHalted           you: three creates in a row ended unknown; nothing was sent; find out why first
 ├── BatchStopped            you: a batch met what every further request would meet; see its cause
 ├── TransportError          nobody: the network failed and nothing was paid; try again
 │   └── AnswerUnreadable    nobody: an answer came and could not be read
@@ -125,7 +125,7 @@ class NotFound(ApiError):
 
 
 class RateLimited(ApiError):
-    """Too many requests; ``retry_after_s`` holds the service's wish, if it had one."""
+    """Too many requests; ``retry_after_s`` holds the pause the service asked for, if it did."""
 
     def __init__(
         self, code: int, message: str, http_status: int = 200, retry_after_s: float | None = None
@@ -171,7 +171,7 @@ class CreateOutcomeUnknown(KieError):
 class TaskError(KieError):
     """A task yielded no result here; ``task_id`` is on the error, ``intent_id`` if no task is known."""
 
-    ends = "ended without a result"
+    message_tail = "ended without a result"
 
     def __init__(self, task_id: str, record: TaskRecord | None = None, intent_id: str = "") -> None:
         super().__init__(task_id, record, intent_id)
@@ -181,11 +181,11 @@ class TaskError(KieError):
 
     def __str__(self) -> str:
         name = f"task {self.task_id}" if self.task_id else f"the task of intent {self.intent_id}, if any,"
-        return f"{name} {self.ends}"
+        return f"{name} {self.message_tail}"
 
 
 class TaskFailed(TaskError):
-    """The service ended the task in failure; ``record`` tells its code and words."""
+    """The service ended the task in failure; ``record`` has its code and words."""
 
     def __str__(self) -> str:
         code = self.record.fail_code if self.record else ""
@@ -196,25 +196,27 @@ class TaskFailed(TaskError):
 class TaskTimedOut(TaskError, TimeoutError):
     """No terminal state was seen in time; the task goes on and can be attached again."""
 
-    ends = "was not seen to end in time; it goes on and is billed; attach its id to wait again"
+    message_tail = "was not seen to end in time; it goes on and is billed; attach its id to wait again"
 
 
 class TaskAbandoned(TaskError):
     """The wait was given up with ``abandon()``; the task goes on and is billed."""
 
-    ends = "was abandoned here; it goes on and is billed"
+    message_tail = "was abandoned here; it goes on and is billed"
 
 
 class TaskDetached(TaskError):
     """The session closed while the task was in flight; it goes on and can be attached again."""
 
-    ends = "was in flight when the session closed; it goes on and is billed; attach its id to wait again"
+    message_tail = (
+        "was in flight when the session closed; it goes on and is billed; attach its id to wait again"
+    )
 
 
 class ResultUnreadable(TaskError):
     """The task succeeded and its record holds neither URL nor object; ``record.raw`` has what came."""
 
-    ends = "succeeded but its record holds no result; see record.raw"
+    message_tail = "succeeded but its record holds no result; see record.raw"
 
 
 class FileError(KieError):
@@ -234,7 +236,7 @@ class ResultExpired(DownloadFailed):
 
 
 class CallbackRejected(KieError):
-    """A delivery is not to be believed; ``reason`` is one of a few fixed words."""
+    """A delivery cannot be trusted; ``reason`` is one of a few fixed words."""
 
     def __init__(self, reason: str, status: int = 401) -> None:
         super().__init__(reason, status)

@@ -1,4 +1,4 @@
-"""TODO"""
+"""What a session counts, and what it reports to its ``on_event`` hook."""
 
 from __future__ import annotations
 
@@ -37,7 +37,15 @@ class SessionStats:
     in_flight: int = 0
 
 
+class Source(StrEnum):
+    """Which side the news came from."""
+
+    POLL = "poll"
+    CALLBACK = "callback"
+
+
 EventKind = Literal["created", "updated", "settled", "unknown", "adopted"]
+"""What happened to a task. ``unknown``: nobody knows whether a create made one; ``adopted``: it did."""
 
 
 @attrs.frozen(kw_only=True)
@@ -73,13 +81,14 @@ class Counters:
         """Count one refused delivery."""
         self.callbacks_rejected[reason] = self.callbacks_rejected.get(reason, 0) + 1
 
+    def settle(self, record: TaskRecord, source: Source) -> None:
+        """Count one task that ended, and its price."""
+        self.credits_consumed += record.credits or 0.0
+        if source is Source.CALLBACK:
+            self.settled_by_callback += 1
+        else:
+            self.settled_by_poll += 1
+
     def snapshot(self, *, in_flight: int) -> SessionStats:
         """Return the counts as they stand."""
         return SessionStats(**attrs.asdict(self), in_flight=in_flight)
-
-
-class Source(StrEnum):
-    """Which side the news came from."""
-
-    POLL = "poll"
-    CALLBACK = "callback"

@@ -96,7 +96,7 @@ class TaskHandle:
         self.deadline = deadline
         """The instant on the loop's clock at which the wait ends with `TaskTimedOut`."""
         self.poll_entry: object = None
-        """For the tracker only: what the poller knows of the task."""
+        """For the engine only: what the poller knows of the task."""
         self._owner = owner
         self._loop = loop
         self._state = TaskState.UNKNOWN
@@ -258,7 +258,19 @@ class TaskHandle:
         finally:
             readers.pop(future, None)
 
-    # --- for the tracker only ------------------------------------------------------------------
+    # --- for the engine only -------------------------------------------------------------------
+
+    def bind(self, task_id: str) -> None:
+        """Name the task."""
+        self.task_id = task_id
+
+    def move_deadline(self, deadline: float) -> None:
+        """Let the wait end at another instant."""
+        self.deadline = deadline
+
+    def track(self, entry: object) -> None:
+        """Keep what the poller knows of the task; None when it is not polled."""
+        self.poll_entry = entry
 
     @property
     def is_settling(self) -> bool:

@@ -1,4 +1,4 @@
-"""What comes back from the service, and what a session is told about limits: frozen records."""
+"""What the service says of tasks and files, as frozen records; and how a task's state may change."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from enum import StrEnum
 import attrs
 
 from ._json import decode_object
+
+TASK_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+"""What an id of the service looks like; anything else never goes into a URL or a signature."""
 
 
 class TaskState(StrEnum):
@@ -32,12 +35,9 @@ class TaskState(StrEnum):
     """Whether the task has ended."""
 
     def __init__(self, word: str) -> None:
-        self.rank = len(type(self).__members__)  # attributes: a look at a set of members costs ten times more
+        # Attributes, not properties: every poll reads them, and asking a set of members costs ten times more.
+        self.rank = len(type(self).__members__)
         self.is_terminal = word in {"success", "fail"}
-
-
-TASK_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
-"""What an id of the service looks like; anything else never goes into a URL or a signature."""
 
 
 def advance(current: TaskState, observed: TaskState) -> TaskState:
@@ -86,16 +86,18 @@ class TaskRecord:
         return param if inner is None else {**param, "input": inner}
 
     @property
-    def is_complete(self) -> bool:
-        """Tell whether it says enough to act on: a known state, and a success has a result with it."""
-        if self.state is TaskState.SUCCESS:
-            return self.has_result
-        return self.state is not TaskState.UNKNOWN
-
-    @property
     def has_result(self) -> bool:
         """Tell whether there is anything to hand out."""
         return bool(self.urls or self.result_object)
+
+    @property
+    def is_complete(self) -> bool:
+        """Tell whether this observation can move or end a task by itself.
+
+        It cannot if its state is unknown, or if it is a success without a result: then it is read again.
+        """
+        is_known = self.state is not TaskState.UNKNOWN
+        return is_known and (self.state is not TaskState.SUCCESS or self.has_result)
 
 
 @attrs.frozen(kw_only=True)

@@ -11,7 +11,7 @@ from benchmarks import __main__ as command
 from benchmarks import create, footprint, latency, limiter, makespan, poll, simulated
 from benchmarks.emulator import Emulator
 from benchmarks.floor import Bare, task_id_of
-from benchmarks.measuring import Figure, alternating, tell
+from benchmarks.measuring import Figure, alternating, report
 from kie_async import PollSchedule
 
 
@@ -68,7 +68,7 @@ def test_a_simulated_end_waits_half_a_fixed_interval_or_for_its_callback() -> No
     assert 1.2 < polled.wait_s < 1.8
     assert 0.85 < polled.gain < 1.15
     assert called_back.wait_s < simulated.CALLBACK_S + 0.1
-    assert called_back.looks < 1
+    assert called_back.polls < 1
 
 
 def test_what_an_install_brings_is_counted() -> None:
@@ -97,9 +97,9 @@ async def test_things_are_measured_in_turn_and_the_first_round_is_not_counted() 
 @pytest.mark.parametrize(("value", "status"), [(1.0, 0), (2.0, 1)])
 def test_check_fails_when_a_bar_is_missed(value: float, status: int, tmp_path: Path) -> None:
     figures = [Figure(name="a ratio", values=[value], unit="of it", at_most=1.5, goal="P1")]
-    assert tell(figures, check=False, to=None) == 0
-    assert tell(figures, check=True, to=tmp_path / "told.json") == status
-    missed = command.judged({"poll": json.loads((tmp_path / "told.json").read_text()), "broken": None})
+    assert report(figures, check=False, to=None) == 0
+    assert report(figures, check=True, to=tmp_path / "figures.json") == status
+    missed = command.judged({"poll": json.loads((tmp_path / "figures.json").read_text()), "broken": None})
     assert len(missed["P1"]) == status
     assert missed["broken"]
     lines = command.summary(missed).splitlines()

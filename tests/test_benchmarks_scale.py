@@ -14,7 +14,7 @@ def test_a_handle_weighs_something_and_less_than_one_that_is_awaited() -> None:
     assert 100 < created < awaited
 
 
-async def test_the_cost_of_a_look_is_that_of_one_period() -> None:
+async def test_the_cost_of_a_poll_is_that_of_one_period() -> None:
     ours, theirs = await asyncio.gather(
         *[
             scheduler.cost_us(running, 50, period_s=0.3)

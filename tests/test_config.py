@@ -1,4 +1,4 @@
-"""What a user may set of the times at which tasks are looked at, and what is refused."""
+"""What a user may set of the times at which tasks are polled, and what is refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_jitter_stays_within_the_advice_of_the_service(tier: int, low_s: float, 
     assert interval_s * (1 + jitter) <= high_s
 
 
-def test_it_learns_unless_told_otherwise() -> None:
+def test_it_learns_unless_set_otherwise() -> None:
     assert PollSchedule().learns
     assert not PollSchedule.documented().learns
     assert not PollSchedule.fixed(3.0).learns

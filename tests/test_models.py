@@ -14,7 +14,7 @@ from kie_async import models
 from kie_async._json import decode_object
 from kie_async.config import Budget, Limits, Rate
 from kie_async.errors import InvalidRequest
-from kie_async.events import Counters, SessionStats
+from kie_async.events import Counters, SessionStats, Source
 from kie_async.models import TaskRecord, TaskResult, TaskState, UploadedFile
 
 REQUEST = {"model": "a/b", "callBackUrl": "https://bot.example/kie", "input": {"prompt": "héllo", "n": [1]}}
@@ -120,6 +120,27 @@ def test_a_record_knows_whether_there_is_anything_to_hand_out(
     fields: dict[str, Any], has_result: bool
 ) -> None:
     assert TaskRecord(task_id="t1", **fields).has_result is has_result
+
+
+@together(
+    ("state", "fields", "is_complete"),
+    [
+        (TaskState.UNKNOWN, {}, False),
+        (TaskState.UNKNOWN, {"urls": ("https://f.example/a.mp4",)}, False),
+        (TaskState.WAITING, {}, True),
+        (TaskState.QUEUING, {}, True),
+        (TaskState.GENERATING, {}, True),
+        (TaskState.FAIL, {}, True),
+        (TaskState.SUCCESS, {}, False),
+        (TaskState.SUCCESS, {"result_object": {}}, False),
+        (TaskState.SUCCESS, {"result_object": {"text": "hi"}}, True),
+        (TaskState.SUCCESS, {"urls": ("https://f.example/a.mp4",)}, True),
+    ],
+)
+def test_a_record_is_complete_unless_its_state_is_unknown_or_its_success_has_no_result(
+    state: TaskState, fields: dict[str, Any], is_complete: bool
+) -> None:
+    assert TaskRecord(task_id="t1", state=state, **fields).is_complete is is_complete
 
 
 def test_raw_is_neither_shown_nor_compared() -> None:
@@ -231,6 +252,15 @@ def test_a_snapshot_can_be_logged_as_json_and_pickled() -> None:
     stats = counters.snapshot(in_flight=2)
     assert json.loads(json.dumps(attrs.asdict(stats)))["callbacks_rejected"] == {"wrong address": 1}
     assert pickle.loads(pickle.dumps(stats)) == stats  # noqa: S301
+
+
+def test_a_task_counts_for_the_side_that_settled_it_and_with_its_price() -> None:
+    counters = Counters()
+    counters.settle(record(), Source.POLL)
+    counters.settle(TaskRecord(task_id="t1", credits=88.0), Source.CALLBACK)
+    counters.settle(TaskRecord(task_id="t2", credits=0.5), Source.POLL)
+    assert (counters.settled_by_callback, counters.settled_by_poll) == (1, 2)
+    assert counters.credits_consumed == 88.5
 
 
 def test_every_running_count_is_in_the_snapshot() -> None:

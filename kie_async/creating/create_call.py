@@ -80,10 +80,10 @@ class CreateCall:
             attempt = await self._attempt()
             answer = attempt.answer
             if answer.verdict is CreateVerdict.UNKNOWN:
-                calls.breaker.unknown()
+                calls.breaker.record_unknown()
                 raise self._unknown(attempt.reason)
             if answer.verdict is not CreateVerdict.NOT_SENT:
-                calls.breaker.answered()
+                calls.breaker.record_answer()
             if answer.verdict is CreateVerdict.CREATED:
                 return answer.task_id
             if answer.verdict is CreateVerdict.REFUSED and answer.error is not None:

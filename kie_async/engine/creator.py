@@ -30,7 +30,7 @@ from ..inputs.request import TaskRequest
 from ..journal.base import Intent, IntentState, TaskAlreadyBound, log_failed_note
 from ..limits.admission import Admission
 from ..limits.budget import BudgetGuard
-from ..wire.requests import WireRequest, addressed, encode_create
+from ..wire.requests import WireRequest, encode_create, with_callback_url
 from .create_runner import CLOSED, CreateRunner
 from .pending_creates import PendingCreate
 from .reconciler import Reconciler
@@ -87,11 +87,6 @@ class TaskCreator:
             known = await self._known(request.ref, digest, timeout_s)
             return known or await self._create(request, digest, timeout_s, wait_if_sent)
 
-    @property
-    def has_room(self) -> bool:
-        """Tell whether a create would find a slot at once."""
-        return self._admission.has_room
-
     def _turn_of(self, ref: str | None) -> AbstractAsyncContextManager[object]:
         """Return the turn of who would create for a ref: one at a time, and without a ref all at once."""
         return nullcontext() if ref is None else self._refs.setdefault(ref, asyncio.Lock())
@@ -139,7 +134,7 @@ class TaskCreator:
         except BaseException:
             self._tracker.cancel(pending)
             raise
-        pending.handle.deadline = asyncio.get_running_loop().time() + timeout_s
+        pending.handle.move_deadline(asyncio.get_running_loop().time() + timeout_s)
         call = self._calls.new(intent, wire_request, pending.handle.deadline)
         return await self.runner.run(
             self._run(pending, call, timeout_s),
@@ -152,7 +147,7 @@ class TaskCreator:
     def _addressed(self, request: WireRequest, intent_id: str) -> WireRequest:
         """Return *request* with the intent's address in it, which no frame that can raise later holds."""
         url = self._callbacks.address_of(intent_id)
-        return request if url is None else addressed(request, url)
+        return request if url is None else with_callback_url(request, url)
 
     async def _run(self, pending: PendingCreate, call: CreateCall, timeout_s: float) -> TaskHandle | KieError:
         """Return what became of a create: there may be nobody left to take an error that is raised."""
@@ -173,7 +168,7 @@ class TaskCreator:
         if (known := self._tracker.registry.by_task(task_id)) is not None:  # attached meanwhile
             self._tracker.cancel(pending)
             return known
-        pending.handle.deadline = asyncio.get_running_loop().time() + timeout_s
+        pending.handle.move_deadline(asyncio.get_running_loop().time() + timeout_s)
         self._tracker.mark_created(pending, task_id)
         if self.runner.is_orphan(call):
             _log.warning("task %s was created after its caller was cancelled; it goes on", task_id)

@@ -73,16 +73,19 @@ class Engine:
             connections=limits.query_connections,
             rng=rng,
         )
-        admission, events = Admission(settings.max_in_flight), EventHook(settings.on_event)
+        self.admission = Admission(settings.max_in_flight)
+        events = EventHook(settings.on_event)
         callbacks = settings.callbacks
-        self.tracker = TaskTracker(self.poller, self.journal, counters, admission, events, callbacks, self)
+        self.tracker = TaskTracker(
+            self.poller, self.journal, counters, self.admission, events, callbacks, self
+        )
         self.reconciler = Reconciler(
             self.tracker, self.queries, self.journal, counters, callbacks, self.background
         )
         self.recovery = Recovery(self.tracker, self.journal)
         self.inbox = CallbackInbox(self.tracker, self.reconciler, counters, callbacks)
         self.creator = TaskCreator(
-            self.tracker, self.reconciler, self.recovery, self.calls, self.uploads, admission, settings
+            self.tracker, self.reconciler, self.recovery, self.calls, self.uploads, self.admission, settings
         )
         # The one way back up: the tracker asks the poller to poll, the poller hands it what it found.
         self.poller.start(self.tracker)

@@ -1,7 +1,7 @@
 """Finds out which task a create of unknown outcome became, and binds it; or writes it off.
 
-What a delivery claims is believed only after recordInfo, read with the API key, shows our own callback URL
-in the task's parameters.
+What a delivery claims counts only after recordInfo, read with the API key, shows our own callback URL in
+the task's parameters.
 """
 
 from __future__ import annotations

@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 from datetime import UTC, datetime
 
-from .._json import decode_object
 from ..errors import CreateOutcomeUnknown
 from ..handle import TaskHandle
 from ..journal.base import Intent, IntentState, Journal
+from ..models import TaskRecord
 from ..wire.codes import error_for
-from ..wire.records import decode_record
 from .pending_creates import PendingCreate, Phase
 from .tracker import TaskTracker, outcome_of
 
@@ -78,20 +77,21 @@ class Recovery:
             raise _unknown_error(intent)
         if (known := self._tracker.registry.by_task(intent.task_id)) is not None:
             return known
-        return self._settled_handle(intent) if intent.record else self._bound_handle(intent, deadline)
+        if (record := intent.read_end()) is not None:
+            return self._settled_handle(intent, record)
+        return self._bound_handle(intent, deadline)
 
-    def _settled_handle(self, intent: Intent) -> TaskHandle:
+    def _settled_handle(self, intent: Intent, record: TaskRecord) -> TaskHandle:
         handle = self._tracker.new_handle(intent)
-        handle.task_id = intent.task_id
+        handle.bind(intent.task_id)
         handle.mark_retrieved()
-        record = decode_record(decode_object(intent.record) or {})
         handle.observe(record)
         handle.settle(outcome_of(record))
         return handle
 
     def _bound_handle(self, intent: Intent, deadline: float) -> TaskHandle:
         handle = self._tracker.new_handle(intent)
-        handle.deadline = deadline
+        handle.move_deadline(deadline)
         expects, fingerprint = intent.expects_callback, intent.fingerprint
         self._tracker.bind(handle, intent.task_id, fingerprint, expects_callback=expects, at_once=True)
         return handle
@@ -99,7 +99,7 @@ class Recovery:
     def _await(self, pending: PendingCreate, deadline: float) -> None:
         if not pending.is_awaited:
             pending.is_awaited = True
-            pending.handle.deadline = deadline
+            pending.handle.move_deadline(deadline)
             self._tracker.await_deadline(pending.handle)
 
 

@@ -134,7 +134,7 @@ class TaskTracker:
             handle = self.new_handle(intent)
             handle.mark_retrieved()
         if is_ghost or is_late or not pending.is_awaited:
-            handle.deadline = math.inf
+            handle.move_deadline(math.inf)
         is_expected = self._callbacks.is_received
         self.bind(handle, record.task_id, intent.fingerprint, expects_callback=is_expected)
         self._events.emit("adopted", handle)
@@ -145,7 +145,7 @@ class TaskTracker:
     def await_deadline(self, handle: TaskHandle) -> None:
         """Wait for the deadline of a handle that has no task to poll."""
         self._poller.forget(_entry_of(handle))
-        handle.poll_entry = self._poller.track_deadline(handle.intent_id, handle.deadline)
+        handle.track(self._poller.track_deadline(handle.intent_id, handle.deadline))
 
     # --- tasks ---------------------------------------------------------------------------------
 
@@ -163,29 +163,31 @@ class TaskTracker:
         Raises:
             InvalidRequest: The task belongs to another handle.
         """
-        before, handle.task_id = handle.task_id, task_id
+        before = handle.task_id
+        handle.bind(task_id)
         try:
             self.registry.add(handle, fingerprint=fingerprint, expects_callback=expects_callback)
         except BaseException:
-            handle.task_id = before
+            handle.bind(before)
             raise
         if self._detached_ids is not None:
             self._detached_ids.discard(task_id)
         self._poller.forget(_entry_of(handle))
-        handle.poll_entry = self._poller.track(
+        entry = self._poller.track(
             task_id,
             model=handle.model,
             deadline=handle.deadline,
             expects_callback=expects_callback,
             at_once=at_once,
         )
+        handle.track(entry)
 
     def attach(self, task_id: str, deadline: float) -> TaskHandle:
         """Return the handle of a task, a new one unless it is in flight here."""
         handle = self.registry.by_task(task_id)
         if handle is None:
             handle = self.new_handle(Intent(intent_id="", model=""))
-            handle.deadline = deadline
+            handle.move_deadline(deadline)
             self.bind(handle, task_id, expects_callback=False, at_once=True)
         return handle
 
@@ -283,7 +285,7 @@ class TaskTracker:
         if self._detached_ids is not None and is_left_behind:
             self._detached_ids.add(handle.task_id)
         self._poller.forget(_entry_of(handle))
-        handle.poll_entry = None
+        handle.track(None)
         self.registry.remove(handle)
         self._events.emit("settled", handle, source)  # before the awaiters: they find the hook called
         handle.settle(outcome)

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Digests a request, so that one ref is never used for two different ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .request import TaskRequest
 
 
 def fingerprint(request: TaskRequest) -> bytes:
-    """Return what tells one request from another: a digest of model, input and the files in it.
+    """Return a digest of model, input and the files in it; equal requests have equal digests.
 
     Reads the files, so call it from a thread.
 
@@ -27,9 +27,9 @@ def fingerprint(request: TaskRequest) -> bytes:
         version = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         return {"sha256": _digest_of(value, version)}
 
-    asked = {"model": request.model, "input": dict(request.input), "callback_url": request.callback_url}
+    fields = {"model": request.model, "input": dict(request.input), "callback_url": request.callback_url}
     try:
-        text = json.dumps(asked, default=digest, sort_keys=True)
+        text = json.dumps(fields, default=digest, sort_keys=True)
     except OSError as exc:
         raise InvalidRequest(f"cannot read {exc.filename}: {exc.strerror}") from None
     except (TypeError, ValueError, RecursionError) as exc:

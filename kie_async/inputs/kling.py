@@ -1,4 +1,4 @@
-"""TODO"""
+"""Typed inputs of the Kling models."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ AVATAR_MODELS: tuple[AvatarModel, ...] = (
 
 MAX_PROMPT = 5000
 
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_URL_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
 
-def _media(value: str | Path) -> str | Path:
+def _url_or_path(value: str | Path) -> str | Path:
     """Return a URL as text and a local file as a path."""
-    return Path(value) if isinstance(value, str) and not _SCHEME.match(value) and value.strip() else value
+    return Path(value) if isinstance(value, str) and not _URL_SCHEME.match(value) and value.strip() else value
 
 
 def _check_media(_: object, attribute: attrs.Attribute[Any], value: str | Path) -> None:
@@ -60,9 +60,9 @@ class KlingAvatar:
         InvalidRequest: A field is out of its range; the message names it.
     """
 
-    image_url: str | Path = attrs.field(converter=_media, validator=_check_media)
+    image_url: str | Path = attrs.field(converter=_url_or_path, validator=_check_media)
     """An http(s) URL the service can fetch, or a local JPEG, PNG or WebP file of at most 10 MB."""
-    audio_url: str | Path = attrs.field(converter=_media, validator=_check_media)
+    audio_url: str | Path = attrs.field(converter=_url_or_path, validator=_check_media)
     """An http(s) URL the service can fetch, or a local MP3, WAV, AAC, M4A or OGG file."""
     prompt: str = attrs.field(default="", repr=False, validator=_check_prompt)
     """What the face should express; at most 5000 characters. Sent even when empty, as the model wants."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -11,7 +12,8 @@ from enum import StrEnum
 import attrs
 
 from ..errors import JournalError
-from ..models import TaskRecord
+from ..models import TaskRecord, TaskState
+from ..wire.records import decode_record
 
 _log = logging.getLogger("kie_async")
 
@@ -50,7 +52,7 @@ class Intent:
     """The service's code, if it refused."""
     credits: float | None = None
     record: str = attrs.field(default="", repr=False)
-    """The terminal record, as JSON."""
+    """The terminal record as it was noted, as JSON; see `read_end`."""
     expects_callback: bool = False
     planned_ms: int = 0
     """Unix time in milliseconds, by the clock of the run that planned it."""
@@ -64,6 +66,14 @@ class Intent:
         if self.state is IntentState.REJECTED:
             return self.code is not None and 400 <= self.code < 500 and self.code != 408
         return self.state in {IntentState.PLANNED, IntentState.NOT_CREATED}
+
+    def read_end(self) -> TaskRecord | None:
+        """Return the terminal record, None if there is none that can be read: then poll the task again."""
+        if (found := decode_note(self.record)) is None:
+            return None
+        record = decode_record(found)
+        is_whole = record.has_result if record.state is TaskState.SUCCESS else record.state.is_terminal
+        return record if is_whole else None
 
 
 @attrs.frozen
@@ -176,10 +186,48 @@ class Journal(ABC):
 
     @abstractmethod
     async def mark_settled(self, intent_id: str, record: TaskRecord) -> None:
-        """Note the terminal record of the intent's task."""
+        """Note the terminal record of the intent's task.
+
+        An end that was noted stays, unless it cannot be read: then the same end takes its place.
+        """
 
     def discard(self, intent_id: str) -> None:  # noqa: B027  (only a journal that forgets has a use for it)
         """Forget an intent whose task has ended, if this journal forgets."""
+
+
+def encode_note(note: object) -> str:
+    """Return *note* as JSON text that UTF-8 can hold.
+
+    Raises:
+        JournalError: It has no JSON form, or is nested too deeply.
+    """
+    try:
+        # Escapes take six bytes for a letter of two: a long text in Cyrillic would be three times as large.
+        text = json.dumps(note, ensure_ascii=False)
+        return text if _is_utf8(text) else json.dumps(note)
+    except (ValueError, TypeError, RecursionError) as exc:
+        raise JournalError(f"this cannot be noted as JSON: {str(exc)[:200]}") from None
+
+
+def decode_note(text: str) -> dict[str, object] | None:
+    """Return the object in a note of our own, None if it cannot be read.
+
+    The limits for answers of the service do not hold here: what was noted must be read, however large.
+    """
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _is_utf8(text: str) -> bool:
+    """Tell whether there is no half of a surrogate pair in it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @contextmanager

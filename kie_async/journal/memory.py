@@ -51,6 +51,7 @@ class MemoryJournal(Journal):
 
     async def mark_sending(self, intent: Intent) -> None:
         """Remember the intent if it has a ref."""
+        # Without a ref nobody could ask for it again, and a long batch would fill the memory.
         if intent.ref is not None:
             self._by_ref[intent.ref] = attrs.evolve(intent, body=None, state=IntentState.SENDING)
             self._refs[intent.intent_id] = intent.ref

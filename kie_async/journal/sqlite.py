@@ -7,27 +7,29 @@ failed sends nothing, and an id that could not be committed goes to a file besid
 
 from __future__ import annotations
 
-import json
-import logging
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .._json import decode_object
+import attrs
+
 from ..errors import JournalError
 from ..models import TaskRecord, TaskState
 from ..wire.records import without_mac
-from .base import Intent, IntentState, Journal, TaskAlreadyBound, Totals
+from .base import Intent, IntentState, Journal, TaskAlreadyBound, Totals, decode_note, encode_note
+from .rescue_file import RescueFile, decode_line, split_lines
 from .sqlite_file import JournalFile
 from .sqlite_thread import SqliteThread
 
-_INTENT_COLUMNS = (
-    "intent_id, model, ref, fingerprint, body, state, task_id, reason, code, credits, record, "
-    "expects_callback, planned_ms"
+_INTENT_FIELDS = (
+    *("intent_id", "model", "ref", "fingerprint", "body", "state", "task_id", "reason", "code", "credits"),
+    *("record", "expects_callback", "planned_ms"),
 )
+
+# As bytes, a record that is damaged is one that cannot be read, and not an error of the whole query.
+_INTENT_COLUMNS = ", ".join(_INTENT_FIELDS).replace("record", "CAST(record AS BLOB)")
 
 _INSERT_SENDING = """
 INSERT INTO intent(
@@ -42,6 +44,12 @@ UPDATE intent SET state = 'CREATED', task_id = ?, sends = 1, created_ms = ?, ado
 WHERE intent_id = ? AND task_id IS NULL
 """
 
+# Whoever polled again because the end could not be read may note it again; the price is kept.
+_SET_SETTLED = """
+UPDATE intent SET state = ?, record = ?, credits = coalesce(?, credits), terminal_ms = ?
+WHERE intent_id = ? AND (state = 'CREATED' OR ?)
+"""
+
 _FREE_REF = "former_ref = ref, ref = NULL"
 
 _ECHOES_OF_THE_REQUEST = ("param", "paramJson")
@@ -52,9 +60,18 @@ _MAX_REASON_CHARS = 500
 _GHOST_HORIZON_MS = 14 * 86_400_000
 """How long a refused create may still turn out to be a task: the service keeps results no longer."""
 
-_log = logging.getLogger("kie_async")
+_YEAR_2100_MS = 4_102_444_800_000
 
 _T = TypeVar("_T")
+
+
+@attrs.frozen
+class _Rescued:
+    """What a rescue file held at open, and which lines of it could not be used."""
+
+    file: RescueFile
+    content: bytes
+    unused: list[str]
 
 
 class SqliteJournal(Journal):
@@ -69,6 +86,7 @@ class SqliteJournal(Journal):
         self._file = JournalFile(path)
         self._keep_bodies = keep_bodies
         self._thread: SqliteThread | None = None
+        self._latest_planned_ms = 0
 
     def __repr__(self) -> str:
         return f"<SqliteJournal {self._file.path}>"
@@ -92,10 +110,11 @@ class SqliteJournal(Journal):
         self._thread = SqliteThread(self._file)
         try:
             await self._thread.start()
-            lines = await self._do(self._replay)
+            rescued = await self._do(self._replay)
             # A job of its own: the file may go only after what was read from it is committed.
-            await self._do(lambda _: self._put_away_rescued(lines))
-            may_be_tasks = "state = 'UNKNOWN' OR (state = 'REJECTED' AND sends = 1 AND planned_ms > ?)"
+            await self._do(lambda _: _put_away(rescued))
+            is_recent = "(planned_ms <= 0 OR planned_ms > ?)"  # no real time: better expected for too long
+            may_be_tasks = f"state = 'UNKNOWN' OR (state = 'REJECTED' AND sends = 1 AND {is_recent})"
             return await self._select(may_be_tasks, _now_ms() - _GHOST_HORIZON_MS)
         except BaseException:
             await self.aclose()
@@ -107,26 +126,17 @@ class SqliteJournal(Journal):
             thread, self._thread = self._thread, None
             await thread.aclose()
 
-    def _replay(self, db: sqlite3.Connection) -> list[str]:
-        """Bring up to date what a former process left; return the rescued lines that could not be used.
+    def _replay(self, db: sqlite3.Connection) -> list[_Rescued]:
+        """Bring up to date what a former process left; return what the rescue files held.
 
         Rescued ids come first: an intent whose id is known is not unknown.
         """
-        unused = []
-        if self.rescue_path.exists():
-            lines = self.rescue_path.read_text(encoding="utf-8", errors="replace").splitlines()
-            unused = [line for line in lines if not _bind_rescued(db, line)]
+        rescued = [_use_rescued(db, RescueFile(path)) for path in self._file.rescue_paths]
+        latest = "SELECT coalesce(max(planned_ms), 0) FROM intent WHERE planned_ms < ?"
+        self._latest_planned_ms = db.execute(latest, (_YEAR_2100_MS,)).fetchone()[0]
         db.execute("UPDATE intent SET state = 'UNKNOWN', reason = 'crash' WHERE state = 'SENDING'")
         db.execute("UPDATE intent SET state = 'NOT_CREATED', reason = 'never sent' WHERE state = 'PLANNED'")
-        return unused
-
-    def _put_away_rescued(self, unused: list[str]) -> None:
-        if not unused:
-            self.rescue_path.unlink(missing_ok=True)
-            return
-        kept = self.rescue_path.with_suffix(".unused")
-        os.replace(self.rescue_path, kept)
-        _log.error("%d rescued ids could not be put into the journal; they are in %s", len(unused), kept)
+        return [found for found in rescued if found is not None]
 
     # --- reading -------------------------------------------------------------------------------
 
@@ -154,11 +164,12 @@ class SqliteJournal(Journal):
     async def load_durations(self) -> Mapping[str, object]:
         """Return what former processes learned of each model; what cannot be read is left out."""
         rows = await self._do(lambda db: db.execute("SELECT model, durations FROM learned").fetchall())
-        return {model: decode_object(durations) for model, durations in rows}
+        learned = {model: decode_note(durations) for model, durations in rows}
+        return {model: durations for model, durations in learned.items() if durations is not None}
 
     async def save_durations(self, learned: Mapping[str, object]) -> None:
         """Note what was learned of each model, in the place of what was noted before."""
-        rows = [(model, json.dumps(durations)) for model, durations in learned.items()]
+        rows = [(model, encode_note(durations)) for model, durations in learned.items()]
         await self._do(lambda db: db.executemany("INSERT OR REPLACE INTO learned VALUES (?, ?)", rows))
 
     async def count_occurrence(self, key: bytes) -> int:
@@ -176,7 +187,9 @@ class SqliteJournal(Journal):
 
     async def mark_sending(self, intent: Intent) -> None:
         """Note that the body is about to leave; see `Journal.mark_sending`."""
-        now_ms = _now_ms()
+        # Times never go back, also when the clock is set back between two runs: whoever reads them
+        # would take a create of the run between for an old one.
+        now_ms = self._latest_planned_ms = max(_now_ms(), self._latest_planned_ms)
         body = without_mac(intent.body) if self._keep_bodies and intent.body else None
         values = (
             *(intent.intent_id, intent.ref, intent.model, intent.fingerprint, body),
@@ -202,7 +215,7 @@ class SqliteJournal(Journal):
         def job(db: sqlite3.Connection) -> None:
             _bind_task(db, *values)
 
-        await self._do(job, rescue=lambda: _append(self.rescue_path, intent_id, task_id))
+        await self._do(job, rescue=lambda: RescueFile(self.rescue_path).append(intent_id, task_id))
 
     async def mark_ended(
         self,
@@ -223,14 +236,19 @@ class SqliteJournal(Journal):
         await self._update(change, *values, where="task_id IS NULL", intent_id=intent_id, is_new=is_new)
 
     async def mark_settled(self, intent_id: str, record: TaskRecord) -> None:
-        """Note the terminal record of the intent's task."""
+        """Note the terminal record of the intent's task; see `Journal.mark_settled`."""
         state = IntentState.SUCCEEDED if record.state is TaskState.SUCCESS else IntentState.FAILED
         raw = dict(record.raw) or {"taskId": record.task_id, "state": record.state.value}
         if not self._keep_bodies:
             raw = {key: value for key, value in raw.items() if key not in _ECHOES_OF_THE_REQUEST}
-        values = (state.value, json.dumps(raw), record.credits, _now_ms())
-        change = "state = ?, record = ?, credits = ?, terminal_ms = ?"
-        await self._update(change, *values, where="state = 'CREATED'", intent_id=intent_id)
+        values = (state.value, encode_note(raw), record.credits, _now_ms(), intent_id)
+
+        def job(db: sqlite3.Connection) -> None:
+            noted = _intents(db, "intent_id = ?", intent_id)
+            is_unreadable = any(found.state is state and found.read_end() is None for found in noted)
+            _must_change(db, _SET_SETTLED, (*values, is_unreadable))
+
+        await self._do(job)
 
     async def _update(
         self, change: str, *values: object, where: str, intent_id: str, is_new: bool = False
@@ -259,11 +277,21 @@ def _intents(db: sqlite3.Connection, where: str, *values: object) -> list[Intent
 
 
 def _intent(row: tuple[Any, ...]) -> Intent:
-    found = dict(zip(_INTENT_COLUMNS.split(", "), row, strict=True))
+    found = dict(zip(_INTENT_FIELDS, row, strict=True))
     found["state"] = IntentState(found["state"])
     found["task_id"] = found["task_id"] or ""
     found["expects_callback"] = bool(found["expects_callback"])
+    found["record"] = _decode_text(found["record"])
+    # No age may be negative or beyond all dates: the clock may have been another in the run that noted it.
+    found["planned_ms"] = min(max(found["planned_ms"], 0), _now_ms())
     return Intent(**found)
+
+
+def _decode_text(stored: bytes) -> str:
+    try:
+        return stored.decode()
+    except UnicodeDecodeError:
+        return ""
 
 
 def _must_change(db: sqlite3.Connection, statement: str, values: tuple[object, ...]) -> None:
@@ -301,22 +329,29 @@ def _bind_task(db: sqlite3.Connection, task_id: str, now_ms: int, adopted_by: st
     raise JournalError(f"task {task_id} cannot be noted: its intent {intent_id} has another task or is gone")
 
 
+def _use_rescued(db: sqlite3.Connection, file: RescueFile) -> _Rescued | None:
+    """Bind what a rescue file names; return None if there is nothing to be read."""
+    if (content := file.read()) is None:
+        return None
+    unused = [line for line in split_lines(content) if not _bind_rescued(db, line)]
+    return _Rescued(file, content, unused)
+
+
 def _bind_rescued(db: sqlite3.Connection, line: str) -> bool:
     """Bind the intent of a rescued line to its task; tell whether that was possible."""
+    if (ids := decode_line(line)) is None:
+        return False
+    intent_id, task_id = ids
     try:
-        found = json.loads(line)
-        _bind_task(db, str(found["task_id"]), _now_ms(), "rescue", str(found["intent_id"]))
-    except (ValueError, TypeError, KeyError, JournalError):
-        return False  # cut off while it was written, or not ours
+        _bind_task(db, task_id, _now_ms(), "rescue", intent_id)
+    except (JournalError, UnicodeError):  # of another journal, or text that SQLite cannot hold
+        return False
     return True
 
 
-def _append(path: Path, intent_id: str, task_id: str) -> None:
-    line = json.dumps({"intent_id": intent_id, "task_id": task_id}) + "\n"
-    with os.fdopen(os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600), "a") as file:
-        file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
+def _put_away(rescued: list[_Rescued]) -> None:
+    for found in rescued:
+        found.file.put_away(found.content, found.unused)
 
 
 def _now_ms() -> int:

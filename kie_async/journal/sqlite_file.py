@@ -14,6 +14,7 @@ import stat
 import sys
 import threading
 from pathlib import Path
+from typing import NamedTuple, NoReturn
 
 from ..errors import JournalError, JournalLocked
 from .base import IntentState
@@ -79,18 +80,46 @@ _held: dict[tuple[int, int], int] = {}
 _holding = threading.Lock()
 
 
+class _Marks(NamedTuple):
+    """What shows that a file is the one it was (device and inode) and as it was (size and time of change)."""
+
+    key: tuple[int, int]
+    size: int
+    changed_ns: int
+
+
 class JournalFile:
-    """One journal's file, the log beside it, and who may have them."""
+    """One journal's file, the log beside it, and who may have them.
+
+    The path may be a symbolic link. SQLite follows it and keeps its log beside the file that it means, so
+    everything but what people read is about that file; it is found once, at open.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).absolute()
-        self.log_path = self.path.with_name(self.path.name + "-wal")
-        self.rescue_path = self.path.with_name(self.path.name + ".rescue.jsonl")
-        """Where ids go that could not be committed; read again at the next open."""
+        """As it was given: for messages, and for what a later open would find there."""
         self.distrust = ""
         """Why nothing may rely on the file any more; empty while it can be trusted."""
+        self._target = _resolved(self.path)
+        self._is_link = self._target != self.path
         self._key = (0, 0)
-        self._identity: tuple[int, ...] = ()
+        self._marks: tuple[_Marks, _Marks] | None = None
+        self._is_overwritten = False
+
+    @property
+    def log_path(self) -> Path:
+        """Return where SQLite keeps what is not in the file yet."""
+        return self._target.with_name(self._target.name + "-wal")
+
+    @property
+    def rescue_path(self) -> Path:
+        """Return where ids go that could not be committed; read again at the next open."""
+        return _rescue_path(self._target)
+
+    @property
+    def rescue_paths(self) -> list[Path]:
+        """Return where rescued ids may be: former versions wrote them beside the link."""
+        return list(dict.fromkeys((self.rescue_path, _rescue_path(self.path))))
 
     def connect(self) -> sqlite3.Connection:
         """Return the only connection to the file, which is made if it is not there.
@@ -99,35 +128,62 @@ class JournalFile:
             JournalError: It is not a journal of this version, is damaged or cannot be written.
             JournalLocked: Another session or process has it.
         """
-        self.distrust = ""
-        if not self.path.exists():
+        self.distrust, self._is_overwritten, self._marks = "", False, None
+        self._target = _resolved(self.path)
+        self._is_link = self._target != self.path
+        if not self._target.exists():
             self._refuse_to_replace_a_lost_one()
-            _make(self.path)
+            _make(self._target)
         self._claim()
         try:
             db = self._open()
+            try:
+                self.check_identity()
+            except BaseException:
+                db.close()
+                raise
         except BaseException:
             self._release()
             raise
-        self._identity = self._read_identity()
         return db
 
     def disconnect(self, db: sqlite3.Connection) -> None:
         """Close the connection and let go of the file."""
-        _end_run(db)
+        with contextlib.suppress(JournalError):
+            self.check_content()
+        if self._is_overwritten:
+            # Closing would put the log into what is another's content now. An interrupt keeps SQLite from it.
+            db.interrupt()
+            db.close()
+        else:
+            _end_run(db)
         self._release()
 
-    def check(self) -> None:
+    def check_identity(self) -> None:
         """Refuse to go on when the file is gone: what is noted in it would be lost.
 
+        To be called whenever we may have written: as the file is then it must stay.
+
         Raises:
-            JournalError: It, or the log beside it, was deleted or replaced.
+            JournalError: It, the log beside it or the link to it was deleted, replaced or cut.
         """
-        if self._read_identity() != self._identity:
-            self.distrust = (
-                f"journal {self.path} was deleted or replaced while in use; nothing more is sent with it"
-            )
-            raise JournalError(self.distrust)
+        former, self._marks = self._marks, self._read_marks()
+        for now, before in zip(self._marks, former or self._marks, strict=True):
+            if now.key != before.key:
+                self._distrust_lost()
+            if now.size < before.size:  # SQLite itself never shortens them while they are open
+                self._distrust_overwritten()
+
+    def check_content(self) -> None:
+        """Refuse to go on when another program has written to the file since our last write.
+
+        Locks do not keep a copy or a cut from happening, and inodes do not show it.
+
+        Raises:
+            JournalError: That happened, or it is gone.
+        """
+        if self._read_marks() != self._marks:
+            self._distrust_overwritten()
 
     def error_from(self, exc: Exception) -> JournalError:
         """Return what an exception means for the journal, in one sentence."""
@@ -154,7 +210,7 @@ class JournalFile:
 
     def _open(self) -> sqlite3.Connection:
         has_log = self.log_path.exists() and self.log_path.stat().st_size > 0
-        db = sqlite3.connect(self.path, isolation_level=None, timeout=0.0)
+        db = sqlite3.connect(self._target, isolation_level=None, timeout=0.0)
         try:
             db.execute("PRAGMA locking_mode = EXCLUSIVE")
             db.execute("PRAGMA trusted_schema = OFF")
@@ -190,7 +246,8 @@ class JournalFile:
             raise JournalError(f"journal {self.path} has version {version}; this kie_async reads {VERSION}")
         # Unlike quick_check this compares the indexes too: every id, ref and state stands twice.
         if (verdict := _select_one(db, "PRAGMA integrity_check(1)")) != "ok":
-            raise JournalError(f"journal {self.path} is damaged ({verdict}); restore a copy of it")
+            found = " ".join(str(verdict).split())
+            raise JournalError(f"journal {self.path} is damaged ({found}); restore a copy of it")
         if _select_one(db, "SELECT is_open FROM run") and not has_log:
             remedy = f"sqlite3 {self.path.name} 'UPDATE run SET is_open = 0'"  # noqa: S608  (words to a person)
             raise JournalError(
@@ -200,7 +257,7 @@ class JournalFile:
             )
 
     def _refuse_to_replace_a_lost_one(self) -> None:
-        for left in (self.log_path, self.rescue_path):
+        for left in (self.log_path, *self.rescue_paths):
             if left.exists():
                 raise JournalError(
                     f"journal {self.path} is gone, but {left.name} is still there and names paid tasks;"
@@ -216,7 +273,7 @@ class JournalFile:
         so that a file held here is not even opened, and a lock that lasts is taken beside it.
         """
         with _holding:
-            status = self.path.stat()
+            status = self._target.stat()
             key = (status.st_dev, status.st_ino)
             if key in _held:
                 raise self._locked()
@@ -224,10 +281,12 @@ class JournalFile:
                 raise JournalError(
                     f"journal {self.path} was cut off, or is none; restore a copy or delete it to begin anew"
                 )
-            descriptor = os.open(self.path, os.O_RDWR)
+            descriptor = os.open(self._target, os.O_RDWR)
             try:
                 _lock(descriptor)
-            except OSError as exc:
+                if _marks_of(os.fstat(descriptor)).key != key:
+                    raise JournalError(f"journal {self.path} was replaced while it was opened; try again")
+            except BaseException as exc:
                 os.close(descriptor)
                 raise self._locked() if isinstance(exc, BlockingIOError) else exc from None
             _held[key], self._key = descriptor, key
@@ -240,11 +299,51 @@ class JournalFile:
     def _locked(self) -> JournalLocked:
         return JournalLocked(f"journal {self.path} is open in another session or process")
 
-    def _read_identity(self) -> tuple[int, ...]:
+    def _read_marks(self) -> tuple[_Marks, _Marks]:
+        """Return the marks of the file and its log.
+
+        Raises:
+            JournalError: One is gone, or the path means another file than the one that is held.
+        """
         try:
-            return (self.path.stat().st_ino, self.log_path.stat().st_ino)
+            file, log = _marks_of(os.stat(self._target)), _marks_of(os.stat(f"{self._target}-wal"))
+            given = _marks_of(os.stat(self.path)) if self._is_link else file
         except OSError:
-            return ()
+            self._distrust_lost()
+        if not file.key == given.key == self._key:
+            self._distrust_lost()
+        return file, log
+
+    def _distrust_overwritten(self) -> NoReturn:
+        self._is_overwritten = True
+        self.distrust = (
+            f"journal {self.path} was changed by another program while in use; nothing more is sent with it"
+        )
+        raise JournalError(self.distrust)
+
+    def _distrust_lost(self) -> NoReturn:
+        self.distrust = (
+            f"journal {self.path} was deleted or replaced while in use; nothing more is sent with it"
+        )
+        raise JournalError(self.distrust)
+
+
+def _marks_of(status: os.stat_result) -> _Marks:
+    # Windows sets the time of an open file whenever it likes.
+    changed_ns = 0 if sys.platform == "win32" else status.st_mtime_ns
+    return _Marks((status.st_dev, status.st_ino), status.st_size, changed_ns)
+
+
+def _resolved(path: Path) -> Path:
+    """Return the path behind symbolic links; one that cannot be a path as it is: its open will say why."""
+    try:
+        return Path(os.path.realpath(path))
+    except (OSError, ValueError):
+        return path
+
+
+def _rescue_path(path: Path) -> Path:
+    return path.with_name(path.name + ".rescue.jsonl")
 
 
 def _make(path: Path) -> None:

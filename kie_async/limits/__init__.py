@@ -1,1 +1,1 @@
-"""TODO"""
+"""Whether a request may leave now: rate, circuit breaker, budget. Knows no request, task or other wing."""

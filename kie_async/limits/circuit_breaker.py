@@ -1,4 +1,4 @@
-"""TODO"""
+"""Stops creates after several unknown outcomes in a row."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ HALT_S = 60.0
 
 
 class CircuitBreaker:
-    """Stops creates after several unknown outcomes in a row: an outage must not cost a whole batch.
+    """Refuses creates while the service seems to be out: an outage must not cost a whole batch.
 
-    After a pause one create may try whether the service answers again; any answer closes the breaker.
+    After a pause one create may probe whether the service answers again; any answer closes the breaker.
     """
 
     def __init__(self, *, now: Callable[[], float]) -> None:
@@ -37,11 +37,11 @@ class CircuitBreaker:
             )
         self._halted_until = self._now() + HALT_S
 
-    def answered(self) -> None:
+    def record_answer(self) -> None:
         """Note that the service answered."""
         self._unknown_in_a_row = 0
 
-    def unknown(self) -> None:
+    def record_unknown(self) -> None:
         """Note that nobody knows what became of a create."""
         self._unknown_in_a_row += 1
         self._halted_until = self._now() + HALT_S

@@ -1,4 +1,4 @@
-"""So many requests per window, first come first served, never a refusal."""
+"""Limits requests to so many in a window; callers wait in the order they came."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from ..config import Rate
 
-_SOONEST_S = 0.001
+_SHORTEST_SLEEP_S = 0.001
 
 
 class RateLimiter:
@@ -26,9 +26,9 @@ class RateLimiter:
         self._unused = rate.count
         self._back_at: deque[float] = deque()
         self._paused_until = -math.inf
-        self._in_line = 0
+        self._waiting_count = 0
         self._turn = asyncio.Lock()
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
 
     async def acquire(self) -> float:
         """Wait for a permit, in the order of the calls, and return when it came.
@@ -36,37 +36,39 @@ class RateLimiter:
         A cancelled wait takes none.
         """
         now = self._now()
-        if self._in_line or self._wait_s(now) > 0:
-            self._in_line += 1
+        if self._waiting_count or self._wait_s(now) > 0:
+            self._waiting_count += 1
             try:
                 now = await self._wait_for_turn()
             finally:
-                self._in_line -= 1
+                self._waiting_count -= 1
         self._unused -= 1
         return now
 
     async def _wait_for_turn(self) -> float:
         async with self._turn:
             while (wait_s := self._wait_s(now := self._now())) > 0:
-                self._news.clear()
+                self._changed.clear()
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(None if wait_s == math.inf else max(wait_s, _SOONEST_S)):
-                        await self._news.wait()
+                    async with asyncio.timeout(
+                        None if wait_s == math.inf else max(wait_s, _SHORTEST_SLEEP_S)
+                    ):
+                        await self._changed.wait()
             return now
 
     def release(self) -> float:
         """Give a permit back, to be used again ``per_s`` from now: its answer is here. Return now."""
         now = self._now()
         self._back_at.append(now + self._rate.per_s)
-        if self._in_line:
-            self._news.set()
+        if self._waiting_count:
+            self._changed.set()
         return now
 
     def release_unused(self) -> None:
         """Give a permit back at once: no request was sent with it."""
         self._unused += 1
-        if self._in_line:
-            self._news.set()
+        if self._waiting_count:
+            self._changed.set()
 
     def throttle(self, pause_s: float) -> None:
         """Let nobody through for so many seconds; the longest of several pauses counts."""

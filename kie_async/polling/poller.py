@@ -138,9 +138,9 @@ class Poller:
         self.forget(entry)
         self._tighten()
 
-    def take_learned(self, lessons: int = 25) -> Learned | None:
+    def take_learned(self, min_completions: int = 25) -> Learned | None:
         """Return what was learned, if so many ends were taken in since it was last returned."""
-        return self._planner.worth_keeping(lessons)
+        return self._planner.take_learned(min_completions)
 
     def restore(self, learned: Learned) -> None:
         """Begin with what another session had learned."""
@@ -152,19 +152,19 @@ class Poller:
 
     def _await_late_callbacks(self) -> None:
         """Judge what is missing when its time is over, though nothing else may be due then."""
-        until = self._planner.lost.until
+        until = self._planner.callback_loss.next_expiry
         if self._grace is None and until < math.inf and not self._is_closed:
             self._grace = self._loop.call_at(until + TICK_S, self._give_up_late_callbacks)
 
     def _give_up_late_callbacks(self) -> None:
         self._grace = None
-        self._planner.lost.give_up(self._now())
+        self._planner.callback_loss.expire(self._now())
         self._tighten()
         self._await_late_callbacks()
 
     def _tighten(self) -> None:
         """Bring polls forward if callbacks turn out to be lost; the rest is put off when it comes due."""
-        if not self._planner.is_tighter():
+        if not self._planner.should_replan():
             return
         now = self._now()
         for entry in self._wheel.list_entries():
@@ -192,7 +192,7 @@ class Poller:
     def _is_by_callback(self, entry: PollEntry) -> bool:
         if not entry.expects_callback:
             return False
-        if self._probes and self._planner.lost.is_proven:
+        if self._probes and self._planner.callback_loss.is_proven:
             self._probes.clear()
         return entry not in self._probes
 

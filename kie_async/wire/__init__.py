@@ -1,1 +1,1 @@
-"""TODO"""
+"""The service's language: encodes requests, decodes answers and callbacks. Pure: knows `inputs` only."""

@@ -1,4 +1,4 @@
-"""What a code means: tables, and the pure verdict on a create.
+"""Says what the service's codes mean: which error, which task failure, which verdict on a create. Pure.
 
 Sources: https://docs.kie.ai/market/common/get-task-detail and https://docs.kie.ai/common-api
 """
@@ -37,19 +37,19 @@ _ERRORS: dict[int, type[ApiError]] = {
 TASK_FAILURE_CODES = frozenset({408, 501, 531})
 """Envelope codes that on recordInfo speak of the task, not of the call."""
 
-_RETRY_CREATE = {429: (200, 429), 430: (200, 429, 430), 455: range(200, 600)}
+_HELD_BACK_STATUSES = {429: (200, 429), 430: (200, 429, 430), 455: range(200, 600)}
 
 _UNCLEAR_CODES = frozenset({408, 409, 425})
 
 _REFUSED_CODES = frozenset({400, 505})
 
-_REFUSED_STATUS = frozenset({401, 402, 403, 404, 405, 413, 415, 422, 431})
+_REFUSED_STATUSES = frozenset({401, 402, 403, 404, 405, 413, 415, 422, 431})
 
 
 def error_for(
     code: int, message: str, http_status: int = 200, retry_after_s: float | None = None
 ) -> ApiError:
-    """Return the error a code stands for; the one code the service overloads is told by its words."""
+    """Return the error a code stands for; 500 has two meanings, and its words say which."""
     kind = _ERRORS.get(code) or (ServerError if code >= 500 or code < 100 else RequestRejected)
     if code == 500 and message.strip().lower().startswith("credits insufficient"):
         kind = InsufficientCredits
@@ -93,7 +93,7 @@ def create_verdict(
         return CreateVerdict.CREATED if code == 200 and 200 <= http_status < 300 else CreateVerdict.UNKNOWN
     if code is None:
         return _verdict_on_status(http_status)
-    if code in _RETRY_CREATE and http_status in _RETRY_CREATE[code]:
+    if code in _HELD_BACK_STATUSES and http_status in _HELD_BACK_STATUSES[code]:
         return CreateVerdict.HELD_BACK
     if http_status == 200:
         return CreateVerdict.UNKNOWN if 200 <= code < 300 or code in _UNCLEAR_CODES else CreateVerdict.REFUSED
@@ -107,6 +107,6 @@ def create_verdict(
 def _verdict_on_status(http_status: int) -> CreateVerdict:
     if http_status == 429:
         return CreateVerdict.HELD_BACK
-    if http_status in _REFUSED_STATUS or 300 <= http_status < 400:
+    if http_status in _REFUSED_STATUSES or 300 <= http_status < 400:
         return CreateVerdict.REFUSED
     return CreateVerdict.UNKNOWN

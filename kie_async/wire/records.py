@@ -1,4 +1,4 @@
-"""A record of the service to a `TaskRecord`: every key set, every shape of result. Pure."""
+"""Decodes a task's record, from every key set and every shape of result the service has sent. Pure."""
 
 from __future__ import annotations
 
@@ -10,6 +10,15 @@ from datetime import UTC, datetime
 
 from .._json import NotJson, parse_json
 from ..models import TaskRecord, TaskState
+
+_log = logging.getLogger("kie_async")
+
+_STATES = {state.value: state for state in TaskState}
+
+_MAX_LOGGED_WORDS = 100
+
+_logged: set[str] = set()
+"""The unknown words of states that the log has had already."""
 
 _MAX_CODE = 1_000_000
 
@@ -26,7 +35,7 @@ _NUMERIC = (int, float, str)
 _NO_CONTENT = frozenset({"resultUrls", "code", "msg"})
 
 _CREDITS = ("creditsConsumed", "consumeCredits", "credits_consumed", "consume_credits")
-"""What records of different ages call the price; the first that is told counts, so below."""
+"""What records of different ages call the price; the first that holds a value counts. So below."""
 
 _REMAINING = ("remainedCredits", "remainingCredits")
 
@@ -51,7 +60,7 @@ def decode_record(data: Mapping[str, object]) -> TaskRecord:
         updated_at=read_time(get("updateTime")),
         completed_at=completed_at,
         duration_s=_duration_s(created_at, completed_at, get("costTime")),
-        raw=_without_address(data),
+        raw=_without_macs(data),
     )
 
 
@@ -116,7 +125,7 @@ def _parsed(text: str) -> object:
         return None
 
 
-def _without_address(data: Mapping[str, object]) -> dict[str, object]:
+def _without_macs(data: Mapping[str, object]) -> dict[str, object]:
     """Return *data* without the secret last part of a callback address, wherever one may stand."""
     raw = dict(data)
     for key, value in data.items():
@@ -142,7 +151,7 @@ def is_url(value: object) -> bool:
     """Tell whether *value* is an http(s) URL in one line."""
     if not isinstance(value, str) or not value.startswith(("https://", "http://")):
         return False
-    return value.isprintable() or not _CONTROL.search(value)  # printable is nearly all, and told faster
+    return value.isprintable() or not _CONTROL.search(value)  # nearly all are printable, and that is faster
 
 
 def clean_text(value: object) -> str:
@@ -190,24 +199,15 @@ def read_time(value: object) -> datetime | None:
         return None
 
 
-_log = logging.getLogger("kie_async")
-
-_WORDS = {state.value: state for state in TaskState}
-
-_MAX_WORDS = 100
-
-_logged: set[str] = set()
-
-
 def read_state(word: object) -> TaskState:
     """Return the state a wire word names; an unknown word is logged once and counts as running."""
     if not isinstance(word, str):
         return TaskState.UNKNOWN
-    state = _WORDS.get(word) or _WORDS.get(word.strip().lower())
+    state = _STATES.get(word) or _STATES.get(word.strip().lower())
     if state is not None:
         return state
     word = word[:64]
-    if word not in _logged and len(_logged) < _MAX_WORDS:
+    if word not in _logged and len(_logged) < _MAX_LOGGED_WORDS:
         _logged.add(word)
         _log.warning("unknown task state %r counts as still running", word)
     return TaskState.UNKNOWN

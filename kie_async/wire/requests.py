@@ -1,4 +1,4 @@
-"""TODO"""
+"""Encodes requests to the service. Pure."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def encode_create(request: TaskRequest, callback_url: str | None) -> WireRequest
     except NotJson as exc:
         raise InvalidRequest(f"input has no JSON form: {exc}") from None
     made = WireRequest(method="POST", path="/api/v1/jobs/createTask", body=encoded)
-    return made if callback_url is None else addressed(made, callback_url)
+    return made if callback_url is None else with_callback_url(made, callback_url)
 
 
-def addressed(request: WireRequest, callback_url: str) -> WireRequest:
+def with_callback_url(request: WireRequest, callback_url: str) -> WireRequest:
     """Return a createTask request that has no callback URL yet with this one, its input not encoded again."""
     body = b'%s,"callBackUrl":%s}' % ((request.body or b"")[:-1], write_json(callback_url))
     return WireRequest(method=request.method, path=request.path, body=body)

@@ -1,4 +1,4 @@
-"""JSON bytes of the service to records and back. Pure: no clock, no network.
+"""Decodes answers and callbacks of the service. Pure: no clock, no network.
 
 An answer's ``code`` speaks of the call, a callback's of the task; both come in the same envelope.
 """
@@ -55,7 +55,7 @@ def read_envelope(body: bytes) -> tuple[dict[str, object], int]:
     return top, code
 
 
-def _message_of(envelope: Mapping[str, object]) -> str:
+def _read_message(envelope: Mapping[str, object]) -> str:
     """Return an envelope's words; older pages of the service's documentation write ``message``."""
     return clean_text(envelope.get("msg") or envelope.get("message"))
 
@@ -77,7 +77,7 @@ def decode_answer(response: WireResponse) -> object:
         if said == response.status == 200:
             return envelope.get("data")
         if said != 200:
-            code, message = said, _message_of(envelope)
+            code, message = said, _read_message(envelope)
     if 200 <= code < 300:
         raise AnswerUnreadable(f"HTTP {response.status}, code {code}: neither a yes nor a no")
     raise error_for(code, message, response.status, response.retry_after_s)
@@ -115,7 +115,7 @@ def _read_create_body(body: bytes) -> tuple[int | None, str, str | None]:
     data = envelope.get("data")
     if isinstance(data, dict):
         data = data.get("taskId") or data.get("task_id")
-    return said, _message_of(envelope), str(data) if _is_id(data) else None
+    return said, _read_message(envelope), str(data) if _is_task_id(data) else None
 
 
 def decode_query(response: WireResponse, task_id: str) -> TaskRecord:
@@ -214,7 +214,7 @@ def decode_callback(body: bytes) -> TaskRecord:
         data = {}
     places = (data.get("taskId"), data.get("task_id"), top.get("taskId"), top.get("task_id"))
     ids = [place for place in places if place is not None]
-    if not ids or not all(map(_is_id, ids)):
+    if not ids or not all(map(_is_task_id, ids)):
         raise CallbackRejected("malformed task id", 400)
     if ids.count(ids[0]) != len(ids):
         raise CallbackRejected("ids disagree", 400)
@@ -224,5 +224,5 @@ def decode_callback(body: bytes) -> TaskRecord:
     return record
 
 
-def _is_id(value: object) -> bool:
+def _is_task_id(value: object) -> bool:
     return isinstance(value, str) and TASK_ID.fullmatch(value) is not None

@@ -13,17 +13,17 @@ import aiohttp
 from aiohttp import web
 from conftest import HMAC_KEY, NO_LIMITS
 from fastapi import FastAPI
-from support.crowd import NOW_AND_THEN, Crowd, Running, play, wish_of
+from support.crowd import NOW_AND_THEN, Crowd, Running, input_for, play
 from support.delivering import aiohttp_on, uvicorn_on
 
 from kie_async import CallbackReceiver, KieSession, Sandbox, TaskDetached, TaskHandle
 
 
 def mail_server(crowd: Crowd) -> web.Application:
-    """Return where the application sends what it has to tell its users."""
+    """Return where the application sends the answers to its users."""
 
     async def deliver(request: web.Request) -> web.Response:
-        crowd.hear(int(request.match_info["user"]), await request.text())
+        crowd.note_answer(int(request.match_info["user"]), await request.text())
         return web.Response()
 
     app = web.Application()
@@ -62,7 +62,7 @@ def application(kie: KieSession, receiver: CallbackReceiver, mail_url: str) -> F
 
     @app.post("/asks/{user}", status_code=202)
     async def ask(user: int) -> dict[str, Any]:
-        handle = await kie.create("sandbox/echo", wish_of(user), ref=str(user))
+        handle = await kie.create("sandbox/echo", input_for(user), ref=str(user))
         answer_later(handle)
         return {"task_id": handle.task_id}
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 from aiohttp import web
 from conftest import HMAC_KEY, NO_LIMITS
-from support.crowd import NOW_AND_THEN, Crowd, Running, play, wish_of
+from support.crowd import NOW_AND_THEN, Crowd, Running, input_for, play
 from support.delivering import aiohttp_on
 from support.telegram import telegram, update
 
@@ -50,7 +50,7 @@ def bot_application(kie: KieSession, receiver: CallbackReceiver, telegram_url: s
 
     @dispatcher.message()
     async def on_message(message: Message) -> None:
-        await answer(await kie.create("sandbox/echo", wish_of(message.chat.id), ref=str(message.chat.id)))
+        await answer(await kie.create("sandbox/echo", input_for(message.chat.id), ref=str(message.chat.id)))
 
     @dispatcher.startup()
     async def on_startup() -> None:

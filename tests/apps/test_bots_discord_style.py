@@ -1,7 +1,8 @@
 """A bot in the manner of Discord's: one long-running aiohttp program.
 
 Events come over a websocket, each is handled in a task of its own, answers leave over REST, and the
-program's own web application carries our routes. There are no HMAC keys here: callbacks only ring.
+program's own web application carries our routes. There are no HMAC keys here: a query
+confirms each callback.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import aiohttp
 import attrs
 from aiohttp import web
 from conftest import NO_LIMITS
-from support.crowd import NOW_AND_THEN, Crowd, Running, play, wish_of
+from support.crowd import NOW_AND_THEN, Crowd, Running, input_for, play
 from support.delivering import aiohttp_on
 
 from kie_async import CallbackReceiver, KieSession, Sandbox, TaskDetached, TaskHandle
@@ -25,7 +26,7 @@ from kie_async import CallbackReceiver, KieSession, Sandbox, TaskDetached, TaskH
 
 @attrs.define
 class Platform:
-    """The chat platform: a gateway that tells of messages, and channels to write to."""
+    """The chat platform: a gateway that sends messages, and channels to write to."""
 
     crowd: Crowd
     listeners: list[web.WebSocketResponse] = attrs.field(factory=list)
@@ -47,7 +48,7 @@ class Platform:
         return line
 
     async def _write(self, request: web.Request) -> web.Response:
-        self.crowd.hear(int(request.match_info["channel"]), (await request.json())["content"])
+        self.crowd.note_answer(int(request.match_info["channel"]), (await request.json())["content"])
         return web.json_response({"id": "1"})
 
     async def ask(self, user: int) -> None:
@@ -94,7 +95,7 @@ class Bot:
 
     async def on_message_create(self, message: dict[str, Any]) -> None:
         channel = message["channel_id"]
-        await self._answer(await self._kie.create("sandbox/echo", wish_of(channel), ref=str(channel)))
+        await self._answer(await self._kie.create("sandbox/echo", input_for(channel), ref=str(channel)))
 
     async def _answer(self, handle: TaskHandle) -> None:
         try:

@@ -46,10 +46,10 @@ POINTS = (
     "event.unknown",
     "event.adopted",
 )
-"""Where it can die: around a note, inside its transaction, and when user code hears of something."""
+"""Where it can die: around a note, inside its transaction, and when user code is called."""
 
 
-def tell(**news: Any) -> None:
+def report(**news: Any) -> None:
     """Say something to the campaign, at once and in one piece."""
     os.write(1, json.dumps(news).encode() + b"\n")
 
@@ -65,7 +65,7 @@ class Death:
         if point == self._point:
             self._left -= 1
             if not self._left:
-                tell(died=point)
+                report(died=point)
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -138,7 +138,7 @@ async def work(job: dict[str, Any]) -> None:
             poll=_POLL,
             on_event=on_event,
         ) as kie:
-            tell(ready=True)
+            report(ready=True)
             try:
                 async for outcome in kie.batch(requests):
                     if outcome.task_id:
@@ -147,8 +147,8 @@ async def work(job: dict[str, Any]) -> None:
                     if isinstance(outcome.error, CreateOutcomeUnknown):
                         unknown.append(outcome.ref)
             except KieError as exc:
-                tell(stopped=str(exc))
-            tell(unknown=unknown, ghosts=kie.stats().ghost_creates)
+                report(stopped=str(exc))
+            report(unknown=unknown, ghosts=kie.stats().ghost_creates)
 
 
 def main() -> None:
@@ -167,12 +167,12 @@ def main() -> None:
                 raise
             finally:
                 os._exit(status)
-        tell(pid=child)
+        report(pid=child)
         os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
-        tell(over=True)
+        report(over=True)
         sys.stdin.readline()
         _, status = os.waitpid(child, 0)
-        tell(exit=os.waitstatus_to_exitcode(status))
+        report(exit=os.waitstatus_to_exitcode(status))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Give up a create at every turn of the loop and at random times: no id is lost, nothing leaves after.
+"""Gives up a create at every turn of the loop and at random times: no id is lost, nothing leaves after.
 
 The server counts whole bodies and makes a task of each. When all is quiet, each of its tasks must be in
 somebody's hands: returned, in flight in the session, or reported as unknown. And a create of which the
@@ -18,15 +18,14 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import attrs
-from support.create_faults import KEY, trust_the_authority
+from support import inside
+from support.create_faults import KEY
 from support.misbehaving import Misbehaving, Peer, answer, certified, created, refused
 
 from kie_async import CreateOutcomeUnknown, KieError, KieSession, Limits, Rate, TaskHandle
-from kie_async.engine.pending_creates import Phase
 from kie_async.journal.base import Intent, IntentState, Journal
 from kie_async.journal.memory import MemoryJournal
 from kie_async.journal.sqlite import SqliteJournal
@@ -51,6 +50,10 @@ class Point:
     server: str = "answers"
     answer_s: float = 0.0
     tls: bool = False
+
+    @property
+    def is_torn_down(self) -> bool:
+        return self.how == "tear down"
 
 
 @attrs.frozen(kw_only=True)
@@ -131,14 +134,12 @@ async def probe(point: Point, folder: Path) -> Seen:
         journal = _journal_of(point, path)
         async with KieSession(KEY, base_url=server.url, limits=_LIMITS, journal=journal) as kie:
             if point.tls:
-                await trust_the_authority(kie, server.url)
+                await inside.trust_the_authority(kie, server.url)
             outcome = await _give_up(kie, point)
-            is_torn_down = point.how == "tear down"
-            word, objection = await respond(kie, outcome, server, tasks, is_torn_down=is_torn_down)
-            if word.startswith("unknown") and point.server == "answers" and not is_torn_down:
+            word, objection = await judge(kie, point, outcome, server, tasks)
+            if word.startswith("unknown") and point.server == "answers" and not point.is_torn_down:
                 objection = "unknown, although the answer came"
-            await kie.aclose()
-            await asyncio.sleep(0.005)
+        await asyncio.sleep(0.005)
         if word == "not sent" and server.bodies:
             objection = "a body was read after it was called not sent"
         if isinstance(journal, SqliteJournal) and not objection:
@@ -146,13 +147,12 @@ async def probe(point: Point, folder: Path) -> Seen:
     return Seen(word=word, objection=objection)
 
 
-def _journal_of(point: Point, path: Path) -> Journal:
-    """Return the journal of the point."""
+def _journal_of(point: Point, path: Path) -> Journal | None:
     if point.journal == "slow":
         return _SlowJournal(lambda: asyncio.sleep(point.commit_s))
     if point.journal == "thread":
         return _SlowJournal(lambda: asyncio.to_thread(time.sleep, point.commit_s))
-    return _SlowFile(path, point.commit_s) if point.journal == "file" else MemoryJournal()
+    return _SlowFile(path, point.commit_s) if point.journal == "file" else None
 
 
 async def _give_up(kie: KieSession, point: Point) -> TaskHandle | BaseException:
@@ -162,7 +162,7 @@ async def _give_up(kie: KieSession, point: Point) -> TaskHandle | BaseException:
     else:
         for _ in range(point.turns):
             await asyncio.sleep(0)
-    if point.how == "tear down":  # as `asyncio.run` does at its end
+    if point.is_torn_down:  # as `asyncio.run` does at its end
         for task in asyncio.all_tasks():
             if task is not asyncio.current_task() and "kie_async" in task.get_name() + repr(task.get_coro()):
                 task.cancel()
@@ -172,37 +172,24 @@ async def _give_up(kie: KieSession, point: Point) -> TaskHandle | BaseException:
         await asyncio.sleep(0)
         creating.cancel()
     if point.how.endswith("close"):
-        await asyncio.gather(_close_early(kie), creating, return_exceptions=True)
+        await asyncio.gather(inside.drain(kie), creating, return_exceptions=True)
     return (await asyncio.gather(creating, return_exceptions=True))[0]
 
 
-async def _close_early(kie: KieSession) -> None:
-    """Drain as `aclose` does, and leave the table to be looked at."""
-    engine: Any = kie._engine
-    await engine.creator.drain()
-
-
-async def respond(
-    kie: KieSession,
-    outcome: TaskHandle | BaseException,
-    server: Misbehaving,
-    tasks: _Tasks,
-    *,
-    is_torn_down: bool,
+async def judge(
+    kie: KieSession, point: Point, outcome: TaskHandle | BaseException, server: Misbehaving, tasks: _Tasks
 ) -> tuple[str, str]:
-    engine: Any = kie._engine
-    async with asyncio.timeout(5):
-        while len(engine.creator.runner):  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+    """Return a word for what became of a create, and what is wrong with it."""
+    await inside.until_nothing_is_sent(kie)
     await asyncio.sleep(0.005)  # what is on its way arrives
-    known = {handle.task_id for handle in engine.tracker.registry.handles}
-    unknown = len(engine.tracker.pending.unknown_handles)
+    known = inside.task_ids(kie)
+    unknown = len(inside.unknown_handles(kie))
     if isinstance(outcome, TaskHandle):
         known.add(outcome.task_id)
     lost = set(tasks.ids) - known
     if len(tasks.ids) > 1:
         return "", f"{len(tasks.ids)} tasks were made of one create"
-    if lost and not unknown and not (is_torn_down and isinstance(engine.journal, SqliteJournal)):
+    if lost and not unknown and not (point.is_torn_down and point.journal == "file"):
         return "", f"lost {lost}; the caller got {outcome!r}"
     if known - set(tasks.ids):
         return "", f"invented {known - set(tasks.ids)}"
@@ -212,7 +199,7 @@ async def respond(
         outcome, asyncio.CancelledError
     ):
         return "", f"{unknown} unknown, and the caller got {outcome!r}"
-    if engine.tracker.pending.count(Phase.CREATING) and not is_torn_down:
+    if inside.creating_count(kie) and not point.is_torn_down:
         return "", "the intent is still pending"
     if isinstance(outcome, TaskHandle):
         return "returned", ""
@@ -224,7 +211,7 @@ async def respond(
 
 
 async def _check_journal(path: Path, tasks: _Tasks, server: Misbehaving) -> str:
-    """The file must tell the same story to the next process."""
+    """The next process must read the same story from the file."""
     journal = SqliteJournal(path)
     try:
         await journal.open()
@@ -257,7 +244,7 @@ async def sweep(count: int, seed: int) -> tuple[Counter[str], list[str]]:
 
 
 def main(argv: list[str]) -> int:
-    """Run the sweep; the exit status tells whether anything was lost."""
+    """Run the sweep; the exit status says whether anything was lost."""
     parser = argparse.ArgumentParser(prog="python -m tests.campaign cancel", description=__doc__)
     parser.add_argument("--points", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=1)

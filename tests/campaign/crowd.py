@@ -1,4 +1,4 @@
-"""Many handles on one session, over sockets: nobody is lost, and nothing is left of them after.
+"""Runs many handles on one session, over sockets: none is lost, and nothing is left of them afterwards.
 
 ``python -m tests.campaign crowd`` lets 20,000 tasks run at once, three times on the same session, and
 loses a tenth of the callbacks; ``--polling`` has none at all. Counted are objects of ours that are left, the

@@ -1,4 +1,4 @@
-"""The create fault table A1 to A30, plain and over TLS: a line for each row, and how many were misjudged."""
+"""Runs the create fault table A1 to A30, plain and over TLS: prints each row, and how many were misjudged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _BOTH = ("plain", "TLS")
 
 
 def main(argv: list[str]) -> int:
-    """Run the table; the exit status tells whether every verdict was right."""
+    """Run the table; the exit status says whether every verdict was right."""
     parser = argparse.ArgumentParser(prog="python -m tests.campaign faults", description=__doc__)
     parser.add_argument("--only", default="", help="rows whose name holds this")
     parser.add_argument("--times", type=int, default=1, help="how often each row is run")
@@ -37,7 +37,7 @@ async def _run(chosen: list[Fault | Situation], times: int) -> int:
         columns = []
         for over in row.over if isinstance(row, Fault) else _BOTH:
             for _ in range(times):
-                word, bodies, complaint = await _look(row, over)
+                word, bodies, complaint = await _run_row(row, over)
                 if complaint:
                     wrong += 1
                     print(f"MISCLASSIFIED {row}, {over}: {complaint}")
@@ -46,7 +46,7 @@ async def _run(chosen: list[Fault | Situation], times: int) -> int:
     return wrong
 
 
-async def _look(row: Fault | Situation, over: str) -> tuple[str, int, str]:
+async def _run_row(row: Fault | Situation, over: str) -> tuple[str, int, str]:
     """Return a row's verdict, the bodies seen, and what is wrong with them."""
     if isinstance(row, Situation):
         seen = await see(row, over)

@@ -1,9 +1,10 @@
-"""Deliveries no service sent, by the hundred thousand, at handles that wait: none of them may change.
+"""Sends forged callbacks by the hundred thousand to handles that wait: none of them may change.
 
 ``python -m tests.campaign forge --count 200000``. One session whose receiver has an HMAC key and two
-whose callbacks only ring, each with live tasks, ended ones, creates whose answer is on its way and one
-whose answer was lost. Deliveries come through ``feed``, ASGI, the aiohttp routes and ``serve``, the
-last two over real sockets. At the end the true callbacks come, and every handle must settle rightly.
+whose callbacks are confirmed by a query, each with live tasks, ended ones, creates whose answer is on
+its way and one whose answer was lost. Deliveries come through ``feed``, ASGI, the aiohttp routes and
+``serve``, the last two over real sockets. At the end the true callbacks come, and every handle must
+settle rightly.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ import re
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import attrs
 from aiohttp import web
@@ -38,17 +40,21 @@ from kie_async import (
     Sandbox,
     TaskHandle,
 )
+from kie_async.engine.reconciler import Reconciler
+from kie_async.http.transport import Transport
 from kie_async.sandbox import Never, bodies
+from kie_async.wire.requests import WireRequest
+from kie_async.wire.responses import WireResponse
 
 HMAC_KEY = "hmac-key-of-the-campaign"
-SIDES = {"signed": (20, 0.5), "doorbell": (10, 0.25), "doorbell of few": (5, 0.25)}
+SIDES = {"signed": (20, 0.5), "confirmed": (10, 0.25), "confirmed, few": (5, 0.25)}
 """Live tasks and share of the deliveries; few reach the bound of one handle, many the one of all."""
 ENDED, CREATING = 10, 3
 MAX_GROWTH_MIB = 32
 LINES = 8
 """Connections to each server at once."""
 EVIL_URL = b"attacker.invalid"
-_reads_for: ContextVar[str] = ContextVar("_reads_for", default="")
+_reads_for: ContextVar[object] = ContextVar("_reads_for", default=None)
 
 
 @attrs.frozen
@@ -75,10 +81,10 @@ class Side:
     live: list[TaskHandle] = attrs.field(factory=list)
     ended: list[TaskHandle] = attrs.field(factory=list)
     creating: list[asyncio.Task[TaskHandle]] = attrs.field(factory=list)
-    unknown: list[TaskHandle] = attrs.field(factory=list)
+    unknown: list[CreateOutcomeUnknown] = attrs.field(factory=list)
     genuine: dict[str, tuple[bytes, dict[str, str]]] = attrs.field(factory=dict)
     """The true callbacks of the ended tasks, as anyone on the way could have kept them."""
-    reads: list[tuple[float, str]] = attrs.field(factory=list)
+    reads: list[tuple[float, object]] = attrs.field(factory=list)
 
     @property
     def is_signed(self) -> bool:
@@ -107,7 +113,7 @@ async def under_fire(name: str) -> AsyncIterator[Side]:
             limits=Limits(create=many, create_connections=16),  # and queries as published: 10 a second
             poll=PollSchedule(
                 learns=False, first_s=3600, safety_net_s=3600, longest_gap_s=3600
-            ),  # whatever is read was rung for
+            ),  # whatever is read was asked for by a callback
             rng=random.Random(1),
         ) as kie,
     ):
@@ -120,14 +126,14 @@ async def under_fire(name: str) -> AsyncIterator[Side]:
         try:
             await kie.create("sandbox/echo", {})
         except CreateOutcomeUnknown as unknown:
-            side.unknown.append(unknown.handle)
+            side.unknown.append(unknown)
         sandbox.faults.create_answer_gate = gate = asyncio.Event()
-        wishes = [kie.create("sandbox/echo", {"prompt": str(number)}) for number in range(CREATING)]
-        side.creating = [asyncio.create_task(wish) for wish in wishes]
+        creates = [kie.create("sandbox/echo", {"prompt": str(number)}) for number in range(CREATING)]
+        side.creating = [asyncio.create_task(create) for create in creates]
         while len(sandbox.tasks) < live + ENDED + 1 + CREATING:  # noqa: ASYNC110  (there is no event for it)
             await asyncio.sleep(0.005)
-        _count_reads(side)
-        yield side
+        with _reads_noted(side):
+            yield side
         gate.set()
         await _let_the_truth_in(side)
 
@@ -144,51 +150,59 @@ async def _end_some(side: Side) -> None:
         side.ended.append(handle)
 
 
-def _count_reads(side: Side) -> None:
-    """Note when a record is read, and for whom: a task, or a create that might become one."""
-    queries, reconciler = side.kie._engine.queries, side.kie._engine.reconciler
-    read, confirm = queries._read, reconciler._try
+@contextmanager
+def _reads_noted(side: Side) -> Iterator[None]:
+    """Note when a record is read, and for whom: a task, or a pending create that might become one."""
+    send, consider = Transport.send, Reconciler.consider
 
-    async def noted(task_id: str, decode: Any) -> Any:
-        side.reads.append((time.monotonic(), _reads_for.get() or task_id))
-        return await read(task_id, decode)
+    async def noted(transport: Transport, request: WireRequest, **options: Any) -> WireResponse:
+        side.reads.append((time.monotonic(), _reads_for.get() or request.query))
+        return await send(transport, request, **options)
 
-    async def adopting(pending: Any, task_id: str) -> None:
-        _reads_for.set(pending.handle.intent_id)
-        await confirm(pending, task_id)
+    def considered(reconciler: Reconciler, pending: Any) -> None:
+        # What it spawns to read the record inherits this context.
+        token = _reads_for.set(pending)
+        try:
+            consider(reconciler, pending)
+        finally:
+            _reads_for.reset(token)
 
-    queries._read, reconciler._try = noted, adopting  # type: ignore[method-assign]
+    with patch.object(Transport, "send", noted), patch.object(Reconciler, "consider", considered):
+        yield
 
 
 async def _let_the_truth_in(side: Side) -> None:
     """Let every task end and its true callback come; what was forged must not stand in its way."""
-    created = [await _handle_of(creating) for creating in side.creating]
-    for handle in [*side.live, *created, *side.unknown]:
-        task_id = handle.task_id or _lost(side, handle)
+    created = [await _created(creating) for creating in side.creating]
+    waiting = [_with_its_task(side, one) for one in (*side.live, *created, *side.unknown)]
+    for _, task_id in waiting:
         side.sandbox.tasks[task_id].end_state = "success"
         body = side.sandbox.callback_body(task_id)
         verdict = await side.receiver.feed(side.tail(task_id), signed(task_id), body)
         assert verdict.status == 200, verdict
     async with asyncio.timeout(120):
-        results = await asyncio.gather(*side.live, *created, *side.unknown)
+        results = await asyncio.gather(*(handle for handle, _ in waiting))
     expected = [(f"https://example.org/{number}.mp4",) for number in range(len(side.live))]
     wrong = [(r, e) for r, e in zip(results, expected, strict=False) if r.urls != e]
     assert not wrong, f"{side.name}: {wrong}"
     assert not [result for result in results if EVIL_URL in repr(result).encode()]
 
 
-async def _handle_of(creating: asyncio.Task[TaskHandle]) -> TaskHandle:
-    """Return the handle of a create; in a long campaign its answer comes too late."""
+async def _created(creating: asyncio.Task[TaskHandle]) -> TaskHandle | CreateOutcomeUnknown:
+    """Return what a create became; in a long campaign its answer comes too late."""
     try:
         return await creating
     except CreateOutcomeUnknown as unknown:
-        return unknown.handle
+        return unknown
 
 
-def _lost(side: Side, handle: TaskHandle) -> str:
-    """Return the task of a create whose answer was lost."""
+def _with_its_task(side: Side, created: TaskHandle | CreateOutcomeUnknown) -> tuple[TaskHandle, str]:
+    """Return a handle and the id of its task, which the handle does not know if the answer was lost."""
+    if isinstance(created, TaskHandle):
+        return created, created.task_id
     tasks = side.sandbox.tasks.values()
-    return next(task.task_id for task in tasks if f"/{handle.intent_id}/" in str(task.callback_url))
+    task_id = next(task.task_id for task in tasks if f"/{created.intent_id}/" in str(task.callback_url))
+    return created.handle, task_id
 
 
 def signed(task_id: str, *, skew_s: float = 0, key: str = HMAC_KEY) -> dict[str, str]:
@@ -248,7 +262,7 @@ def junk_path(rng: random.Random, side: Side) -> Delivery:
 def _at_its_address(
     kind: str, rng: random.Random, side: Side, handle: TaskHandle, headers: dict[str, str]
 ) -> Delivery:
-    """Return a forged body where it would be believed if its headers were right; without keys it rings."""
+    """Return a forged body at its true address: refused for its headers, or, without keys, confirmed."""
     body, statuses = _forged(rng, side, handle), _only(401 if side.is_signed else 200)
     return Delivery(kind, side.tail(handle.task_id), headers, body, statuses)
 
@@ -373,8 +387,8 @@ def bomb(rng: random.Random, side: Side) -> Delivery:
     return Delivery(f"bomb, {shape}", tail, {}, body, _only(400, 413))
 
 
-_COMPRESSED = gzip.compress(bytes(16 * 1024 * 1024), 9)
-_COMPRESSED = b"Content-Length: %d\r\n\r\n" % len(_COMPRESSED) + _COMPRESSED
+_PACKED_BOMB = gzip.compress(bytes(16 * 1024 * 1024), 9)
+_PACKED_BOMB = b"Content-Length: %d\r\n\r\n" % len(_PACKED_BOMB) + _PACKED_BOMB
 
 
 @_kind
@@ -390,7 +404,7 @@ def broken_http(rng: random.Random, side: Side) -> Delivery:
         "two lengths": start + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n{}",
         "half a head": start[: rng.randrange(1, len(start))],
         "endless": start + b"Transfer-Encoding: chunked\r\n\r\n" + b"ffff\r\n" + b" " * 65_535 + b"\r\n",
-        "packed bomb": start + b"Content-Encoding: gzip\r\n" + _COMPRESSED,
+        "packed bomb": start + b"Content-Encoding: gzip\r\n" + _PACKED_BOMB,
     }
     names = list(raws)
     name = rng.choices(names, [10] * (len(names) - 1) + [1])[0]
@@ -493,10 +507,10 @@ class _Loud(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
-        self.heard: list[str] = []
+        self.messages: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.heard.append(self.format(record))
+        self.messages.append(self.format(record))
 
 
 @attrs.define(kw_only=True)
@@ -511,11 +525,13 @@ class Report:
 
     def lines(self) -> Iterator[str]:
         for kind, statuses in sorted(self.statuses.items()):
-            told = ", ".join(f"{status or 'closed'}: {count}" for status, count in sorted(statuses.items()))
-            yield f"{kind:24} {statuses.total():8}   {told}"
+            counted = ", ".join(
+                f"{status or 'closed'}: {count}" for status, count in sorted(statuses.items())
+            )
+            yield f"{kind:24} {statuses.total():8}   {counted}"
         count = sum(statuses.total() for statuses in self.statuses.values())
         yield f"{count} deliveries in {self.seconds:.1f} s, {count / self.seconds:.0f} a second"
-        yield from (f"{side}: {told}" for side, told in self.reads.items())
+        yield from (f"{side}: {summary}" for side, summary in self.reads.items())
         yield f"peak memory grew by {self.growth_mib:.1f} MiB, allowed {MAX_GROWTH_MIB}"
         yield f"{len(self.complaints)} complaints"
         yield from self.complaints[:20]
@@ -525,7 +541,7 @@ async def run(count: int, seed: int = 1) -> Report:
     """Throw so many deliveries and return what came of it."""
     report, rng, loud = Report(), random.Random(seed), _Loud()
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(lambda _, told: report.complaints.append(f"unhandled: {told}"))
+    loop.set_exception_handler(lambda _, context: report.complaints.append(f"unhandled: {context}"))
     loggers = [logging.getLogger(name) for name in ("kie_async", "asyncio")]
     stranger = logging.getLogger("aiohttp.server")  # of the routes' application; its words are aiohttp's
     was_silent, stranger.disabled = stranger.disabled, True
@@ -542,7 +558,7 @@ async def run(count: int, seed: int = 1) -> Report:
             logger.removeHandler(loud)
         stranger.disabled = was_silent
         loop.set_exception_handler(None)
-    report.complaints += [f"logged: {text}" for text in loud.heard]
+    report.complaints += [f"logged: {text}" for text in loud.messages]
     return report
 
 
@@ -580,9 +596,9 @@ def _judge_reads(side: Side, before: tuple[int, float], report: Report) -> None:
     """Hold the reads against the bounds: one a second of a handle, ten a second in all."""
     reads = side.reads[before[0] :]
     spent_s = time.monotonic() - before[1]
-    by_handle: dict[str, list[float]] = {}
-    for at, name in reads:
-        by_handle.setdefault(name, []).append(at)
+    by_handle: dict[object, list[float]] = {}
+    for at, reader in reads:
+        by_handle.setdefault(reader, []).append(at)
     gaps = [later - at for times in by_handle.values() for at, later in pairwise(times)]
     times = [at for at, _ in reads]
     busiest = max((sum(at <= other < at + 1.0 for other in times) for at in times), default=0)
@@ -597,12 +613,12 @@ def _judge_reads(side: Side, before: tuple[int, float], report: Report) -> None:
 
 
 def _check(side: Side, report: Report) -> None:
-    """Look for a handle that changed."""
+    """Report every handle that changed."""
     late = [task.exception() for task in side.creating if task.done()]
     if not all(isinstance(error, CreateOutcomeUnknown) for error in late):
         report.complaints.append(f"{side.name}: a create ended before its answer: {late}")
-    unknown = [error.handle for error in late if isinstance(error, CreateOutcomeUnknown)]
-    for handle in [*side.live, *side.unknown, *unknown]:
+    unknown = [error.handle for error in (*side.unknown, *late) if isinstance(error, CreateOutcomeUnknown)]
+    for handle in [*side.live, *unknown]:
         if handle.is_done or handle.state.is_terminal:
             report.complaints.append(f"{side.name}: {handle!r} changed")
     for number, handle in enumerate(side.ended):
@@ -613,7 +629,7 @@ def _check(side: Side, report: Report) -> None:
 
 
 def peak_mib() -> float:
-    """Return the most memory this process had since this was last asked; 0 where that is not told."""
+    """Return the most memory this process had since this was last asked; 0 where that cannot be read."""
     proc = Path("/proc/self")
     if not (proc / "clear_refs").exists():
         return 0.0
@@ -624,7 +640,7 @@ def peak_mib() -> float:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the campaign; the exit status tells whether anything changed."""
+    """Run the campaign; the exit status says whether anything changed."""
     parser = argparse.ArgumentParser(prog="python -m tests.campaign forge", description=__doc__)
     parser.add_argument("--count", type=int, default=200_000)
     parser.add_argument("--seed", type=int, default=1)

@@ -1,4 +1,4 @@
-"""Kill a batch again and again, run it again with the same journal: nothing is paid twice, nothing lost.
+"""Kills a batch again and again, runs it again with the same journal: nothing is paid twice, nothing lost.
 
 ``python -m tests.campaign kill --restarts 200`` runs a worker against the sandbox in another process,
 through a proxy that can kill on the wire, SIGKILLs it at random and at every named point of the create
@@ -226,12 +226,12 @@ class Campaign:
         self._proxy.point, self._proxy.nth, self._proxy.kill = point, nth, kill
         pid = await self._start(self._refs(), point, nth)
         wait_s = _PATIENCE_S if point else self._rng.uniform(0.0, 0.5)
-        news = asyncio.create_task(self._news_until("over"))
-        done, _ = await asyncio.wait({news}, timeout=wait_s)
+        reading = asyncio.create_task(self._news_until("over"))
+        done, _ = await asyncio.wait({reading}, timeout=wait_s)
         if not done:
             kill("not reached" if point else "at random")
-        told = await news
-        await self._reap(killed or told.get("died", ""), told)
+        news = await reading
+        await self._reap(killed or news.get("died", ""), news)
 
     async def _start(self, refs: list[str], point: str = "", nth: int = 0) -> int:
         job = {
@@ -248,8 +248,8 @@ class Campaign:
         self._asked.update(refs)
         return int((await self._news_until("pid"))["pid"])
 
-    async def _reap(self, killed: str, told: dict[str, Any]) -> None:
-        """Let the dead go, and look at what they left."""
+    async def _reap(self, killed: str, news: dict[str, Any]) -> None:
+        """Let the dead go, and check what they left."""
         self._proxy.point = ""
         self._write("")
         status = (await self._news_until("exit"))["exit"]
@@ -296,11 +296,11 @@ class Campaign:
                 if await self._call_back(task) == 200:
                     missing.remove(task)
             await asyncio.wait({over}, timeout=0.1)
-        told = await over
+        news = await over
         self._write("")
-        if (status := (await self._news_until("exit"))["exit"]) or "stopped" in told:
-            self._wrong(f"the last run ended with {status}: {told.get('stopped', '')}")
-        self._report.counts["ghosts"] = told.get("ghosts", -1)
+        if (status := (await self._news_until("exit"))["exit"]) or "stopped" in news:
+            self._wrong(f"the last run ended with {status}: {news.get('stopped', '')}")
+        self._report.counts["ghosts"] = news.get("ghosts", -1)
 
     async def _unbound(self) -> list[dict[str, Any]]:
         bound = {row.task_id for row in self._rows()}
@@ -359,7 +359,7 @@ class Campaign:
         }
 
     def _verify_seen(self, rows: dict[str, Row]) -> None:
-        """Whatever user code was told stands in the journal."""
+        """Whatever user code has seen stands in the journal."""
         for line in (self._folder / "seen.jsonl").read_text().splitlines():
             fact = json.loads(line)
             row = rows.get(fact["ref"])
@@ -380,11 +380,11 @@ class Campaign:
     async def _news_until(self, key: str) -> dict[str, Any]:
         """Return all the worker says up to a key."""
         assert self._worker.stdout is not None
-        told: dict[str, Any] = {}
-        while key not in told:
+        news: dict[str, Any] = {}
+        while key not in news:
             line = await self._worker.stdout.readline()
-            told |= json.loads(line or '{"over": 1, "exit": -1, "pid": 0}')
-        return told
+            news |= json.loads(line or '{"over": 1, "exit": -1, "pid": 0}')
+        return news
 
     async def _state(self) -> dict[str, Any]:
         async with self._http.get(f"{self._sandbox_url}/sandbox/state") as answer:
@@ -457,7 +457,7 @@ async def run(restarts: int, *, seed: int = 1) -> Report:
 
 
 def main(argv: list[str]) -> int:
-    """Run the campaign, print what it counted, and tell by the exit status how it went."""
+    """Run the campaign, print what it counted, and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.campaign kill", description=__doc__)
     parser.add_argument("--restarts", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)

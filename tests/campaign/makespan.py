@@ -118,7 +118,7 @@ class Service:
         return f"http://127.0.0.1:{runner.addresses[0][1]}"
 
     async def _judged(self, endpoint: str) -> bool:
-        """Let half of the round trip pass, then look at the window."""
+        """Let half of the round trip pass, then ask the window."""
         await asyncio.sleep(self._rtt_s / 2)
         self.counts[endpoint] += 1
         is_admitted = self._windows[endpoint].admit(self._loop.time())

@@ -1,4 +1,4 @@
-"""Peak memory of a batch does not grow with its length: so many rows from a generator, journal on disk.
+"""Checks that the peak memory of a batch does not grow with its length, journal on disk.
 
 ``python -m tests.campaign memory 1000 100000`` prints the peak of each run, and their ratio. Each run is
 a process of its own, against a stub in another one that answers at once and remembers nothing.

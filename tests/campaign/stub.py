@@ -1,4 +1,4 @@
-"""A service in forty lines that remembers nothing: every task succeeds at the first look.
+"""A service in forty lines that remembers nothing: every task succeeds at the first poll.
 
 ``python -m tests.campaign stub`` prints its URL and serves until it is killed.
 """

@@ -404,14 +404,14 @@ def test_the_breaker_opens_after_three_unknowns_and_lets_one_try_after_a_minute(
     breaker = CircuitBreaker(now=lambda: now)
     for _ in range(3):
         breaker.check()
-        breaker.unknown()
+        breaker.record_unknown()
     with pytest.raises(CreatesHalted, match="nothing was sent"):
         breaker.check()
     now = 60.0
     breaker.check()
     with pytest.raises(CreatesHalted):
         breaker.check()
-    breaker.answered()
+    breaker.record_answer()
     breaker.check()
 
 

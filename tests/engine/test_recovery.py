@@ -686,7 +686,7 @@ def test_the_breaker_opens_after_three_in_a_row_and_lets_one_try() -> None:
     breaker = CircuitBreaker(now=lambda: now)
     for _ in range(UNKNOWN_IN_A_ROW):
         breaker.check()
-        breaker.unknown()
+        breaker.record_unknown()
     for _ in range(3):
         with pytest.raises(CreatesHalted, match="nothing was sent"):
             breaker.check()
@@ -696,12 +696,12 @@ def test_the_breaker_opens_after_three_in_a_row_and_lets_one_try() -> None:
         breaker.check()
     now += HALT_S
     breaker.check()
-    breaker.unknown()  # in vain
+    breaker.record_unknown()  # in vain
     with pytest.raises(CreatesHalted):
         breaker.check()
     now += HALT_S
     breaker.check()
-    breaker.answered()
+    breaker.record_answer()
     for _ in range(10):
         breaker.check()
 

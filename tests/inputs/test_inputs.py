@@ -108,10 +108,10 @@ def test_any_mapping_will_do_as_input() -> None:
 
 
 def test_an_input_that_holds_itself_is_refused() -> None:
-    ring: dict[str, object] = {}
-    ring["self"] = ring
+    loop: dict[str, object] = {}
+    loop["self"] = loop
     with pytest.raises(InvalidRequest, match="nested too deeply"):
-        TaskRequest(model="a/b", input=ring)
+        TaskRequest(model="a/b", input=loop)
 
 
 def test_a_repr_shows_neither_the_input_nor_the_callback_url() -> None:
@@ -237,7 +237,7 @@ def test_anything_else_is_no_request(request_: Any) -> None:
         as_request(request_)
 
 
-# --- what tells one request from another ---------------------------------------------------------
+# --- when two requests are the same --------------------------------------------------------------
 
 
 def request_for(**fields: Any) -> TaskRequest:

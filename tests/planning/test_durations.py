@@ -1,4 +1,4 @@
-"""How long tasks take, as far as was seen: ends and those still running, fading, of bounded size."""
+"""How long tasks take, as far as was seen: completions and tasks still running, fading, of bounded size."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def ended(hazards: list[float], age_s: float) -> float:
 def seen(*durations_s: float) -> DurationModel:
     found = DurationModel()
     for duration_s in durations_s:
-        found.finished(duration_s, seen_s=0.0)
+        found.note_finished(duration_s, seen_s=0.0)
     return found
 
 
@@ -54,23 +54,23 @@ def test_tasks_still_running_say_that_the_quick_ones_do_not_speak_for_all() -> N
     quick = seen(50.0, 55.0, 60.0)
     among_many = seen(50.0, 55.0, 60.0)
     for _ in range(97):
-        among_many.still_running(0.0, 65.0)
+        among_many.note_running(0.0, 65.0)
     assert ended(quick.hazards(), 65.0) > 0.5
     assert ended(among_many.hazards(), 65.0) < 0.1
 
 
-def test_many_looks_at_one_task_weigh_like_one() -> None:
+def test_many_polls_of_one_task_weigh_like_one() -> None:
     once, often = seen(80.0), DurationModel()
     for before_s, after_s in pairwise([0.0, *(float(age_s) for age_s in range(3, 80, 3))]):
-        often.still_running(before_s, after_s)
-    often.finished(80.0, seen_s=78.0)
+        often.note_running(before_s, after_s)
+    often.note_finished(80.0, seen_s=78.0)
     assert often.hazards() == pytest.approx(once.hazards(), rel=0.02)
 
 
 def test_old_ends_fade() -> None:
     found = seen(*drawn(200, 120.0, 0.3))
     for duration_s in drawn(200, 40.0, 0.3, seed=2):
-        found.finished(duration_s, seen_s=0.0)
+        found.note_finished(duration_s, seen_s=0.0)
     assert ended(found.hazards(), 60.0) > 0.75
     assert found.seen == pytest.approx(MEMORY, rel=0.2)
 
@@ -84,7 +84,7 @@ def test_where_nothing_was_seen_an_end_is_neither_sure_nor_impossible() -> None:
 def test_a_hundred_thousand_ends_take_no_more_room_and_stay_in_bounds() -> None:
     found = DurationModel()
     for number in range(100_000):
-        found.finished(60.0 + number % 60, seen_s=0.0)
+        found.note_finished(60.0 + number % 60, seen_s=0.0)
     assert len(json.dumps(found.dump())) < 5_000
     assert ended(found.hazards(), 90.0) == pytest.approx(0.5, abs=0.05)
 
@@ -94,9 +94,41 @@ def test_what_was_dumped_is_loaded() -> None:
     loaded = DurationModel.load(json.loads(json.dumps(found.dump())))
     assert loaded is not None
     assert loaded.hazards() == pytest.approx(found.hazards(), rel=1e-3)
-    loaded.finished(100.0, seen_s=0.0)
-    found.finished(100.0, seen_s=0.0)
+    loaded.note_finished(100.0, seen_s=0.0)
+    found.note_finished(100.0, seen_s=0.0)
     assert loaded.hazards() == pytest.approx(found.hazards(), rel=1e-3)
+
+
+def test_what_a_journal_written_before_the_counts_were_renamed_holds_is_loaded() -> None:
+    written = sparse_dump(
+        seen=2.970395059307911,
+        ends={60: 0.9705901479276445, 64: 0.9802960494069209, 69: 0.9900990099009902},
+        entries={
+            0: 3.9409852072355553,
+            60: -0.15175489029364023,
+            61: -0.8188352576340043,
+            64: -0.5492866479533,
+            65: -0.5190487653259899,
+            66: -0.9119606361276311,
+            69: -0.4871420378466501,
+            70: -0.5029569720543401,
+        },
+    )
+    loaded, seen_again = DurationModel.load(written), seen(60.0, 80.0, 120.0)
+    seen_again.note_running(0.0, 90.0)
+    assert loaded is not None
+    assert loaded.hazards() == pytest.approx(seen_again.hazards())
+    assert json.loads(json.dumps(loaded.dump())).keys() == written.keys()
+
+
+def sparse_dump(*, seen: float, ends: dict[int, float], entries: dict[int, float]) -> dict[str, object]:
+    """Return a dump with these counts and zeros, as a journal's JSON holds it."""
+    return {
+        "bins": [0.08, 0.5, 136],
+        "seen": seen,
+        "ends": [ends.get(number, 0.0) for number in range(136)],
+        "entries": [entries.get(number, 0.0) for number in range(137)],
+    }
 
 
 GOOD = DurationModel().dump()

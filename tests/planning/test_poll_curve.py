@@ -1,4 +1,4 @@
-"""Where the looks at a task lie: by tiers, and by Keller's rule from a hazard."""
+"""How many polls a task gets by each age: by tiers, and by Keller's rule from a hazard."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def lognormal(median_s: float, sigma: float) -> list[float]:
     return [max(runs(edge_s), 1e-12) for edge_s in EDGES_S]
 
 
-def looks_and_wait(curve: PollCurve, survival: list[float]) -> tuple[float, float]:
-    """Make the looks one after the other; return how many a task takes, and how late they find its end."""
+def polls_and_wait(curve: PollCurve, survival: list[float]) -> tuple[float, float]:
+    """Make the polls one after the other; return how many a task takes, and how late they find its end."""
     share = dict(zip(EDGES_S, survival, strict=True))
-    at_s, looks, wait_s = 0.0, 0.0, 0.0
+    at_s, polls, wait_s = 0.0, 0.0, 0.0
     while (next_s := curve.after(at_s, 1)) < 1800:
-        looks += _at(share, at_s)
+        polls += _at(share, at_s)
         edges_s = [edge_s for edge_s in EDGES_S if at_s <= edge_s <= next_s]
         for before_s, after_s in pairwise([at_s, *edges_s, next_s]):
             ended = _at(share, before_s) - _at(share, after_s)
             wait_s += ended * (next_s - (before_s + after_s) / 2)
         at_s = next_s
-    return looks, wait_s
+    return polls, wait_s
 
 
 def _at(share: dict[float, float], age_s: float) -> float:
@@ -54,31 +54,31 @@ def test_tiers_are_intervals_until_an_age(age_s: float, next_s: float) -> None:
     assert curve.after(age_s, 1) == pytest.approx(next_s)
 
 
-def test_a_constant_hazard_is_looked_at_in_equal_intervals() -> None:
+def test_a_constant_hazard_is_polled_in_equal_intervals() -> None:
     curve = PollCurve.of_hazards(EDGES_S, [0.02] * 1000, wait_s=3.0)
-    gaps_s = [curve.after(0, looks + 1) - curve.after(0, looks) for looks in range(1, 50)]
+    gaps_s = [curve.after(0, polls + 1) - curve.after(0, polls) for polls in range(1, 50)]
     assert gaps_s == pytest.approx([gaps_s[0]] * 49)
     assert gaps_s[0] == pytest.approx(6.0, rel=0.01)
 
 
-def test_four_times_the_hazard_is_looked_at_twice_as_often() -> None:
+def test_four_times_the_hazard_is_polled_twice_as_often() -> None:
     curve = PollCurve.of_hazards(EDGES_S, [0.004] * 50 + [0.016] * 950, wait_s=2.0)
-    assert 2 * (curve.looks_until(60) - curve.looks_until(50)) == pytest.approx(
-        curve.looks_until(160) - curve.looks_until(150)
+    assert 2 * (curve.polls_until(60) - curve.polls_until(50)) == pytest.approx(
+        curve.polls_until(160) - curve.polls_until(150)
     )
 
 
 @pytest.mark.parametrize(
     ("median_s", "sigma", "gain"), [(120.0, 0.42, 1.53), (90.0, 0.15, 3.54), (60.0, 0.80, 1.10)]
 )
-def test_the_looks_keep_the_wait_and_are_as_few_as_the_theory_says(
+def test_the_polls_keep_the_wait_and_are_as_few_as_the_theory_says(
     median_s: float, sigma: float, gain: float
 ) -> None:
     survival = lognormal(median_s, sigma)
-    looks, wait_s = looks_and_wait(PollCurve.of_hazards(EDGES_S, hazards_of(survival), 2.0), survival)
+    polls, wait_s = polls_and_wait(PollCurve.of_hazards(EDGES_S, hazards_of(survival), 2.0), survival)
     mean_s = median_s * math.exp(sigma**2 / 2)
     assert wait_s == pytest.approx(2.0, rel=0.15)
-    assert looks * wait_s == pytest.approx(mean_s / 2 / gain, rel=0.08)
+    assert polls * wait_s == pytest.approx(mean_s / 2 / gain, rel=0.08)
 
 
 def test_long_tasks_may_wait_for_a_hundredth_of_their_length() -> None:
@@ -98,18 +98,18 @@ def test_the_chance_of_an_end_is_that_of_the_hazard() -> None:
     assert curve.chance(100.0, 100.0) == 0
 
 
-def test_the_rarer_of_two_curves_looks_as_rarely_as_either() -> None:
+def test_the_rarer_of_two_curves_polls_as_rarely_as_either() -> None:
     often = PollCurve.of_hazards(EDGES_S, [0.004] * 100 + [0.1] * 900, wait_s=1.0)
     rarer = often.at_most(PollCurve.of_tiers(DOCUMENTED))
-    assert rarer.looks_until(20) == pytest.approx(often.looks_until(20))
-    assert rarer.looks_until(302) - rarer.looks_until(300) == pytest.approx(2 / 22.5)
+    assert rarer.polls_until(20) == pytest.approx(often.polls_until(20))
+    assert rarer.polls_until(302) - rarer.polls_until(300) == pytest.approx(2 / 22.5)
 
 
-def test_an_age_beyond_all_looks_never_comes() -> None:
+def test_an_age_beyond_all_polls_never_comes() -> None:
     curve = PollCurve.of_hazards([0.0, 2.0], [0.5], 1.5)
     assert curve.after(0, 1e9) == math.inf
 
 
-def test_no_look_ever_is_a_curve_too() -> None:
+def test_no_poll_ever_is_a_curve_too() -> None:
     curve = PollCurve.of_tiers(((math.inf, math.inf),))
     assert curve.after(5.0, 1) == math.inf

@@ -193,7 +193,7 @@ class TestByPolling:
         for _ in range(20):
             service.create()
         await clock.advance(60.0)
-        assert service.table.worth_keeping(1) is None
+        assert service.table.take_learned(1) is None
         assert all(len(polls) > 10 for polls in service.polls.values())
 
     async def test_an_older_task_is_as_old_as_the_service_says(self, clock: Clock, serve: Serve) -> None:
@@ -212,7 +212,7 @@ class TestByPolling:
             service.create(began_s=500.0, at_once=True)
         await clock.advance(10.0)
         assert len(service.waits_s) == 10
-        assert service.table.worth_keeping(1) is None
+        assert service.table.take_learned(1) is None
 
     async def test_a_task_that_is_older_than_it_was_known_here_teaches_nothing(
         self, clock: Clock, serve: Serve
@@ -223,7 +223,7 @@ class TestByPolling:
         service._ends[name] = clock.now
         service._call_back(name)
         assert name in service.waits_s
-        assert service.table.worth_keeping(1) is None
+        assert service.table.take_learned(1) is None
 
 
 class TestWithCallbacks:
@@ -275,17 +275,17 @@ class TestWithCallbacks:
         service = serve()
         service.callbacks = True
         await service.pass_tasks(60)
-        healthy = service.table.lost.share
+        healthy = service.table.callback_loss.share
         service.callbacks = False
         await service.pass_tasks(60)
-        deaf = service.table.lost.share
+        deaf = service.table.callback_loss.share
         late = [service.waits_s[f"t{number}"] for number in range(100, 110)]
         service.callbacks = True
         await service.pass_tasks(300)
         assert healthy < 0.01
         assert deaf > 0.3
         assert sum(late) / len(late) < 10
-        assert service.table.lost.share < 0.1
+        assert service.table.callback_loss.share < 0.1
 
     async def test_a_callback_after_the_look_that_found_the_end_was_not_lost(
         self, clock: Clock, serve: Serve
@@ -299,7 +299,7 @@ class TestWithCallbacks:
         await clock.advance(30.0)
         service.create()
         await clock.advance(5.0)
-        assert service.table.lost.share < 0.05
+        assert service.table.callback_loss.share < 0.05
 
 
 def _lasting(record: TaskRecord, duration_s: float) -> TaskRecord:
@@ -423,7 +423,7 @@ class TestInASession:
         path = tmp_path / "run.db"
         known = DurationModel()
         for _ in range(50):
-            known.finished(100.0, seen_s=0.0)
+            known.note_finished(100.0, seen_s=0.0)
         journal = SqliteJournal(path)
         await journal.open()
         await journal.save_durations({ECHO.model: known.dump()})

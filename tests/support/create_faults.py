@@ -15,11 +15,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, asynccontextmanager
 from enum import StrEnum
 from functools import partial
-from typing import Any
 
 import attrs
 
-from kie_async import KieSession
 from kie_async._secrets import Secret
 from kie_async.config import Rate
 from kie_async.creating.create_call import CreateCall, CreateCalls
@@ -84,7 +82,7 @@ class Word(StrEnum):
 
 
 class Notes(MemoryJournal):
-    """A journal that remembers what it was told; *commit* runs where a durable one would wait."""
+    """A journal that remembers its calls; *commit* runs where a durable one would wait."""
 
     def __init__(self, commit: Callable[[], object] | None = None) -> None:
         super().__init__()
@@ -190,14 +188,6 @@ async def creating(
         await transport.aclose()
 
 
-async def trust_the_authority(kie: KieSession, url: str) -> None:
-    """Let the creates of a session trust the tests' authority, which no public option does."""
-    engine: Any = kie._engine
-    await engine.calls.transport.aclose()
-    trusted = CreateTransport(url, Secret(KEY), connections=4, ssl_context=trusting())
-    engine.calls.transport = trusted
-
-
 async def judge(fault: Fault, over: str) -> Finding:
     """Run one row, ``plain`` or over ``TLS``."""
     tls = certified(fault.certificate) if over == "TLS" and fault.certificate else None
@@ -267,7 +257,7 @@ def objection(fault: Fault, found: Finding) -> str:
 
 
 def _objection_to_notes(found: Finding) -> str:
-    """The journal must be able to tell the same story after a crash."""
+    """The journal must hold the same story after a crash."""
     may_be_paid = found.word in {Word.CREATED, Word.UNKNOWN, Word.REFUSED}
     if may_be_paid and found.notes[-1:] != ["sending"]:
         return f"the body left, and the journal holds {found.notes}"

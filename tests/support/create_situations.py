@@ -37,6 +37,7 @@ from kie_async.journal.base import Intent, Journal
 from kie_async.journal.memory import MemoryJournal
 from kie_async.journal.sqlite import SqliteJournal
 from kie_async.wire.requests import WireRequest
+from support import inside
 from support.create_faults import (
     BODY,
     KEY,
@@ -44,7 +45,6 @@ from support.create_faults import (
     Word,
     creating,
     creation,
-    trust_the_authority,
     word_for,
 )
 from support.misbehaving import (
@@ -80,12 +80,12 @@ class Stage:
 
     @asynccontextmanager
     async def session(self, **options: Any) -> AsyncIterator[KieSession]:
-        """Open a session; it looks at no task but one it finds again."""
+        """Open a session; it polls no task but one it finds again."""
         rates = Limits(create=Rate(1000, per_s=0.01))
         given = {"limits": rates, "poll": PollSchedule.fixed(60)} | options
         async with KieSession(KEY, base_url=self.server.url, **given) as kie:
             if self.over == "TLS":
-                await trust_the_authority(kie, self.server.url)
+                await inside.trust_the_authority(kie, self.server.url)
             yield kie
 
     async def until_read(self, count: int = 1) -> None:
@@ -104,7 +104,7 @@ class Stage:
             await journal.aclose()
 
     async def noted(self) -> str:
-        """Return how the journal tells the story of its one intent."""
+        """Return what the journal holds of its one intent."""
         [intent] = await self.intents()
         return f"noted {intent.state} {intent.task_id}".rstrip()
 
@@ -374,7 +374,7 @@ async def _while_it_is_noted(stage: Stage) -> list[str]:
     async with stage.session(journal=SlowNotes(), max_in_flight=1) as kie:
         word = await _given_up_after(kie, SHORT_S / 2)
         await asyncio.sleep(SHORT_S)
-        return [word, "free" if kie._engine.creator.has_room else "not free"]
+        return [word, "free" if inside.has_free_slot(kie) else "not free"]
 
 
 async def _after_the_body_left(stage: Stage) -> list[str]:
@@ -400,11 +400,8 @@ async def _at_every_turn(stage: Stage) -> list[str]:
                 await asyncio.sleep(0)
             creating.cancel()
             await asyncio.wait({creating})
-        parts: Any = kie._engine
-        async with asyncio.timeout(5):
-            while len(parts.creator.runner):  # noqa: ASYNC110
-                await asyncio.sleep(0.001)
-        known = {handle.task_id for handle in parts.tracker.registry.handles}
+        await inside.until_nothing_is_sent(kie)
+        known = inside.task_ids(kie)
     bodies = stage.server.bodies
     made = {f"task_{number}" for number in range(1, len(bodies) + 1)}
     return [

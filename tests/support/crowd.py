@@ -38,11 +38,11 @@ class Running:
 
 @attrs.define
 class Crowd:
-    """The users: what each was told."""
+    """The users: what each was sent."""
 
     answers: list[tuple[int, str]] = attrs.field(factory=list)
 
-    def hear(self, user: int, text: str) -> None:
+    def note_answer(self, user: int, text: str) -> None:
         self.answers.append((user, text))
 
 
@@ -52,7 +52,7 @@ async def until(holds: Callable[[], object]) -> None:
         await asyncio.sleep(0.005)
 
 
-def wish_of(user: int) -> dict[str, Any]:
+def input_for(user: int) -> dict[str, Any]:
     """Return the input of a user's task."""
     return {"prompt": f"for {user}", "result_urls": [url_for(user)]}
 
@@ -66,7 +66,7 @@ async def play(
 ) -> None:
     """Ask, answer by callback and by poll, stop, start again: every user is answered once, and rightly."""
     gate = asyncio.Event()
-    if signed:  # without keys a callback needs a look to be believed
+    if signed:  # without keys a callback is confirmed by a query
         sandbox.faults.query_answer_gate = gate
     async with start() as bot:
         await asyncio.gather(*map(bot.ask, USERS))

@@ -1,4 +1,4 @@
-"""A server that sends exactly the bytes it is told, and a die that never waits."""
+"""A server that sends exactly the bytes it is given, and a die that never waits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The README as data: its commands and snippets. ``python tests/readme.py test`` prints the test command."""
+"""Reads commands and snippets out of the README: ``python tests/support/readme.py test`` prints one."""
 
 from __future__ import annotations
 

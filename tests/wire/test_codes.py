@@ -213,7 +213,7 @@ def test_an_id_beside_a_no_is_kept_for_the_reader() -> None:
     assert (answer.verdict, answer.task_id) == (UNKNOWN, ID)
 
 
-def test_the_wish_of_the_service_travels_with_the_limit() -> None:
+def test_the_pause_the_service_asks_for_travels_with_the_limit() -> None:
     answer = decode_create(WireResponse(status=429, body=b"", retry_after_s=7.0), sent=True)
     assert isinstance(answer.error, RateLimited)
     assert answer.error.retry_after_s == 7.0
@@ -321,7 +321,7 @@ def test_no_other_words_move_code_500(message: str) -> None:
 
 
 @together("code", [429, 430, 455])
-def test_a_limit_carries_the_wish_of_the_service(code: int) -> None:
+def test_a_limit_carries_the_pause_the_service_asks_for(code: int) -> None:
     error = error_for(code, "slow down", 200, 12.5)
     assert isinstance(error, RateLimited)
     assert error.retry_after_s == 12.5

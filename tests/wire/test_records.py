@@ -398,7 +398,7 @@ def test_without_both_times_the_cost_is_seconds_or_milliseconds(
     assert decoded(costTime=cost, createTime=CREATED_MS).duration_s == duration_s
 
 
-def test_a_completion_before_the_creation_is_not_believed() -> None:
+def test_a_completion_before_the_creation_does_not_count() -> None:
     record = decoded(createTime=COMPLETED_MS, completeTime=CREATED_MS, costTime=8)
     assert record.duration_s == 8.0
 

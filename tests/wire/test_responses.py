@@ -359,7 +359,7 @@ def test_a_no_is_an_error_with_the_code(response: WireResponse, kind: type[ApiEr
     assert (caught.value.code, caught.value.http_status) == (code, response.status)
 
 
-def test_a_limit_keeps_the_wish_of_the_service() -> None:
+def test_a_limit_keeps_the_pause_the_service_asks_for() -> None:
     with pytest.raises(RateLimited) as caught:
         decode_answer(WireResponse(status=429, body=b"", retry_after_s=3.0))
     assert caught.value.retry_after_s == 3.0
