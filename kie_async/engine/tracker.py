@@ -13,6 +13,7 @@ from .._background import BackgroundTasks
 from ..callbacks.base import Delivery
 from ..errors import (
     CreateOutcomeUnknown,
+    InvalidRequest,
     JournalError,
     KieError,
     ResultUnreadable,

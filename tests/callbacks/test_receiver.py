@@ -61,7 +61,7 @@ class Inbox:
     def owner_of(self, intent_id: str) -> str | None:
         return self.tasks.get(intent_id)
 
-    def accept(self, delivery: Delivery) -> None:
+    async def accept(self, delivery: Delivery) -> None:
         self.accepted.append(delivery)
 
     def note_rejection(self, reason: str) -> None:
