@@ -9,7 +9,7 @@ from ..callbacks.base import Delivery
 from ..errors import CallbackRejected, JournalError
 from ..events import Counters
 from ..journal.base import Claim, ClaimSource, Journal
-from .pending_creates import PendingCreate
+from .pending_creates import MAX_CLAIMS, PendingCreate
 from .reconciler import Reconciler
 from .settings import CallbackPolicy
 from .tracker import TaskTracker
@@ -81,16 +81,23 @@ class CallbackInbox:
         if not pending.has_room_for(task_id):
             raise CallbackRejected("too many claims of one create", 503)
         known = pending.find_claim(task_id)
-        if not self._journal.is_durable or (known and (known.is_signed or not delivery.is_signed)):
-            return  # noted already, or nowhere to note it
+        if known is not None and (known.is_signed or not delivery.is_signed):
+            return  # noted already
         source = ClaimSource.SIGNED if delivery.is_signed else ClaimSource.UNSIGNED
         try:
+            await self._make_room(pending, task_id)
             await self._journal.save_claim(
                 Claim(intent_id=delivery.intent_id, task_id=task_id, source=source)
             )
         except JournalError as exc:
             _log.warning("a callback could not be noted, so it was refused: %s", exc)
             raise CallbackRejected("journal", 503) from None
+
+    async def _make_room(self, pending: PendingCreate, task_id: str) -> None:
+        weakest = pending.weakest_claim
+        if pending.find_claim(task_id) is None and len(pending.claims) >= MAX_CLAIMS and weakest is not None:
+            pending.drop_claim(weakest.task_id)
+            await self._journal.drop_claim(pending.intent.intent_id, weakest.task_id)
 
     def note_rejection(self, reason: str) -> None:
         """Count a delivery that was refused."""

@@ -24,7 +24,7 @@ class Phase(Enum):
 
     CREATING = "creating"
     UNKNOWN = "unknown"
-    REJECTED = "rejected"
+    REJECTED = "refused"
     WRITTEN_OFF = "written off"
 
 
@@ -64,7 +64,13 @@ class PendingCreate:
 
     def has_room_for(self, task_id: str) -> bool:
         """Tell whether a claim of this task can be kept."""
-        return task_id in self.claims or len(self.claims) < MAX_CLAIMS
+        return task_id in self.claims or len(self.claims) < MAX_CLAIMS or self.weakest_claim is not None
+
+    @property
+    def weakest_claim(self) -> PendingClaim | None:
+        """Return what may give way to another claim: nobody signed it, and the service knows no such task."""
+        unseen = [c for c in self.claims.values() if not c.is_signed and c.unseen_since < math.inf]
+        return unseen[0] if unseen else None
 
     def add_claim(
         self, task_id: str, *, is_signed: bool = False, delivery: Delivery | None = None

@@ -64,7 +64,7 @@ WHERE intent_id = ? AND (state = 'CREATED' OR ?)
 _FREE_REF = "former_ref = ref, ref = NULL"
 
 _WRITE_OFF_FORMER = f"""
-UPDATE intent SET state = 'WRITTEN_OFF', reason = 'sent again', {_FREE_REF}
+UPDATE intent SET state = 'WRITTEN_OFF', {_FREE_REF}
 WHERE intent_id = ? AND task_id IS NULL AND state IN ('UNKNOWN', 'WRITTEN_OFF')
 """  # noqa: S608  (made of constants)
 
