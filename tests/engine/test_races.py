@@ -129,7 +129,7 @@ class Race:
             await eventually(lambda: self.sandbox.counts["query"])
 
     async def callback(self) -> None:
-        is_deaf = self.is_written_off or (self.closing is not None and self.closing.done())
+        is_deaf = self.closing is not None and self.closing.done()
         assert await self.sandbox.send_callback(self.task_id) == (503 if is_deaf else 200)
 
     async def poll(self) -> None:
