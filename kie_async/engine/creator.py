@@ -29,7 +29,7 @@ from ..inputs.fingerprint import fingerprint
 from ..inputs.request import TaskRequest
 from ..journal.base import Intent, IntentState, TaskAlreadyBound, log_failed_note
 from ..limits.admission import Admission
-from ..limits.budget import BudgetGuard
+from ..limits.budget import BudgetLedger
 from ..wire.requests import WireRequest, encode_create, with_callback_url
 from .create_runner import CLOSED, CreateRunner
 from .pending_creates import PendingCreate
@@ -52,6 +52,7 @@ class TaskCreator:
         calls: CreateCalls,
         uploads: Uploads,
         admission: Admission,
+        ledger: BudgetLedger | None,
         settings: Settings,
     ) -> None:
         self._tracker = tracker
@@ -62,7 +63,7 @@ class TaskCreator:
         self._admission = admission
         self._callbacks = settings.callbacks
         self._task_timeout_s = settings.task_timeout_s
-        self._budget = None if settings.budget is None else BudgetGuard(settings.budget)
+        self._ledger = ledger
         self._refs: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.runner = CreateRunner()
 
@@ -136,26 +137,49 @@ class TaskCreator:
         self._admission.hold(pending.handle)
         try:
             self._admission.check_open()
-            if self._budget is not None:
-                self._budget.check(self._tracker.usage())
         except BaseException:
             self._tracker.cancel(pending)
             raise
         pending.handle.move_deadline(asyncio.get_running_loop().time() + timeout_s)
-        guard = None if former is None else partial(self._check_unknown, former)
+        guard = partial(self._let_leave, intent, former)
         call = self._calls.new(intent, wire_request, pending.handle.deadline, guard)
         return await self.runner.run(
-            self._run(pending, call, timeout_s),
+            self._run_in_turn(pending, call, timeout_s, waits_for_refunds=wait_if_sent),
             call,
             ref=request.ref,
             wait_if_sent=wait_if_sent,
             on_cancelled=partial(self._tracker.cancel, pending),
         )
 
+    def _let_leave(self, intent: Intent, former: PendingCreate | None) -> None:
+        """Do what belongs into the step in which a body leaves, or keep it back.
+
+        Raises:
+            InvalidRequest: The create that this one replaces became a task meanwhile.
+            BudgetExceeded: The budget does not allow it.
+        """
+        if former is not None and (former not in self._tracker.pending or former.is_taken):
+            raise InvalidRequest("the create became a task meanwhile; nothing was sent; await its handle")
+        if self._ledger is not None:
+            self._ledger.reserve(intent.intent_id, intent.model)
+
     def _addressed(self, request: WireRequest, intent_id: str) -> WireRequest:
         """Return *request* with the intent's address in it, which no frame that can raise later holds."""
         url = self._callbacks.address_of(intent_id)
         return request if url is None else with_callback_url(request, url)
+
+    async def _run_in_turn(
+        self, pending: PendingCreate, call: CreateCall, timeout_s: float, *, waits_for_refunds: bool
+    ) -> TaskHandle | KieError:
+        """Run when no other create must show its price first; a turn ends when the outcome is known."""
+        if self._ledger is None:
+            return await self._run(pending, call, timeout_s)
+        model = pending.intent.model
+        await self._ledger.wait_for_turn(model, waits_for_refunds=waits_for_refunds)
+        try:
+            return await self._run(pending, call, timeout_s)
+        finally:
+            self._ledger.leave(model)
 
     async def _run(self, pending: PendingCreate, call: CreateCall, timeout_s: float) -> TaskHandle | KieError:
         """Return what became of a create: there may be nobody left to take an error that is raised."""
@@ -262,10 +286,6 @@ class TaskCreator:
             raise
         self._write_off_former(former)
         return handle
-
-    def _check_unknown(self, former: PendingCreate) -> None:
-        if former not in self._tracker.pending or former.is_taken:
-            raise InvalidRequest("the create became a task meanwhile; nothing was sent; await its handle")
 
     def _write_off_former(self, former: PendingCreate) -> None:
         if former in self._tracker.pending:

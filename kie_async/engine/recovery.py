@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from ..errors import CreateOutcomeUnknown
 from ..handle import TaskHandle
 from ..journal.base import ClaimSource, Intent, IntentState, Journal
+from ..limits.budget import BudgetLedger
 from ..models import TaskRecord
 from ..wire.codes import error_for
 from .pending_creates import PendingCreate, Phase
@@ -19,14 +20,13 @@ _log = logging.getLogger("kie_async")
 class Recovery:
     """Turns noted intents into handles and into creates that can still be adopted."""
 
-    def __init__(self, tracker: TaskTracker, journal: Journal) -> None:
+    def __init__(self, tracker: TaskTracker, journal: Journal, ledger: BudgetLedger | None) -> None:
         self._tracker = tracker
         self._journal = journal
+        self._ledger = ledger
 
-    async def replay(self, *, counts_detached: bool) -> None:
-        """Read the journal: unknown and rejected creates can be adopted from now on.
-
-        With *counts_detached* the unsettled tasks of former sessions count towards a budget.
+    async def replay(self) -> None:
+        """Read the journal: unknown, refused and written-off creates can be adopted from now on.
 
         Raises:
             JournalError: It cannot be opened or trusted.
@@ -40,10 +40,20 @@ class Recovery:
         unknown = [intent.intent_id for intent in left if intent.state is IntentState.UNKNOWN]
         if unknown:
             _log.warning("%d creates in the journal are of unknown outcome: %s", len(unknown), unknown)
-        detached = None
-        if counts_detached:
-            detached = [intent.task_id for intent in await self._journal.list_unsettled()]
-        self._tracker.restore_usage(await self._journal.load_totals(), detached)
+        if self._ledger is not None:
+            await self._restore_account(self._ledger, left)
+
+    async def _restore_account(self, ledger: BudgetLedger, left: list[Intent]) -> None:
+        """Count what former sessions spent, and what their unsettled creates may cost."""
+        totals = await self._journal.load_totals()
+        may_cost = [intent for intent in left if intent.state is not IntentState.REJECTED]
+        unsettled = [*await self._journal.list_unsettled(), *may_cost]
+        ledger.restore(
+            tasks=totals.tasks,
+            spent=totals.credits,
+            prices=await self._journal.load_prices(),
+            unsettled=[(intent.intent_id, intent.model) for intent in unsettled],
+        )
 
     def _pending_of(self, intent: Intent) -> PendingCreate:
         handle = self._tracker.new_handle(intent)

@@ -161,6 +161,10 @@ class Journal(ABC):
         """Return what was spent by all processes that had this journal."""
 
     @abstractmethod
+    async def load_prices(self) -> Mapping[str, float]:
+        """Return the most that one task of each model has cost, in credits."""
+
+    @abstractmethod
     async def load_durations(self) -> Mapping[str, object]:
         """Return what former processes learned of each model; what cannot be read is left out."""
 

@@ -202,6 +202,11 @@ class SqliteJournal(Journal):
         )
         return Totals(*await self._do(lambda db: db.execute(query).fetchone()))
 
+    async def load_prices(self) -> Mapping[str, float]:
+        """Return the most that one task of each model has cost, in credits."""
+        query = "SELECT model, max(credits) FROM intent WHERE credits > 0 GROUP BY model"
+        return dict(await self._do(lambda db: db.execute(query).fetchall()))
+
     async def load_durations(self) -> Mapping[str, object]:
         """Return what former processes learned of each model; what cannot be read is left out."""
         rows = await self._do(lambda db: db.execute("SELECT model, durations FROM learned").fetchall())
