@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,7 @@ from .journal.base import Journal
 from .models import TaskRecord, TaskResult, UploadedFile
 
 BASE_URL = "https://api.kie.ai"
+_log = logging.getLogger("kie_async")
 UPLOAD_URL = "https://kieai.redpandaai.co"
 
 
@@ -214,7 +216,13 @@ class KieSession:
         Raises:
             KieError: Whatever `create` or awaiting its handle raises.
         """
-        return await (await self.create(request, input, ref=ref, timeout_s=timeout_s))
+        handle = await self.create(request, input, ref=ref, timeout_s=timeout_s)
+        try:
+            return await handle
+        except asyncio.CancelledError:
+            if not handle.is_done:  # its caller never saw the id, and a wait_for or a TaskGroup loses it
+                _log.warning("%s; kie.attach(%r) waits for it again", _goes_on(handle), handle.task_id)
+            raise
 
     def attach(self, task_id: str, *, timeout_s: float | None = None) -> TaskHandle:
         """Return a handle for a task created earlier, perhaps by another process; does no I/O itself.
@@ -318,6 +326,11 @@ class KieSession:
 
     def _deadline(self, timeout_s: float | None) -> float:
         return asyncio.get_running_loop().time() + self._timeout_s(timeout_s)
+
+
+def _goes_on(handle: TaskHandle) -> str:
+    ref = f" (ref {handle.ref!r})" if handle.ref is not None else ""
+    return f"task {handle.task_id}{ref} goes on and is billed, though run() was cancelled"
 
 
 def _upload_url_for(base_url: str) -> str:

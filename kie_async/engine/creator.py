@@ -200,7 +200,9 @@ class TaskCreator:
         pending.handle.move_deadline(asyncio.get_running_loop().time() + timeout_s)
         handle = self._tracker.mark_created(pending, task_id)
         if self.runner.is_orphan(call):
-            _log.warning("task %s was created after its caller was cancelled; it goes on", task_id)
+            ref = "" if handle.ref is None else f" (ref {handle.ref!r})"
+            words = "task %s%s was created after its caller was cancelled; it goes on; attach its id to wait"
+            _log.warning(words, task_id, ref)
         return handle
 
     # --- what is noted -------------------------------------------------------------------------

@@ -65,6 +65,8 @@ class Poller:
         self._failures = FailurePolicy(rate_limiter, grace_s=self._schedule.visibility_grace_s, rng=rng)
         self._workers = BackgroundTasks("kie_async poller")
         self._idle = 0
+        self._worker_count = 0
+        """Counted here and not in `_workers`: an eager task runs before its owner has it."""
         self._probes: set[PollEntry] = set()
         """Polled as if no callback were expected, until one came or was missed."""
         self._grace: asyncio.TimerHandle | None = None
@@ -253,8 +255,10 @@ class Poller:
 
     def _dispatch(self) -> None:
         """Have one worker more at hand than polls right now, as long as there is anything to poll."""
-        if not self._idle and self._due and len(self._workers) < self._connections and not self._is_closed:
+        has_room = self._worker_count < self._connections and not self._is_closed
+        if not self._idle and self._due and has_room:
             self._idle += 1
+            self._worker_count += 1
             self._workers.spawn(self._poll_while_due())
 
     async def _poll_while_due(self) -> None:
@@ -274,6 +278,7 @@ class Poller:
                 entry = None  # whoever waits for a permit keeps no task alive
         finally:
             self._idle -= 1
+            self._worker_count -= 1
 
     async def _poll(self, entry: PollEntry, now: float) -> None:
         """Read one record and hand it to the sink."""
