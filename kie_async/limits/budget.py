@@ -38,6 +38,8 @@ class BudgetGuard:
         budget = self._budget
         if budget.tasks is not None and usage.tasks >= budget.tasks:
             raise BudgetExceeded(f"the budget of {budget.tasks} tasks is spent; nothing was sent")
+        # A price nobody knows yet is taken for the mean of the known ones. Before the first end there is
+        # none, so the first creates of all pass any budget of credits; a budget of tasks holds at once.
         mean = usage.spent / usage.settled if usage.settled else 0.0
         spent = usage.spent + usage.held + mean * usage.untold
         if budget.credits is not None and spent >= budget.credits:

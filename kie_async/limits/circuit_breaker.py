@@ -35,6 +35,7 @@ class CircuitBreaker:
                 f"{self._unknown_in_a_row} creates in a row had unknown outcomes; nothing was sent; "
                 "one more may try in a minute"
             )
+        # One may try; the others stay halted until its answer is here.
         self._halted_until = self._now() + HALT_S
 
     def record_answer(self) -> None:
