@@ -39,6 +39,8 @@ class CallbackInbox:
         tracker = self._tracker
         handle = tracker.registry.by_intent(delivery.intent_id)
         if (pending := tracker.pending.get(delivery.intent_id)) is not None:
+            # Signed or not, it proves nothing about a create without an id: the signature covers the task's
+            # id and the time, not whose task it is. The service is asked.
             pending.delivery = delivery
             self._reconciler.consider(pending)
         elif handle is None or handle.is_settling:

@@ -73,6 +73,9 @@ class Reconciler:
         if found is None or not self._is_open(pending):
             return
         record, url = found
+        # Fail closed: without our own address in the service's record the task is left alone, and the
+        # create stays unknown. A wrong binding would hide a paid task and settle it with a stranger's
+        # result.
         is_ours = url is not None and self._callbacks.is_address_of(pending.intent.intent_id, url)
         if not is_ours or not _fits(pending.handle, record):
             self._counters.reject("adoption of another task")
@@ -91,6 +94,7 @@ class Reconciler:
             except (TransportError, RateLimited, ServerError) as exc:
                 _log.info("task %s could not be read for adoption yet: %s", task_id, exc)
             except ApiError as exc:
+                # A callback may come before the record can be read.
                 if not is_invisible(exc.code, exc.message):
                     _log.warning("task %s cannot be adopted: %s", task_id, exc)
                     return None

@@ -99,6 +99,7 @@ class TaskTracker:
         self.bind(handle, task_id, intent.fingerprint, expects_callback=intent.expects_callback)
         self._counters.creates += 1
         self._events.emit("created", handle)
+        # A callback that outran this answer was kept, since only the answer says whose task it is.
         if (delivery := pending.delivery) is None:
             return
         if delivery.record.task_id == task_id:
@@ -118,6 +119,8 @@ class TaskTracker:
         handle.mark_unknown()
         self._counters.unknown_creates += 1
         _log.warning("%s", error)
+        # At once: nobody knows when this ends, and a few dead connections must not stop all creates. What
+        # it may have cost stays counted in `usage`, and the breaker stops a row of them.
         self._admission.release(handle)
         self.await_deadline(handle)
         self._events.emit("unknown", handle)
@@ -133,6 +136,7 @@ class TaskTracker:
         if is_late:  # too late for its awaiters; journal and counts still hear the end
             handle = self.new_handle(intent)
             handle.mark_retrieved()
+        # Nobody waits with a clock: it is followed to its end, for the journal and the budget.
         if is_ghost or is_late or not pending.is_awaited:
             handle.move_deadline(math.inf)
         is_expected = self._callbacks.is_received
@@ -225,6 +229,7 @@ class TaskTracker:
         if (entry := _entry_of(handle)) is not None:
             self._poller.complete(entry, record, source, handle.intent_id)
             self._save_learned()
+        # Committed before the handle shows it: who acts on a result finds it noted after any crash.
         if self._journal.is_durable and handle.intent_id:
             self._background.spawn(self._note_and_settle(handle, record, source))
         else:
@@ -281,6 +286,7 @@ class TaskTracker:
         """Settle a handle and stop tracking it; a second call does nothing."""
         if handle.is_done:
             return
+        # It goes on at the service and will cost something that nobody here is going to see.
         is_left_behind = handle.intent_id and handle.task_id and not handle.is_settling
         if self._detached_ids is not None and is_left_behind:
             self._detached_ids.add(handle.task_id)
@@ -316,6 +322,7 @@ class TaskTracker:
     def usage(self) -> Usage:
         """Return what was spent and what may be spent already; without the create that asks."""
         counters, prior = self._counters, self._prior
+        # The create that asks has begun already; it must not be held against itself.
         on_the_way = self.pending.count(Phase.CREATING) - 1
         records = [handle.record for handle in self.registry.handles]
         held = [record.credits for record in records if record is not None and record.credits is not None]
