@@ -244,11 +244,7 @@ class TaskTracker:
         self._settle_ended(handle, record, source)
 
     def _settle_ended(self, handle: TaskHandle, record: TaskRecord, source: Source) -> None:
-        self._counters.credits_consumed += record.credits or 0.0
-        if source is Source.CALLBACK:
-            self._counters.settled_by_callback += 1
-        else:
-            self._counters.settled_by_poll += 1
+        self._counters.settle(record, source)
         self.settle(handle, outcome_of(record), source)
 
     def give_up(self, key: str, error: KieError) -> None:
