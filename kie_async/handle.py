@@ -116,6 +116,7 @@ class TaskHandle:
         return f"<TaskHandle {self.task_id} {state}{done}>"
 
     def __del__(self) -> None:
+        # As asyncio does for an exception never retrieved: a paid failure must not pass in silence.
         error = self._outcome
         if not self._is_retrieved and isinstance(error, KieError) and not isinstance(error, _ALREADY_LOGGED):
             _log.warning("nobody awaited a task that yielded no result: %s", error)
@@ -231,6 +232,7 @@ class TaskHandle:
             SessionMisuse: It would have to wait, and in another event loop.
         """
         future: asyncio.Future[TaskResult] = self._loop.create_future()
+        # An end that is here can be had from any loop; only a wait needs the handle's own.
         if self._outcome is not None:
             self._resolve_awaiter(future, self._outcome)
             return future
@@ -319,6 +321,7 @@ class TaskHandle:
         if record is self.record:
             return False
         state = advance(self._state, record.state)
+        # Answers overtake each other: one that would move the state back is the older of two.
         if record.state is not TaskState.UNKNOWN and state is not record.state:
             return False
         has_news = record != self.record

@@ -84,6 +84,7 @@ class TaskCreator:
         digest = known_fingerprint
         if digest is None:
             digest = await asyncio.to_thread(fingerprint, request)
+        # Two creates of one ref at once would both find it free, and both would be paid.
         async with self._turn_of(request.ref):
             known = await self._known(request.ref, digest, timeout_s)
             return known or await self._create(request, digest, timeout_s, wait_if_sent)
@@ -98,6 +99,7 @@ class TaskCreator:
         Raises:
             RefConflict: It stands for another request.
         """
+        # Who is still on the wire comes first: the journal would call it unknown before its answer is here.
         found = await self.runner.end_of_orphan(ref) or self._tracker.registry.by_ref(ref)
         if found is not None:
             handle, noted = found
@@ -123,6 +125,7 @@ class TaskCreator:
         wire_request = encode_create(request, None)  # says what is wrong with it while no address is in sight
         if request.callback_url is None:
             wire_request = self._addressed(wire_request, intent_id)
+        # After the uploads: they take long and cost nothing, and a slot is for what may be paid.
         await self._admission.acquire()
         intent = Intent(
             intent_id=intent_id,
@@ -130,16 +133,20 @@ class TaskCreator:
             ref=request.ref,
             fingerprint=digest,
             body=(wire_request.body or b"").decode(),
+            # A URL of the user's own takes its callbacks elsewhere: then there are only the polls.
             expects_callback=request.callback_url is None and self._callbacks.is_received,
             replaces="" if former is None else former.intent.intent_id,
         )
         pending = self._tracker.begin(attrs.evolve(intent, body=None), request)
         self._admission.hold(pending.handle)
         try:
+            # With the slot in hand: while it waited, the session may have closed and others spent the
+            # budget.
             self._admission.check_open()
         except BaseException:
             self._tracker.cancel(pending)
             raise
+        # From here, and once more when it is a task: neither waits nor retries are taken off its time.
         pending.handle.move_deadline(asyncio.get_running_loop().time() + timeout_s)
         guard = partial(self._let_leave, intent, former)
         call = self._calls.new(intent, wire_request, pending.handle.deadline, guard)
@@ -242,6 +249,8 @@ class TaskCreator:
         """Note in table and journal what a create ended with, if not with a task."""
         if isinstance(error, CreateOutcomeUnknown):
             state, code, reason = IntentState.UNKNOWN, None, error.reason
+        # A limit proves that nothing was created, so its ref is free. Any other refusal keeps its ref: a
+        # callback may still show that there is a task.
         elif isinstance(error, ApiError) and not isinstance(error, RateLimited):
             state, code, reason = IntentState.REJECTED, error.code, error.message
         else:

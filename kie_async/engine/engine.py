@@ -113,6 +113,7 @@ class Engine:
         except BaseException:
             await self.aclose()
             raise
+        # Callbacks only after the replay: before it, every intent of the journal would be answered 503.
         self._is_open = True
         self.reconciler.consider_all()
         if self.settings.receiver is not None:
@@ -124,11 +125,13 @@ class Engine:
         try:
             await self.creator.drain()
         finally:
+            # Shielded: a close cut short would leave the journal open and name no task that goes on.
             self._stopping = asyncio.get_running_loop().create_task(self._stop(), name="kie_async stop")
             await asyncio.shield(self._stopping)
 
     async def _stop(self) -> None:
         self._is_open = False
+        # Nothing new comes in; then what was seen to end is noted; connections and the journal go last.
         if self.settings.receiver is not None and self._is_attached:
             self.settings.receiver.detach(self.inbox)
         await self.poller.aclose()

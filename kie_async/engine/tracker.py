@@ -134,6 +134,8 @@ class TaskTracker:
         if self._ledger is not None:
             self._ledger.note_left(handle.intent_id, handle.model)
         _log.warning("%s", error)
+        # At once: nobody knows when this ends, and a few dead connections must not stop all creates. What
+        # it may have cost stays counted in `usage`, and the breaker stops a row of them.
         self._admission.release(handle)
         self.await_deadline(handle)
         self._events.emit("unknown", handle)
@@ -151,6 +153,7 @@ class TaskTracker:
         if is_late := handle.is_done:  # too late for its awaiters; journal and counts still hear the end
             handle = self.new_handle(pending.intent)
             handle.mark_retrieved()
+        # Nobody waits with a clock: it is followed to its end, for the journal and the budget.
         if is_ghost or is_late or not pending.is_awaited:
             handle.move_deadline(math.inf)
         expects = self._callbacks.is_received
@@ -320,14 +323,10 @@ class TaskTracker:
         self._settle_ended(handle, record, source)
 
     def _settle_ended(self, handle: TaskHandle, record: TaskRecord, source: Source) -> None:
-        self._counters.credits_consumed += record.credits or 0.0
+        self._counters.settle(record, source)
         if self._ledger is not None:
             is_failed = record.state is TaskState.FAIL
             self._ledger.settle(handle.intent_id, record.credits or 0.0 if is_failed else record.credits)
-        if source is Source.CALLBACK:
-            self._counters.settled_by_callback += 1
-        else:
-            self._counters.settled_by_poll += 1
         self.settle(handle, outcome_of(record), source)
 
     def give_up(self, key: str, error: KieError) -> None:
