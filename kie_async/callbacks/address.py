@@ -50,8 +50,11 @@ def path_parts(path: str) -> list[str]:
 
 
 def split_address(path_tail: str) -> tuple[str, str]:
-    """Return the intent and the mac that a path consists of; empty ones if it has other parts."""
-    parts: Sequence[str] = path_parts(path_tail)
+    """Return the intent and the mac that a path consists of; empty ones if it has other parts.
+
+    A query is passed over: some servers hand out the target of a request with it.
+    """
+    parts: Sequence[str] = path_parts(path_tail.partition("?")[0])
     return (parts[0], parts[1]) if len(parts) == 2 else ("", "")
 
 

@@ -220,13 +220,13 @@ class CallbackReceiver:
 
     async def _dispatch(self, news: Delivery | Doorbell, address: Address) -> CallbackVerdict:
         """Hand a delivery to the session that has its task now: a create answer may have come meanwhile."""
-        if isinstance(news, Doorbell):
-            self._refusals.note_large(self._now())
         attached = self._attached_of(address)
         if not attached:
             raise CallbackRejected(NO_SESSION, 503)
         for one in attached:
             if (verdict := await run_on(one.loop, partial(_offer, one.inbox, news))) is not None:
+                if isinstance(news, Doorbell):
+                    self._refusals.note_unread(self._now())
                 return verdict
         raise _unknown_intent()
 

@@ -67,7 +67,7 @@ class RefusalLog:
         words = f"{reason}; {advice}" if advice else reason
         _log.log(level, "callback refused: %s (further ones of this minute are only counted)", words)
 
-    def note_large(self, now: float) -> None:
+    def note_unread(self, now: float) -> None:
         """Log that the body of a genuine callback could not be read, and what was done instead."""
         if now - self._logged_at.get(("", False), -math.inf) >= LOG_EVERY_S:
             self._logged_at["", False] = now

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 from ..callbacks.base import Delivery
@@ -37,6 +38,7 @@ class CallbackInbox:
     async def accept(self, delivery: Delivery) -> None:
         """Take in one delivery that the receiver has verified."""
         tracker = self._tracker
+        tracker.silence.note_callback(asyncio.get_running_loop().time())
         handle = tracker.registry.by_intent(delivery.intent_id)
         if (pending := tracker.pending.get(delivery.intent_id)) is not None:
             pending.delivery = delivery
@@ -49,5 +51,7 @@ class CallbackInbox:
         self._counters.callbacks_accepted += 1
 
     def note_rejection(self, reason: str) -> None:
-        """Count a delivery that was refused."""
+        """Count a delivery that was refused; one to a right address shows all the same that they come."""
+        if reason != "wrong address":
+            self._tracker.silence.note_callback(asyncio.get_running_loop().time())
         self._counters.reject(reason)
