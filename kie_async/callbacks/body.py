@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import Awaitable, Callable, Iterator
+from typing import Protocol
 
 from aiohttp import web
 
@@ -57,6 +58,18 @@ def bounded(body: bytes, limit: int, *, content_encoding: str = "") -> bytes:
     return collected.kept
 
 
+class _Decompressor(Protocol):
+    """What `zlib.decompressobj` returns, which has no public name."""
+
+    @property
+    def unconsumed_tail(self) -> bytes: ...
+
+    @property
+    def eof(self) -> bool: ...
+
+    def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
+
+
 class _BoundedBody:
     """Collects a body, and of a large one only the beginning."""
 
@@ -95,7 +108,7 @@ class _BoundedBody:
             yield piece
 
 
-def _decompressor(content_encoding: str) -> zlib._Decompress | None:
+def _decompressor(content_encoding: str) -> _Decompressor | None:
     if content_encoding in ("", "identity"):
         return None
     if content_encoding not in ("gzip", "deflate"):

@@ -9,6 +9,7 @@ import secrets
 import socket
 import ssl
 import time
+from contextlib import suppress
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -160,6 +161,8 @@ class _Check:
             return await reader.readuntil(b"\r\n\r\n")
         finally:
             writer.close()
+            with suppress(OSError):  # however it ends, the answer is known
+                await writer.wait_closed()
 
     def _request(self, target: str, host: str) -> bytes:
         lines = [f"POST {target} HTTP/1.1", f"Host: {host.encode('idna').decode()}"]

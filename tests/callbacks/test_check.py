@@ -50,6 +50,7 @@ async def proxy_to(port: int, change: Change, change_answer: Change = bytes) -> 
             answer = await connection.read_answer()
         writer.write(change_answer(f"{answer.head}\r\n\r\n".encode() + answer.body))
         writer.close()
+        await writer.wait_closed()
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}{PATH}"
@@ -102,6 +103,7 @@ def answering(text: str) -> Serve:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(text.encode())
         writer.close()
+        await writer.wait_closed()
 
     return serve
 
@@ -109,6 +111,7 @@ def answering(text: str) -> Serve:
 async def _silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     await reader.read()
     writer.close()
+    await writer.wait_closed()
 
 
 STRANGERS: dict[str, tuple[Serve, str, str]] = {
