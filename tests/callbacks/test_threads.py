@@ -210,6 +210,42 @@ async def test_a_session_that_closed_meanwhile_is_not_touched(
     assert inbox.threads == []
 
 
+def _loop_factories() -> list[Any]:
+    factories: list[Any] = [pytest.param(asyncio.new_event_loop, id="asyncio")]
+    if (eager := getattr(asyncio, "eager_task_factory", None)) is not None:
+
+        def new_eager_loop() -> asyncio.AbstractEventLoop:
+            loop = asyncio.new_event_loop()
+            loop.set_task_factory(eager)
+            return loop
+
+        factories.append(pytest.param(new_eager_loop, id="eager"))
+    try:
+        import uvloop
+
+        factories.append(pytest.param(uvloop.new_event_loop, id="uvloop"))
+    except ImportError:
+        pass
+    return factories
+
+
+@pytest.mark.parametrize("loop_factory", _loop_factories())
+def test_the_loop_of_the_session_may_be_of_any_kind(loop_factory: Any, inbox: Inbox) -> None:
+    receiver = CallbackReceiver()
+
+    async def play() -> list[CallbackVerdict]:
+        receiver.attach(inbox)
+        feeding = [asyncio.to_thread(feed, receiver) for _ in range(50)]
+        return list(await asyncio.gather(*feeding))
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        verdicts = runner.run(play())
+
+    assert {verdict.status for verdict in verdicts} == {200}
+    assert {thread for _, thread in inbox.threads} == {threading.get_ident()}
+    assert feed(receiver).status == 503
+
+
 # --- with a session ------------------------------------------------------------------------------
 
 
