@@ -10,6 +10,7 @@ import attrs
 
 from .._background import BackgroundTasks
 from ..callbacks.base import Delivery
+from ..callbacks.silence import CallbackSilence
 from ..errors import (
     CreateOutcomeUnknown,
     InvalidRequest,
@@ -66,6 +67,7 @@ class TaskTracker:
         self._callbacks = callbacks
         self._owner = owner
         self._background = BackgroundTasks("kie_async settle")
+        self.silence = CallbackSilence(callbacks.url or "")
         self._twins: dict[str, list[TaskHandle]] = {}
         """By task: handles that were given out before it was known that they are of the same task."""
 
@@ -305,12 +307,19 @@ class TaskTracker:
             return
         if (entry := _entry_of(handle)) is not None:
             self._poller.complete(entry, record, source, handle.intent_id)
+            if source is Source.POLL and entry.expects_callback:
+                self._note_silence()
             self._save_learned()
         if self._journal.is_durable:
             self._background.spawn(self._note_and_settle(handle, record, source))
         else:
             self._journal.discard(handle.intent_id)
             self._settle_ended(handle, record, source)
+
+    def _note_silence(self) -> None:
+        """Take in that a poll, and no callback, brought an end."""
+        if warning := self.silence.note_end(asyncio.get_running_loop().time()):
+            _log.warning("%s", warning)
 
     async def _note_and_settle(self, handle: TaskHandle, record: TaskRecord, source: Source) -> None:
         try:
