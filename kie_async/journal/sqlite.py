@@ -50,6 +50,10 @@ UPDATE intent SET state = ?, record = ?, credits = coalesce(?, credits), termina
 WHERE intent_id = ? AND (state = 'CREATED' OR ?)
 """
 
+_COUNT_OCCURRENCE = """
+INSERT INTO temp.occurrence VALUES (?, 1) ON CONFLICT(key) DO UPDATE SET times = times + 1
+"""
+
 _FREE_REF = "former_ref = ref, ref = NULL"
 
 _ECHOES_OF_THE_REQUEST = ("param", "paramJson")
@@ -156,7 +160,7 @@ class SqliteJournal(Journal):
     async def load_totals(self) -> Totals:
         """Return what was spent."""
         query = (
-            "SELECT count(*), count(*) FILTER (WHERE state IN ('SUCCEEDED', 'FAILED')), total(credits) "
+            "SELECT count(*), coalesce(sum(state IN ('SUCCEEDED', 'FAILED')), 0), total(credits) "
             "FROM intent WHERE sends = 1 AND state != 'REJECTED'"
         )
         return Totals(*await self._do(lambda db: db.execute(query).fetchone()))
@@ -174,11 +178,13 @@ class SqliteJournal(Journal):
 
     async def count_occurrence(self, key: bytes) -> int:
         """Count *key* and return how often it was counted since open."""
-        count = (
-            "INSERT INTO temp.occurrence VALUES (?, 1) "
-            "ON CONFLICT DO UPDATE SET times = times + 1 RETURNING times"
-        )
-        return int(await self._do(lambda db: db.execute(count, (key,)).fetchall()[0][0]))
+
+        def job(db: sqlite3.Connection) -> int:
+            db.execute(_COUNT_OCCURRENCE, (key,))
+            read = "SELECT times FROM temp.occurrence WHERE key = ?"
+            return int(db.execute(read, (key,)).fetchone()[0])
+
+        return await self._do(job)
 
     async def _select(self, where: str, *values: object) -> list[Intent]:
         return await self._do(lambda db: _intents(db, where, *values))
