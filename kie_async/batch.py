@@ -206,7 +206,9 @@ class _BatchRun:
             self._engine.background.spawn(self.aclose())
 
     def _not_sent(self) -> BatchStopped:
-        return BatchStopped(str(self._reason) if self._reason else "stop() was called")
+        why = self._reason
+        numbers = [getattr(why, name, None) for name in ("budget", "spent", "held", "until")]
+        return BatchStopped(str(why) if why else "stop() was called", *numbers)
 
     # --- running -------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ from ..inputs.fingerprint import fingerprint
 from ..inputs.request import TaskRequest
 from ..journal.base import Intent, IntentState, TaskAlreadyBound, log_failed_note
 from ..limits.admission import Admission
-from ..limits.budget import BudgetGuard
+from ..limits.budget import BudgetLedger
 from ..wire.requests import WireRequest, encode_create, with_callback_url
 from .create_runner import CLOSED, CreateRunner
 from .pending_creates import PendingCreate
@@ -52,6 +52,7 @@ class TaskCreator:
         calls: CreateCalls,
         uploads: Uploads,
         admission: Admission,
+        ledger: BudgetLedger | None,
         settings: Settings,
     ) -> None:
         self._tracker = tracker
@@ -62,7 +63,7 @@ class TaskCreator:
         self._admission = admission
         self._callbacks = settings.callbacks
         self._task_timeout_s = settings.task_timeout_s
-        self._budget = None if settings.budget is None else BudgetGuard(settings.budget)
+        self._ledger = ledger
         self._refs: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.runner = CreateRunner()
 
@@ -109,7 +110,13 @@ class TaskCreator:
         return self._recovery.revive(intent, asyncio.get_running_loop().time() + timeout_s)
 
     async def _create(
-        self, request: TaskRequest, digest: bytes, timeout_s: float, wait_if_sent: bool = False
+        self,
+        request: TaskRequest,
+        digest: bytes,
+        timeout_s: float,
+        wait_if_sent: bool = False,
+        *,
+        former: PendingCreate | None = None,
     ) -> TaskHandle:
         intent_id = new_intent_id()
         request = await self._uploads.replace_paths(request)
@@ -124,30 +131,55 @@ class TaskCreator:
             fingerprint=digest,
             body=(wire_request.body or b"").decode(),
             expects_callback=request.callback_url is None and self._callbacks.is_received,
+            replaces="" if former is None else former.intent.intent_id,
         )
         pending = self._tracker.begin(attrs.evolve(intent, body=None), request)
         self._admission.hold(pending.handle)
         try:
             self._admission.check_open()
-            if self._budget is not None:
-                self._budget.check(self._tracker.usage())
         except BaseException:
             self._tracker.cancel(pending)
             raise
         pending.handle.move_deadline(asyncio.get_running_loop().time() + timeout_s)
-        call = self._calls.new(intent, wire_request, pending.handle.deadline)
+        guard = partial(self._let_leave, intent, former)
+        call = self._calls.new(intent, wire_request, pending.handle.deadline, guard)
         return await self.runner.run(
-            self._run(pending, call, timeout_s),
+            self._run_in_turn(pending, call, timeout_s, waits_for_refunds=wait_if_sent),
             call,
             ref=request.ref,
             wait_if_sent=wait_if_sent,
             on_cancelled=partial(self._tracker.cancel, pending),
         )
 
+    def _let_leave(self, intent: Intent, former: PendingCreate | None) -> None:
+        """Do what belongs into the step in which a body leaves, or keep it back.
+
+        Raises:
+            InvalidRequest: The create that this one replaces became a task meanwhile.
+            BudgetExceeded: The budget does not allow it.
+        """
+        if former is not None and (former not in self._tracker.pending or former.is_taken):
+            raise InvalidRequest("the create became a task meanwhile; nothing was sent; await its handle")
+        if self._ledger is not None:
+            self._ledger.reserve(intent.intent_id, intent.model)
+
     def _addressed(self, request: WireRequest, intent_id: str) -> WireRequest:
         """Return *request* with the intent's address in it, which no frame that can raise later holds."""
         url = self._callbacks.address_of(intent_id)
         return request if url is None else with_callback_url(request, url)
+
+    async def _run_in_turn(
+        self, pending: PendingCreate, call: CreateCall, timeout_s: float, *, waits_for_refunds: bool
+    ) -> TaskHandle | KieError:
+        """Run when no other create must show its price first; a turn ends when the outcome is known."""
+        if self._ledger is None:
+            return await self._run(pending, call, timeout_s)
+        model = pending.intent.model
+        await self._ledger.wait_for_turn(model, waits_for_refunds=waits_for_refunds)
+        try:
+            return await self._run(pending, call, timeout_s)
+        finally:
+            self._ledger.leave(model)
 
     async def _run(self, pending: PendingCreate, call: CreateCall, timeout_s: float) -> TaskHandle | KieError:
         """Return what became of a create: there may be nobody left to take an error that is raised."""
@@ -165,14 +197,11 @@ class TaskCreator:
             await self._note_created(pending, task_id)
         except KieError as exc:
             return exc
-        if (known := self._tracker.registry.by_task(task_id)) is not None:  # attached meanwhile
-            self._tracker.cancel(pending)
-            return known
         pending.handle.move_deadline(asyncio.get_running_loop().time() + timeout_s)
-        self._tracker.mark_created(pending, task_id)
+        handle = self._tracker.mark_created(pending, task_id)
         if self.runner.is_orphan(call):
             _log.warning("task %s was created after its caller was cancelled; it goes on", task_id)
-        return pending.handle
+        return handle
 
     # --- what is noted -------------------------------------------------------------------------
 
@@ -183,7 +212,9 @@ class TaskCreator:
             CreateOutcomeUnknown: Another intent has this very task: one of the two is lost.
             JournalError: The id could not be committed; it is in the message and in the rescue file.
         """
-        if self._tracker.registry.by_task(task_id) is None and await self._commit_id(pending, task_id):
+        known = self._tracker.registry.by_task(task_id)
+        is_free = known is None or known.intent_id in {"", pending.intent.intent_id}
+        if is_free and await self._commit_id(pending, task_id):
             return
         reason = f"the answer names task {task_id}, which belongs to another create"
         intent = pending.intent
@@ -240,10 +271,25 @@ class TaskCreator:
         if handle.request is None:
             raise InvalidRequest("this handle does not hold its request; create a new task")
         async with self._turn_of(handle.ref):
-            pending = self._tracker.pending.get(handle.intent_id)
-            if pending is None or not await self._reconciler.write_off(handle, frees_ref=True):
+            former = self._tracker.pending.get(handle.intent_id)
+            if former is None or former.is_taken:
                 raise InvalidRequest(f"the create became task {handle.task_id} meanwhile; await its handle")
-            return await self._create(handle.request, pending.intent.fingerprint, self._task_timeout_s)
+            return await self._replace(former, handle.request)
+
+    async def _replace(self, former: PendingCreate, request: TaskRequest) -> TaskHandle:
+        """Send a request again. The first create is written off in the step in which the second leaves."""
+        digest, timeout_s = former.intent.fingerprint, self._task_timeout_s
+        try:
+            handle = await self._create(request, digest, timeout_s, former=former)
+        except CreateOutcomeUnknown:
+            self._write_off_former(former)
+            raise
+        self._write_off_former(former)
+        return handle
+
+    def _write_off_former(self, former: PendingCreate) -> None:
+        if former in self._tracker.pending:
+            self._tracker.write_off(former)
 
     async def drain(self) -> None:
         """Keep back what has not left, and give what has left some time to learn its id."""

@@ -23,6 +23,7 @@ from ..journal.base import Journal
 from ..journal.memory import MemoryJournal
 from ..journal.sqlite import SqliteJournal
 from ..limits.admission import Admission
+from ..limits.budget import BudgetLedger
 from ..limits.circuit_breaker import CircuitBreaker
 from ..limits.rate_limiter import RateLimiter
 from ..planning.planner import PollPlanner
@@ -75,17 +76,25 @@ class Engine:
         )
         self.admission = Admission(settings.max_in_flight)
         events = EventHook(settings.on_event)
+        self.ledger = None if settings.budget is None else BudgetLedger(settings.budget)
         callbacks = settings.callbacks
         self.tracker = TaskTracker(
-            self.poller, self.journal, counters, self.admission, events, callbacks, self
+            self.poller, self.journal, counters, self.admission, self.ledger, events, callbacks, self
         )
         self.reconciler = Reconciler(
             self.tracker, self.queries, self.journal, counters, callbacks, self.background
         )
-        self.recovery = Recovery(self.tracker, self.journal)
-        self.inbox = CallbackInbox(self.tracker, self.reconciler, counters, callbacks)
+        self.recovery = Recovery(self.tracker, self.journal, self.ledger)
+        self.inbox = CallbackInbox(self.tracker, self.reconciler, self.journal, counters, callbacks)
         self.creator = TaskCreator(
-            self.tracker, self.reconciler, self.recovery, self.calls, self.uploads, self.admission, settings
+            self.tracker,
+            self.reconciler,
+            self.recovery,
+            self.calls,
+            self.uploads,
+            self.admission,
+            self.ledger,
+            settings,
         )
         # The one way back up: the tracker asks the poller to poll, the poller hands it what it found.
         self.poller.start(self.tracker)
@@ -99,12 +108,13 @@ class Engine:
             JournalError: The journal cannot be opened or trusted.
         """
         try:
-            await self.recovery.replay(counts_detached=self.settings.budget is not None)
+            await self.recovery.replay()
             self.poller.restore(await self.journal.load_durations())
         except BaseException:
             await self.aclose()
             raise
         self._is_open = True
+        self.reconciler.consider_all()
         if self.settings.receiver is not None:
             self.settings.receiver.attach(self.inbox)
             self._is_attached = True
@@ -123,6 +133,7 @@ class Engine:
             self.settings.receiver.detach(self.inbox)
         await self.poller.aclose()
         await self.background.aclose()
+        await self.reconciler.drain()
         await self.tracker.drain()
         if (learned := self.poller.take_learned(1)) is not None:
             await self.tracker.save_learned(learned)

@@ -28,7 +28,7 @@ if sys.platform != "win32":
 
 APPLICATION_ID = 0x6B696541
 
-VERSION = 1
+VERSION = 2
 
 _OLDEST_SQLITE, _FIRST_WITH_STRICT = (3, 26), (3, 37)
 
@@ -36,6 +36,16 @@ _SMALLEST_PAGE_BYTES = 512
 """SQLite takes a shorter file for an empty database."""
 
 _STATES = ", ".join(f"'{state}'" for state in IntentState)
+
+_CLAIM_TABLE = """
+CREATE TABLE claim(
+  intent_id TEXT NOT NULL,
+  task_id TEXT NOT NULL,
+  source TEXT NOT NULL CHECK(source IN ('signed', 'unsigned', 'answer')),
+  noted_ms INTEGER NOT NULL,
+  PRIMARY KEY(intent_id, task_id)
+) STRICT, WITHOUT ROWID;
+"""
 
 SCHEMA = f"""
 PRAGMA application_id = {APPLICATION_ID};
@@ -52,6 +62,7 @@ CREATE TABLE intent(
   task_id TEXT UNIQUE,
   sends INTEGER NOT NULL DEFAULT 0 CHECK(sends <= 1),
   expects_callback INTEGER NOT NULL DEFAULT 0,
+  replaces TEXT NOT NULL DEFAULT '',
   planned_ms INTEGER NOT NULL,
   sending_ms INTEGER,
   created_ms INTEGER,
@@ -65,7 +76,14 @@ CREATE TABLE intent(
 CREATE INDEX intent_by_state ON intent(state);
 CREATE TABLE run(is_open INTEGER NOT NULL) STRICT;
 INSERT INTO run VALUES (0);
+{_CLAIM_TABLE}
 """  # noqa: S608  (made of constants)
+
+_FROM_VERSION_1 = (
+    "ALTER TABLE intent ADD COLUMN replaces TEXT NOT NULL DEFAULT ''",
+    _CLAIM_TABLE,
+    f"PRAGMA user_version = {VERSION}",
+)
 
 _LEARNED_TABLE = """
 CREATE TABLE IF NOT EXISTS learned(
@@ -256,6 +274,9 @@ class JournalFile:
             db.execute("PRAGMA trusted_schema = OFF")
             db.execute("BEGIN EXCLUSIVE")
             self._check_content(db, has_log=has_log)
+            if _select_one(db, "PRAGMA user_version") == 1:
+                for statement in _FROM_VERSION_1:  # in one transaction: it is brought up to date or as it was
+                    db.execute(schema_text(statement))
             db.execute("COMMIT")
             if _select_one(db, "PRAGMA journal_mode = WAL") != "wal":
                 raise JournalError(f"journal {self.path}: this file system cannot hold a write-ahead log")
@@ -282,7 +303,7 @@ class JournalFile:
         """Refuse what is not ours, of another version, damaged, or not all there."""
         if _select_one(db, "PRAGMA application_id") != APPLICATION_ID:
             raise JournalError(f"{self.path} is a database, but not a journal of kie_async")
-        if (version := _select_one(db, "PRAGMA user_version")) != VERSION:
+        if (version := _select_one(db, "PRAGMA user_version")) not in {1, VERSION}:
             raise JournalError(f"journal {self.path} has version {version}; this kie_async reads {VERSION}")
         # Unlike quick_check this compares the indexes too: every id, ref and state stands twice.
         if (verdict := _select_one(db, "PRAGMA integrity_check(1)")) != "ok":

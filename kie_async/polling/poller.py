@@ -114,6 +114,13 @@ class Poller:
         if not entry.is_polling:
             self._schedule_next(entry, None, self._now())
 
+    def poll_soon(self, entry: PollEntry) -> None:
+        """Poll at the next turn, as if its time had come: something in the record is wanted."""
+        if not (entry.is_closed or entry.is_queued or entry.is_polling):
+            entry.next_at = self._now()
+            self._due.put(entry)
+            self._dispatch()
+
     def __len__(self) -> int:
         return len(self._wheel)
 

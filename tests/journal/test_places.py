@@ -17,9 +17,11 @@ from support.journals import DONE, created, intent, opened, raw, states
 from kie_async import JournalError, JournalLocked, SqliteJournal
 from kie_async.journal import sqlite_file
 from kie_async.journal.exclusive_rename import rename_exclusively
-from kie_async.journal.sqlite_file import SCHEMA, JournalFile, schema_text
+from kie_async.journal.sqlite_file import SCHEMA, JournalFile, has_strict_tables, schema_text
 
 OLD, NEW = (3, 26, 0), (3, 37, 0)
+ROOT = Path(sqlite_file.__file__).parent
+needs_strict = pytest.mark.skipif(not has_strict_tables(), reason="this SQLite knows no STRICT")
 
 
 @pytest.fixture
@@ -35,7 +37,9 @@ def tables_of(path: Path) -> str:
 # --- SQLite's versions ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("version", "is_strict"), [(OLD, False), ((3, 36, 9), False), (NEW, True)])
+@pytest.mark.parametrize(
+    ("version", "is_strict"), [(OLD, False), ((3, 36, 9), False), pytest.param(NEW, True, marks=needs_strict)]
+)
 async def test_tables_are_strict_where_sqlite_knows_that(
     path: Path, monkeypatch: pytest.MonkeyPatch, version: tuple[int, ...], is_strict: bool
 ) -> None:
@@ -46,6 +50,7 @@ async def test_tables_are_strict_where_sqlite_knows_that(
     assert ("typeof(ref)" in tables_of(path)) != is_strict
 
 
+@needs_strict
 @pytest.mark.parametrize("versions", [(OLD, OLD), (OLD, NEW), (NEW, NEW)], ids=str)
 async def test_a_journal_of_an_old_sqlite_keeps_every_note_and_is_good_for_a_new_one(
     path: Path, monkeypatch: pytest.MonkeyPatch, versions: tuple[tuple[int, ...], ...]
@@ -69,7 +74,7 @@ async def test_a_journal_of_an_old_sqlite_keeps_every_note_and_is_good_for_a_new
         assert (totals.tasks, totals.settled, totals.credits) == (4, 1, 1.0)
 
 
-@pytest.mark.parametrize("is_strict", [True, False])
+@pytest.mark.parametrize("is_strict", [pytest.param(True, marks=needs_strict), False])
 @pytest.mark.parametrize(
     ("column", "wrong"),
     [
@@ -103,6 +108,22 @@ def test_without_strict_every_column_has_its_check() -> None:
     columns = re.findall(r"^  \w+ (?:TEXT|INTEGER|REAL|BLOB)", SCHEMA, re.MULTILINE)
     assert text.count("CHECK(typeof(") == len(columns)
     assert schema_text(SCHEMA, is_strict=True) == SCHEMA
+
+
+@pytest.mark.parametrize(
+    "newer",
+    [
+        r"\bRETURNING\b",
+        r"\bFILTER\s*\(",
+        r"ON CONFLICT\s+DO UPDATE",
+        r"->>",
+        r"\bRIGHT JOIN\b",
+        r"DROP COLUMN",
+    ],
+)
+def test_no_statement_needs_more_than_the_oldest_sqlite(newer: str) -> None:
+    for source in ROOT.glob("sqlite*.py"):
+        assert not re.search(newer, source.read_text(encoding="utf-8")), source.name
 
 
 async def test_an_sqlite_that_is_too_old_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
