@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 from ..errors import CreateOutcomeUnknown
 from ..handle import TaskHandle
@@ -15,6 +17,8 @@ from .pending_creates import PendingCreate, Phase
 from .tracker import TaskTracker, outcome_of
 
 _log = logging.getLogger("kie_async")
+
+_MAX_NAMED = 10
 
 
 class Recovery:
@@ -39,7 +43,8 @@ class Recovery:
                 pending.add_claim(claim.task_id, is_signed=claim.source is ClaimSource.SIGNED)
         unknown = [intent.intent_id for intent in left if intent.state is IntentState.UNKNOWN]
         if unknown:
-            _log.warning("%d creates in the journal are of unknown outcome: %s", len(unknown), unknown)
+            names = shorten_list(unknown, self._journal.path)
+            _log.warning("%d creates in the journal are of unknown outcome: %s", len(unknown), names)
         if self._ledger is not None:
             await self._restore_account(self._ledger, left)
 
@@ -117,6 +122,15 @@ class Recovery:
             pending.is_awaited = True
             pending.handle.move_deadline(deadline)
             self._tracker.await_deadline(pending.handle)
+
+
+def shorten_list(names: Sequence[str], journal: Path | None) -> str:
+    """Return the first of *names*, how many more there are, and the command that shows them all."""
+    shown = ", ".join(names[:_MAX_NAMED])
+    if len(names) <= _MAX_NAMED:
+        return shown
+    where = f"; kie-async journal show {journal}" if journal is not None else ""
+    return f"{shown} ... and {len(names) - _MAX_NAMED} more{where}"
 
 
 def _unknown_error(intent: Intent) -> CreateOutcomeUnknown:

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
+from pathlib import Path
 
 import attrs
 
@@ -124,6 +125,11 @@ class Journal(ABC):
 
     is_durable: bool = False
     """Whether a restart would find what was noted."""
+
+    @property
+    def path(self) -> Path | None:
+        """Return the file it is kept in, for messages; None if there is none."""
+        return None
 
     @abstractmethod
     async def open(self) -> list[Intent]:
