@@ -4,7 +4,7 @@ from .batch import Batch, Outcome
 from .callbacks.base import Address, CallbackVerdict
 from .callbacks.receiver import CallbackReceiver
 from .callbacks.server import ServedReceiver
-from .config import Budget, Limits, PollSchedule, Rate
+from .config import Budget, Limits, Network, PollSchedule, Rate
 from .errors import (
     AnswerUnreadable,
     ApiError,
@@ -75,6 +75,7 @@ __all__ = [
     "KlingAvatar",
     "Limits",
     "Maintenance",
+    "Network",
     "NotFound",
     "Outcome",
     "PollSchedule",

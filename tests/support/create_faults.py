@@ -10,7 +10,6 @@ import asyncio
 import gzip
 import json
 import random
-import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, asynccontextmanager
 from enum import StrEnum
@@ -19,7 +18,7 @@ from functools import partial
 import attrs
 
 from kie_async._secrets import Secret
-from kie_async.config import Rate
+from kie_async.config import Network, Rate
 from kie_async.creating.create_call import CreateCall, CreateCalls
 from kie_async.creating.create_transport import CreateTransport
 from kie_async.errors import (
@@ -171,7 +170,7 @@ async def creating(
     connections: int = 4,
     timeout_s: float = 5.0,
     connect_timeout_s: float = 5.0,
-    ssl_context: ssl.SSLContext | None = None,
+    network: Network | None = None,
 ) -> AsyncIterator[CreateTransport]:
     """Open and close a transport for creates."""
     transport = CreateTransport(
@@ -180,7 +179,7 @@ async def creating(
         connections=connections,
         timeout_s=timeout_s,
         connect_timeout_s=connect_timeout_s,
-        ssl_context=ssl_context or trusting(),
+        network=network or Network(ssl=trusting()),
     )
     try:
         yield transport

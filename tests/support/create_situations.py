@@ -23,6 +23,7 @@ from kie_async import (
     KieError,
     KieSession,
     Limits,
+    Network,
     PollSchedule,
     Rate,
     RefConflict,
@@ -57,6 +58,7 @@ from support.misbehaving import (
     created,
     refused,
     says,
+    trusting,
 )
 
 ECHO = TaskRequest(model="test/echo", input={"prompt": "a lighthouse"})
@@ -82,10 +84,9 @@ class Stage:
     async def session(self, **options: Any) -> AsyncIterator[KieSession]:
         """Open a session; it polls no task but one it finds again."""
         rates = Limits(create=Rate(1000, per_s=0.01))
-        given = {"limits": rates, "poll": PollSchedule.fixed(60)} | options
+        network = Network(ssl=trusting())
+        given = {"limits": rates, "poll": PollSchedule.fixed(60), "network": network} | options
         async with KieSession(KEY, base_url=self.server.url, **given) as kie:
-            if self.over == "TLS":
-                await inside.trust_the_authority(kie, self.server.url)
             yield kie
 
     async def until_read(self, count: int = 1) -> None:
