@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-import ssl
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import aiohttp
-from aiohttp_socks import ProxyConnectionError, ProxyConnector, ProxyError, ProxyTimeoutError, ProxyType
+from aiohttp_socks import ProxyConnector, ProxyType
+from python_socks import ProxyConnectionError, ProxyError, ProxyTimeoutError
+from python_socks.async_.asyncio import Proxy
 
 
 class _SocksConnector(ProxyConnector):
-    """A connection through the proxy is there, TLS included, before a request is handed to it."""
+    """A connection through the proxy is there, TLS included, before a request is handed to it.
 
-    async def _wrap_create_connection(self, *args: Any, **options: Any) -> Any:
-        failure: Exception
+    Only names are left to aiohttp-socks; its own TLS cannot be cancelled midway, aiohttp's can.
+    """
+
+    def __init__(self, goal: dict[str, Any], **options: Any) -> None:
+        super().__init__(**goal, **options)
+        self._goal = goal
+
+    async def _wrap_create_connection(self, *args: Any, addr_infos: Any, **options: Any) -> Any:
+        host, port = addr_infos[0][4][:2]
+        failure: OSError
         try:
-            return await super()._wrap_create_connection(*args, **options)
-        except ssl.SSLCertVerificationError as exc:
-            failure = aiohttp.ClientConnectorCertificateError(options["req"].connection_key, exc)
-        except ssl.SSLError as exc:
-            failure = aiohttp.ClientConnectorSSLError(options["req"].connection_key, exc)
+            proxy = Proxy(**self._goal)
+            sock = await proxy.connect(
+                dest_host=host, dest_port=port, timeout=options["timeout"].sock_connect
+            )
+            return await self._wrap_existing_connection(*args, sock=sock, **options)
         except ProxyTimeoutError:
             failure = TimeoutError("the SOCKS proxy did not answer in time")
         except ProxyConnectionError:
@@ -33,12 +42,12 @@ class _SocksConnector(ProxyConnector):
 def make_socks_connector(proxy: str, options: dict[str, Any]) -> aiohttp.TCPConnector:
     """Return a connector of aiohttp whose every connection goes through *proxy*, which resolves the names."""
     parts = urlsplit(proxy)
-    return _SocksConnector(
-        host=parts.hostname or "",
-        port=parts.port or 0,
-        proxy_type=ProxyType.SOCKS4 if parts.scheme == "socks4" else ProxyType.SOCKS5,
-        username=unquote(parts.username or "") or None,
-        password=unquote(parts.password or "") or None,
-        rdns=True,
-        **options,
-    )
+    goal = {
+        "host": parts.hostname or "",
+        "port": parts.port or 0,
+        "proxy_type": ProxyType.SOCKS4 if parts.scheme == "socks4" else ProxyType.SOCKS5,
+        "username": unquote(parts.username or "") or None,
+        "password": unquote(parts.password or "") or None,
+        "rdns": True,
+    }
+    return _SocksConnector(goal, **options)

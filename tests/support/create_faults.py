@@ -187,23 +187,23 @@ async def creating(
         await transport.aclose()
 
 
-async def judge(fault: Fault, over: str) -> Finding:
-    """Run one row, ``plain`` or over ``TLS``."""
+async def judge(fault: Fault, over: str, network: Network | None = None) -> Finding:
+    """Run one row, ``plain`` or over ``TLS``, perhaps by way of a proxy."""
     tls = certified(fault.certificate) if over == "TLS" and fault.certificate else None
     scheme = "https" if over == "TLS" else "http"
     async with Misbehaving(fault.server, tls=tls) as server:
         if fault.place is None:
-            return await _create(fault, f"{scheme}://{fault.host}:{server.port}", server)
+            return await _create(fault, f"{scheme}://{fault.host}:{server.port}", server, network)
         with fault.place() as port:
-            return await _create(fault, f"{scheme}://{fault.host}:{port}", server)
+            return await _create(fault, f"{scheme}://{fault.host}:{port}", server, network)
 
 
-async def _create(fault: Fault, url: str, server: Misbehaving) -> Finding:
+async def _create(fault: Fault, url: str, server: Misbehaving, network: Network | None) -> Finding:
     notes = Notes(fault.commit)
     patience_s = 30.0 if fault.ends is Word.HOPELESS else 0.1
     task_id, error = "", None
     async with creating(
-        url, timeout_s=fault.timeout_s, connect_timeout_s=fault.connect_timeout_s
+        url, timeout_s=fault.timeout_s, connect_timeout_s=fault.connect_timeout_s, network=network
     ) as transport:
         try:
             async with asyncio.timeout(10):
