@@ -12,6 +12,7 @@ import attrs
 
 from ._validation import (
     above_zero,
+    check_above_zero,
     check_kind,
     check_proxy,
     hide_password,
@@ -235,6 +236,7 @@ class PollSchedule:
         Raises:
             InvalidRequest: The interval is not above zero.
         """
+        check_above_zero("interval_s", interval_s)
         return cls(
             learns=False,
             first_s=interval_s,

@@ -143,8 +143,9 @@ class Engine:
         """Say what goes on, and close what can be closed, when the event loop ended without `aclose`.
 
         While the loop runs, its timers hold this; a handle outlives the session object it came from.
+        A loop that only stopped, as in a notebook or at the end of the program, is not closed.
         """
-        if self._is_open and self._loop.is_closed():
+        if self._is_open and not self._loop.is_running():
             names = [handle.task_id for handle in self.tracker.registry.handles]
             _log_what_goes_on("a session was never closed", names)
             for part in (self.calls.transport, self._query_transport, self.uploads, self.downloads):

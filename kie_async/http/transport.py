@@ -70,7 +70,9 @@ class _UserResolver(AbstractResolver):
     ) -> list[ResolveResult]:
         try:
             found = await self._resolver.resolve(host, port, family)
-            return [_checked(answer, host, port) for answer in found]
+            if checked := [_checked(answer, host, port) for answer in found]:
+                return checked
+            failure = "the resolver found no address"
         except OSError:
             raise
         except Exception as exc:
