@@ -157,8 +157,8 @@ UNFIT: list[tuple[Any, str]] = [
     ({"x": "\ud800"}, r"input\.x has no JSON form: it holds half a character"),
     ({"x": 10**5000}, r"input\.x has no JSON form: the number is too long"),
     (
-        {"frames": [1, 2, 3, {"url": object()}]},
-        r"input\.frames\[3\]\.url has no JSON form: it is of type object",
+        {"frames": [1, 2, 3, {"url": {1}}]},
+        r"input\.frames\[3\]\.url has no JSON form: it is of type set",
     ),
     ({"a": {"b": ({"c": [float("nan")]},)}}, r"input\.a\.b\[0\]\.c\[0\] has no JSON form"),
     ({"a": {(1, 2): 3}}, r"input\.a has no JSON form: its keys must be text, one is tuple"),
@@ -183,8 +183,6 @@ def test_bytes_that_nothing_uploads_are_named_too() -> None:
         fingerprint(request)
 
 
-@together(
-    "given", [{"x": None, "y": True, "z": [1, 2.5, ("a", {})]}, {"x": {1: "json makes this a text"}}, {}]
-)
+@together("given", [{"x": None, "y": True, "z": [1, 2.5, ("a", {})]}, {"x": {1: "its key becomes text"}}])
 def test_what_has_one_passes(given: Any) -> None:
     assert TaskRequest(model="a/b", input=given).input

@@ -33,16 +33,7 @@ def test_what_takes_one_event_is_a_hook(hook: Any) -> None:
 
 @together(
     "hook",
-    [
-        5,
-        "print",
-        [],
-        object(),
-        lambda: None,
-        lambda a, b: None,
-        Callable_,
-        functools.partial(Callable_().later, 1),
-    ],
+    [5, "print", [], object(), lambda: None, lambda a, b: None, functools.partial(Callable_().later, 1)],
 )
 def test_anything_else_is_refused_by_name(hook: Any) -> None:
     with pytest.raises(InvalidRequest, match="on_event must be a function of one event"):
