@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import attrs
 
+from ._background import BoundToLoop
 from .engine.engine import Engine
 from .errors import (
     AuthenticationError,
@@ -82,7 +83,7 @@ class Outcome:
         return self.result
 
 
-class Batch:
+class Batch(BoundToLoop):
     """An asynchronous iterator of outcomes, in the order they finish.
 
     A request is pulled only when there is room for it: so many are unsettled, and as many again

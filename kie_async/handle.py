@@ -6,8 +6,10 @@ import asyncio
 import copy
 import logging
 from collections.abc import AsyncIterator, Generator
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
+from ._background import BoundToLoop
+from ._validation import check_task_id, check_wait
 from .errors import (
     CreateOutcomeUnknown,
     InvalidRequest,
@@ -42,11 +44,15 @@ class HandleOwner(Protocol):
         """Send the request of an unknown create as a new task."""
 
 
-class TaskHandle:
+class TaskHandle(BoundToLoop):
     """A claim on one task: it can be awaited by many, at any time, and made again from its id.
 
     ``await handle`` returns the `TaskResult` or raises what kept it from being. Cancelling one
     awaiter disturbs nobody, and nothing here stops the task: the service has no such call.
+
+    What awaits anything takes handles: `asyncio.gather`, `asyncio.wait_for`, `asyncio.as_completed` and
+    `asyncio.shield`. In an `asyncio.TaskGroup` write ``group.create_task(handle.result())``, for
+    `asyncio.wait` make a task of each with `asyncio.ensure_future`.
     """
 
     __slots__ = (
@@ -147,12 +153,15 @@ class TaskHandle:
         """Return the result; *timeout_s* bounds this wait alone, the handle lives on.
 
         Raises:
+            InvalidRequest: *timeout_s* is no number.
             TaskError: The task yielded no result here; its subclasses tell why.
             TaskTimedOut: Also when *timeout_s* ran out.
             CreateOutcomeUnknown: The create was written off, or nothing was heard in time.
             AuthenticationError: The key was refused while polling.
             SessionMisuse: Awaited from another event loop.
         """
+        if timeout_s is not None:
+            check_wait("timeout_s", timeout_s)
         try:
             async with asyncio.timeout(timeout_s):
                 return await self
@@ -197,9 +206,11 @@ class TaskHandle:
                 is no candidate.
         """
         self._must_be_unknown()
-        if not (task_id or self._candidate):
+        task_id = task_id or self._candidate
+        if not task_id:
             raise InvalidRequest("task_id is missing: nobody named a task for this create yet")
-        await self._owner.resolve(self, task_id or self._candidate)
+        check_task_id(task_id)
+        await self._owner.resolve(self, task_id)
 
     def write_off(self) -> None:
         """Settle an unknown create as lost, once that is noted; money may have been spent on it.
@@ -220,6 +231,17 @@ class TaskHandle:
         if accept_double_charge is not True:
             raise InvalidRequest("resubmit may pay twice; say accept_double_charge=True to allow it")
         return await self._owner.resubmit(self)
+
+    def add_done_callback(self, *_: object, **__: object) -> NoReturn:
+        """Refuse: a handle is no future; `asyncio.wait`, which asks for this, takes tasks.
+
+        Raises:
+            TypeError: With what to write instead.
+        """
+        raise TypeError(
+            "asyncio.wait takes tasks, not handles: asyncio.wait([asyncio.ensure_future(handle), ...]); "
+            "gather, wait_for, as_completed and shield take handles as they are"
+        )
 
     def _must_be_unknown(self) -> None:
         if self.task_id or self.is_done:
