@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import re
+import secrets
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,6 +17,9 @@ from .errors import InvalidRequest
 from .models import TASK_ID
 
 _BLANK_OR_CONTROL = re.compile(r"[\x00-\x20\x7f]")
+
+_PROBE_BYTES = 1024 * 1024
+"""What must fit on a disk that results are to be saved on."""
 
 _USER = re.compile(r"//[^/]*@")
 
@@ -161,3 +167,31 @@ def read_key(api_key: str | None) -> str:
     if not key.isascii() or not key.isprintable() or " " in key:
         raise InvalidRequest("api_key holds characters that no key has; copy it again from kie.ai/api-key")
     return key
+
+
+def check_path(field: str, path: object) -> None:
+    """Refuse what cannot name a file or a folder.
+
+    Raises:
+        InvalidRequest: The message names *field*.
+    """
+    if not isinstance(path, str | os.PathLike) or not str(path) or "\0" in str(path):
+        raise InvalidRequest(f"{field} must be a path, got {str(path)[:80]!r}")
+
+
+def try_to_write(folder: Path) -> None:
+    """Make *folder* if need be, and write a file there that is gone again: before money is spent for more.
+
+    Raises:
+        OSError: It cannot be made or written to, or the disk is full.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f".{secrets.token_hex(8)}.part"
+    try:
+        with probe.open("xb") as file:
+            file.write(bytes(_PROBE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()
