@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import math
 import os
 import re
+import secrets
 from collections.abc import Mapping
 from importlib.util import find_spec
-from pathlib import PurePath
+from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -18,6 +20,9 @@ from .errors import InvalidRequest
 from .models import TASK_ID
 
 _BLANK_OR_CONTROL = re.compile(r"[\x00-\x20\x7f]")
+
+_PROBE_BYTES = 1024 * 1024
+"""What must fit on a disk that results are to be saved on."""
 
 _USER = re.compile(r"//[^/]*@")
 
@@ -96,17 +101,6 @@ def check_kind(field: str, value: object, kind: type | tuple[type, ...], what: s
     if not isinstance(value, kind):
         got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
         raise InvalidRequest(f"{field} must be {what}, got {got}")
-
-
-def check_path(field: str, value: object) -> None:
-    """Refuse what is no path: text, or a `pathlib.Path`.
-
-    Raises:
-        InvalidRequest: The message names *field*.
-    """
-    check_kind(field, value, (str, PurePath), "a path, as text or pathlib.Path")
-    if not str(value).strip() or "\0" in str(value):
-        raise InvalidRequest(f"{field} must be a path, got {str(value)!r}")
 
 
 def is_number(value: object) -> bool:
@@ -336,3 +330,31 @@ def _is_unicode(text: str) -> bool:
     except UnicodeError:
         return False
     return True
+
+
+def check_path(field: str, path: object) -> None:
+    """Refuse what cannot name a file or a folder.
+
+    Raises:
+        InvalidRequest: The message names *field*.
+    """
+    if not isinstance(path, str | os.PathLike) or not str(path) or "\0" in str(path):
+        raise InvalidRequest(f"{field} must be a path, got {str(path)[:80]!r}")
+
+
+def try_to_write(folder: Path) -> None:
+    """Make *folder* if need be, and write a file there that is gone again: before money is spent for more.
+
+    Raises:
+        OSError: It cannot be made or written to, or the disk is full.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f".{secrets.token_hex(8)}.part"
+    try:
+        with probe.open("xb") as file:
+            file.write(bytes(_PROBE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()

@@ -25,7 +25,7 @@ from ._validation import (
     read_environment,
     read_key,
 )
-from .batch import Batch, Requests
+from .batch import MAX_FAILURES_IN_A_ROW, Batch, Requests
 from .callbacks.address import derive_callback_secret
 from .callbacks.receiver import CallbackReceiver
 from .config import Budget, Limits, Network, PollSchedule
@@ -276,23 +276,32 @@ class KieSession(BoundToLoop):
         """
         return await self._engine.recovery.resume(self._deadline(None))
 
-    def batch(self, requests: Requests, *, download_to: str | Path | None = None) -> Batch:
+    def batch(
+        self,
+        requests: Requests,
+        *,
+        download_to: str | Path | None = None,
+        max_failures_in_a_row: int | None = MAX_FAILURES_IN_A_ROW,
+    ) -> Batch:
         """Return the outcomes of many requests as they finish: ``async for outcome in kie.batch(jobs)``.
 
         *requests* is a sync or async iterable of any length, pulled only when there is room, so that
         memory stays bounded. With a journal, refs that have settled are answered from it and unsettled
         ones are waited for again; a request without a ref is known by its content. With *download_to*
-        the files of each result are fetched into that folder.
+        the files of each result are fetched into that folder, which is tried before anything is sent.
+        When so many tasks of one model fail in a row without a success, the batch stops; None is never.
 
         Raises:
-            InvalidRequest: *requests* is no iterable, or *download_to* no path.
+            InvalidRequest: An argument is wrong; or, from the iteration, the folder cannot be written.
             BatchStopped: From the iteration, when no further request could succeed.
             SessionMisuse: The session is not open here.
         """
-        engine = self._engine
-        if download_to is not None:
-            check_path("download_to", download_to)
-        return Batch(requests, engine, download_to=download_to)
+        return Batch(
+            requests,
+            self._engine,
+            download_to=download_to,
+            max_failures_in_a_row=max_failures_in_a_row,
+        )
 
     async def query(self, task_id: str) -> TaskRecord:
         """Return the record of a task as it stands; transient failures are asked again a few times.

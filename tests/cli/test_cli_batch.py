@@ -400,7 +400,11 @@ async def test_one_that_fails_and_one_unknown_are_told_and_the_rest_is_done(
 @pytest.mark.parametrize(
     ("options", "balance", "words"),
     [
-        (("--budget-credits", "2"), 100.0, "error: the budget of 2 credits is spent; nothing was sent"),
+        (
+            ("--budget-credits", "2"),
+            100.0,
+            "error: the budget of 2 credits is spent; nothing was sent (2 settled, 0 held for what is not)",
+        ),
         ((), 2.0, "error: code 402: Insufficient credits"),
     ],
     ids=["budget", "402"],
