@@ -688,7 +688,7 @@ class TestBudget:
         with pytest.raises(BudgetExceeded, match="the budget of 2 credits is spent"):
             await kie.create(*ECHO)
 
-    async def test_what_is_not_settled_counts_as_the_mean(
+    async def test_what_is_not_settled_counts_as_the_most_its_model_took(
         self, clock: Clock, sandbox: Sandbox, open_session: OpenSession
     ) -> None:
         kie = await open_session(budget=Budget(credits=3.5))
@@ -702,9 +702,9 @@ class TestBudget:
         abandoned.abandon()
         abandoned.mark_retrieved()
 
-        await kie.create(*ECHO)
-        with pytest.raises(BudgetExceeded, match=r"the budget of 3.5 credits is spent"):
+        with pytest.raises(BudgetExceeded, match=r"the budget of 3.5 credits is spent") as caught:
             await kie.create(*ECHO)
+        assert (caught.value.spent, caught.value.held) == (1.0, 2.0)
 
     async def test_a_task_taken_up_again_is_not_counted_twice(
         self, clock: Clock, sandbox: Sandbox, open_session: OpenSession

@@ -101,6 +101,8 @@ def batch(
     Exit status: 0 all done; 1 some failed, are unknown or still open; 2 asked wrongly, nothing was sent;
     130 interrupted before all was done.
     """
+    if not jobs.name or jobs.is_dir():
+        raise typer.BadParameter(f"{jobs} is a folder, not a .csv or .jsonl file", param_hint="JOBS")
     if port is not None and callback_url is None:
         raise typer.BadParameter("goes with --callback-url only", param_hint="--port")
     if budget_credits is not None and not budget_credits > 0:

@@ -75,11 +75,18 @@ class _Row:
 
 
 class Jobs:
-    """The jobs of a file without problems. The requests are on disk, only an index of them in memory."""
+    """The jobs of a file without problems. The requests are on disk, only an index of them in memory.
+
+    Raises:
+        CannotRun: There is no folder for temporary files.
+    """
 
     def __init__(self) -> None:
         # A batch may have a million jobs: in memory is what finding one takes, the rest is on disk.
-        self._spool = tempfile.TemporaryFile()  # noqa: SIM115  (closed in close)
+        try:
+            self._spool = tempfile.TemporaryFile()  # noqa: SIM115  (closed in close)
+        except OSError as exc:
+            raise CannotRun(f"no temporary file for the jobs: {exc.strerror}; set TMPDIR") from None
         self._offsets = array("q", [0])
         self._line_numbers = array("q")
         self._line_of: dict[str, int] = {}

@@ -7,7 +7,6 @@ may be gone; an exception's class never does.
 from __future__ import annotations
 
 import asyncio
-import ssl
 from functools import lru_cache
 
 import aiohttp
@@ -15,6 +14,7 @@ import attrs
 from yarl import URL
 
 from .._secrets import Secret
+from ..config import Network
 from ..errors import SessionMisuse
 from ..http.backoff import read_retry_after
 from ..http.transport import (
@@ -23,6 +23,7 @@ from ..http.transport import (
     close_http_session_nowait,
     describe_failure,
     headers_for,
+    make_connector,
     open_http_session,
     read_body,
 )
@@ -84,6 +85,7 @@ class _CallTimeout:
     def end(self) -> bool:
         """Cut nothing any more; tell whether somebody else cancelled the task meanwhile."""
         self._timer.cancel()
+        # Our own cancel is taken back: what is left is somebody else's, and is not swallowed.
         if self._has_cut:
             self._task.uncancel()
         return self._task.cancelling() > self._cancels
@@ -93,7 +95,8 @@ class CreateTransport:
     """Sends creates, and only creates.
 
     A connection of its own for each, since a reused one may die unseen; no redirects, no cookies, no
-    proxies, no user's middleware: nothing can send a body a second time.
+    user's middleware: nothing can send a body a second time. A proxy
+    is done with before the gate: it answers a CONNECT, and what came after is the service's.
     """
 
     def __init__(
@@ -104,7 +107,7 @@ class CreateTransport:
         connections: int,
         timeout_s: float = CREATE_TIMEOUT_S,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
-        ssl_context: ssl.SSLContext | None = None,
+        network: Network = Network(),  # noqa: B008  (frozen)
     ) -> None:
         self._base_url = base_url
         self._key = key
@@ -113,8 +116,9 @@ class CreateTransport:
         self.connection_slots = asyncio.Semaphore(connections)
         """Held from before the turn at the limiter until the answer: who waits can still be held back."""
         self._http = open_http_session(
-            aiohttp.TCPConnector(limit=connections, force_close=True, ssl=ssl_context or True),
+            make_connector(network, limit=connections, force_close=True),
             timeout=aiohttp.ClientTimeout(total=None),
+            proxy=network.http_proxy_for(base_url),
         )
 
     async def post(self, request: WireRequest, gate: SendGate) -> Attempt:
@@ -131,6 +135,7 @@ class CreateTransport:
             is_cancelled = patience.end()
         if not is_cancelled:
             return attempt
+        # Only a create that never left may end as cancelled; of any other the verdict must be known.
         if attempt.answer.verdict is CreateVerdict.NOT_SENT:
             raise asyncio.CancelledError
         return attrs.evolve(attempt, is_final=True)  # an id that is here is not thrown away

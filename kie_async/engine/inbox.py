@@ -57,6 +57,8 @@ class CallbackInbox:
         tracker.silence.note_callback(asyncio.get_running_loop().time())
         pending = tracker.pending.get(delivery.intent_id)
         if pending is not None:
+            # Signed or not, it proves nothing about a create without an id: the signature covers the task's
+            # id and the time, not whose task it is. The service is asked.
             await self._accept_claim(pending, delivery)
             if pending in tracker.pending:
                 pending.add_claim(delivery.record.task_id, is_signed=delivery.is_signed, delivery=delivery)

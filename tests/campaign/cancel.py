@@ -23,9 +23,9 @@ import aiohttp
 import attrs
 from support import inside
 from support.create_faults import KEY
-from support.misbehaving import Misbehaving, Peer, answer, certified, created, refused
+from support.misbehaving import Misbehaving, Peer, answer, certified, created, refused, trusting
 
-from kie_async import CreateOutcomeUnknown, KieError, KieSession, Limits, Rate, TaskHandle
+from kie_async import CreateOutcomeUnknown, KieError, KieSession, Limits, Network, Rate, TaskHandle
 from kie_async.journal.base import Intent, IntentState, Journal
 from kie_async.journal.memory import MemoryJournal
 from kie_async.journal.sqlite import SqliteJournal
@@ -132,9 +132,10 @@ async def probe(point: Point, folder: Path) -> Seen:
     tls = certified() if point.tls else None
     async with Misbehaving(tasks.behave, tls=tls) as server:
         journal = _journal_of(point, path)
-        async with KieSession(KEY, base_url=server.url, limits=_LIMITS, journal=journal) as kie:
-            if point.tls:
-                await inside.trust_the_authority(kie, server.url)
+        trust = Network(ssl=trusting())
+        async with KieSession(
+            KEY, base_url=server.url, limits=_LIMITS, journal=journal, network=trust
+        ) as kie:
             outcome = await _give_up(kie, point)
             word, objection = await judge(kie, point, outcome, server, tasks)
             if word.startswith("unknown") and point.server == "answers" and not point.is_torn_down:

@@ -10,7 +10,6 @@ import asyncio
 import gzip
 import json
 import random
-import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, asynccontextmanager
 from enum import StrEnum
@@ -19,7 +18,7 @@ from functools import partial
 import attrs
 
 from kie_async._secrets import Secret
-from kie_async.config import Rate
+from kie_async.config import Network, Rate
 from kie_async.creating.create_call import CreateCall, CreateCalls
 from kie_async.creating.create_transport import CreateTransport
 from kie_async.errors import (
@@ -171,7 +170,7 @@ async def creating(
     connections: int = 4,
     timeout_s: float = 5.0,
     connect_timeout_s: float = 5.0,
-    ssl_context: ssl.SSLContext | None = None,
+    network: Network | None = None,
 ) -> AsyncIterator[CreateTransport]:
     """Open and close a transport for creates."""
     transport = CreateTransport(
@@ -180,7 +179,7 @@ async def creating(
         connections=connections,
         timeout_s=timeout_s,
         connect_timeout_s=connect_timeout_s,
-        ssl_context=ssl_context or trusting(),
+        network=network or Network(ssl=trusting()),
     )
     try:
         yield transport
@@ -188,23 +187,23 @@ async def creating(
         await transport.aclose()
 
 
-async def judge(fault: Fault, over: str) -> Finding:
-    """Run one row, ``plain`` or over ``TLS``."""
+async def judge(fault: Fault, over: str, network: Network | None = None) -> Finding:
+    """Run one row, ``plain`` or over ``TLS``, perhaps by way of a proxy."""
     tls = certified(fault.certificate) if over == "TLS" and fault.certificate else None
     scheme = "https" if over == "TLS" else "http"
     async with Misbehaving(fault.server, tls=tls) as server:
         if fault.place is None:
-            return await _create(fault, f"{scheme}://{fault.host}:{server.port}", server)
+            return await _create(fault, f"{scheme}://{fault.host}:{server.port}", server, network)
         with fault.place() as port:
-            return await _create(fault, f"{scheme}://{fault.host}:{port}", server)
+            return await _create(fault, f"{scheme}://{fault.host}:{port}", server, network)
 
 
-async def _create(fault: Fault, url: str, server: Misbehaving) -> Finding:
+async def _create(fault: Fault, url: str, server: Misbehaving, network: Network | None) -> Finding:
     notes = Notes(fault.commit)
     patience_s = 30.0 if fault.ends is Word.HOPELESS else 0.1
     task_id, error = "", None
     async with creating(
-        url, timeout_s=fault.timeout_s, connect_timeout_s=fault.connect_timeout_s
+        url, timeout_s=fault.timeout_s, connect_timeout_s=fault.connect_timeout_s, network=network
     ) as transport:
         try:
             async with asyncio.timeout(10):

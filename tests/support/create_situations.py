@@ -10,7 +10,7 @@ import os
 import resource
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from kie_async import (
     KieError,
     KieSession,
     Limits,
+    Network,
     PollSchedule,
     Rate,
     RefConflict,
@@ -57,6 +58,7 @@ from support.misbehaving import (
     created,
     refused,
     says,
+    trusting,
 )
 
 ECHO = TaskRequest(model="test/echo", input={"prompt": "a lighthouse"})
@@ -69,23 +71,26 @@ TURNS = 40
 class Stage:
     """Where a situation plays: a server, and sessions on it that trust its certificate."""
 
-    def __init__(self, server: Misbehaving, folder: Path, over: str) -> None:
+    def __init__(self, server: Misbehaving, folder: Path, over: str, network: Network | None) -> None:
         self.server = server
         self.folder = folder
         self.over = over
+        self.network = network or Network(ssl=trusting())
 
     @property
     def journal(self) -> Path:
         return self.folder / "run.db"
 
+    def creating(self, **options: Any) -> AbstractAsyncContextManager[CreateTransport]:
+        """Open a transport for creates."""
+        return creating(self.server.url, network=self.network, **options)
+
     @asynccontextmanager
     async def session(self, **options: Any) -> AsyncIterator[KieSession]:
         """Open a session; it polls no task but one it finds again."""
         rates = Limits(create=Rate(1000, per_s=0.01))
-        given = {"limits": rates, "poll": PollSchedule.fixed(60)} | options
+        given = {"limits": rates, "poll": PollSchedule.fixed(60), "network": self.network} | options
         async with KieSession(KEY, base_url=self.server.url, **given) as kie:
-            if self.over == "TLS":
-                await inside.trust_the_authority(kie, self.server.url)
             yield kie
 
     async def until_read(self, count: int = 1) -> None:
@@ -138,13 +143,13 @@ class Seen:
     bodies: int
 
 
-async def see(situation: Situation, over: str) -> Seen:
-    """Play a situation, ``plain`` or over ``TLS``."""
+async def see(situation: Situation, over: str, network: Network | None = None) -> Seen:
+    """Play a situation, ``plain`` or over ``TLS``, perhaps by way of a proxy."""
     tls = certified() if over == "TLS" else None
     async with Misbehaving(situation.server or makes_tasks(), tls=tls) as server:
         with tempfile.TemporaryDirectory() as folder:
             async with asyncio.timeout(20):
-                words = await situation.play(Stage(server, Path(folder), over))
+                words = await situation.play(Stage(server, Path(folder), over, network))
             await asyncio.sleep(0.01)  # what left late would arrive now
     return Seen(word=", ".join(words), bodies=len(server.bodies))
 
@@ -249,14 +254,18 @@ async def _waits_for_the_pool(stage: Stage) -> list[str]:
         attempt = await transport.post(request, SendGate(partial(asyncio.sleep, 0)))
         return attempt.answer.verdict.value.replace("_", " ")
 
-    async with creating(stage.server.url, connections=1, timeout_s=SHORT_S) as transport:
+    async with creating(
+        stage.server.url, network=stage.network, connections=1, timeout_s=SHORT_S
+    ) as transport:
         first = asyncio.create_task(post(transport))
         await stage.until_read()
         return [await post(transport), await first][::-1]
 
 
 async def _waits_for_a_place(stage: Stage) -> list[str]:
-    async with creating(stage.server.url, connections=1, timeout_s=SHORT_S) as transport:
+    async with creating(
+        stage.server.url, network=stage.network, connections=1, timeout_s=SHORT_S
+    ) as transport:
         first = asyncio.create_task(creation(transport).run())
         await stage.until_read()
         waiting = creation(transport)
@@ -269,7 +278,7 @@ async def _waits_for_a_place(stage: Stage) -> list[str]:
 
 async def _without_files(stage: Stage) -> list[str]:
     counters = Counters()
-    async with creating(stage.server.url) as transport:
+    async with stage.creating() as transport:
         with no_more_files():
             word = await outcome_of(creation(transport, counters=counters, patience_s=0.8).run())
     return [word, "not hot" if 1 <= counters.retries <= 3 else f"{counters.retries} retries"]
@@ -325,7 +334,7 @@ def _connections_and_ids() -> list[Situation]:
 
 
 async def _three_in_a_row(stage: Stage) -> list[str]:
-    async with creating(stage.server.url, connections=1) as transport:
+    async with stage.creating(connections=1) as transport:
         words = [await outcome_of(creation(transport).run()) for _ in range(3)]
     return [*words, f"{stage.server.connections} connections"]
 

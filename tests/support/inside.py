@@ -9,10 +9,7 @@ import asyncio
 from typing import Any
 
 from kie_async import KieSession, TaskHandle
-from kie_async._secrets import Secret
-from kie_async.creating.create_transport import CreateTransport
 from kie_async.engine.pending_creates import Phase
-from support.create_faults import KEY, trusting
 
 
 def _engine_of(kie: KieSession) -> Any:
@@ -50,10 +47,3 @@ async def until_nothing_is_sent(kie: KieSession) -> None:
 async def drain(kie: KieSession) -> None:
     """Let creates end as the close does, and leave everything else as it is."""
     await _engine_of(kie).creator.drain()
-
-
-async def trust_the_authority(kie: KieSession, url: str) -> None:
-    """Let the creates of a session trust the tests' authority, which no public option does."""
-    calls = _engine_of(kie).calls
-    await calls.transport.aclose()
-    calls.transport = CreateTransport(url, Secret(KEY), connections=4, ssl_context=trusting())
