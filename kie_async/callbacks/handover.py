@@ -28,16 +28,14 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
-async def run_on(loop: asyncio.AbstractEventLoop | None, begin: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
-    """Return what the coroutine of *begin* returns on *loop*; None is the loop that runs here.
+async def run_on(loop: asyncio.AbstractEventLoop, begin: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+    """Return what the coroutine of *begin* returns on *loop*, which runs in another thread.
 
-    What has begun on another loop is not stopped when this is cancelled, or has waited too long.
+    What has begun there is not stopped when this is cancelled, or has waited too long.
 
     Raises:
         CallbackRejected: 503: the other loop is closed, or does not answer in time.
     """
-    if loop is None or loop is asyncio.get_running_loop():
-        return await begin()
     outcome: Future[_T] = Future()
     try:
         loop.call_soon_threadsafe(_start, loop, begin, outcome)

@@ -10,7 +10,7 @@ import logging
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 
@@ -178,12 +178,13 @@ class CallbackReceiver:
         *path_tail* is ``{intent}/{mac}``. Answer with the verdict's ``status`` and ``body``. A thread that
         runs no event loop may call ``asyncio.run(receiver.feed(...))``: it waits for the session's loop.
         """
-        headers = as_multidict(headers)
+        if not isinstance(headers, Mapping):  # it may be read only once
+            headers = as_multidict(headers)
 
         async def read(limit: int) -> bytes:
-            content_encoding = headers.get("Content-Encoding", "").lower()
-            if body[:64].lstrip()[:1] == b"{":  # the framework has decompressed it and kept the header
-                content_encoding = ""
+            # Many a framework has decompressed it and kept the header.
+            is_plain = body.startswith(b"{") or body[:64].lstrip().startswith(b"{")
+            content_encoding = "" if is_plain else as_multidict(headers).get("Content-Encoding", "").lower()
             return bounded(body, limit, content_encoding=content_encoding)
 
         return await self._judge(path_tail, headers, read, is_mounted=False)
@@ -223,8 +224,13 @@ class CallbackReceiver:
         attached = self._attached_of(address)
         if not attached:
             raise CallbackRejected(NO_SESSION, 503)
+        here = asyncio.get_running_loop()
         for one in attached:
-            if (verdict := await run_on(one.loop, partial(_offer, one.inbox, news))) is not None:
+            if one.loop is here or one.loop is None:
+                verdict = await _offer(one.inbox, news)
+            else:
+                verdict = await run_on(one.loop, partial(_offer, one.inbox, news))
+            if verdict is not None:
                 if isinstance(news, Doorbell):
                     self._refusals.note_unread(self._now())
                 return verdict
@@ -232,7 +238,7 @@ class CallbackReceiver:
 
     def _attached_of(self, address: Address) -> list[_Attached]:
         """Return the sessions of an address that are still open."""
-        return [one for one in self._attached if any(one.inbox is inbox for inbox in address.inboxes)]
+        return [one for one in self._attached if one.inbox in address.inboxes]
 
     def _refuse(self, why: CallbackRejected, address: Address, path_tail: str) -> CallbackVerdict:
         """Note a refusal, in the sessions too whose address it came to."""
