@@ -2,6 +2,7 @@
 
 from .batch import Batch, Outcome
 from .callbacks.base import Address, CallbackVerdict
+from .callbacks.check import CallbackCheck
 from .callbacks.receiver import CallbackReceiver
 from .callbacks.server import ServedReceiver
 from .config import Budget, Limits, Network, PollSchedule, Rate
@@ -59,6 +60,7 @@ __all__ = [
     "BatchStopped",
     "Budget",
     "BudgetExceeded",
+    "CallbackCheck",
     "CallbackReceiver",
     "CallbackRejected",
     "CallbackVerdict",

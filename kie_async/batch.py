@@ -87,7 +87,7 @@ class Batch(BoundToLoop):
     """An asynchronous iterator of outcomes, in the order they finish.
 
     A request is pulled only when there is room for it: so many are unsettled, and as many again
-    downloading or not yet looked at. One failure never cancels another. When the account or the
+    downloading or not yet read. One failure never cancels another. When the account or the
     journal itself says no, the iteration ends with `BatchStopped` after the outcomes of all that was
     pulled. Leaving the loop early stops creating; what is paid runs on and stands in the journal.
     Under ``async with`` that is so when the block ends, else as soon as nobody holds the batch.
@@ -189,6 +189,7 @@ class _BatchRun:
         """Stop creating and waiting; see `Batch.aclose`."""
         self.stop()
         try:
+            # Their rows must wait: what is on the wire may be paid, and has to learn its id first.
             if self._creates:
                 await asyncio.wait(self._creates)
         finally:
@@ -207,7 +208,9 @@ class _BatchRun:
             self._engine.background.spawn(self.aclose())
 
     def _not_sent(self) -> BatchStopped:
-        return BatchStopped(str(self._reason) if self._reason else "stop() was called")
+        why = self._reason
+        numbers = [getattr(why, name, None) for name in ("budget", "spent", "held", "until")]
+        return BatchStopped(str(why) if why else "stop() was called", *numbers)
 
     # --- running -------------------------------------------------------------------------------
 
@@ -288,6 +291,7 @@ class _BatchRun:
             return request, None
         digest = await asyncio.to_thread(fingerprint, request)
         name = digest[:12]
+        # Equal rows are as many tasks as there are rows; the number tells them apart, in any run the same.
         number = await self._engine.journal.count_occurrence(self._token + name)
         return attrs.evolve(request, ref=f"auto:{name.hex()}:{number}"), digest
 
@@ -301,6 +305,8 @@ class _BatchRun:
                 self.stop(exc)
                 raise
             except CreateOutcomeUnknown as exc:
+                # An unknown create of this run stays one for now; the callback of one of a former run may
+                # be coming.
                 if exc.handle is None or exc.since >= self._begun_at:
                     raise
                 unknown = exc

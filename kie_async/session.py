@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -39,6 +40,7 @@ from .journal.base import Journal
 from .models import TaskRecord, TaskResult, UploadedFile
 
 BASE_URL = "https://api.kie.ai"
+_log = logging.getLogger("kie_async")
 UPLOAD_URL = "https://kieai.redpandaai.co"
 
 
@@ -241,7 +243,13 @@ class KieSession(BoundToLoop):
         Raises:
             KieError: Whatever `create` or awaiting its handle raises.
         """
-        return await (await self.create(request, input, ref=ref, timeout_s=timeout_s))
+        handle = await self.create(request, input, ref=ref, timeout_s=timeout_s)
+        try:
+            return await handle
+        except asyncio.CancelledError:
+            if not handle.is_done:  # its caller never saw the id, and a wait_for or a TaskGroup loses it
+                _log.warning("%s; kie.attach(%r) waits for it again", _goes_on(handle), handle.task_id)
+            raise
 
     def attach(self, task_id: str, *, timeout_s: float | None = None) -> TaskHandle:
         """Return a handle for a task created earlier, perhaps by another process; does no I/O itself.
@@ -354,6 +362,11 @@ class KieSession(BoundToLoop):
 
     def _deadline(self, timeout_s: float | None) -> float:
         return asyncio.get_running_loop().time() + self._timeout_s(timeout_s)
+
+
+def _goes_on(handle: TaskHandle) -> str:
+    ref = f" (ref {handle.ref!r})" if handle.ref is not None else ""
+    return f"task {handle.task_id}{ref} goes on and is billed, though run() was cancelled"
 
 
 def _base_url(given: str | None, network: Network) -> str:

@@ -12,6 +12,7 @@ import attrs
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
+from .address import path_parts
 from .aiohttp_routes import body_reader, response_for
 from .base import METHOD_NOT_ALLOWED, CallbackVerdict, Handler
 from .body import BODY_TIMEOUT_S
@@ -150,12 +151,15 @@ class _Server(web.Server):
         # One timer for all: a timer for each would be set and cancelled with every request.
         while True:
             await asyncio.sleep(SWEEP_EVERY_S)
-            now = self._event_loop.time()
-            for connection in [c for c, deadline in self._deadlines.items() if deadline < now]:
-                if connection.transport is not None:
-                    connection.transport.abort()
-                else:  # it was accepted and broke off before `connection_made`
-                    del self._deadlines[connection]
+            self._close_overdue()  # a call of its own: no local of a sleeping frame keeps a connection alive
+
+    def _close_overdue(self) -> None:
+        now = self._event_loop.time()
+        for connection in [c for c, deadline in self._deadlines.items() if deadline < now]:
+            if connection.transport is not None:
+                connection.transport.abort()
+            else:  # it was accepted and broke off before `connection_made`
+                del self._deadlines[connection]
 
     async def stop(self) -> None:
         """Close idle connections at once, the others when their requests are answered or time is up."""
@@ -202,12 +206,13 @@ async def serve(host: str, port: int, path: str, handler: Handler) -> AsyncItera
 
 def _answer_below(path: str, handler: Handler) -> Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]:
     """Return what answers the requests to *path*; those to other paths have no right address."""
-    prefix = path.rstrip("/") + "/"
+    prefix = path_parts(path)
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
         if request.method != "POST":
             return response_for(METHOD_NOT_ALLOWED)
-        path_tail = request.path.removeprefix(prefix) if request.path.startswith(prefix) else ""
+        parts = path_parts(request.path)
+        path_tail = "/".join(parts[len(prefix) :]) if parts[: len(prefix)] == prefix else ""
         content_encoding = request.headers.get("Content-Encoding", "").lower()
         read = body_reader(request, content_encoding=content_encoding)
         return response_for(await handler(path_tail, request.headers, read))

@@ -16,7 +16,7 @@ import typer
 
 from ..errors import AuthenticationError, CreateOutcomeUnknown, InvalidRequest, KieError, TaskError
 from ..sandbox.serving import fast_loop
-from .output import print_err
+from .output import LogFormatter, print_err
 
 DONE, FAILED, ASKED_WRONGLY, INTERRUPTED = 0, 1, 2, 130
 
@@ -110,5 +110,7 @@ def require_folder(folder: Path) -> None:
 
 def configure_log(*, verbose: bool) -> None:
     """Send the package's log to standard error: errors only, or all of it."""
-    logging.basicConfig(format="%(name)s: %(message)s", level=logging.ERROR)
+    handler = logging.StreamHandler()
+    handler.setFormatter(LogFormatter("%(name)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.ERROR)
     logging.getLogger("kie_async").setLevel(logging.DEBUG if verbose else logging.ERROR)

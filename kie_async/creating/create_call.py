@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import partial
 
 import attrs
 
-from ..errors import CreateOutcomeUnknown, JournalError, KieError, RateLimited, TransportError
+from ..errors import CreateOutcomeUnknown, KieError, RateLimited, TransportError
 from ..events import Counters
 from ..http.backoff import delays
 from ..journal.base import Intent, Journal
@@ -32,9 +32,11 @@ class CreateCalls:
     counters: Counters
     rng: random.Random
 
-    def new(self, intent: Intent, request: WireRequest, deadline: float) -> CreateCall:
-        """Return the call for an intent; nothing is sent before it runs."""
-        return CreateCall(self, intent, request, deadline)
+    def new(
+        self, intent: Intent, request: WireRequest, deadline: float, guard: Callable[[], None] | None = None
+    ) -> CreateCall:
+        """Return the call for an intent; nothing is sent before it runs, nor when *guard* raises."""
+        return CreateCall(self, intent, request, deadline, guard)
 
 
 class CreateCall:
@@ -44,11 +46,19 @@ class CreateCall:
     byte. What each verdict leads to is in the table of `codes.create_verdict`.
     """
 
-    def __init__(self, calls: CreateCalls, intent: Intent, request: WireRequest, deadline: float) -> None:
+    def __init__(
+        self,
+        calls: CreateCalls,
+        intent: Intent,
+        request: WireRequest,
+        deadline: float,
+        guard: Callable[[], None] | None = None,
+    ) -> None:
         self._calls = calls
         self.intent = intent
         self._request = request
         self._deadline = deadline
+        self._guard = guard
         self._waits = delays(calls.rng)
         self._gate: SendGate | None = None
         self._is_stopped = False
@@ -82,6 +92,7 @@ class CreateCall:
             if answer.verdict is CreateVerdict.UNKNOWN:
                 calls.breaker.record_unknown()
                 raise self._unknown(attempt.reason)
+            # A refusal is an answer too: the service is up. What was not sent says nothing of it.
             if answer.verdict is not CreateVerdict.NOT_SENT:
                 calls.breaker.record_answer()
             if answer.verdict is CreateVerdict.CREATED:
@@ -91,28 +102,40 @@ class CreateCall:
             gate, self._gate = self._gate, None  # that body made no task: who gives up now stops the next one
             error = answer.error or TransportError(f"create was not sent: {attempt.reason}")
             wait_s = self._hold_back(error)  # before anything is awaited: the next in line is awake
+            # SENDING was committed and nothing came of it. It is taken back before the pause: a crash in
+            # the pause would leave an unknown create, which no restart may send again.
             if gate is not None and gate.may_be_noted:
                 await calls.journal.mark_unsent(self.intent.intent_id)
             if attempt.is_final or self._is_stopped or self._is_too_late(wait_s):
                 raise error
             calls.counters.retries += 1
+            # After a limit it waits at the rate limiter, as all do; its own pause would come on top of it.
             if not isinstance(error, RateLimited):
                 await asyncio.sleep(wait_s)
 
     async def _attempt(self) -> Attempt:
         """Send once, when it is its turn."""
         calls = self._calls
-        gate = self._gate = SendGate(partial(calls.journal.mark_sending, self.intent))
+        gate = self._gate = SendGate(self._note_sending)
+        # The connection first: who has passed the rate limiter cannot be held back by a throttle any more.
         async with calls.transport.connection_slots:
             await calls.rate_limiter.acquire()
             try:
+                # Asked last: it may have been opened while this create waited for its turn.
                 calls.breaker.check()
                 attempt = await calls.transport.post(self._request, gate)
             finally:
+                # The service counts what reached it, whatever it answered; what stayed here is not counted.
                 calls.rate_limiter.release() if gate.sent else calls.rate_limiter.release_unused()
-        if isinstance(gate.failure, JournalError):
+        if isinstance(gate.failure, KieError):
             raise gate.failure.with_traceback(None)  # its traceback leads through aiohttp's headers
         return attempt
+
+    async def _note_sending(self) -> None:
+        """Do what must be done before the first byte, or raise what keeps it from leaving."""
+        if self._guard is not None:
+            self._guard()
+        await self._calls.journal.mark_sending(self.intent)
 
     def _hold_back(self, error: KieError) -> float:
         """Return the wait before the next attempt; a limit of the service holds back every create."""

@@ -85,6 +85,7 @@ class _CallTimeout:
     def end(self) -> bool:
         """Cut nothing any more; tell whether somebody else cancelled the task meanwhile."""
         self._timer.cancel()
+        # Our own cancel is taken back: what is left is somebody else's, and is not swallowed.
         if self._has_cut:
             self._task.uncancel()
         return self._task.cancelling() > self._cancels
@@ -134,6 +135,7 @@ class CreateTransport:
             is_cancelled = patience.end()
         if not is_cancelled:
             return attempt
+        # Only a create that never left may end as cancelled; of any other the verdict must be known.
         if attempt.answer.verdict is CreateVerdict.NOT_SENT:
             raise asyncio.CancelledError
         return attrs.evolve(attempt, is_final=True)  # an id that is here is not thrown away

@@ -32,11 +32,13 @@ class SendGate:
         """Note it, then open, for one body; a second one is refused."""
         if self._is_used:
             raise GateClosed
+        # Before anything that may fail: after an error aiohttp could ask for the body once more.
         self._is_used = True
         try:
             self._refuse_if_closed()
             self.may_be_noted = True
             await self._before_first_byte()
+            # Asked again: the note waited for a disk, and whoever sends may have given up meanwhile.
             self._refuse_if_closed()
         except BaseException as exc:
             self.failure = exc

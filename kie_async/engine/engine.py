@@ -23,6 +23,7 @@ from ..journal.base import Journal
 from ..journal.memory import MemoryJournal
 from ..journal.sqlite import SqliteJournal
 from ..limits.admission import Admission
+from ..limits.budget import BudgetLedger
 from ..limits.circuit_breaker import CircuitBreaker
 from ..limits.rate_limiter import RateLimiter
 from ..planning.planner import PollPlanner
@@ -81,17 +82,25 @@ class Engine:
         )
         self.admission = Admission(settings.max_in_flight)
         self._events = EventHook(settings.on_event)
+        self.ledger = None if settings.budget is None else BudgetLedger(settings.budget)
         callbacks = settings.callbacks
         self.tracker = TaskTracker(
-            self.poller, self.journal, counters, self.admission, self._events, callbacks, self
+            self.poller, self.journal, counters, self.admission, self.ledger, self._events, callbacks, self
         )
         self.reconciler = Reconciler(
             self.tracker, self.queries, self.journal, counters, callbacks, self.background
         )
-        self.recovery = Recovery(self.tracker, self.journal)
-        self.inbox = CallbackInbox(self.tracker, self.reconciler, counters, callbacks)
+        self.recovery = Recovery(self.tracker, self.journal, self.ledger)
+        self.inbox = CallbackInbox(self.tracker, self.reconciler, self.journal, counters, callbacks)
         self.creator = TaskCreator(
-            self.tracker, self.reconciler, self.recovery, self.calls, self.uploads, self.admission, settings
+            self.tracker,
+            self.reconciler,
+            self.recovery,
+            self.calls,
+            self.uploads,
+            self.admission,
+            self.ledger,
+            settings,
         )
         # The one way back up: the tracker asks the poller to poll, the poller hands it what it found.
         self.poller.start(self.tracker)
@@ -105,12 +114,14 @@ class Engine:
             JournalError: The journal cannot be opened or trusted.
         """
         try:
-            await self.recovery.replay(counts_detached=self.settings.budget is not None)
+            await self.recovery.replay()
             self.poller.restore(await self.journal.load_durations())
         except BaseException:
             await self.aclose()
             raise
+        # Callbacks only after the replay: before it, every intent of the journal would be answered 503.
         self._is_open = True
+        self.reconciler.consider_all()
         if self.settings.receiver is not None:
             self.settings.receiver.attach(self.inbox)
             self._is_attached = True
@@ -121,16 +132,19 @@ class Engine:
         try:
             await self.creator.drain()
         finally:
+            # Shielded: a close cut short would leave the journal open and name no task that goes on.
             stop = self._stop(caller)
             self._stopping = asyncio.get_running_loop().create_task(stop, name="kie_async stop")
             await asyncio.shield(self._stopping)
 
     async def _stop(self, caller: asyncio.Task[Any] | None) -> None:
         self._is_open = False
+        # Nothing new comes in; then what was seen to end is noted; connections and the journal go last.
         if self.settings.receiver is not None and self._is_attached:
             self.settings.receiver.detach(self.inbox)
         await self.poller.aclose()
         await self.background.aclose()
+        await self.reconciler.drain()
         await self.tracker.drain()
         if (learned := self.poller.take_learned(1)) is not None:
             await self.tracker.save_learned(learned)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 from ..errors import CreateOutcomeUnknown
 from ..handle import TaskHandle
-from ..journal.base import Intent, IntentState, Journal
+from ..journal.base import ClaimSource, Intent, IntentState, Journal
+from ..limits.budget import BudgetLedger
 from ..models import TaskRecord
 from ..wire.codes import error_for
 from .pending_creates import PendingCreate, Phase
@@ -15,18 +18,19 @@ from .tracker import TaskTracker, outcome_of
 
 _log = logging.getLogger("kie_async")
 
+_MAX_NAMED = 10
+
 
 class Recovery:
     """Turns noted intents into handles and into creates that can still be adopted."""
 
-    def __init__(self, tracker: TaskTracker, journal: Journal) -> None:
+    def __init__(self, tracker: TaskTracker, journal: Journal, ledger: BudgetLedger | None) -> None:
         self._tracker = tracker
         self._journal = journal
+        self._ledger = ledger
 
-    async def replay(self, *, counts_detached: bool) -> None:
-        """Read the journal: unknown and rejected creates can be adopted from now on.
-
-        With *counts_detached* the unsettled tasks of former sessions count towards a budget.
+    async def replay(self) -> None:
+        """Read the journal: unknown, refused and written-off creates can be adopted from now on.
 
         Raises:
             JournalError: It cannot be opened or trusted.
@@ -34,18 +38,34 @@ class Recovery:
         left = await self._journal.open()
         for intent in left:
             self._tracker.pending.add(self._pending_of(intent))
+        for claim in await self._journal.list_claims():
+            if (pending := self._tracker.pending.get(claim.intent_id)) is not None:
+                pending.add_claim(claim.task_id, is_signed=claim.source is ClaimSource.SIGNED)
         unknown = [intent.intent_id for intent in left if intent.state is IntentState.UNKNOWN]
         if unknown:
-            _log.warning("%d creates in the journal are of unknown outcome: %s", len(unknown), unknown)
-        detached = None
-        if counts_detached:
-            detached = [intent.task_id for intent in await self._journal.list_unsettled()]
-        self._tracker.restore_usage(await self._journal.load_totals(), detached)
+            names = shorten_list(unknown, self._journal.path)
+            _log.warning("%d creates in the journal are of unknown outcome: %s", len(unknown), names)
+        if self._ledger is not None:
+            await self._restore_account(self._ledger, left)
+
+    async def _restore_account(self, ledger: BudgetLedger, left: list[Intent]) -> None:
+        """Count what former sessions spent, and what their unsettled creates may cost."""
+        totals = await self._journal.load_totals()
+        may_cost = [intent for intent in left if intent.state is not IntentState.REJECTED]
+        unsettled = [*await self._journal.list_unsettled(), *may_cost]
+        ledger.restore(
+            tasks=totals.tasks,
+            spent=totals.credits,
+            prices=await self._journal.load_prices(),
+            unsettled=[(intent.intent_id, intent.model) for intent in unsettled],
+        )
 
     def _pending_of(self, intent: Intent) -> PendingCreate:
         handle = self._tracker.new_handle(intent)
         if intent.state is IntentState.REJECTED:
             return PendingCreate(intent, handle, Phase.REJECTED, is_awaited=False)
+        if intent.state is IntentState.WRITTEN_OFF:
+            return PendingCreate(intent, handle, Phase.WRITTEN_OFF, is_awaited=False)
         error = _unknown_error(intent)
         error.handle = handle
         handle.mark_unknown()
@@ -76,6 +96,7 @@ class Recovery:
         if not intent.task_id:
             raise _unknown_error(intent)
         if (known := self._tracker.registry.by_task(intent.task_id)) is not None:
+            self._tracker.join(known, intent)
             return known
         if (record := intent.read_end()) is not None:
             return self._settled_handle(intent, record)
@@ -83,7 +104,7 @@ class Recovery:
 
     def _settled_handle(self, intent: Intent, record: TaskRecord) -> TaskHandle:
         handle = self._tracker.new_handle(intent)
-        handle.task_id = intent.task_id
+        handle.bind(intent.task_id)
         handle.mark_retrieved()
         handle.observe(record)
         handle.settle(outcome_of(record))
@@ -91,7 +112,7 @@ class Recovery:
 
     def _bound_handle(self, intent: Intent, deadline: float) -> TaskHandle:
         handle = self._tracker.new_handle(intent)
-        handle.deadline = deadline
+        handle.move_deadline(deadline)
         expects, fingerprint = intent.expects_callback, intent.fingerprint
         self._tracker.bind(handle, intent.task_id, fingerprint, expects_callback=expects, at_once=True)
         return handle
@@ -99,10 +120,20 @@ class Recovery:
     def _await(self, pending: PendingCreate, deadline: float) -> None:
         if not pending.is_awaited:
             pending.is_awaited = True
-            pending.handle.deadline = deadline
+            pending.handle.move_deadline(deadline)
             self._tracker.await_deadline(pending.handle)
 
 
+def shorten_list(names: Sequence[str], journal: Path | None) -> str:
+    """Return the first of *names*, how many more there are, and the command that shows them all."""
+    shown = ", ".join(names[:_MAX_NAMED])
+    if len(names) <= _MAX_NAMED:
+        return shown
+    where = f"; kie-async journal show {journal}" if journal is not None else ""
+    return f"{shown} ... and {len(names) - _MAX_NAMED} more{where}"
+
+
 def _unknown_error(intent: Intent) -> CreateOutcomeUnknown:
-    since = datetime.fromtimestamp(intent.planned_ms / 1000, tz=UTC)
+    # The clock may have been set back since: a create of a former run is never younger than this one.
+    since = min(datetime.fromtimestamp(intent.planned_ms / 1000, tz=UTC), datetime.now(UTC))
     return CreateOutcomeUnknown(intent.intent_id, intent.reason, since, intent.ref)

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
+from pathlib import Path
 
 import attrs
 
@@ -56,6 +57,8 @@ class Intent:
     expects_callback: bool = False
     planned_ms: int = 0
     """Unix time in milliseconds, by the clock of the run that planned it."""
+    replaces: str = ""
+    """The intent of unknown outcome that this one is sent in the place of: somebody accepted to pay for both."""
 
     @property
     def frees_its_ref(self) -> bool:
@@ -74,6 +77,26 @@ class Intent:
         record = decode_record(found)
         is_whole = record.has_result if record.state is TaskState.SUCCESS else record.state.is_terminal
         return record if is_whole else None
+
+
+class ClaimSource(StrEnum):
+    """Who says that a create without an id became a certain task."""
+
+    SIGNED = "signed"
+    """A callback at the intent's own address, signed with the webhook key."""
+    UNSIGNED = "unsigned"
+    """A callback at the intent's own address."""
+    ANSWER = "answer"
+    """The create's own answer, in which something else was wrong."""
+
+
+@attrs.frozen(kw_only=True)
+class Claim:
+    """That a create without an id became this task: neither proven nor disproven."""
+
+    intent_id: str
+    task_id: str
+    source: ClaimSource
 
 
 @attrs.frozen
@@ -103,6 +126,11 @@ class Journal(ABC):
     is_durable: bool = False
     """Whether a restart would find what was noted."""
 
+    @property
+    def path(self) -> Path | None:
+        """Return the file it is kept in, for messages; None if there is none."""
+        return None
+
     @abstractmethod
     async def open(self) -> list[Intent]:
         """Return the intents a former process left unknown, or rejected in words that leave doubt.
@@ -127,8 +155,20 @@ class Journal(ABC):
         """Return the intents with a task that was not seen to end."""
 
     @abstractmethod
+    async def find_by_task(self, task_id: str) -> Intent | None:
+        """Return the intent that became a task; a journal that forgets may not know it any more."""
+
+    @abstractmethod
+    async def list_claims(self) -> list[Claim]:
+        """Return what is claimed of intents that have no task, in the order it was noted."""
+
+    @abstractmethod
     async def load_totals(self) -> Totals:
         """Return what was spent by all processes that had this journal."""
+
+    @abstractmethod
+    async def load_prices(self) -> Mapping[str, float]:
+        """Return the most that one task of each model has cost, in credits."""
 
     @abstractmethod
     async def load_durations(self) -> Mapping[str, object]:
@@ -148,10 +188,12 @@ class Journal(ABC):
     async def mark_sending(self, intent: Intent) -> None:
         """Note that the body is about to leave; called before the first byte.
 
-        The intent takes over the ref of one that never became a task.
+        The intent takes over the ref of one that never became a task. In the same step the intent that it
+        replaces, if any, is written off; that is taken back when this one is proven to have created nothing.
 
         Raises:
-            JournalError: It could not be noted, was sent before, or its ref is another's: do not send.
+            JournalError: It could not be noted, was sent before, its ref is another's, or the intent that
+                it replaces became a task: do not send.
         """
 
     @abstractmethod
@@ -169,6 +211,14 @@ class Journal(ABC):
         """
 
     @abstractmethod
+    async def save_claim(self, claim: Claim) -> None:
+        """Note what is claimed of an intent; a stronger source takes the place of a weaker one."""
+
+    @abstractmethod
+    async def drop_claim(self, intent_id: str, task_id: str) -> None:
+        """Forget a claim that was disproven."""
+
+    @abstractmethod
     async def mark_ended(
         self,
         intent_id: str,
@@ -176,12 +226,10 @@ class Journal(ABC):
         *,
         reason: str = "",
         code: int | None = None,
-        frees_ref: bool = False,
     ) -> None:
         """Note that an intent was rejected, not created, is unknown or written off.
 
-        Of one that was not created there may be no note: nothing was about to leave. With *frees_ref*
-        another intent may have its ref, though it may be a task: somebody accepted to pay for both.
+        Of one that was not created there may be no note: nothing was about to leave.
         """
 
     @abstractmethod
@@ -202,6 +250,7 @@ def encode_note(note: object) -> str:
         JournalError: It has no JSON form, or is nested too deeply.
     """
     try:
+        # Escapes take six bytes for a letter of two: a long text in Cyrillic would be three times as large.
         text = json.dumps(note, ensure_ascii=False)
         return text if _is_utf8(text) else json.dumps(note)
     except (ValueError, TypeError, RecursionError) as exc:

@@ -7,31 +7,45 @@ would be paid again. https://www.sqlite.org/howtocorrupt.html
 from __future__ import annotations
 
 import contextlib
+import errno
+import importlib
 import os
+import re
 import secrets
 import sqlite3
 import stat
 import sys
 import threading
 from pathlib import Path
-from typing import NoReturn
-
-import attrs
+from typing import Any, NamedTuple, NoReturn
 
 from ..errors import JournalError, JournalLocked
 from .base import IntentState
+from .exclusive_rename import rename_exclusively
 
 if sys.platform != "win32":
     import fcntl
 
 APPLICATION_ID = 0x6B696541
 
-VERSION = 1
+VERSION = 2
+
+_OLDEST_SQLITE, _FIRST_WITH_STRICT = (3, 26), (3, 37)
 
 _SMALLEST_PAGE_BYTES = 512
 """SQLite takes a shorter file for an empty database."""
 
 _STATES = ", ".join(f"'{state}'" for state in IntentState)
+
+_CLAIM_TABLE = """
+CREATE TABLE claim(
+  intent_id TEXT NOT NULL,
+  task_id TEXT NOT NULL,
+  source TEXT NOT NULL CHECK(source IN ('signed', 'unsigned', 'answer')),
+  noted_ms INTEGER NOT NULL,
+  PRIMARY KEY(intent_id, task_id)
+) STRICT, WITHOUT ROWID;
+"""
 
 SCHEMA = f"""
 PRAGMA application_id = {APPLICATION_ID};
@@ -48,6 +62,7 @@ CREATE TABLE intent(
   task_id TEXT UNIQUE,
   sends INTEGER NOT NULL DEFAULT 0 CHECK(sends <= 1),
   expects_callback INTEGER NOT NULL DEFAULT 0,
+  replaces TEXT NOT NULL DEFAULT '',
   planned_ms INTEGER NOT NULL,
   sending_ms INTEGER,
   created_ms INTEGER,
@@ -61,7 +76,14 @@ CREATE TABLE intent(
 CREATE INDEX intent_by_state ON intent(state);
 CREATE TABLE run(is_open INTEGER NOT NULL) STRICT;
 INSERT INTO run VALUES (0);
+{_CLAIM_TABLE}
 """  # noqa: S608  (made of constants)
+
+_FROM_VERSION_1 = (
+    "ALTER TABLE intent ADD COLUMN replaces TEXT NOT NULL DEFAULT ''",
+    _CLAIM_TABLE,
+    f"PRAGMA user_version = {VERSION}",
+)
 
 _LEARNED_TABLE = """
 CREATE TABLE IF NOT EXISTS learned(
@@ -70,6 +92,30 @@ CREATE TABLE IF NOT EXISTS learned(
 ) STRICT, WITHOUT ROWID
 """
 """Made at open: it is no part of the promise, and journals without it are as good."""
+
+_COLUMN = re.compile(r"^  (\w+) (TEXT|INTEGER|REAL|BLOB)\b(.*?)(,?)$", re.MULTILINE)
+
+_STORED_AS = {
+    "TEXT": "'text', 'null'",
+    "INTEGER": "'integer', 'null'",
+    "REAL": "'real', 'integer', 'null'",
+    "BLOB": "'blob', 'null'",
+}
+"""What a column of a STRICT table takes; of NULL its NOT NULL decides."""
+
+_NO_LOCK_ERRORS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+
+_NO_LOCK_CODES = {
+    sqlite3.SQLITE_IOERR_LOCK,
+    sqlite3.SQLITE_IOERR_RDLOCK,
+    sqlite3.SQLITE_IOERR_UNLOCK,
+    sqlite3.SQLITE_IOERR_CHECKRESERVEDLOCK,
+}
+
+_LOCKED_BYTE = 0x40000000 + 1024
+"""On Windows a lock keeps others from the bytes too. SQLite stores nothing here: its own locks lie before it.
+https://www.sqlite.org/fileformat2.html#the_lock_byte_page
+"""
 
 _CACHE_KIB = 256
 
@@ -82,24 +128,12 @@ _held: dict[tuple[int, int], int] = {}
 _holding = threading.Lock()
 
 
-@attrs.frozen
-class _Marks:
+class _Marks(NamedTuple):
     """What shows that a file is the one it was (device and inode) and as it was (size and time of change)."""
 
-    device: int
-    inode: int
+    key: tuple[int, int]
     size: int
     changed_ns: int
-
-    @classmethod
-    def of(cls, status: os.stat_result) -> _Marks:
-        # Windows sets the time of an open file whenever it likes.
-        changed_ns = 0 if sys.platform == "win32" else status.st_mtime_ns
-        return cls(status.st_dev, status.st_ino, status.st_size, changed_ns)
-
-    @property
-    def key(self) -> tuple[int, int]:
-        return (self.device, self.inode)
 
 
 class JournalFile:
@@ -115,6 +149,7 @@ class JournalFile:
         self.distrust = ""
         """Why nothing may rely on the file any more; empty while it can be trusted."""
         self._target = _resolved(self.path)
+        self._is_link = self._target != self.path
         self._key = (0, 0)
         self._marks: tuple[_Marks, _Marks] | None = None
         self._is_overwritten = False
@@ -143,6 +178,10 @@ class JournalFile:
         """
         self.distrust, self._is_overwritten, self._marks = "", False, None
         self._target = _resolved(self.path)
+        self._is_link = self._target != self.path
+        if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
+            needed = ".".join(map(str, _OLDEST_SQLITE))
+            raise JournalError(f"a journal needs SQLite {needed}; this Python has {sqlite3.sqlite_version}")
         if not self._target.exists():
             self._refuse_to_replace_a_lost_one()
             _make(self._target)
@@ -174,7 +213,7 @@ class JournalFile:
     def check_identity(self) -> None:
         """Refuse to go on when the file is gone: what is noted in it would be lost.
 
-        To be called whenever we may have written: what the file looks like then is what it must stay.
+        To be called whenever we may have written: as the file is then it must stay.
 
         Raises:
             JournalError: It, the log beside it or the link to it was deleted, replaced or cut.
@@ -207,6 +246,13 @@ class JournalFile:
             return JournalError(f"{name} cannot be opened for writing: {exc.strerror or exc}")
         if kind in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
             return self._locked()
+        if code in _NO_LOCK_CODES:
+            return self._no_locks()
+        if '"STRICT"' in str(exc) and not has_strict_tables():
+            newer = ".".join(map(str, _FIRST_WITH_STRICT))
+            return JournalError(
+                f"{name} was made with SQLite {newer} or newer; this Python has {sqlite3.sqlite_version}"
+            )
         if kind == sqlite3.SQLITE_CANTOPEN:
             return JournalError(f"{name} cannot be opened: its folder must be there and writable")
         if kind in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
@@ -228,6 +274,9 @@ class JournalFile:
             db.execute("PRAGMA trusted_schema = OFF")
             db.execute("BEGIN EXCLUSIVE")
             self._check_content(db, has_log=has_log)
+            if _select_one(db, "PRAGMA user_version") == 1:
+                for statement in _FROM_VERSION_1:  # in one transaction: it is brought up to date or as it was
+                    db.execute(schema_text(statement))
             db.execute("COMMIT")
             if _select_one(db, "PRAGMA journal_mode = WAL") != "wal":
                 raise JournalError(f"journal {self.path}: this file system cannot hold a write-ahead log")
@@ -237,7 +286,7 @@ class JournalFile:
         try:
             db.execute("PRAGMA synchronous = FULL")
             db.execute("PRAGMA fullfsync = ON")
-            db.execute(_LEARNED_TABLE)
+            db.execute(schema_text(_LEARNED_TABLE))
             db.execute(_OCCURRENCE_TABLE)
             # SQLite's default cache is 2 MB each; the operating system caches the file as well.
             for schema in ("main", "temp"):
@@ -254,11 +303,12 @@ class JournalFile:
         """Refuse what is not ours, of another version, damaged, or not all there."""
         if _select_one(db, "PRAGMA application_id") != APPLICATION_ID:
             raise JournalError(f"{self.path} is a database, but not a journal of kie_async")
-        if (version := _select_one(db, "PRAGMA user_version")) != VERSION:
+        if (version := _select_one(db, "PRAGMA user_version")) not in {1, VERSION}:
             raise JournalError(f"journal {self.path} has version {version}; this kie_async reads {VERSION}")
         # Unlike quick_check this compares the indexes too: every id, ref and state stands twice.
         if (verdict := _select_one(db, "PRAGMA integrity_check(1)")) != "ok":
-            raise JournalError(f"journal {self.path} is damaged ({verdict}); restore a copy of it")
+            found = " ".join(str(verdict).split())
+            raise JournalError(f"journal {self.path} is damaged ({found}); restore a copy of it")
         if _select_one(db, "SELECT is_open FROM run") and not has_log:
             remedy = f"sqlite3 {self.path.name} 'UPDATE run SET is_open = 0'"  # noqa: S608  (words to a person)
             raise JournalError(
@@ -285,7 +335,7 @@ class JournalFile:
         """
         with _holding:
             status = self._target.stat()
-            key = _Marks.of(status).key
+            key = (status.st_dev, status.st_ino)
             if key in _held:
                 raise self._locked()
             if status.st_size < _SMALLEST_PAGE_BYTES and stat.S_ISREG(status.st_mode):
@@ -295,10 +345,12 @@ class JournalFile:
             descriptor = os.open(self._target, os.O_RDWR)
             try:
                 _lock(descriptor)
-                if _Marks.of(os.fstat(descriptor)).key != key:
+                if _marks_of(os.fstat(descriptor)).key != key:
                     raise JournalError(f"journal {self.path} was replaced while it was opened; try again")
             except BaseException as exc:
                 os.close(descriptor)
+                if isinstance(exc, OSError) and exc.errno in _NO_LOCK_ERRORS:
+                    raise self._no_locks() from None
                 raise self._locked() if isinstance(exc, BlockingIOError) else exc from None
             _held[key], self._key = descriptor, key
 
@@ -310,6 +362,12 @@ class JournalFile:
     def _locked(self) -> JournalLocked:
         return JournalLocked(f"journal {self.path} is open in another session or process")
 
+    def _no_locks(self) -> JournalError:
+        return JournalError(
+            f"journal {self.path}: its file system has no file locks, which keep two runs from paying twice;"
+            " put it on a local disk"
+        )
+
     def _read_marks(self) -> tuple[_Marks, _Marks]:
         """Return the marks of the file and its log.
 
@@ -317,8 +375,8 @@ class JournalFile:
             JournalError: One is gone, or the path means another file than the one that is held.
         """
         try:
-            file, log = _Marks.of(os.stat(self._target)), _Marks.of(os.stat(f"{self._target}-wal"))
-            given = file if self.path == self._target else _Marks.of(os.stat(self.path))
+            file, log = _marks_of(os.stat(self._target)), _marks_of(os.stat(f"{self._target}-wal"))
+            given = _marks_of(os.stat(self.path)) if self._is_link else file
         except OSError:
             self._distrust_lost()
         if not file.key == given.key == self._key:
@@ -339,6 +397,12 @@ class JournalFile:
         raise JournalError(self.distrust)
 
 
+def _marks_of(status: os.stat_result) -> _Marks:
+    # Windows sets the time of an open file whenever it likes.
+    changed_ns = 0 if sys.platform == "win32" else status.st_mtime_ns
+    return _Marks((status.st_dev, status.st_ino), status.st_size, changed_ns)
+
+
 def _resolved(path: Path) -> Path:
     """Return the path behind symbolic links; one that cannot be a path as it is: its open will say why."""
     try:
@@ -351,6 +415,28 @@ def _rescue_path(path: Path) -> Path:
     return path.with_name(path.name + ".rescue.jsonl")
 
 
+def has_strict_tables() -> bool:
+    """Tell whether this SQLite knows STRICT tables."""
+    return sqlite3.sqlite_version_info >= _FIRST_WITH_STRICT
+
+
+def schema_text(tables: str, *, is_strict: bool | None = None) -> str:
+    """Return the text that makes *tables* here: where SQLite knows no STRICT, a CHECK of each column instead.
+
+    A file made in either way is good for both; only a STRICT one cannot be read by an SQLite without.
+    """
+    if has_strict_tables() if is_strict is None else is_strict:
+        return tables
+    checked = _COLUMN.sub(
+        lambda column: (
+            f"  {column[1]} {column[2]}{column[3]}"
+            f" CHECK(typeof({column[1]}) IN ({_STORED_AS[column[2]]})){column[4]}"
+        ),
+        tables,
+    )
+    return checked.replace(") STRICT, ", ") ").replace(") STRICT", ")")
+
+
 def _make(path: Path) -> None:
     """Make an empty journal, whole or not at all: a crash must not leave a file that looks cut off."""
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
@@ -358,11 +444,11 @@ def _make(path: Path) -> None:
         os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         db = sqlite3.connect(draft, isolation_level=None)
         try:
-            db.executescript(f"BEGIN; {SCHEMA} COMMIT")
+            db.executescript(f"BEGIN; {schema_text(SCHEMA)} COMMIT")
         finally:
             db.close()
         with contextlib.suppress(FileExistsError):  # another process was faster; its journal is as good
-            os.link(draft, path)
+            rename_exclusively(draft, path)
     finally:
         draft.unlink(missing_ok=True)
 
@@ -379,8 +465,30 @@ def _select_one(db: sqlite3.Connection, query: str) -> object:
 
 
 def _lock(descriptor: int) -> None:
-    if sys.platform != "win32":
+    """Lock a file until its descriptor is closed.
+
+    Raises:
+        BlockingIOError: Another process has it.
+        OSError: Here no file can be locked.
+    """
+    if sys.platform == "win32":
+        lock_with_msvcrt(descriptor)
+    else:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def lock_with_msvcrt(descriptor: int) -> None:
+    """Lock a file as Windows does: one byte of it, wherever that file ends.
+
+    Raises:
+        BlockingIOError: Another process has it.
+    """
+    windows: Any = importlib.import_module("msvcrt")
+    os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
+    try:
+        windows.locking(descriptor, windows.LK_NBLCK, 1)
+    except PermissionError as exc:
+        raise BlockingIOError(exc.errno, exc.strerror) from None
 
 
 def _let_go_after_fork() -> None:

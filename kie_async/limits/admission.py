@@ -33,8 +33,18 @@ class Admission:
         """Note whose slot the one just acquired is."""
         self._holders.add(holder)
 
+    def transfer(self, holder: object, to: object) -> None:
+        """Let another hold the slot of *holder*; a second one for the same comes back."""
+        if holder in self._holders and to in self._holders:
+            self.release(holder)
+        elif holder in self._holders:
+            self._holders.remove(holder)
+            self._holders.add(to)
+
     def release(self, holder: object) -> None:
         """Give the holder's slot back, if it has one."""
+        # By holder and not by count: a handle ends in several ways, some of them one after the other, and a
+        # slot given back twice would admit one task too many.
         if holder in self._holders:
             self._holders.remove(holder)
             self._slots.release()
