@@ -264,7 +264,7 @@ def test_where_nothing_can_be_kept_meanwhile_that_is_said(
         raise FileNotFoundError(2, "No usable temporary directory found")
 
     monkeypatch.setattr("tempfile.TemporaryFile", fail)
-    with pytest.raises(CannotRun, match=r"no temporary file for the jobs: No usable temp.*; set TMPDIR"):
+    with pytest.raises(CannotRun, match=r"temporary file, .*set TMPDIR.*: No usable temp"):
         read_jobs(jobs_file(folder, "ref,model\na,m\n"), report=print)
 
 
