@@ -59,6 +59,7 @@ class TaskHandle(BoundToLoop):
         "__weakref__",
         "_awaiters",
         "_candidate",
+        "_has_slot",
         "_is_retrieved",
         "_is_unknown",
         "_loop",
@@ -110,6 +111,7 @@ class TaskHandle(BoundToLoop):
         self._outcome: TaskResult | KieError | None = None
         self._awaiters: asyncio.Future[TaskResult] | list[asyncio.Future[TaskResult]] | None = None
         self._readers: dict[asyncio.Future[None], None] | None = None
+        self._has_slot = False
         self._is_retrieved = False
         self._is_unknown = False
         self._candidate = ""
@@ -311,6 +313,15 @@ class TaskHandle(BoundToLoop):
     def track(self, entry: object) -> None:
         """Keep what the poller knows of the task; None when it is not polled."""
         self.poll_entry = entry
+
+    def take_slot(self) -> None:
+        """Hold one of the session's slots; `Admission` counts them."""
+        self._has_slot = True
+
+    def drop_slot(self) -> bool:
+        """Hold no slot any more; tell whether it held one."""
+        had_slot, self._has_slot = self._has_slot, False
+        return had_slot
 
     @property
     def is_settling(self) -> bool:

@@ -163,8 +163,9 @@ class TaskTracker:
         self._events.emit("adopted", handle)
         self._apply_record(handle, record)
         claim = pending.find_claim(record.task_id)
-        if claim is not None and claim.delivery is not None:
-            self.apply(handle, claim.delivery)
+        delivery = None if claim is None else claim.delivery
+        if delivery is not None and self._callbacks.trusts(delivery):  # else: the record was just read
+            self.apply(handle, delivery)
 
     def await_deadline(self, handle: TaskHandle) -> None:
         """Wait for the deadline of a handle that has no task to poll."""

@@ -34,7 +34,6 @@ from kie_async import (
     KieError,
     KieSession,
     SqliteJournal,
-    TaskDetached,
     TaskFailed,
     TaskHandle,
     TaskRequest,
@@ -240,7 +239,9 @@ class Order:
         if self.kind == "sqlite":
             before = self._path.parent
             self._files += 1
-            shutil.copytree(before, self._path.parent, ignore=lambda _, names: [n for n in names if "lock" in n])
+            shutil.copytree(
+                before, self._path.parent, ignore=lambda _, names: [n for n in names if "lock" in n]
+            )
 
     def row_of(self, task: ServiceTask) -> Row | None:
         return self.disk.rows.get(task.intent_id)
@@ -330,7 +331,9 @@ class Order:
         ref = self.rng.choice(REFS)
         prompt = ref or f"unnamed {self.rng.random()}"
         timeout_s = self.rng.choice(TIMEOUTS_S)
-        life.begin(self._created(life, TaskRequest(model=MODEL, input={"prompt": prompt}, ref=ref), timeout_s))
+        life.begin(
+            self._created(life, TaskRequest(model=MODEL, input={"prompt": prompt}, ref=ref), timeout_s)
+        )
 
     async def _created(self, life: Life, request: TaskRequest, timeout_s: float) -> None:
         digest = fingerprint(request) if request.ref else None
@@ -480,7 +483,9 @@ class Order:
         if verdict.status not in {200, 503}:
             self.complain(f"the genuine callback of {task} was answered {verdict.status} {verdict.reason}")
         if is_last and verdict.status != 200:
-            self.complain(f"the genuine callback of {task}: {verdict.status} {verdict.reason}, in fair weather")
+            self.complain(
+                f"the genuine callback of {task}: {verdict.status} {verdict.reason}, in fair weather"
+            )
         if verdict.status == 200:
             task.was_heard = True
 

@@ -248,9 +248,7 @@ class ModelJournal(Journal):
         def job() -> None:
             self._bind(intent_id, task_id)
 
-        await self._do(
-            f"created {intent_id}", job, lambda: self._disk.rescued.append((intent_id, task_id))
-        )
+        await self._do(f"created {intent_id}", job, lambda: self._disk.rescued.append((intent_id, task_id)))
 
     async def save_claim(self, claim: Claim) -> None:
         def job() -> None:
@@ -357,9 +355,7 @@ class SteadySqliteJournal(SqliteJournal):
         with standing_still():
             await super().aclose()
 
-    async def _do(
-        self, job: Callable[[Any], _T], *, rescue: Callable[[], None] | None = None
-    ) -> _T:
+    async def _do(self, job: Callable[[Any], _T], *, rescue: Callable[[], None] | None = None) -> _T:
         if self._is_opening:
             return await super()._do(job, rescue=rescue)
         run = super()._do
