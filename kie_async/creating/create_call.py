@@ -102,17 +102,26 @@ class CreateCall:
     async def _attempt(self) -> Attempt:
         """Send once, when it is its turn."""
         calls = self._calls
-        gate = self._gate = SendGate(partial(calls.journal.mark_sending, self.intent))
+        gate = self._new_gate()
         async with calls.transport.connection_slots:
             await calls.rate_limiter.acquire()
             try:
                 calls.breaker.check()
                 attempt = await calls.transport.post(self._request, gate)
+                while attempt.needs_new_connection and not self._is_stopped:
+                    ended, gate = gate, self._new_gate()
+                    if ended.may_be_noted:
+                        await calls.journal.mark_unsent(self.intent.intent_id)
+                    attempt = await calls.transport.post(self._request, gate)
             finally:
                 calls.rate_limiter.release() if gate.sent else calls.rate_limiter.release_unused()
         if isinstance(gate.failure, JournalError):
             raise gate.failure.with_traceback(None)  # its traceback leads through aiohttp's headers
         return attempt
+
+    def _new_gate(self) -> SendGate:
+        gate = self._gate = SendGate(partial(self._calls.journal.mark_sending, self.intent))
+        return gate
 
     def _hold_back(self, error: KieError) -> float:
         """Return the wait before the next attempt; a limit of the service holds back every create."""

@@ -24,6 +24,11 @@ QUERY_TIMEOUT_S = 30.0
 
 CONNECT_TIMEOUT_S = 10.0
 
+# aiohttp's own limits would lose an id behind a long policy or many cookies; a stranger's host keeps to them.
+AIOHTTPS_HEADER_BYTES, AIOHTTPS_HEADERS = 8190, 128
+
+MAX_HEADER_BYTES, MAX_HEADERS = 2**18, 2000
+
 # Longer than the widest poll interval: no new handshake for every poll.
 KEEP_ALIVE_S = 75.0
 
@@ -52,15 +57,20 @@ def describe_failure(exc: BaseException) -> str:
 
 
 def open_http_session(
-    connector: aiohttp.TCPConnector, *, timeout: aiohttp.ClientTimeout
+    connector: aiohttp.TCPConnector, *, timeout: aiohttp.ClientTimeout, is_for_service: bool = False
 ) -> aiohttp.ClientSession:
-    """Return an HTTP session that keeps no cookies and reads no environment."""
+    """Return an HTTP session that keeps no cookies and reads no environment.
+
+    One *is_for_service* reads answers however long their headers: an id or an end may stand behind them.
+    """
     http = aiohttp.ClientSession(
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
         trust_env=False,  # a proxy or netrc of the environment must not get the key
         headers={"User-Agent": USER_AGENT},
         timeout=timeout,
+        max_field_size=MAX_HEADER_BYTES if is_for_service else AIOHTTPS_HEADER_BYTES,
+        max_headers=MAX_HEADERS if is_for_service else AIOHTTPS_HEADERS,
     )
     _open_sessions.add(http)
     return http
@@ -105,6 +115,7 @@ class Transport:
         self._http = open_http_session(
             aiohttp.TCPConnector(limit=connections, keepalive_timeout=KEEP_ALIVE_S, ssl=ssl_context or True),
             timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S),
+            is_for_service=True,
         )
 
     async def send(self, request: WireRequest, *, form: aiohttp.FormData | None = None) -> WireResponse:
