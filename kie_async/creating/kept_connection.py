@@ -92,7 +92,8 @@ class KeepingConnector(aiohttp.TCPConnector):
             super().__init__(limit=limit, ssl=ssl_choice, keepalive_timeout=KEEP_S)
         else:
             super().__init__(limit=limit, ssl=ssl_choice, force_close=True)
-        self._factory = partial[ResponseHandler](KeptConnection, loop=asyncio.get_running_loop())
+        made: type[ResponseHandler] = KeptConnection
+        self._factory = partial(made, loop=asyncio.get_running_loop())
 
     async def connect(
         self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout

@@ -69,6 +69,7 @@ def open_http_session(
         trust_env=False,  # a proxy or netrc of the environment must not get the key
         headers={"User-Agent": USER_AGENT},
         timeout=timeout,
+        max_line_size=MAX_HEADER_BYTES if is_for_service else AIOHTTPS_HEADER_BYTES,
         max_field_size=MAX_HEADER_BYTES if is_for_service else AIOHTTPS_HEADER_BYTES,
         max_headers=MAX_HEADERS if is_for_service else AIOHTTPS_HEADERS,
     )
