@@ -52,6 +52,12 @@ async def drain(kie: KieSession) -> None:
     await _engine_of(kie).creator.drain()
 
 
+def transport_of(kie: KieSession) -> CreateTransport:
+    """Return what sends the session's creates."""
+    transport: CreateTransport = _engine_of(kie).calls.transport
+    return transport
+
+
 async def trust_the_authority(kie: KieSession, url: str) -> None:
     """Let the creates of a session trust the tests' authority, which no public option does."""
     calls = _engine_of(kie).calls
