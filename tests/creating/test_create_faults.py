@@ -8,9 +8,10 @@ import socket
 import threading
 import time
 import tracemalloc
+from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
-from unittest.mock import AsyncMock, MagicMock, Mock
+from typing import Any, ClassVar, TypeVar
+from unittest.mock import Mock
 
 import aiohttp
 import pytest
@@ -490,32 +491,52 @@ async def test_an_aiohttp_that_sends_a_body_in_another_way_sends_none() -> None:
     assert not server.bodies
 
 
-def _answers(*_: object, **__: object) -> Any:
-    """Return an answer as a mocked aiohttp gives it: ready, and of no request."""
-    found = MagicMock(status=200, headers={"Content-Type": "application/json"})
-    found.content.at_eof = Mock(side_effect=[False, True, True])
-    found.content.readany = AsyncMock(return_value=json.dumps(created()).encode())
-    return found
+class MockedAnswer:
+    """What a mocked aiohttp gives: ready, and the answer to no request."""
+
+    status = 200
+    headers: ClassVar[dict[str, str]] = {}
+
+    def __init__(self) -> None:
+        self.content = aiohttp.StreamReader(Mock(), 2**16, loop=asyncio.get_running_loop())
+        self.content.feed_data(json.dumps(created()).encode())
+        self.content.feed_eof()
+
+    def release(self) -> None:
+        pass
+
+    async def wait_for_close(self) -> None:
+        pass
 
 
-MOCKS: dict[str, Any] = {
-    "an answer": AsyncMock(side_effect=_answers),
-    "no route": AsyncMock(side_effect=aiohttp.ClientConnectionError("Connection refused: POST /")),
-    "a timeout": AsyncMock(side_effect=TimeoutError),
-    "an answer of an older aiohttp": AsyncMock(side_effect=TypeError("missing 'stream_writer'")),
-    "nothing usable": AsyncMock(return_value=None),
+def _raises(error: Exception) -> Callable[[], Any]:
+    def mock() -> Any:
+        raise error
+
+    return mock
+
+
+MOCKS: dict[str, Callable[[], Any]] = {
+    "an answer": MockedAnswer,
+    "nothing usable": lambda: None,
+    "no route": _raises(aiohttp.ClientConnectionError("Connection refused: POST /")),
+    "a timeout": _raises(TimeoutError()),
+    "an answer of an older aiohttp": _raises(TypeError("missing 'stream_writer'")),
 }
 
 
 @pytest.mark.parametrize("mock", MOCKS.values(), ids=MOCKS)
-async def test_a_mocked_aiohttp_is_named_at_once(mock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(aiohttp.ClientSession, "_request", mock)
+async def test_a_mocked_aiohttp_is_named_at_once(
+    mock: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def request(*_: object, **__: object) -> Any:
+        return mock()
+
+    monkeypatch.setattr(aiohttp.ClientSession, "_request", request)
     async with asyncio.timeout(1):
         async with creating("http://127.0.0.1:1") as transport:
             named = r"nothing asked for the body; test with kie_async\.Sandbox"
             with pytest.raises(TransportError, match=named):
-                TransportError, match="nothing asked for the body; test with kie_async.Sandbox"
-            ):
                 await creation(transport, patience_s=1000).run()
 
 
