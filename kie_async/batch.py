@@ -86,7 +86,7 @@ class Batch:
     """An asynchronous iterator of outcomes, in the order they finish.
 
     A request is pulled only when there is room for it: so many are unsettled, and as many again
-    downloading or not yet looked at. One failure never cancels another. When the account or the
+    downloading or not yet read. One failure never cancels another. When the account or the
     journal itself says no, the iteration ends with `BatchStopped` after the outcomes of all that was
     pulled. Leaving the loop early stops creating; what is paid runs on and stands in the journal.
     Under ``async with`` that is so when the block ends, else as soon as nobody holds the batch.

@@ -52,6 +52,7 @@ class TaskHandle:
     __slots__ = (
         "__weakref__",
         "_awaiters",
+        "_candidate",
         "_is_retrieved",
         "_is_unknown",
         "_loop",
@@ -96,7 +97,7 @@ class TaskHandle:
         self.deadline = deadline
         """The instant on the loop's clock at which the wait ends with `TaskTimedOut`."""
         self.poll_entry: object = None
-        """For the tracker only: what the poller knows of the task."""
+        """For the engine only: what the poller knows of the task."""
         self._owner = owner
         self._loop = loop
         self._state = TaskState.UNKNOWN
@@ -105,6 +106,7 @@ class TaskHandle:
         self._readers: dict[asyncio.Future[None], None] | None = None
         self._is_retrieved = False
         self._is_unknown = False
+        self._candidate = ""
 
     def __repr__(self) -> str:
         done = " done" if self.is_done else ""
@@ -122,6 +124,15 @@ class TaskHandle:
     def state(self) -> TaskState:
         """Return the furthest state observed; a stale answer moves nothing back."""
         return self._state
+
+    @property
+    def candidate_task_id(self) -> str:
+        """Return the task that a create of unknown outcome may have become; empty if nobody named one.
+
+        A callback at its address named it, or an answer in which something else was wrong. It is confirmed
+        with the service as long as the session is open; `resolve` without an argument takes it at once.
+        """
+        return "" if self.task_id else self._candidate
 
     @property
     def is_done(self) -> bool:
@@ -175,14 +186,19 @@ class TaskHandle:
         """Stop waiting here: awaiters get `TaskAbandoned`, the task runs on and is billed."""
         self._owner.abandon(self)
 
-    async def resolve(self, task_id: str) -> None:
-        """Tell which task an unknown create became; its record is read and must fit the request.
+    async def resolve(self, task_id: str | None = None) -> None:
+        """Say which task an unknown create became; its record is read and must fit the request.
+
+        Without *task_id* it is `candidate_task_id`.
 
         Raises:
-            InvalidRequest: The outcome of this create is not unknown, or the task is not this one.
+            InvalidRequest: The outcome of this create is not unknown, the task is not this one, or there
+                is no candidate.
         """
         self._must_be_unknown()
-        await self._owner.resolve(self, task_id)
+        if not (task_id or self._candidate):
+            raise InvalidRequest("task_id is missing: nobody named a task for this create yet")
+        await self._owner.resolve(self, task_id or self._candidate)
 
     def write_off(self) -> None:
         """Settle an unknown create as lost, once that is noted; money may have been spent on it.
@@ -258,7 +274,19 @@ class TaskHandle:
         finally:
             readers.pop(future, None)
 
-    # --- for the tracker only ------------------------------------------------------------------
+    # --- for the engine only -------------------------------------------------------------------
+
+    def bind(self, task_id: str) -> None:
+        """Name the task."""
+        self.task_id = task_id
+
+    def move_deadline(self, deadline: float) -> None:
+        """Let the wait end at another instant."""
+        self.deadline = deadline
+
+    def track(self, entry: object) -> None:
+        """Keep what the poller knows of the task; None when it is not polled."""
+        self.poll_entry = entry
 
     @property
     def is_settling(self) -> bool:
@@ -268,6 +296,19 @@ class TaskHandle:
     def mark_unknown(self) -> None:
         """Note that nobody knows what became of the create: from now on it can be decided by hand."""
         self._is_unknown = True
+
+    def forget_request(self) -> None:
+        """Hold what was asked for no longer."""
+        self.request = None
+
+    def show_candidate(self, task_id: str) -> None:
+        """Show which task a create may have become."""
+        self._candidate = task_id
+
+    def join(self, intent_id: str, ref: str | None, model: str, request: TaskRequest | None) -> None:
+        """Learn which create the task of this handle came from."""
+        self.intent_id, self.ref, self.model = intent_id, ref, model or self.model
+        self.request = self.request or request
 
     def mark_retrieved(self) -> None:
         """Log no failure that nobody awaits: the user asked for no wait."""

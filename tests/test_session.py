@@ -1169,7 +1169,8 @@ class TestUnknownCreates:
         await asyncio.sleep(0.02)
 
         assert handle.is_done
-        assert events.kinds().count("settled") == 1
+        ended = [event.task_id for event in events if event.kind == "settled"]
+        assert len(ended) == len(set(ended))  # the task of one written off settles too, as a ghost
 
     async def test_abandoned_it_is_named_by_its_intent(self, sandbox: Sandbox, kie: KieSession) -> None:
         handle = await self.lose(sandbox, kie)

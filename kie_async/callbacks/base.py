@@ -33,8 +33,12 @@ class Inbox(Protocol):
     def owner_of(self, intent_id: str) -> str | None:
         """Return the task id of an intent, "" while it has none, None if the intent is not known here."""
 
-    def accept(self, delivery: Delivery) -> None:
-        """Take in a delivery that the receiver has verified."""
+    async def accept(self, delivery: Delivery) -> None:
+        """Take in a delivery that the receiver has verified; it is answered when this returns.
+
+        Raises:
+            CallbackRejected: It cannot be kept now, and the service has to try again: 503.
+        """
 
     def note_rejection(self, reason: str) -> None:
         """Count a delivery that was refused."""

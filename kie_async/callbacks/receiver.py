@@ -139,7 +139,7 @@ class CallbackReceiver:
         address = NO_ADDRESS
         try:
             address = self.address(path_tail)
-            return _dispatch(self._verified(address, headers, body, self._now()), address)
+            return await _dispatch(self._verified(address, headers, body, self._now()), address)
         except CallbackRejected as exc:
             return self._refuse(exc, address)
 
@@ -163,7 +163,7 @@ class CallbackReceiver:
             await asyncio.sleep(0)
             delivery = self._verified(address, headers, body, self._now())
             await asyncio.sleep(0)
-            return _dispatch(delivery, address)
+            return await _dispatch(delivery, address)
         except CallbackRejected as exc:
             return self._refuse(exc, address)
 
@@ -215,10 +215,10 @@ class CallbackReceiver:
         return serve(host, port, path, self._on_request)
 
 
-def _dispatch(delivery: Delivery, address: Address) -> CallbackVerdict:
+async def _dispatch(delivery: Delivery, address: Address) -> CallbackVerdict:
     """Hand a delivery to the session that has its task now: a create answer may have come meanwhile."""
     inbox = _inbox_for(delivery, address)
-    inbox.accept(delivery)
+    await inbox.accept(delivery)
     return _acceptance(delivery, inbox)
 
 

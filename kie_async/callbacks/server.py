@@ -150,12 +150,15 @@ class _Server(web.Server):
         # One timer for all: a timer for each would be set and cancelled with every request.
         while True:
             await asyncio.sleep(SWEEP_EVERY_S)
-            now = self._event_loop.time()
-            for connection in [c for c, deadline in self._deadlines.items() if deadline < now]:
-                if connection.transport is not None:
-                    connection.transport.abort()
-                else:  # it was accepted and broke off before `connection_made`
-                    del self._deadlines[connection]
+            self._close_overdue()  # a call of its own: no local of a sleeping frame keeps a connection alive
+
+    def _close_overdue(self) -> None:
+        now = self._event_loop.time()
+        for connection in [c for c, deadline in self._deadlines.items() if deadline < now]:
+            if connection.transport is not None:
+                connection.transport.abort()
+            else:  # it was accepted and broke off before `connection_made`
+                del self._deadlines[connection]
 
     async def stop(self) -> None:
         """Close idle connections at once, the others when their requests are answered or time is up."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import partial
 
 import attrs
 
-from ..errors import CreateOutcomeUnknown, JournalError, KieError, RateLimited, TransportError
+from ..errors import CreateOutcomeUnknown, KieError, RateLimited, TransportError
 from ..events import Counters
 from ..http.backoff import delays
 from ..journal.base import Intent, Journal
@@ -32,9 +32,11 @@ class CreateCalls:
     counters: Counters
     rng: random.Random
 
-    def new(self, intent: Intent, request: WireRequest, deadline: float) -> CreateCall:
-        """Return the call for an intent; nothing is sent before it runs."""
-        return CreateCall(self, intent, request, deadline)
+    def new(
+        self, intent: Intent, request: WireRequest, deadline: float, guard: Callable[[], None] | None = None
+    ) -> CreateCall:
+        """Return the call for an intent; nothing is sent before it runs, nor when *guard* raises."""
+        return CreateCall(self, intent, request, deadline, guard)
 
 
 class CreateCall:
@@ -44,11 +46,19 @@ class CreateCall:
     byte. What each verdict leads to is in the table of `codes.create_verdict`.
     """
 
-    def __init__(self, calls: CreateCalls, intent: Intent, request: WireRequest, deadline: float) -> None:
+    def __init__(
+        self,
+        calls: CreateCalls,
+        intent: Intent,
+        request: WireRequest,
+        deadline: float,
+        guard: Callable[[], None] | None = None,
+    ) -> None:
         self._calls = calls
         self.intent = intent
         self._request = request
         self._deadline = deadline
+        self._guard = guard
         self._waits = delays(calls.rng)
         self._gate: SendGate | None = None
         self._is_stopped = False
@@ -115,13 +125,19 @@ class CreateCall:
                     attempt = await calls.transport.post(self._request, gate)
             finally:
                 calls.rate_limiter.release() if gate.sent else calls.rate_limiter.release_unused()
-        if isinstance(gate.failure, JournalError):
+        if isinstance(gate.failure, KieError):
             raise gate.failure.with_traceback(None)  # its traceback leads through aiohttp's headers
         return attempt
 
     def _new_gate(self) -> SendGate:
-        gate = self._gate = SendGate(partial(self._calls.journal.mark_sending, self.intent))
+        gate = self._gate = SendGate(self._note_sending)
         return gate
+
+    async def _note_sending(self) -> None:
+        """Do what must be done before the first byte, or raise what keeps it from leaving."""
+        if self._guard is not None:
+            self._guard()
+        await self._calls.journal.mark_sending(self.intent)
 
     def _hold_back(self, error: KieError) -> float:
         """Return the wait before the next attempt; a limit of the service holds back every create."""

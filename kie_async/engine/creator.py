@@ -109,7 +109,13 @@ class TaskCreator:
         return self._recovery.revive(intent, asyncio.get_running_loop().time() + timeout_s)
 
     async def _create(
-        self, request: TaskRequest, digest: bytes, timeout_s: float, wait_if_sent: bool = False
+        self,
+        request: TaskRequest,
+        digest: bytes,
+        timeout_s: float,
+        wait_if_sent: bool = False,
+        *,
+        former: PendingCreate | None = None,
     ) -> TaskHandle:
         intent_id = new_intent_id()
         request = await self._uploads.replace_paths(request)
@@ -124,6 +130,7 @@ class TaskCreator:
             fingerprint=digest,
             body=(wire_request.body or b"").decode(),
             expects_callback=request.callback_url is None and self._callbacks.is_received,
+            replaces="" if former is None else former.intent.intent_id,
         )
         pending = self._tracker.begin(attrs.evolve(intent, body=None), request)
         self._admission.hold(pending.handle)
@@ -134,8 +141,9 @@ class TaskCreator:
         except BaseException:
             self._tracker.cancel(pending)
             raise
-        pending.handle.deadline = asyncio.get_running_loop().time() + timeout_s
-        call = self._calls.new(intent, wire_request, pending.handle.deadline)
+        pending.handle.move_deadline(asyncio.get_running_loop().time() + timeout_s)
+        guard = None if former is None else partial(self._check_unknown, former)
+        call = self._calls.new(intent, wire_request, pending.handle.deadline, guard)
         return await self.runner.run(
             self._run(pending, call, timeout_s),
             call,
@@ -165,14 +173,11 @@ class TaskCreator:
             await self._note_created(pending, task_id)
         except KieError as exc:
             return exc
-        if (known := self._tracker.registry.by_task(task_id)) is not None:  # attached meanwhile
-            self._tracker.cancel(pending)
-            return known
-        pending.handle.deadline = asyncio.get_running_loop().time() + timeout_s
-        self._tracker.mark_created(pending, task_id)
+        pending.handle.move_deadline(asyncio.get_running_loop().time() + timeout_s)
+        handle = self._tracker.mark_created(pending, task_id)
         if self.runner.is_orphan(call):
             _log.warning("task %s was created after its caller was cancelled; it goes on", task_id)
-        return pending.handle
+        return handle
 
     # --- what is noted -------------------------------------------------------------------------
 
@@ -183,7 +188,9 @@ class TaskCreator:
             CreateOutcomeUnknown: Another intent has this very task: one of the two is lost.
             JournalError: The id could not be committed; it is in the message and in the rescue file.
         """
-        if self._tracker.registry.by_task(task_id) is None and await self._commit_id(pending, task_id):
+        known = self._tracker.registry.by_task(task_id)
+        is_free = known is None or known.intent_id in {"", pending.intent.intent_id}
+        if is_free and await self._commit_id(pending, task_id):
             return
         reason = f"the answer names task {task_id}, which belongs to another create"
         intent = pending.intent
@@ -240,10 +247,29 @@ class TaskCreator:
         if handle.request is None:
             raise InvalidRequest("this handle does not hold its request; create a new task")
         async with self._turn_of(handle.ref):
-            pending = self._tracker.pending.get(handle.intent_id)
-            if pending is None or not await self._reconciler.write_off(handle, frees_ref=True):
+            former = self._tracker.pending.get(handle.intent_id)
+            if former is None or former.is_taken:
                 raise InvalidRequest(f"the create became task {handle.task_id} meanwhile; await its handle")
-            return await self._create(handle.request, pending.intent.fingerprint, self._task_timeout_s)
+            return await self._replace(former, handle.request)
+
+    async def _replace(self, former: PendingCreate, request: TaskRequest) -> TaskHandle:
+        """Send a request again. The first create is written off in the step in which the second leaves."""
+        digest, timeout_s = former.intent.fingerprint, self._task_timeout_s
+        try:
+            handle = await self._create(request, digest, timeout_s, former=former)
+        except CreateOutcomeUnknown:
+            self._write_off_former(former)
+            raise
+        self._write_off_former(former)
+        return handle
+
+    def _check_unknown(self, former: PendingCreate) -> None:
+        if former not in self._tracker.pending or former.is_taken:
+            raise InvalidRequest("the create became a task meanwhile; nothing was sent; await its handle")
+
+    def _write_off_former(self, former: PendingCreate) -> None:
+        if former in self._tracker.pending:
+            self._tracker.write_off(former)
 
     async def drain(self) -> None:
         """Keep back what has not left, and give what has left some time to learn its id."""

@@ -83,7 +83,7 @@ class Engine:
             self.tracker, self.queries, self.journal, counters, callbacks, self.background
         )
         self.recovery = Recovery(self.tracker, self.journal)
-        self.inbox = CallbackInbox(self.tracker, self.reconciler, counters, callbacks)
+        self.inbox = CallbackInbox(self.tracker, self.reconciler, self.journal, counters, callbacks)
         self.creator = TaskCreator(
             self.tracker, self.reconciler, self.recovery, self.calls, self.uploads, self.admission, settings
         )
@@ -105,6 +105,7 @@ class Engine:
             await self.aclose()
             raise
         self._is_open = True
+        self.reconciler.consider_all()
         if self.settings.receiver is not None:
             self.settings.receiver.attach(self.inbox)
             self._is_attached = True
@@ -123,6 +124,7 @@ class Engine:
             self.settings.receiver.detach(self.inbox)
         await self.poller.aclose()
         await self.background.aclose()
+        await self.reconciler.drain()
         await self.tracker.drain()
         if (learned := self.poller.take_learned(1)) is not None:
             await self.tracker.save_learned(learned)

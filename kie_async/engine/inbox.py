@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from ..callbacks.base import Delivery
+from ..errors import CallbackRejected, JournalError
 from ..events import Counters
+from ..journal.base import Claim, ClaimSource, Journal
+from .pending_creates import MAX_CLAIMS, PendingCreate
 from .reconciler import Reconciler
 from .settings import CallbackPolicy
 from .tracker import TaskTracker
+
+_log = logging.getLogger("kie_async")
 
 
 class CallbackInbox:
     """What a receiver knows of a session: whose addresses they are, and where deliveries go."""
 
     def __init__(
-        self, tracker: TaskTracker, reconciler: Reconciler, counters: Counters, callbacks: CallbackPolicy
+        self,
+        tracker: TaskTracker,
+        reconciler: Reconciler,
+        journal: Journal,
+        counters: Counters,
+        callbacks: CallbackPolicy,
     ) -> None:
+        self._journal = journal
         self._tracker = tracker
         self._reconciler = reconciler
         self._counters = counters
@@ -34,19 +46,58 @@ class CallbackInbox:
             return handle.task_id
         return "" if self._tracker.pending.get(intent_id) is not None else registry.settled_task(intent_id)
 
-    def accept(self, delivery: Delivery) -> None:
-        """Take in one delivery that the receiver has verified."""
+    async def accept(self, delivery: Delivery) -> None:
+        """Take in one delivery that the receiver has verified; what it claims is noted before this returns.
+
+        Raises:
+            CallbackRejected: 503, since it could not be noted: the service shall deliver it again.
+        """
         tracker = self._tracker
+        pending = tracker.pending.get(delivery.intent_id)
+        if pending is not None:
+            await self._accept_claim(pending, delivery)
+            if pending in tracker.pending:
+                pending.add_claim(delivery.record.task_id, is_signed=delivery.is_signed, delivery=delivery)
+                self._reconciler.consider(pending)
+                self._counters.callbacks_accepted += 1
+                return
+        # Its create was answered, or adopted, while that was noted.
         handle = tracker.registry.by_intent(delivery.intent_id)
-        if (pending := tracker.pending.get(delivery.intent_id)) is not None:
-            pending.delivery = delivery
-            self._reconciler.consider(pending)
-        elif handle is None or handle.is_settling:
+        if handle is None or handle.is_settling:
             tracker.note_duplicate(delivery.intent_id)
             return
-        else:
-            tracker.apply(handle, delivery)
+        if handle.task_id != delivery.record.task_id:
+            raise CallbackRejected("id of another task", 400)
+        tracker.apply(handle, delivery)
         self._counters.callbacks_accepted += 1
+
+    async def _accept_claim(self, pending: PendingCreate, delivery: Delivery) -> None:
+        """Make durable what a callback claims: it may be the only word of a paid task's id.
+
+        Raises:
+            CallbackRejected: It could not be kept.
+        """
+        task_id = delivery.record.task_id
+        if not pending.has_room_for(task_id):
+            raise CallbackRejected("too many claims of one create", 503)
+        known = pending.find_claim(task_id)
+        if known is not None and (known.is_signed or not delivery.is_signed):
+            return  # noted already
+        source = ClaimSource.SIGNED if delivery.is_signed else ClaimSource.UNSIGNED
+        try:
+            await self._make_room(pending, task_id)
+            await self._journal.save_claim(
+                Claim(intent_id=delivery.intent_id, task_id=task_id, source=source)
+            )
+        except JournalError as exc:
+            _log.warning("a callback could not be noted, so it was refused: %s", exc)
+            raise CallbackRejected("journal", 503) from None
+
+    async def _make_room(self, pending: PendingCreate, task_id: str) -> None:
+        weakest = pending.weakest_claim
+        if pending.find_claim(task_id) is None and len(pending.claims) >= MAX_CLAIMS and weakest is not None:
+            pending.drop_claim(weakest.task_id)
+            await self._journal.drop_claim(pending.intent.intent_id, weakest.task_id)
 
     def note_rejection(self, reason: str) -> None:
         """Count a delivery that was refused."""

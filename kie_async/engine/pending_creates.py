@@ -1,7 +1,8 @@
-"""The table of creates that have no task id: on their way, of unknown outcome, or refused."""
+"""The table of creates that have no task id: on their way, of unknown outcome, refused, or written off."""
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterator
 from enum import Enum
@@ -14,13 +15,30 @@ from ..handle import TaskHandle
 from ..journal.base import Intent
 from .registry import REMEMBERED
 
+MAX_CLAIMS = 8
+"""Of one create. Whoever knows its address may make some up, and must not fill the memory with them."""
+
 
 class Phase(Enum):
     """How far a create has come without a task id."""
 
     CREATING = "creating"
     UNKNOWN = "unknown"
-    REJECTED = "rejected"
+    REJECTED = "refused"
+    WRITTEN_OFF = "written off"
+
+
+@attrs.define(eq=False)
+class PendingClaim:
+    """That a create became a certain task, as somebody says: neither proven nor disproven."""
+
+    task_id: str
+    is_signed: bool
+    delivery: Delivery | None = None
+    """What a callback said with it; None for one that was read from the journal."""
+    is_pursued: bool = False
+    unseen_since: float = math.inf
+    """The instant since when the service shows no task that fits, though it answers."""
 
 
 @attrs.define(eq=False)
@@ -30,22 +48,56 @@ class PendingCreate:
     intent: Intent
     handle: TaskHandle
     phase: Phase = Phase.CREATING
-    delivery: Delivery | None = None
-    """The latest callback that names a task for it; not looked into yet."""
-    is_reconciling: bool = False
+    claims: dict[str, PendingClaim] = attrs.field(factory=dict)
+    """By task id, side by side: a stranger's must not take the place of the genuine one."""
+    next_check_at: float = -math.inf
+    """Not before then is another claim looked into."""
     is_taken: bool = False
     """Somebody is just deciding what became of it: nobody else may."""
     is_awaited: bool = True
     """False for one read from a journal that nobody has asked for yet."""
     error: CreateOutcomeUnknown | None = None
 
+    def find_claim(self, task_id: str) -> PendingClaim | None:
+        """Return what is claimed of a task."""
+        return self.claims.get(task_id)
+
+    def has_room_for(self, task_id: str) -> bool:
+        """Tell whether a claim of this task can be kept."""
+        return task_id in self.claims or len(self.claims) < MAX_CLAIMS or self.weakest_claim is not None
+
+    @property
+    def weakest_claim(self) -> PendingClaim | None:
+        """Return what may give way to another claim: nobody signed it, and the service knows no such task."""
+        unseen = [c for c in self.claims.values() if not c.is_signed and c.unseen_since < math.inf]
+        return unseen[0] if unseen else None
+
+    def add_claim(
+        self, task_id: str, *, is_signed: bool = False, delivery: Delivery | None = None
+    ) -> PendingClaim:
+        """Keep a claim; what is said again is said more strongly, or with newer news."""
+        claim = self.claims.setdefault(task_id, PendingClaim(task_id, is_signed))
+        claim.is_signed = claim.is_signed or is_signed
+        claim.delivery = delivery or claim.delivery
+        self._show_candidate()
+        return claim
+
+    def drop_claim(self, task_id: str) -> None:
+        """Forget a claim that was disproven."""
+        self.claims.pop(task_id, None)
+        self._show_candidate()
+
+    def _show_candidate(self) -> None:
+        ranked = sorted(self.claims.values(), key=lambda claim: not claim.is_signed)
+        self.handle.show_candidate(ranked[0].task_id if ranked else "")
+
 
 class PendingCreates:
-    """Who has no task id yet. A plain table: it changes no handle and notes nothing."""
+    """Who has no task id yet. A plain table: it settles no handle and notes nothing."""
 
     def __init__(self) -> None:
         self._by_intent: dict[str, PendingCreate] = {}
-        self._rejected: OrderedDict[str, None] = OrderedDict()
+        self._given_up: OrderedDict[str, None] = OrderedDict()
 
     def __contains__(self, pending: PendingCreate) -> bool:
         return self._by_intent.get(pending.intent.intent_id) is pending
@@ -60,22 +112,23 @@ class PendingCreates:
     def add(self, pending: PendingCreate) -> None:
         """Take in a create; from now on its callbacks are known."""
         self._by_intent[pending.intent.intent_id] = pending
-        if pending.phase is Phase.REJECTED:
-            self._remember_rejected(pending)
+        if pending.phase in {Phase.REJECTED, Phase.WRITTEN_OFF}:
+            self._remember(pending)
 
     def remove(self, pending: PendingCreate) -> None:
         """Take out a create that became a task, or of which nothing was sent."""
         self._by_intent.pop(pending.intent.intent_id, None)
+        self._given_up.pop(pending.intent.intent_id, None)
 
-    def mark_rejected(self, pending: PendingCreate) -> None:
-        """Note that it was refused; a callback may still prove otherwise."""
-        pending.phase = Phase.REJECTED
-        self._remember_rejected(pending)
+    def give_up(self, pending: PendingCreate, phase: Phase) -> None:
+        """Note that it was refused or written off; a callback may still prove that it became a task."""
+        pending.phase = phase
+        self._remember(pending)
 
-    def _remember_rejected(self, pending: PendingCreate) -> None:
-        self._rejected[pending.intent.intent_id] = None
-        if len(self._rejected) > REMEMBERED:
-            self._by_intent.pop(self._rejected.popitem(last=False)[0], None)
+    def _remember(self, pending: PendingCreate) -> None:
+        self._given_up[pending.intent.intent_id] = None
+        if len(self._given_up) > REMEMBERED:
+            self._by_intent.pop(self._given_up.popitem(last=False)[0], None)
 
     def count(self, phase: Phase) -> int:
         """Return how many have come so far."""

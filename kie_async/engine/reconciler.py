@@ -1,31 +1,45 @@
 """Finds out which task a create of unknown outcome became, and binds it; or writes it off.
 
-What a delivery claims is believed only after recordInfo, read with the API key, shows our own callback URL
-in the task's parameters.
+What is claimed of a create counts only after recordInfo, read with the API key, shows our own callback URL in
+the task's parameters.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from enum import Enum
+from itertools import chain, repeat
+from typing import Any, TypeVar
 
 from .._background import BackgroundTasks
-from ..errors import ApiError, InvalidRequest, JournalError, RateLimited, ServerError, TransportError
+from ..errors import ApiError, InvalidRequest, JournalError, TransportError
 from ..events import Counters
 from ..handle import TaskHandle
 from ..http.query_client import QueryClient
 from ..journal.base import IntentState, Journal, log_failed_note
 from ..models import TaskRecord
 from ..wire.codes import is_invisible
-from .pending_creates import PendingCreate, Phase
+from .pending_creates import PendingClaim, PendingCreate, Phase
 from .settings import CallbackPolicy
 from .tracker import TaskTracker
 
 _GAP_S = 1.0
-_CONFIRM_DELAYS_S = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+"""A flood of deliveries must not become one of queries."""
+_CHECK_DELAYS_S = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+_CHECK_EVERY_S = 60.0
+_UNSEEN_S = 390.0
+"""So long the service must answer and show no task that fits before a claim counts as disproven."""
 _log = logging.getLogger("kie_async")
+_T = TypeVar("_T")
+
+
+class _Finding(Enum):
+    PROVEN = "proven"
+    DISPROVEN = "disproven"
+    UNCLEAR = "unclear"
 
 
 class Reconciler:
@@ -46,65 +60,107 @@ class Reconciler:
         self._counters = counters
         self._callbacks = callbacks
         self._background = background
+        self._decisions = BackgroundTasks("kie_async decision")
+
+    # --- claims --------------------------------------------------------------------------------
 
     def consider(self, pending: PendingCreate) -> None:
-        """Look into a delivery, unless the create answer may still come or that is under way."""
-        is_waiting = pending.phase is not Phase.CREATING and pending.delivery is not None
-        if is_waiting and not pending.is_reconciling:
-            pending.is_reconciling = True
-            self._background.spawn(self._reconcile(pending))
+        """Look into all claims of a create, unless its answer may still come."""
+        if pending.phase is Phase.CREATING:
+            return
+        for claim in pending.claims.values():
+            if not claim.is_pursued:
+                claim.is_pursued = True
+                self._background.spawn(self._pursue(pending, claim))
 
-    def _is_open(self, pending: PendingCreate) -> bool:
-        return pending in self._tracker.pending and not pending.is_taken
+    def consider_all(self) -> None:
+        """Look into what the journal holds of claims."""
+        for pending in self._tracker.pending:
+            self.consider(pending)
 
-    async def _reconcile(self, pending: PendingCreate) -> None:
+    async def _pursue(self, pending: PendingCreate, claim: PendingClaim) -> None:
+        """Ask until a claim is proven or disproven, however long the weather lasts."""
         try:
-            while pending.delivery is not None and self._is_open(pending):
-                record, pending.delivery = pending.delivery.record, None
-                await self._try(pending, record.task_id)
-                if self._is_open(pending):
-                    await asyncio.sleep(_GAP_S)  # a flood of deliveries must not become one of queries
+            for delay_s in chain(_CHECK_DELAYS_S, repeat(_CHECK_EVERY_S)):
+                await asyncio.sleep(delay_s)
+                await self._wait_for_turn(pending)
+                if not self._is_open(pending, claim):
+                    return
+                if not pending.is_taken and await self._settle_claim(pending, claim):
+                    return
         finally:
-            pending.is_reconciling = False
+            claim.is_pursued = False
 
-    async def _try(self, pending: PendingCreate, task_id: str) -> None:
-        """Bind a create to the task a delivery named, if the service's own record proves it."""
-        found = await self._confirm(task_id)
-        if found is None or not self._is_open(pending):
-            return
-        record, url = found
-        is_ours = url is not None and self._callbacks.is_address_of(pending.intent.intent_id, url)
-        if not is_ours or not _fits(pending.handle, record):
+    async def _wait_for_turn(self, pending: PendingCreate) -> None:
+        loop = asyncio.get_running_loop()
+        while (wait_s := pending.next_check_at - loop.time()) > 0:
+            await asyncio.sleep(wait_s)
+        pending.next_check_at = loop.time() + _GAP_S
+
+    def _is_open(self, pending: PendingCreate, claim: PendingClaim) -> bool:
+        return pending in self._tracker.pending and pending.find_claim(claim.task_id) is claim
+
+    async def _settle_claim(self, pending: PendingCreate, claim: PendingClaim) -> bool:
+        """Ask once; tell whether nothing is left to be asked."""
+        finding, record = await self._check(pending, claim)
+        if not self._is_open(pending, claim):
+            return True
+        if finding is _Finding.DISPROVEN:
             self._counters.reject("adoption of another task")
-            return
+            await self._drop(pending, claim)
+            return True
+        if record is None:
+            return False
         try:
             await self.adopt(pending.handle, record, adopted_by="callback")
         except (InvalidRequest, JournalError) as exc:
-            _log.error("task %s could not be adopted: %s", task_id, exc)
+            _log.error("task %s could not be adopted: %s", claim.task_id, exc)
+            return False
+        return True
 
-    async def _confirm(self, task_id: str) -> tuple[TaskRecord, str | None] | None:
-        """Return the service's own record and the callback URL in it; None if it cannot be had."""
-        for delay_s in _CONFIRM_DELAYS_S:
-            await asyncio.sleep(delay_s)
-            try:
-                return await self._queries.confirm(task_id)
-            except (TransportError, RateLimited, ServerError) as exc:
-                _log.info("task %s could not be read for adoption yet: %s", task_id, exc)
-            except ApiError as exc:
-                if not is_invisible(exc.code, exc.message):
-                    _log.warning("task %s cannot be adopted: %s", task_id, exc)
-                    return None
-        return None
+    async def _drop(self, pending: PendingCreate, claim: PendingClaim) -> None:
+        pending.drop_claim(claim.task_id)
+        with log_failed_note("that a claim was disproven"):
+            await self._journal.drop_claim(pending.intent.intent_id, claim.task_id)
+
+    async def _check(self, pending: PendingCreate, claim: PendingClaim) -> tuple[_Finding, TaskRecord | None]:
+        """Read the service's own record of the task that a claim names."""
+        try:
+            record, url = await self._queries.confirm(claim.task_id)
+        except ApiError as exc:
+            _log.info("task %s could not be read for adoption yet: %s", claim.task_id, exc)
+            return self._count_unseen(claim, is_unseen=is_invisible(exc.code, exc.message)), None
+        except TransportError as exc:
+            _log.info("task %s could not be read for adoption yet: %s", claim.task_id, exc)
+            return _Finding.UNCLEAR, None
+        if url is None:  # neither ours nor another's: the record may be a young one
+            return self._count_unseen(claim, is_unseen=True), None
+        is_ours = self._callbacks.is_address_of(pending.intent.intent_id, url)
+        if not is_ours or not _fits(pending.handle, record):
+            return _Finding.DISPROVEN, None
+        return _Finding.PROVEN, record
+
+    def _count_unseen(self, claim: PendingClaim, *, is_unseen: bool) -> _Finding:
+        """Disprove a claim only when the service keeps answering that it knows no such task."""
+        if not is_unseen:  # weather: a page about the key, a limit, an outage says nothing of the task
+            return _Finding.UNCLEAR
+        now = asyncio.get_running_loop().time()
+        claim.unseen_since = min(claim.unseen_since, now)
+        return _Finding.DISPROVEN if now - claim.unseen_since >= _UNSEEN_S else _Finding.UNCLEAR
+
+    # --- decisions -----------------------------------------------------------------------------
 
     async def adopt(self, handle: TaskHandle, record: TaskRecord, *, adopted_by: str) -> None:
         """Bind a create to a task whose record was read and fits; settle it if the task has ended.
 
         Raises:
-            InvalidRequest: The task belongs to another handle.
+            InvalidRequest: The task belongs to another create.
             JournalError: The binding could not be noted.
         """
-        if self._tracker.registry.by_task(record.task_id) is not None:
-            raise InvalidRequest(f"task {record.task_id} belongs to another handle already")
+        await self._decide(self._adopt(handle, record, adopted_by))
+
+    async def _adopt(self, handle: TaskHandle, record: TaskRecord, adopted_by: str) -> None:
+        self._tracker.check_free(record.task_id, handle.intent_id)
         async with self._taken(handle) as pending:
             if pending is None:
                 raise InvalidRequest("the outcome of this create is not unknown any more")
@@ -118,29 +174,40 @@ class Reconciler:
             raise InvalidRequest(f"task {task_id} is of model {record.model}, not of {handle.model}")
         await self.adopt(handle, record, adopted_by="hand")
 
-    async def write_off(self, handle: TaskHandle, *, frees_ref: bool = False) -> bool:
+    async def write_off(self, handle: TaskHandle) -> bool:
         """Give up an unknown create; tell whether it was not adopted meanwhile.
+
+        Its callback is still welcome: a task that is paid is worth having.
 
         Raises:
             JournalError: That could not be noted.
         """
+        return await self._decide(self._write_off(handle))
+
+    async def _write_off(self, handle: TaskHandle) -> bool:
         async with self._taken(handle) as pending:
             if pending is None:
                 return False
-            await self._journal.mark_ended(
-                handle.intent_id, IntentState.WRITTEN_OFF, reason="written off", frees_ref=frees_ref
-            )
-            self._tracker.pending.remove(pending)
-            self._tracker.expire_pending(pending)
+            await self._journal.mark_ended(handle.intent_id, IntentState.WRITTEN_OFF, reason="written off")
+            self._tracker.write_off(pending)
         return True
 
     def write_off_soon(self, handle: TaskHandle) -> None:
         """Give up an unknown create without waiting; see `TaskHandle.write_off`."""
-        self._background.spawn(self._write_off_logged(handle))
+        self._decisions.spawn(self._write_off_logged(handle))
 
     async def _write_off_logged(self, handle: TaskHandle) -> None:
         with log_failed_note("that a create was written off"):
-            await self.write_off(handle)
+            await self._write_off(handle)
+
+    async def _decide(self, decision: Coroutine[Any, Any, _T]) -> _T:
+        # Note and table change together: who is cancelled in between stops waiting, and not the decision,
+        # since a commit that may have happened cannot be undone in memory.
+        return await asyncio.shield(self._decisions.spawn(decision))
+
+    async def drain(self) -> None:
+        """Wait until every decision that was begun is noted."""
+        await self._decisions.drain()
 
     @asynccontextmanager
     async def _taken(self, handle: TaskHandle) -> AsyncIterator[PendingCreate | None]:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from ..errors import CreateOutcomeUnknown
 from ..handle import TaskHandle
-from ..journal.base import Intent, IntentState, Journal
+from ..journal.base import ClaimSource, Intent, IntentState, Journal
 from ..models import TaskRecord
 from ..wire.codes import error_for
 from .pending_creates import PendingCreate, Phase
@@ -34,6 +34,9 @@ class Recovery:
         left = await self._journal.open()
         for intent in left:
             self._tracker.pending.add(self._pending_of(intent))
+        for claim in await self._journal.list_claims():
+            if (pending := self._tracker.pending.get(claim.intent_id)) is not None:
+                pending.add_claim(claim.task_id, is_signed=claim.source is ClaimSource.SIGNED)
         unknown = [intent.intent_id for intent in left if intent.state is IntentState.UNKNOWN]
         if unknown:
             _log.warning("%d creates in the journal are of unknown outcome: %s", len(unknown), unknown)
@@ -46,6 +49,8 @@ class Recovery:
         handle = self._tracker.new_handle(intent)
         if intent.state is IntentState.REJECTED:
             return PendingCreate(intent, handle, Phase.REJECTED, is_awaited=False)
+        if intent.state is IntentState.WRITTEN_OFF:
+            return PendingCreate(intent, handle, Phase.WRITTEN_OFF, is_awaited=False)
         error = _unknown_error(intent)
         error.handle = handle
         handle.mark_unknown()
@@ -76,6 +81,7 @@ class Recovery:
         if not intent.task_id:
             raise _unknown_error(intent)
         if (known := self._tracker.registry.by_task(intent.task_id)) is not None:
+            self._tracker.join(known, intent)
             return known
         if (record := intent.read_end()) is not None:
             return self._settled_handle(intent, record)
@@ -83,7 +89,7 @@ class Recovery:
 
     def _settled_handle(self, intent: Intent, record: TaskRecord) -> TaskHandle:
         handle = self._tracker.new_handle(intent)
-        handle.task_id = intent.task_id
+        handle.bind(intent.task_id)
         handle.mark_retrieved()
         handle.observe(record)
         handle.settle(outcome_of(record))
@@ -91,7 +97,7 @@ class Recovery:
 
     def _bound_handle(self, intent: Intent, deadline: float) -> TaskHandle:
         handle = self._tracker.new_handle(intent)
-        handle.deadline = deadline
+        handle.move_deadline(deadline)
         expects, fingerprint = intent.expects_callback, intent.fingerprint
         self._tracker.bind(handle, intent.task_id, fingerprint, expects_callback=expects, at_once=True)
         return handle
@@ -99,10 +105,11 @@ class Recovery:
     def _await(self, pending: PendingCreate, deadline: float) -> None:
         if not pending.is_awaited:
             pending.is_awaited = True
-            pending.handle.deadline = deadline
+            pending.handle.move_deadline(deadline)
             self._tracker.await_deadline(pending.handle)
 
 
 def _unknown_error(intent: Intent) -> CreateOutcomeUnknown:
-    since = datetime.fromtimestamp(intent.planned_ms / 1000, tz=UTC)
+    # The clock may have been set back since: a create of a former run is never younger than this one.
+    since = min(datetime.fromtimestamp(intent.planned_ms / 1000, tz=UTC), datetime.now(UTC))
     return CreateOutcomeUnknown(intent.intent_id, intent.reason, since, intent.ref)

@@ -41,7 +41,7 @@ class CallbackPolicy:
         return front.endswith("/" + intent_id) and is_valid_mac(intent_id, mac, callback_secrets=self.secrets)
 
     def trusts(self, delivery: Delivery) -> bool:
-        """Tell whether a delivery is believed without asking the service."""
+        """Tell whether a delivery is trusted without asking the service."""
         return delivery.is_signed if self.confirm is None else not self.confirm
 
 

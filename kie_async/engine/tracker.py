@@ -7,10 +7,13 @@ import logging
 import math
 from collections.abc import Iterable
 
+import attrs
+
 from .._background import BackgroundTasks
 from ..callbacks.base import Delivery
 from ..errors import (
     CreateOutcomeUnknown,
+    InvalidRequest,
     JournalError,
     KieError,
     ResultUnreadable,
@@ -62,6 +65,8 @@ class TaskTracker:
         self._callbacks = callbacks
         self._owner = owner
         self._background = BackgroundTasks("kie_async settle")
+        self._twins: dict[str, list[TaskHandle]] = {}
+        """By task: handles that were given out before it was known that they are of the same task."""
         self._prior = Totals()
         self._detached_ids: set[str] | None = None
         """Unsettled tasks of ours that have no handle here; None while nobody counts what they cost."""
@@ -92,24 +97,30 @@ class TaskTracker:
         self.pending.remove(pending)
         self._admission.release(pending.handle)
 
-    def mark_created(self, pending: PendingCreate, task_id: str) -> None:
-        """Join a handle to the task that the create answer named."""
+    def mark_created(self, pending: PendingCreate, task_id: str) -> TaskHandle:
+        """Join a create to the task that its answer named; return the one handle of that task."""
         self.pending.remove(pending)
-        intent, handle = pending.intent, pending.handle
-        self.bind(handle, task_id, intent.fingerprint, expects_callback=intent.expects_callback)
+        expects = pending.intent.expects_callback
+        handle = self._bind_or_join(pending.handle, pending.intent, task_id, expects_callback=expects)
         self._counters.creates += 1
         self._events.emit("created", handle)
-        if (delivery := pending.delivery) is None:
-            return
-        if delivery.record.task_id == task_id:
-            self.apply(handle, delivery)
-        else:
-            self._counters.reject("id of another task")
+        for claim in pending.claims.values():
+            if claim.task_id != task_id:
+                self._counters.reject("id of another task")
+            elif claim.delivery is not None:
+                self.apply(handle, claim.delivery)
+        return handle
 
     def mark_rejected(self, pending: PendingCreate) -> None:
         """Take in that the create was refused; a callback may still prove otherwise."""
-        self.pending.mark_rejected(pending)
+        self.pending.give_up(pending, Phase.REJECTED)
+        pending.handle.forget_request()  # nobody has this handle, and the request may be large
         self._admission.release(pending.handle)
+
+    def write_off(self, pending: PendingCreate) -> None:
+        """Take in that a create was given up; a callback may still prove that it became a task."""
+        self.pending.give_up(pending, Phase.WRITTEN_OFF)
+        self.expire_pending(pending)
 
     def mark_unknown(self, pending: PendingCreate, error: CreateOutcomeUnknown) -> None:
         """Take in that nobody knows what became of the create; the slot is free at once."""
@@ -123,29 +134,32 @@ class TaskTracker:
         self._events.emit("unknown", handle)
 
     def adopt(self, pending: PendingCreate, record: TaskRecord) -> None:
-        """Join the handle of a create to the task it turned out to have become; that is noted already."""
+        """Join a create to the task it turned out to have become; that is noted already."""
         self.pending.remove(pending)
-        intent, handle = pending.intent, pending.handle
-        is_ghost, is_late = pending.phase is Phase.REJECTED, handle.is_done
+        is_ghost = pending.phase in {Phase.REJECTED, Phase.WRITTEN_OFF}
         if is_ghost:
             self._counters.ghost_creates += 1
-            _log.error("task %s exists although its create was refused; it is billed", record.task_id)
-        if is_late:  # too late for its awaiters; journal and counts still hear the end
-            handle = self.new_handle(intent)
+            _log.error(
+                "task %s exists although its create was %s; it is billed", record.task_id, pending.phase.value
+            )
+        handle = pending.handle
+        if is_late := handle.is_done:  # too late for its awaiters; journal and counts still hear the end
+            handle = self.new_handle(pending.intent)
             handle.mark_retrieved()
         if is_ghost or is_late or not pending.is_awaited:
-            handle.deadline = math.inf
-        is_expected = self._callbacks.is_received
-        self.bind(handle, record.task_id, intent.fingerprint, expects_callback=is_expected)
+            handle.move_deadline(math.inf)
+        expects = self._callbacks.is_received
+        handle = self._bind_or_join(handle, pending.intent, record.task_id, expects_callback=expects)
         self._events.emit("adopted", handle)
         self._apply_record(handle, record)
-        if (delivery := pending.delivery) is not None and delivery.record.task_id == record.task_id:
-            self.apply(handle, delivery)
+        claim = pending.find_claim(record.task_id)
+        if claim is not None and claim.delivery is not None:
+            self.apply(handle, claim.delivery)
 
     def await_deadline(self, handle: TaskHandle) -> None:
         """Wait for the deadline of a handle that has no task to poll."""
         self._poller.forget(_entry_of(handle))
-        handle.poll_entry = self._poller.track_deadline(handle.intent_id, handle.deadline)
+        handle.track(self._poller.track_deadline(handle.intent_id, handle.deadline))
 
     # --- tasks ---------------------------------------------------------------------------------
 
@@ -163,31 +177,86 @@ class TaskTracker:
         Raises:
             InvalidRequest: The task belongs to another handle.
         """
-        before, handle.task_id = handle.task_id, task_id
+        before = handle.task_id
+        handle.bind(task_id)
         try:
             self.registry.add(handle, fingerprint=fingerprint, expects_callback=expects_callback)
         except BaseException:
-            handle.task_id = before
+            handle.bind(before)
             raise
         if self._detached_ids is not None:
             self._detached_ids.discard(task_id)
         self._poller.forget(_entry_of(handle))
-        handle.poll_entry = self._poller.track(
+        entry = self._poller.track(
             task_id,
             model=handle.model,
             deadline=handle.deadline,
             expects_callback=expects_callback,
             at_once=at_once,
         )
+        handle.track(entry)
+
+    def check_free(self, task_id: str, intent_id: str) -> None:
+        """Refuse to bind a create to a task that came from another one.
+
+        Raises:
+            InvalidRequest: It did.
+        """
+        known = self.registry.by_task(task_id)
+        if known is not None and known.intent_id not in {"", intent_id}:
+            raise InvalidRequest(f"task {task_id} belongs to another handle already")
+
+    def _bind_or_join(
+        self, handle: TaskHandle, intent: Intent, task_id: str, *, expects_callback: bool
+    ) -> TaskHandle:
+        """Bind a handle to its task; if that was attached before, both are one from now on."""
+        known = self.registry.by_task(task_id)
+        if known is None:
+            self.bind(handle, task_id, intent.fingerprint, expects_callback=expects_callback)
+            return handle
+        if known is not handle and not handle.is_done:
+            # Somebody may wait for it, so it goes along with the one that is polled.
+            self._poller.forget(_entry_of(handle))
+            handle.bind(task_id)
+            known.move_deadline(max(known.deadline, handle.deadline))
+            self._twins.setdefault(task_id, []).append(handle)
+            self._admission.transfer(handle, known)
+        self.join(known, attrs.evolve(intent, expects_callback=expects_callback), handle.request)
+        return known
+
+    def join(self, handle: TaskHandle, intent: Intent, request: TaskRequest | None = None) -> None:
+        """Say which create an attached task came from: its end is noted, its callbacks are known."""
+        if handle.intent_id or handle.is_done:
+            return
+        self.registry.remove(handle)
+        handle.join(intent.intent_id, intent.ref, intent.model, request)
+        expects = intent.expects_callback
+        if handle.is_settling:  # its end is just being noted: nothing is polled for any more
+            self.registry.add(handle, fingerprint=intent.fingerprint, expects_callback=expects)
+        else:
+            task_id = handle.task_id
+            self.bind(handle, task_id, intent.fingerprint, expects_callback=expects, at_once=True)
 
     def attach(self, task_id: str, deadline: float) -> TaskHandle:
         """Return the handle of a task, a new one unless it is in flight here."""
         handle = self.registry.by_task(task_id)
         if handle is None:
             handle = self.new_handle(Intent(intent_id="", model=""))
-            handle.deadline = deadline
+            handle.move_deadline(deadline)
             self.bind(handle, task_id, expects_callback=False, at_once=True)
+            if self._journal.is_durable:
+                self._background.spawn(self._join_noted(handle))
         return handle
+
+    async def _join_noted(self, handle: TaskHandle) -> None:
+        """Join a handle to the create that the journal knows of its task."""
+        try:
+            intent = await self._journal.find_by_task(handle.task_id)
+        except JournalError as exc:
+            _log.info("the journal could not be asked for task %s: %s", handle.task_id, exc)
+            return
+        if intent is not None:
+            self.join(handle, intent)
 
     # --- news ----------------------------------------------------------------------------------
 
@@ -216,6 +285,8 @@ class TaskTracker:
         if handle is None or handle.is_settling:
             return
         has_changed = handle.observe(record)
+        for twin in self._twins.get(record.task_id, ()):
+            twin.observe(record)
         if not record.state.is_terminal:
             if has_changed:
                 self._events.emit("updated", handle)
@@ -223,7 +294,7 @@ class TaskTracker:
         if (entry := _entry_of(handle)) is not None:
             self._poller.complete(entry, record, source, handle.intent_id)
             self._save_learned()
-        if self._journal.is_durable and handle.intent_id:
+        if self._journal.is_durable:
             self._background.spawn(self._note_and_settle(handle, record, source))
         else:
             self._journal.discard(handle.intent_id)
@@ -231,7 +302,10 @@ class TaskTracker:
 
     async def _note_and_settle(self, handle: TaskHandle, record: TaskRecord, source: Source) -> None:
         try:
-            await self._journal.mark_settled(handle.intent_id, record)
+            if not handle.intent_id:
+                await self._join_noted(handle)
+            if handle.intent_id:
+                await self._journal.mark_settled(handle.intent_id, record)
         except KieError:  # the result is here and paid; a restart would only read it again
             _log.exception("the end of task %s could not be noted", record.task_id)
         self._settle_ended(handle, record, source)
@@ -270,6 +344,7 @@ class TaskTracker:
 
     def abandon(self, handle: TaskHandle) -> None:
         """Settle a handle that its user gave up; see `TaskHandle.abandon`."""
+        handle = self.registry.by_task(handle.task_id) or handle  # the one that its twins go along with
         if not handle.is_done and not handle.is_settling:
             self.settle(handle, TaskAbandoned(handle.task_id, handle.record, handle.intent_id))
 
@@ -283,10 +358,12 @@ class TaskTracker:
         if self._detached_ids is not None and is_left_behind:
             self._detached_ids.add(handle.task_id)
         self._poller.forget(_entry_of(handle))
-        handle.poll_entry = None
+        handle.track(None)
         self.registry.remove(handle)
         self._events.emit("settled", handle, source)  # before the awaiters: they find the hook called
         handle.settle(outcome)
+        for twin in self._twins.pop(handle.task_id, ()):
+            twin.settle(outcome)
         self._admission.release(handle)
 
     async def drain(self) -> None:

@@ -22,8 +22,11 @@ _T = TypeVar("_T")
 class LastAnswer(Protocol):
     """Where whoever polls a task keeps what the last answer said."""
 
-    last_digest: int | None
-    last_record: TaskRecord | None
+    def find_answer(self, digest: int) -> TaskRecord | None:
+        """Return the record of the last answer, if it had this digest."""
+
+    def remember_answer(self, digest: int, record: TaskRecord) -> None:
+        """Keep what an answer said."""
 
 
 class QueryClient:
@@ -44,14 +47,13 @@ class QueryClient:
         returned again, and nothing is decoded.
         """
         response = await self._answer(task_id)
+        if unless is None:
+            return self._decoded(decode_query, response, task_id)
         digest = hash(response.body)
-        is_same = unless is not None and unless.last_digest == digest and response.status == 200
-        if is_same and unless is not None and unless.last_record is not None:
-            return unless.last_record
+        if response.status == 200 and (known := unless.find_answer(digest)) is not None:
+            return known
         record = self._decoded(decode_query, response, task_id)
-        if unless is not None:
-            is_over = record.state.is_terminal
-            unless.last_digest, unless.last_record = (None, None) if is_over else (digest, record)
+        unless.remember_answer(digest, record)
         return record
 
     async def confirm(self, task_id: str) -> tuple[TaskRecord, str | None]:

@@ -56,6 +56,8 @@ class Intent:
     expects_callback: bool = False
     planned_ms: int = 0
     """Unix time in milliseconds, by the clock of the run that planned it."""
+    replaces: str = ""
+    """The intent of unknown outcome that this one is sent in the place of: somebody accepted to pay for both."""
 
     @property
     def frees_its_ref(self) -> bool:
@@ -74,6 +76,26 @@ class Intent:
         record = decode_record(found)
         is_whole = record.has_result if record.state is TaskState.SUCCESS else record.state.is_terminal
         return record if is_whole else None
+
+
+class ClaimSource(StrEnum):
+    """Who says that a create without an id became a certain task."""
+
+    SIGNED = "signed"
+    """A callback at the intent's own address, signed with the webhook key."""
+    UNSIGNED = "unsigned"
+    """A callback at the intent's own address."""
+    ANSWER = "answer"
+    """The create's own answer, in which something else was wrong."""
+
+
+@attrs.frozen(kw_only=True)
+class Claim:
+    """That a create without an id became this task: neither proven nor disproven."""
+
+    intent_id: str
+    task_id: str
+    source: ClaimSource
 
 
 @attrs.frozen
@@ -127,6 +149,14 @@ class Journal(ABC):
         """Return the intents with a task that was not seen to end."""
 
     @abstractmethod
+    async def find_by_task(self, task_id: str) -> Intent | None:
+        """Return the intent that became a task; a journal that forgets may not know it any more."""
+
+    @abstractmethod
+    async def list_claims(self) -> list[Claim]:
+        """Return what is claimed of intents that have no task, in the order it was noted."""
+
+    @abstractmethod
     async def load_totals(self) -> Totals:
         """Return what was spent by all processes that had this journal."""
 
@@ -148,10 +178,12 @@ class Journal(ABC):
     async def mark_sending(self, intent: Intent) -> None:
         """Note that the body is about to leave; called before the first byte.
 
-        The intent takes over the ref of one that never became a task.
+        The intent takes over the ref of one that never became a task. In the same step the intent that it
+        replaces, if any, is written off; that is taken back when this one is proven to have created nothing.
 
         Raises:
-            JournalError: It could not be noted, was sent before, or its ref is another's: do not send.
+            JournalError: It could not be noted, was sent before, its ref is another's, or the intent that
+                it replaces became a task: do not send.
         """
 
     @abstractmethod
@@ -169,6 +201,14 @@ class Journal(ABC):
         """
 
     @abstractmethod
+    async def save_claim(self, claim: Claim) -> None:
+        """Note what is claimed of an intent; a stronger source takes the place of a weaker one."""
+
+    @abstractmethod
+    async def drop_claim(self, intent_id: str, task_id: str) -> None:
+        """Forget a claim that was disproven."""
+
+    @abstractmethod
     async def mark_ended(
         self,
         intent_id: str,
@@ -176,12 +216,10 @@ class Journal(ABC):
         *,
         reason: str = "",
         code: int | None = None,
-        frees_ref: bool = False,
     ) -> None:
         """Note that an intent was rejected, not created, is unknown or written off.
 
-        Of one that was not created there may be no note: nothing was about to leave. With *frees_ref*
-        another intent may have its ref, though it may be a task: somebody accepted to pay for both.
+        Of one that was not created there may be no note: nothing was about to leave.
         """
 
     @abstractmethod
@@ -202,6 +240,7 @@ def encode_note(note: object) -> str:
         JournalError: It has no JSON form, or is nested too deeply.
     """
     try:
+        # Escapes take six bytes for a letter of two: a long text in Cyrillic would be three times as large.
         text = json.dumps(note, ensure_ascii=False)
         return text if _is_utf8(text) else json.dumps(note)
     except (ValueError, TypeError, RecursionError) as exc:

@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 
 from ..models import TaskRecord
-from .base import Intent, IntentState, Journal, Totals
+from .base import Claim, Intent, IntentState, Journal, Totals
 
 
 class MemoryJournal(Journal):
@@ -17,6 +17,8 @@ class MemoryJournal(Journal):
     def __init__(self) -> None:
         self._by_ref: dict[str, Intent] = {}
         self._refs: dict[str, str] = {}
+        self._replaced: dict[str, Intent] = {}
+        """By the intent that was sent in its place: who gets the ref back if that one created nothing."""
 
     async def open(self) -> list[Intent]:
         """Return nothing: no process was before this one."""
@@ -33,6 +35,14 @@ class MemoryJournal(Journal):
     async def list_unsettled(self) -> list[Intent]:
         """Return the intents with a ref whose task was not seen to end."""
         return [intent for intent in self._by_ref.values() if intent.state is IntentState.CREATED]
+
+    async def find_by_task(self, task_id: str) -> Intent | None:
+        """Return nothing: the session itself knows every task that this journal does."""
+        return None
+
+    async def list_claims(self) -> list[Claim]:
+        """Return nothing: no process was before this one."""
+        return []
 
     async def load_totals(self) -> Totals:
         """Return zeros: what this process spends is counted by its session."""
@@ -51,17 +61,29 @@ class MemoryJournal(Journal):
 
     async def mark_sending(self, intent: Intent) -> None:
         """Remember the intent if it has a ref."""
+        # Without a ref nobody could ask for it again, and a long batch would fill the memory.
         if intent.ref is not None:
+            former = self._by_ref.get(intent.ref)
+            if intent.replaces and former is not None and former.intent_id == intent.replaces:
+                self._replaced[intent.intent_id] = former
             self._by_ref[intent.ref] = attrs.evolve(intent, body=None, state=IntentState.SENDING)
             self._refs[intent.intent_id] = intent.ref
 
     async def mark_unsent(self, intent_id: str) -> None:
         """Take SENDING back: it is proven that no task was created."""
         self._change(intent_id, state=IntentState.PLANNED)
+        self._give_ref_back(intent_id)
 
     async def mark_created(self, intent_id: str, task_id: str, *, adopted_by: str = "") -> None:
         """Remember the id of the task an intent became."""
+        self._replaced.pop(intent_id, None)
         self._change(intent_id, state=IntentState.CREATED, task_id=task_id)
+
+    async def save_claim(self, claim: Claim) -> None:
+        """Do nothing: the session has it in memory as well."""
+
+    async def drop_claim(self, intent_id: str, task_id: str) -> None:
+        """Do nothing: the session has it in memory as well."""
 
     async def mark_ended(
         self,
@@ -70,13 +92,13 @@ class MemoryJournal(Journal):
         *,
         reason: str = "",
         code: int | None = None,
-        frees_ref: bool = False,
     ) -> None:
         """Remember how an intent ended without a task; forget it if its ref may be used again."""
         self._change(intent_id, state=state, reason=reason, code=code)
         ref = self._refs.get(intent_id)
-        if ref is not None and (frees_ref or self._by_ref[ref].frees_its_ref):
+        if ref is not None and self._by_ref[ref].intent_id == intent_id and self._by_ref[ref].frees_its_ref:
             self.discard(intent_id)
+            self._give_ref_back(intent_id)
 
     async def mark_settled(self, intent_id: str, record: TaskRecord) -> None:
         """Forget the intent: its handle has the record."""
@@ -87,6 +109,14 @@ class MemoryJournal(Journal):
         ref = self._refs.pop(intent_id, None)
         if ref is not None and self._by_ref[ref].intent_id == intent_id:
             del self._by_ref[ref]
+
+    def _give_ref_back(self, intent_id: str) -> None:
+        """Let the intent have its ref again that this one was to be sent in the place of."""
+        former = self._replaced.pop(intent_id, None)
+        if former is not None and former.ref is not None:
+            self._refs.pop(intent_id, None)
+            self._by_ref[former.ref] = former
+            self._refs[former.intent_id] = former.ref
 
     def _change(self, intent_id: str, **changes: Any) -> None:
         ref = self._refs.get(intent_id)

@@ -34,7 +34,7 @@ class RescueFile:
         descriptor = os.open(self.path, os.O_CREAT | os.O_APPEND | os.O_RDWR, 0o600)
         with os.fdopen(descriptor, "ab+") as file:
             # A line that a full disk or a crash cut off must not take this one with it.
-            if file.seek(0, os.SEEK_END) and _last_byte(file.fileno(), file.tell()) != b"\n":
+            if (end := file.seek(0, os.SEEK_END)) and _last_byte(file.fileno(), end) != b"\n":
                 line = b"\n" + line
             file.write(line)
             file.flush()

@@ -18,14 +18,24 @@ import attrs
 from ..errors import JournalError
 from ..models import TaskRecord, TaskState
 from ..wire.records import without_mac
-from .base import Intent, IntentState, Journal, TaskAlreadyBound, Totals, decode_note, encode_note
+from .base import (
+    Claim,
+    ClaimSource,
+    Intent,
+    IntentState,
+    Journal,
+    TaskAlreadyBound,
+    Totals,
+    decode_note,
+    encode_note,
+)
 from .rescue_file import RescueFile, decode_line, split_lines
 from .sqlite_file import JournalFile
 from .sqlite_thread import SqliteThread
 
 _INTENT_FIELDS = (
     *("intent_id", "model", "ref", "fingerprint", "body", "state", "task_id", "reason", "code", "credits"),
-    *("record", "expects_callback", "planned_ms"),
+    *("record", "expects_callback", "planned_ms", "replaces"),
 )
 
 # As bytes, a record that is damaged is one that cannot be read, and not an error of the whole query.
@@ -33,9 +43,10 @@ _INTENT_COLUMNS = ", ".join(_INTENT_FIELDS).replace("record", "CAST(record AS BL
 
 _INSERT_SENDING = """
 INSERT INTO intent(
-  intent_id, ref, model, fingerprint, body, expects_callback, planned_ms, sending_ms, state, sends
-) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'SENDING', 1)
-ON CONFLICT(intent_id) DO UPDATE SET state = 'SENDING', sends = sends + 1, sending_ms = excluded.sending_ms
+  intent_id, ref, model, fingerprint, body, expects_callback, replaces, planned_ms, sending_ms, state, sends
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 'SENDING', 1)
+ON CONFLICT(intent_id) DO UPDATE
+SET state = 'SENDING', sends = sends + 1, sending_ms = excluded.sending_ms, ref = excluded.ref
 WHERE state = 'PLANNED'
 """
 
@@ -51,6 +62,21 @@ WHERE intent_id = ? AND (state = 'CREATED' OR ?)
 """
 
 _FREE_REF = "former_ref = ref, ref = NULL"
+
+_WRITE_OFF_FORMER = f"""
+UPDATE intent SET state = 'WRITTEN_OFF', {_FREE_REF}
+WHERE intent_id = ? AND task_id IS NULL AND state IN ('UNKNOWN', 'WRITTEN_OFF')
+"""  # noqa: S608  (made of constants)
+
+_TAKE_BACK = """
+UPDATE intent SET state = 'UNKNOWN', ref = former_ref, former_ref = NULL
+WHERE intent_id = ? AND task_id IS NULL AND state = 'WRITTEN_OFF'
+"""
+
+_SAVE_CLAIM = """
+INSERT INTO claim VALUES (?, ?, ?, ?)
+ON CONFLICT DO UPDATE SET source = excluded.source WHERE source = 'unsigned'
+"""
 
 _ECHOES_OF_THE_REQUEST = ("param", "paramJson")
 """Keys of a record under which the request comes back; they are kept only when bodies are."""
@@ -114,7 +140,8 @@ class SqliteJournal(Journal):
             # A job of its own: the file may go only after what was read from it is committed.
             await self._do(lambda _: _put_away(rescued))
             is_recent = "(planned_ms <= 0 OR planned_ms > ?)"  # no real time: better expected for too long
-            may_be_tasks = f"state = 'UNKNOWN' OR (state = 'REJECTED' AND sends = 1 AND {is_recent})"
+            is_given_up = f"(state IN ('REJECTED', 'WRITTEN_OFF') AND sends = 1 AND {is_recent})"
+            may_be_tasks = f"state = 'UNKNOWN' OR {is_given_up}"
             return await self._select(may_be_tasks, _now_ms() - _GHOST_HORIZON_MS)
         except BaseException:
             await self.aclose()
@@ -152,6 +179,20 @@ class SqliteJournal(Journal):
     async def list_intents(self) -> list[Intent]:
         """Return all intents in the order they were planned."""
         return await self._select("true")
+
+    async def find_by_task(self, task_id: str) -> Intent | None:
+        """Return the intent that became a task."""
+        found = await self._select("task_id = ?", task_id)
+        return found[0] if found else None
+
+    async def list_claims(self) -> list[Claim]:
+        """Return what is claimed of intents that have no task, in the order it was noted."""
+        query = "SELECT intent_id, task_id, source FROM claim ORDER BY noted_ms, task_id"
+        rows = await self._do(lambda db: db.execute(query).fetchall())
+        return [
+            Claim(intent_id=intent_id, task_id=task_id, source=ClaimSource(source))
+            for intent_id, task_id, source in rows
+        ]
 
     async def load_totals(self) -> Totals:
         """Return what was spent."""
@@ -193,10 +234,12 @@ class SqliteJournal(Journal):
         body = without_mac(intent.body) if self._keep_bodies and intent.body else None
         values = (
             *(intent.intent_id, intent.ref, intent.model, intent.fingerprint, body),
-            *(intent.expects_callback, now_ms, now_ms),
+            *(intent.expects_callback, intent.replaces, now_ms, now_ms),
         )
 
         def job(db: sqlite3.Connection) -> None:
+            if intent.replaces:
+                _must_change(db, _WRITE_OFF_FORMER, (intent.replaces,))
             if intent.ref is not None:
                 _free_ref(db, intent.ref, intent.intent_id)
             _must_change(db, _INSERT_SENDING, values)
@@ -206,7 +249,13 @@ class SqliteJournal(Journal):
     async def mark_unsent(self, intent_id: str) -> None:
         """Take `sending` back: it is proven that no task was created."""
         change = "state = 'PLANNED', sends = 0, sending_ms = NULL"
-        await self._update(change, where="state IN ('PLANNED', 'SENDING')", intent_id=intent_id)
+        statement = _update_where(change, "state IN ('PLANNED', 'SENDING')")
+
+        def job(db: sqlite3.Connection) -> None:
+            _must_change(db, statement, (intent_id,))
+            _take_back_former(db, intent_id)
+
+        await self._do(job)
 
     async def mark_created(self, intent_id: str, task_id: str, *, adopted_by: str = "") -> None:
         """Note the id of the task an intent became; if that fails, the id goes to `rescue_path`."""
@@ -214,6 +263,7 @@ class SqliteJournal(Journal):
 
         def job(db: sqlite3.Connection) -> None:
             _bind_task(db, *values)
+            db.execute("DELETE FROM claim WHERE intent_id = ?", (intent_id,))
 
         await self._do(job, rescue=lambda: RescueFile(self.rescue_path).append(intent_id, task_id))
 
@@ -224,16 +274,32 @@ class SqliteJournal(Journal):
         *,
         reason: str = "",
         code: int | None = None,
-        frees_ref: bool = False,
     ) -> None:
         """Note how an intent ended without a task; see `Journal.mark_ended`."""
-        values = (state.value, reason[:_MAX_REASON_CHARS], code)
-        change, is_new = "state = ?, reason = ?, code = ?", state is IntentState.NOT_CREATED
-        if is_new:
+        values = (state.value, reason[:_MAX_REASON_CHARS], code, intent_id)
+        change, may_be_new = "state = ?, reason = ?, code = ?", state is IntentState.NOT_CREATED
+        if may_be_new:
             change = f"{change}, sends = 0"
-        if frees_ref:
-            change = f"{change}, {_FREE_REF}"
-        await self._update(change, *values, where="task_id IS NULL", intent_id=intent_id, is_new=is_new)
+        statement = _update_where(change, "task_id IS NULL")
+
+        def job(db: sqlite3.Connection) -> None:
+            if may_be_new and not _intents(db, "intent_id = ?", intent_id):
+                return  # nothing of it was about to leave
+            _must_change(db, statement, values)
+            if all(found.frees_its_ref for found in _intents(db, "intent_id = ?", intent_id)):
+                _take_back_former(db, intent_id)
+
+        await self._do(job)
+
+    async def save_claim(self, claim: Claim) -> None:
+        """Note what is claimed of an intent; a stronger source takes the place of a weaker one."""
+        values = (claim.intent_id, claim.task_id, claim.source.value, _now_ms())
+        await self._do(lambda db: db.execute(_SAVE_CLAIM, values) and None)
+
+    async def drop_claim(self, intent_id: str, task_id: str) -> None:
+        """Forget a claim that was disproven."""
+        statement = "DELETE FROM claim WHERE intent_id = ? AND task_id = ?"
+        await self._do(lambda db: db.execute(statement, (intent_id, task_id)) and None)
 
     async def mark_settled(self, intent_id: str, record: TaskRecord) -> None:
         """Note the terminal record of the intent's task; see `Journal.mark_settled`."""
@@ -247,18 +313,6 @@ class SqliteJournal(Journal):
             noted = _intents(db, "intent_id = ?", intent_id)
             is_unreadable = any(found.state is state and found.read_end() is None for found in noted)
             _must_change(db, _SET_SETTLED, (*values, is_unreadable))
-
-        await self._do(job)
-
-    async def _update(
-        self, change: str, *values: object, where: str, intent_id: str, is_new: bool = False
-    ) -> None:
-        """Change an intent that must be there in this state, or, if it may be new, not at all."""
-        statement = f"UPDATE intent SET {change} WHERE {where} AND intent_id = ?"  # noqa: S608  (no value in it)
-
-        def job(db: sqlite3.Connection) -> None:
-            if not is_new or _intents(db, "intent_id = ?", intent_id):
-                _must_change(db, statement, (*values, intent_id))
 
         await self._do(job)
 
@@ -302,6 +356,19 @@ def _must_change(db: sqlite3.Connection, statement: str, values: tuple[object, .
     """
     if db.execute(statement, values).rowcount != 1:
         raise JournalError("the journal does not hold this intent in the state it must be in")
+
+
+def _update_where(change: str, where: str) -> str:
+    """Return the statement that changes one intent, given last, if it is in the right state."""
+    return f"UPDATE intent SET {change} WHERE {where} AND intent_id = ?"  # noqa: S608  (no value in it)
+
+
+def _take_back_former(db: sqlite3.Connection, intent_id: str) -> None:
+    """Undo the write-off of the intent this one replaced, since this one created nothing."""
+    for found in _intents(db, "intent_id = ?", intent_id):
+        if found.replaces:
+            db.execute(f"UPDATE intent SET {_FREE_REF} WHERE intent_id = ?", (intent_id,))  # noqa: S608
+            db.execute(_TAKE_BACK, (found.replaces,))
 
 
 def _free_ref(db: sqlite3.Connection, ref: str, intent_id: str) -> None:

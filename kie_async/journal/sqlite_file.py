@@ -14,9 +14,7 @@ import stat
 import sys
 import threading
 from pathlib import Path
-from typing import NoReturn
-
-import attrs
+from typing import NamedTuple, NoReturn
 
 from ..errors import JournalError, JournalLocked
 from .base import IntentState
@@ -26,12 +24,22 @@ if sys.platform != "win32":
 
 APPLICATION_ID = 0x6B696541
 
-VERSION = 1
+VERSION = 2
 
 _SMALLEST_PAGE_BYTES = 512
 """SQLite takes a shorter file for an empty database."""
 
 _STATES = ", ".join(f"'{state}'" for state in IntentState)
+
+_CLAIM_TABLE = """
+CREATE TABLE claim(
+  intent_id TEXT NOT NULL,
+  task_id TEXT NOT NULL,
+  source TEXT NOT NULL CHECK(source IN ('signed', 'unsigned', 'answer')),
+  noted_ms INTEGER NOT NULL,
+  PRIMARY KEY(intent_id, task_id)
+) STRICT, WITHOUT ROWID;
+"""
 
 SCHEMA = f"""
 PRAGMA application_id = {APPLICATION_ID};
@@ -48,6 +56,7 @@ CREATE TABLE intent(
   task_id TEXT UNIQUE,
   sends INTEGER NOT NULL DEFAULT 0 CHECK(sends <= 1),
   expects_callback INTEGER NOT NULL DEFAULT 0,
+  replaces TEXT NOT NULL DEFAULT '',
   planned_ms INTEGER NOT NULL,
   sending_ms INTEGER,
   created_ms INTEGER,
@@ -61,7 +70,14 @@ CREATE TABLE intent(
 CREATE INDEX intent_by_state ON intent(state);
 CREATE TABLE run(is_open INTEGER NOT NULL) STRICT;
 INSERT INTO run VALUES (0);
+{_CLAIM_TABLE}
 """  # noqa: S608  (made of constants)
+
+_FROM_VERSION_1 = (
+    "ALTER TABLE intent ADD COLUMN replaces TEXT NOT NULL DEFAULT ''",
+    _CLAIM_TABLE,
+    f"PRAGMA user_version = {VERSION}",
+)
 
 _LEARNED_TABLE = """
 CREATE TABLE IF NOT EXISTS learned(
@@ -82,24 +98,12 @@ _held: dict[tuple[int, int], int] = {}
 _holding = threading.Lock()
 
 
-@attrs.frozen
-class _Marks:
+class _Marks(NamedTuple):
     """What shows that a file is the one it was (device and inode) and as it was (size and time of change)."""
 
-    device: int
-    inode: int
+    key: tuple[int, int]
     size: int
     changed_ns: int
-
-    @classmethod
-    def of(cls, status: os.stat_result) -> _Marks:
-        # Windows sets the time of an open file whenever it likes.
-        changed_ns = 0 if sys.platform == "win32" else status.st_mtime_ns
-        return cls(status.st_dev, status.st_ino, status.st_size, changed_ns)
-
-    @property
-    def key(self) -> tuple[int, int]:
-        return (self.device, self.inode)
 
 
 class JournalFile:
@@ -115,6 +119,7 @@ class JournalFile:
         self.distrust = ""
         """Why nothing may rely on the file any more; empty while it can be trusted."""
         self._target = _resolved(self.path)
+        self._is_link = self._target != self.path
         self._key = (0, 0)
         self._marks: tuple[_Marks, _Marks] | None = None
         self._is_overwritten = False
@@ -143,6 +148,7 @@ class JournalFile:
         """
         self.distrust, self._is_overwritten, self._marks = "", False, None
         self._target = _resolved(self.path)
+        self._is_link = self._target != self.path
         if not self._target.exists():
             self._refuse_to_replace_a_lost_one()
             _make(self._target)
@@ -174,7 +180,7 @@ class JournalFile:
     def check_identity(self) -> None:
         """Refuse to go on when the file is gone: what is noted in it would be lost.
 
-        To be called whenever we may have written: what the file looks like then is what it must stay.
+        To be called whenever we may have written: as the file is then it must stay.
 
         Raises:
             JournalError: It, the log beside it or the link to it was deleted, replaced or cut.
@@ -228,6 +234,9 @@ class JournalFile:
             db.execute("PRAGMA trusted_schema = OFF")
             db.execute("BEGIN EXCLUSIVE")
             self._check_content(db, has_log=has_log)
+            if _select_one(db, "PRAGMA user_version") == 1:
+                for statement in _FROM_VERSION_1:  # in one transaction: it is brought up to date or as it was
+                    db.execute(statement)
             db.execute("COMMIT")
             if _select_one(db, "PRAGMA journal_mode = WAL") != "wal":
                 raise JournalError(f"journal {self.path}: this file system cannot hold a write-ahead log")
@@ -254,11 +263,12 @@ class JournalFile:
         """Refuse what is not ours, of another version, damaged, or not all there."""
         if _select_one(db, "PRAGMA application_id") != APPLICATION_ID:
             raise JournalError(f"{self.path} is a database, but not a journal of kie_async")
-        if (version := _select_one(db, "PRAGMA user_version")) != VERSION:
+        if (version := _select_one(db, "PRAGMA user_version")) not in {1, VERSION}:
             raise JournalError(f"journal {self.path} has version {version}; this kie_async reads {VERSION}")
         # Unlike quick_check this compares the indexes too: every id, ref and state stands twice.
         if (verdict := _select_one(db, "PRAGMA integrity_check(1)")) != "ok":
-            raise JournalError(f"journal {self.path} is damaged ({verdict}); restore a copy of it")
+            found = " ".join(str(verdict).split())
+            raise JournalError(f"journal {self.path} is damaged ({found}); restore a copy of it")
         if _select_one(db, "SELECT is_open FROM run") and not has_log:
             remedy = f"sqlite3 {self.path.name} 'UPDATE run SET is_open = 0'"  # noqa: S608  (words to a person)
             raise JournalError(
@@ -285,7 +295,7 @@ class JournalFile:
         """
         with _holding:
             status = self._target.stat()
-            key = _Marks.of(status).key
+            key = (status.st_dev, status.st_ino)
             if key in _held:
                 raise self._locked()
             if status.st_size < _SMALLEST_PAGE_BYTES and stat.S_ISREG(status.st_mode):
@@ -295,7 +305,7 @@ class JournalFile:
             descriptor = os.open(self._target, os.O_RDWR)
             try:
                 _lock(descriptor)
-                if _Marks.of(os.fstat(descriptor)).key != key:
+                if _marks_of(os.fstat(descriptor)).key != key:
                     raise JournalError(f"journal {self.path} was replaced while it was opened; try again")
             except BaseException as exc:
                 os.close(descriptor)
@@ -317,8 +327,8 @@ class JournalFile:
             JournalError: One is gone, or the path means another file than the one that is held.
         """
         try:
-            file, log = _Marks.of(os.stat(self._target)), _Marks.of(os.stat(f"{self._target}-wal"))
-            given = file if self.path == self._target else _Marks.of(os.stat(self.path))
+            file, log = _marks_of(os.stat(self._target)), _marks_of(os.stat(f"{self._target}-wal"))
+            given = _marks_of(os.stat(self.path)) if self._is_link else file
         except OSError:
             self._distrust_lost()
         if not file.key == given.key == self._key:
@@ -337,6 +347,12 @@ class JournalFile:
             f"journal {self.path} was deleted or replaced while in use; nothing more is sent with it"
         )
         raise JournalError(self.distrust)
+
+
+def _marks_of(status: os.stat_result) -> _Marks:
+    # Windows sets the time of an open file whenever it likes.
+    changed_ns = 0 if sys.platform == "win32" else status.st_mtime_ns
+    return _Marks((status.st_dev, status.st_ino), status.st_size, changed_ns)
 
 
 def _resolved(path: Path) -> Path:

@@ -120,6 +120,7 @@ class SqliteThread:
         try:
             if self._file.distrust:
                 raise JournalError(self._file.distrust)
+            # Before anything is read: an overwritten file may no longer know a ref that is paid for.
             self._file.check_content()
             db.execute("BEGIN IMMEDIATE")
             for job in group:
@@ -131,6 +132,7 @@ class SqliteThread:
                 db.execute("ROLLBACK")
             with contextlib.suppress(JournalError):  # what was rolled back may have grown the log
                 self._file.check_identity()
+            # The others of the group did nothing wrong: they are tried again, each by itself.
             is_of_one_job = len(outcomes) < len(group) and self._is_of_the_job(exc)
             if is_of_one_job and len(group) > 1:
                 return [outcome for job in group for outcome in self._commit(db, [job])]

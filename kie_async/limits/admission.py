@@ -33,6 +33,14 @@ class Admission:
         """Note whose slot the one just acquired is."""
         self._holders.add(holder)
 
+    def transfer(self, holder: object, to: object) -> None:
+        """Let another hold the slot of *holder*; a second one for the same comes back."""
+        if holder in self._holders and to in self._holders:
+            self.release(holder)
+        elif holder in self._holders:
+            self._holders.remove(holder)
+            self._holders.add(to)
+
     def release(self, holder: object) -> None:
         """Give the holder's slot back, if it has one."""
         if holder in self._holders:

@@ -71,6 +71,15 @@ class PollEntry:
         self.is_polling, self.is_urgent = True, False
         self.last_polled_at = now
 
+    def find_answer(self, digest: int) -> TaskRecord | None:
+        """Return the record of the last answer, if it had this digest."""
+        return self.last_record if digest == self.last_digest else None
+
+    def remember_answer(self, digest: int, record: TaskRecord) -> None:
+        """Keep what the last answer said, unless it was the end: that is not polled again."""
+        is_over = record.state.is_terminal or self.is_closed
+        self.last_digest, self.last_record = (None, None) if is_over else (digest, record)
+
     def close(self) -> None:
         """Keep nothing of the task alive."""
         self.is_closed = True

@@ -24,8 +24,8 @@ class Learner:
     ) -> None:
         """Take in that a task has ended, and which side said so first."""
         age_s = now - entry.begun_at
-        is_told = record.duration_s is not None or source is not Source.CALLBACK
-        ran_s = _ran_s(entry, age_s, record.duration_s if is_told else age_s)
+        is_said = record.duration_s is not None or source is not Source.CALLBACK
+        ran_s = _ran_s(entry, age_s, record.duration_s if is_said else age_s)
         if ran_s is not None:
             self._planner.note_finished(entry.model or record.model, ran_s, seen_s=entry.last_seen_running_s)
             if entry.expects_callback and source is Source.POLL:
@@ -51,10 +51,10 @@ class Learner:
         entry.last_seen_running_s = age_s
 
 
-def _ran_s(entry: PollEntry, age_s: float, told_s: float | None) -> float | None:
+def _ran_s(entry: PollEntry, age_s: float, said_s: float | None) -> float | None:
     """Return how long a task ran, within what was seen of it; None if nobody here saw its beginning."""
     latest_s, seen_s = age_s + _BEFORE_ANSWER_S, entry.last_seen_running_s
-    if seen_s > age_s or (not seen_s and told_s is not None and told_s > latest_s):
+    if seen_s > age_s or (not seen_s and said_s is not None and said_s > latest_s):
         return None  # attached, or adopted: it is older than it was known here
-    found_s = (seen_s + age_s) / 2 if told_s is None else told_s
+    found_s = (seen_s + age_s) / 2 if said_s is None else said_s
     return max(min(found_s, latest_s), seen_s)

@@ -66,7 +66,7 @@ class Inbox:
     def owner_of(self, intent_id: str) -> str | None:
         return self.task_id if intent_id == INTENT else None
 
-    def accept(self, delivery: Delivery) -> None:
+    async def accept(self, delivery: Delivery) -> None:
         if self.error is not None:
             raise self.error
         self.accepted.append(delivery.record)

@@ -129,7 +129,7 @@ class Race:
             await eventually(lambda: self.sandbox.counts["query"])
 
     async def callback(self) -> None:
-        is_deaf = self.is_written_off or (self.closing is not None and self.closing.done())
+        is_deaf = self.closing is not None and self.closing.done()
         assert await self.sandbox.send_callback(self.task_id) == (503 if is_deaf else 200)
 
     async def poll(self) -> None:
@@ -319,13 +319,12 @@ def truth_of_unknown(order: Order, kind: Kind) -> tuple[type, list[str]]:
     """Return how the handle of an unknown create must end, and the sources of all that settles.
 
     Here "poll" is the answer to the question that the callback raised. A wait that ended before it does
-    not stop the adoption: what became of the money is worth knowing.
+    not stop the adoption, and a write-off neither: what became of the money is worth knowing.
     """
     first = next(step for step in order if step in (*AN_ENDED_WAIT, "poll"))
     if first == "poll":
         return kind.outcome, ["callback"]
-    deaf = [order.index(step) for step in ("write_off", "close") if step in order]
-    is_adopted = order.index("poll") < min(deaf)
+    is_adopted = order.index("poll") < order.index("close")
     return AN_ENDED_WAIT[first], ["", "callback"] if is_adopted else [""]
 
 

@@ -607,7 +607,9 @@ async def test_a_resubmit_and_a_create_of_its_ref_at_once_are_one_more_task(
     assert len({task.task_id for task in found if task is not handle}) == 1
 
 
-async def test_a_resubmit_that_sent_nothing_leaves_the_ref_free(sandbox: Sandbox, restart: Restart) -> None:
+async def test_a_resubmit_that_sent_nothing_leaves_the_first_as_it_was(
+    sandbox: Sandbox, restart: Restart
+) -> None:
     kie = await restart()
     handle = (await lose(kie, sandbox)).handle
     sandbox.faults.create_429_next = 1
@@ -617,9 +619,11 @@ async def test_a_resubmit_that_sent_nothing_leaves_the_ref_free(sandbox: Sandbox
     again.cancel()
     await asyncio.wait({again})
     sandbox.faults.retry_after_s = 0.0
+    assert not handle.is_done
     kie = await restart()
-    assert (await kie.create(ECHO)).task_id in sandbox.tasks
-    assert len(sandbox.tasks) == 2
+    with pytest.raises(CreateOutcomeUnknown):
+        await kie.create(ECHO)
+    assert len(sandbox.tasks) == 1
 
 
 async def test_resubmit_of_a_former_run_has_no_request_to_send(sandbox: Sandbox, restart: Restart) -> None:

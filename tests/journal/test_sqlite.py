@@ -26,6 +26,7 @@ import attrs
 import pytest
 from conftest import HMAC_KEY, OpenSession
 from support.clock import eventually
+from support.journals import DONE, as_left_by_a_crash, created, intent, opened, raw, states
 
 from kie_async import (
     CallbackReceiver,
@@ -40,14 +41,11 @@ from kie_async import (
     TaskState,
 )
 from kie_async.callbacks.address import callback_mac, derive_callback_secret
-from kie_async.journal.base import Intent, IntentState
+from kie_async.journal.base import IntentState
 from kie_async.journal.sqlite_file import APPLICATION_ID, SCHEMA, VERSION
 
 ROOT = Path(__file__).parent.parent.parent
 ECHO = TaskRequest(model="sandbox/echo", input={"prompt": "a smile"})
-DONE = TaskRecord(
-    task_id="t1", state=TaskState.SUCCESS, credits=1.0, raw={"taskId": "t1", "state": "success"}
-)
 
 
 @pytest.fixture
@@ -69,50 +67,6 @@ async def journal(path: Path) -> AsyncIterator[SqliteJournal]:
     """Return an open journal; the end of the test closes it."""
     async with opened(path) as journal:
         yield journal
-
-
-@contextlib.asynccontextmanager
-async def opened(path: Path, **options: Any) -> AsyncIterator[SqliteJournal]:
-    journal = SqliteJournal(path, **options)
-    await journal.open()
-    try:
-        yield journal
-    finally:
-        await journal.aclose()
-
-
-def intent(number: int | str = 1, **fields: Any) -> Intent:
-    return Intent(
-        **({"intent_id": f"i{number}", "model": "m", "ref": f"r{number}", "fingerprint": b"f"} | fields)
-    )
-
-
-async def created(journal: SqliteJournal, number: int | str = 1) -> None:
-    """Take an intent all the way to its task."""
-    await journal.mark_sending(intent(number))
-    await journal.mark_created(f"i{number}", f"t{number}")
-
-
-async def states(journal: SqliteJournal) -> dict[str, str]:
-    return {intent.intent_id: intent.state.value for intent in await journal.list_intents()}
-
-
-def as_left_by_a_crash(path: Path, to: Path) -> Path:
-    """Return a copy of the journal, as a SIGKILL at this moment would leave it."""
-    to.mkdir()
-    for name in (path.name, f"{path.name}-wal"):
-        shutil.copyfile(path.parent / name, to / name)
-    return to / path.name
-
-
-@contextlib.contextmanager
-def raw(path: Path) -> Iterator[sqlite3.Connection]:
-    """Open the file of a closed journal as anybody could."""
-    db = sqlite3.connect(path, isolation_level=None)
-    try:
-        yield db
-    finally:
-        db.close()
 
 
 def python(script: str, *arguments: object, prefix: tuple[str, ...] = (), **options: Any) -> str:
@@ -401,7 +355,7 @@ async def test_a_fork_is_refused_and_keeps_nothing(path: Path) -> None:
         from kie_async import JournalError, SqliteJournal
         from kie_async.journal.base import Intent
 
-        async def told(work):
+        async def said(work):
             try:
                 await work
                 return "fine"
@@ -413,14 +367,14 @@ async def test_a_fork_is_refused_and_keeps_nothing(path: Path) -> None:
             await journal.open()
             await journal.mark_sending(Intent(intent_id="i1", model="m"))
             if (child := os.fork()) == 0:
-                print(asyncio.run(told(journal.mark_sending(Intent(intent_id="i2", model="m")))), flush=True)
-                print(asyncio.run(told(SqliteJournal(sys.argv[1]).open())), flush=True)
+                print(asyncio.run(said(journal.mark_sending(Intent(intent_id="i2", model="m")))), flush=True)
+                print(asyncio.run(said(SqliteJournal(sys.argv[1]).open())), flush=True)
                 asyncio.run(journal.aclose())
                 del journal
                 gc.collect()
                 os._exit(0)
             os.waitpid(child, 0)
-            print(await told(journal.mark_sending(Intent(intent_id="i3", model="m"))), flush=True)
+            print(await said(journal.mark_sending(Intent(intent_id="i3", model="m"))), flush=True)
             if os.fork() == 0:
                 os.close(1), os.close(2)
                 import time
@@ -571,16 +525,21 @@ INSERT INTO intent(intent_id, ref, model, fingerprint, state, sends, planned_ms,
 """  # noqa: E501
 
 
+def columns_of(path: Path) -> set[tuple[Any, ...]]:
+    """Return every table's columns, and the version."""
+    query = "SELECT t.name, c.name, c.type, c.dflt_value FROM sqlite_schema t, pragma_table_info(t.name) c"
+    with raw(path) as db:
+        return {*db.execute(query).fetchall(), *db.execute("PRAGMA user_version").fetchall()}
+
+
 async def test_a_file_of_version_1_is_read(path: Path, tmp_path: Path) -> None:
-    """Golden: when this must change, the version does too, and the old file is still read."""
+    """Golden: when the schema changes, the version does too, and this file becomes one of the new version."""
     with raw(path) as db:
         db.executescript(GOLDEN)
-        golden = db.execute("SELECT sql FROM sqlite_schema ORDER BY name").fetchall()
-    async with opened(tmp_path / "new.db"):
-        pass
-    with raw(tmp_path / "new.db") as db:
-        kept = "SELECT sql FROM sqlite_schema WHERE tbl_name != 'learned' ORDER BY name"  # made when missing
-        assert db.execute(kept).fetchall() == golden
+    for each in (path, tmp_path / "new.db"):
+        async with opened(each):
+            pass
+    assert columns_of(path) == columns_of(tmp_path / "new.db")
     journal = SqliteJournal(path)
     left = await journal.open()
     assert [(intent.intent_id, intent.state.value) for intent in left] == [
@@ -687,7 +646,7 @@ async def test_a_lost_log_is_not_an_empty_journal(path: Path, tmp_path: Path, le
     assert await facts(crashed) == {"i1": ("r1", "t1", IntentState.CREATED)}
 
 
-async def test_who_looked_into_a_crashed_journal_can_say_so(path: Path, tmp_path: Path) -> None:
+async def test_who_opened_a_crashed_journal_by_hand_can_say_so(path: Path, tmp_path: Path) -> None:
     async with opened(path) as journal:
         await created(journal)
         crashed = as_left_by_a_crash(path, tmp_path / "crash")

@@ -15,7 +15,7 @@ def telegram(crowd: Crowd) -> web.Application:
     async def call(request: web.Request) -> web.Response:
         form = await request.post()
         assert request.match_info["method"] == "sendMessage"
-        crowd.hear(int(str(form["chat_id"])), str(form["text"]))
+        crowd.note_answer(int(str(form["chat_id"])), str(form["text"]))
         chat = {"id": int(str(form["chat_id"])), "type": "private"}
         return web.json_response({"ok": True, "result": {"message_id": 1, "date": 0, "chat": chat}})
 
