@@ -36,6 +36,7 @@ class KeptConnection(ResponseHandler):
         """Whether a body was handed to it before."""
         self._silent_since: tuple[float, float] | None = None
         self._last_bytes = b""
+        self._poll: select.poll | None = None
 
     def data_received(self, data: bytes) -> None:
         """Note that it is not silent, then parse."""
@@ -63,10 +64,11 @@ class KeptConnection(ResponseHandler):
 
     def may_carry(self) -> bool:
         """Tell whether a body may be handed to it now: it is new, or silent since an answer a moment ago."""
-        return not self.is_used or (self._is_recent() and not self.should_close and self._shows_nothing())
+        return not self.is_used or (self.is_silent() and self._shows_nothing())
 
-    def _is_recent(self) -> bool:
-        if self._silent_since is None:
+    def is_silent(self) -> bool:
+        """Tell whether nothing came since its last answer, a moment ago, as far as the loop has read."""
+        if self._silent_since is None or self.should_close:
             return False
         # Both clocks: the loop's stands still while the machine sleeps, and a server's does not.
         ages = self._now() - self._silent_since[0], time.time() - self._silent_since[1]
@@ -78,9 +80,10 @@ class KeptConnection(ResponseHandler):
         if transport is None or transport.is_closing() or transport.get_write_buffer_size():
             return False
         # Over TLS its end is an alert, which is data here. An end without one, or a reset, shows as well.
-        poll = select.poll()
-        poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN | select.POLLPRI)
-        return not poll.poll(0)
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN | select.POLLPRI)
+        return not self._poll.poll(0)
 
 
 class KeepingConnector(aiohttp.TCPConnector):
@@ -102,7 +105,7 @@ class KeepingConnector(aiohttp.TCPConnector):
         while True:
             connection = await super().connect(req, traces, timeout)
             kept = connection.protocol
-            if not isinstance(kept, KeptConnection) or kept.may_carry():
+            if not isinstance(kept, KeptConnection) or not kept.is_used or kept.is_silent():
                 return connection
             connection.close()
 
