@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import platform
 
 import aiohttp
 from support.create_faults import Fault, judge, objection, rows
 from support.create_situations import Situation, protest, see, situations
+
+from campaign._loops import add_option, run_on
 
 
 def main(argv: list[str]) -> int:
@@ -16,10 +17,11 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.campaign faults", description=__doc__)
     parser.add_argument("--only", default="", help="rows whose name holds this")
     parser.add_argument("--times", type=int, default=1, help="how often each row is run")
+    add_option(parser)
     asked = parser.parse_args(argv)
     chosen = [row for row in table() if asked.only in str(row)]
     print(f"Python {platform.python_version()}, aiohttp {aiohttp.__version__}, {len(chosen)} rows")
-    wrong = asyncio.run(_run(chosen, asked.times))
+    wrong = run_on(asked.loop, _run(chosen, asked.times))
     print(f"{wrong} misclassified")
     return 1 if wrong else 0
 

@@ -26,6 +26,7 @@ import attrs
 from support.create_faults import Notes, creating, creation, word_for
 from support.misbehaving import answer, certified, created, html, refused
 
+from campaign._loops import add_option, run_on
 from kie_async.creating.kept_connection import KeptConnection
 
 IDLE_S = 1.5
@@ -244,13 +245,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--over", choices=("plain", "TLS"), help="only this; else half of the creates each")
     parser.add_argument("--aimed", action="store_true", help="each comes just when its connection is closed")
     parser.add_argument("--seed", type=int, default=1)
+    add_option(parser)
     asked = parser.parse_args(argv)
     print(f"Python {platform.python_version()}, aiohttp {aiohttp.__version__}, {asked.creates} creates")
     ways = [asked.over] if asked.over else ["plain", "TLS"]
     wrong = 0
     for over in ways:
         count = asked.creates // len(ways)
-        found = asyncio.run(run(count, over_tls=over == "TLS", aimed=asked.aimed, seed=asked.seed))
+        found = run_on(asked.loop, run(count, over_tls=over == "TLS", aimed=asked.aimed, seed=asked.seed))
         ends = ", ".join(f"{count} {word}" for word, count in found.words.most_common())
         print(f"{over:5} {ends}; {found.kept} on a kept connection, {found.connections} connections")
         objections = [what for what in found.objections if not (asked.aimed and what.endswith("% unknown"))]
