@@ -35,6 +35,7 @@ class KeptConnection(ResponseHandler):
         self.is_used = False
         """Whether a body was handed to it before."""
         self._silent_since: tuple[float, float] | None = None
+        self._has_ended = False
         self._last_bytes = b""
         self._poll: select.poll | None = None
 
@@ -45,8 +46,8 @@ class KeptConnection(ResponseHandler):
         super().data_received(data)
 
     def eof_received(self) -> None:
-        """Note that it is not silent, then close."""
-        self._silent_since = None
+        """Note that it never will be silent again, then close."""
+        self._silent_since, self._has_ended = None, True
         super().eof_received()
 
     def begin(self) -> None:
@@ -59,7 +60,7 @@ class KeptConnection(ResponseHandler):
         """Note that the last answer is complete, with this *body*, and may be the last thing that came."""
         # The parser goes on with what comes behind an answer in the same packet and does not tell of it.
         ending = b"\r\n\r\n" if is_chunked or not body else body[-_ENDING_BYTES:]
-        if self._last_bytes.endswith(ending):
+        if not self._has_ended and self._last_bytes.endswith(ending):
             self._silent_since = self._now(), time.time()
 
     def may_carry(self) -> bool:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import ssl
 import threading
 import time
 import tracemalloc
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 from unittest.mock import Mock
@@ -64,6 +66,7 @@ from kie_async import (
 from kie_async._secrets import Secret
 from kie_async.config import Rate
 from kie_async.creating.create_transport import CreateTransport, _check_aiohttp
+from kie_async.creating.kept_connection import KeptConnection
 from kie_async.creating.send_gate import GateClosed, OneShotBody, SendGate
 from kie_async.events import Counters
 from kie_async.journal.base import Intent
@@ -284,6 +287,51 @@ async def test_giving_up_between_two_connections_sends_nothing() -> None:
             await create.run()
     assert len(server.bodies) == 1
     assert notes.notes == ["sending", "unsent"]
+
+
+def _closes_the_first_of_two(listening: socket.socket, tls: ssl.SSLContext | None, read: list[int]) -> None:
+    """Answer a create and end its connection; answer the next one, in a thread of its own."""
+    for number in range(2):
+        plain, _ = listening.accept()
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # or TLS's tickets hold the answer back
+        with tls.wrap_socket(plain, server_side=True) if tls else plain as connection:
+            received = b""
+            while BODY not in received and (more := connection.recv(65536)):
+                received += more
+            read.append(received.count(BODY))
+            connection.sendall(OK)
+            time.sleep(0.03 * (1 - number))
+            if isinstance(connection, ssl.SSLSocket):
+                with suppress(OSError):
+                    connection.settimeout(0.01)
+                    connection.unwrap()  # sends the alert
+
+
+@pytest.mark.parametrize("over", ["plain", "TLS"])
+@pytest.mark.parametrize("asks", [True, False], ids=["asks the socket", "would not ask"])
+async def test_the_gate_sees_an_end_that_the_loop_has_not_read(
+    over: str, asks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not asks:  # what the test is good for
+        monkeypatch.setattr(KeptConnection, "_shows_nothing", lambda _: True)
+    read: list[int] = []
+    notes = Notes(lambda: time.sleep(0.1))  # it blocks the loop: the end is in the socket and nowhere else
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(2)
+        tls = certified() if over == "TLS" else None
+        serving = asyncio.create_task(asyncio.to_thread(_closes_the_first_of_two, listening, tls, read))
+        url = f"http{'s' if tls else ''}://127.0.0.1:{listening.getsockname()[1]}"
+        async with creating(url, connections=1) as transport:
+            assert await creation(transport).run() == TASK_ID
+            if asks:
+                assert await creation(transport, journal=notes).run() == TASK_ID
+                assert notes.notes == ["sending", "unsent", "sending"]
+            else:
+                with pytest.raises(CreateOutcomeUnknown):
+                    await creation(transport, journal=notes).run()
+                assert await creation(transport).run() == TASK_ID
+        await serving
+    assert read == [1, 1]
 
 
 async def test_a_connection_that_does_not_note_what_comes_is_not_kept() -> None:

@@ -286,9 +286,8 @@ async def _waits_for_the_pool(stage: Stage) -> list[str]:
         return attempt.answer.verdict.value.replace("_", " ")
 
     async with stage.creating(connections=1, timeout_s=SHORT_S) as transport:
-        first = asyncio.create_task(post(transport))
-        await stage.until_read()
-        return [await post(transport), await first][::-1]
+        first, second = asyncio.create_task(post(transport)), asyncio.create_task(post(transport))
+        return [await first, await second]
 
 
 async def _waits_for_a_place(stage: Stage) -> list[str]:
