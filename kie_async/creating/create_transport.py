@@ -7,7 +7,6 @@ may be gone; an exception's class never does.
 from __future__ import annotations
 
 import asyncio
-import ssl
 from functools import lru_cache
 
 import aiohttp
@@ -15,6 +14,7 @@ import attrs
 from yarl import URL
 
 from .._secrets import Secret
+from ..config import Network
 from ..errors import SessionMisuse
 from ..http.backoff import read_retry_after
 from ..http.transport import (
@@ -23,13 +23,14 @@ from ..http.transport import (
     close_http_session_nowait,
     describe_failure,
     headers_for,
+    make_connector,
     open_http_session,
     read_body,
 )
 from ..wire.codes import CreateVerdict
 from ..wire.requests import WireRequest
 from ..wire.responses import CreateAnswer, WireResponse, decode_create
-from .kept_connection import KeepingConnector
+from .kept_connection import CAN_PEEK, KEEP_S, KeptConnection
 from .send_gate import ConnectionEnded, OneShotBody, SendGate
 
 CREATE_TIMEOUT_S = 60.0
@@ -92,6 +93,7 @@ class _CallTimeout:
     def end(self) -> bool:
         """Cut nothing any more; tell whether somebody else cancelled the task meanwhile."""
         self._timer.cancel()
+        # Our own cancel is taken back: what is left is somebody else's, and is not swallowed.
         if self._has_cut:
             self._task.uncancel()
         return self._task.cancelling() > self._cancels
@@ -101,7 +103,8 @@ class CreateTransport:
     """Sends creates, and only creates.
 
     A connection carries a further one under the rule of `kept_connection`; no redirects, no cookies, no
-    proxies, no user's middleware, and aiohttp repeats no POST: nothing can send a body a second time.
+    user's middleware, and aiohttp repeats no POST: nothing can send a body a second time. A proxy is done
+    with before the gate: it answers a CONNECT, and what came after is the service's.
     """
 
     def __init__(
@@ -112,7 +115,7 @@ class CreateTransport:
         connections: int,
         timeout_s: float = CREATE_TIMEOUT_S,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
-        ssl_context: ssl.SSLContext | None = None,
+        network: Network = Network(),  # noqa: B008  (frozen)
     ) -> None:
         self._base_url = base_url
         self._key = key
@@ -121,8 +124,14 @@ class CreateTransport:
         self.connection_slots = asyncio.Semaphore(connections)
         """Held from before the turn at the limiter until the answer: who waits can still be held back."""
         self._http = open_http_session(
-            KeepingConnector(limit=connections, ssl_context=ssl_context),
+            make_connector(
+                network,
+                limit=connections,
+                keep_alive_s=KEEP_S if CAN_PEEK else 0.0,
+                connection_type=KeptConnection,
+            ),
             timeout=aiohttp.ClientTimeout(total=None),
+            proxy=network.http_proxy_for(base_url),
             is_for_service=True,
         )
 
@@ -140,6 +149,7 @@ class CreateTransport:
             is_cancelled = patience.end()
         if not is_cancelled:
             return attempt
+        # Only a create that never left may end as cancelled; of any other the verdict must be known.
         if attempt.answer.verdict is CreateVerdict.NOT_SENT:
             raise asyncio.CancelledError
         return attrs.evolve(attempt, is_final=True)  # an id that is here is not thrown away

@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import select
-import ssl
 import time
-from functools import partial
 
-import aiohttp
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.client_proto import ResponseHandler
-from aiohttp.tracing import Trace
 
 KEEP_S = 1.0
 """How long after a complete answer a connection may carry a further create."""
@@ -63,11 +59,15 @@ class KeptConnection(ResponseHandler):
         if not self._has_ended and self._last_bytes.endswith(ending):
             self._silent_since = self._now(), time.time()
 
+    def is_connected(self) -> bool:
+        """Tell whether it may be taken from the pool; who may not be is closed."""
+        return (not self.is_used or self._is_silent()) and super().is_connected()
+
     def may_carry(self) -> bool:
         """Tell whether a body may be handed to it now: it is new, or silent since an answer a moment ago."""
-        return not self.is_used or (self.is_silent() and self._shows_nothing())
+        return not self.is_used or (self._is_silent() and self._shows_nothing())
 
-    def is_silent(self) -> bool:
+    def _is_silent(self) -> bool:
         """Tell whether nothing came since its last answer, a moment ago, as far as the loop has read."""
         if self._silent_since is None or self.should_close:
             return False
@@ -85,30 +85,6 @@ class KeptConnection(ResponseHandler):
             self._poll = select.poll()
             self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN | select.POLLPRI)
         return not self._poll.poll(0)
-
-
-class KeepingConnector(aiohttp.TCPConnector):
-    """Keeps connections for a second, and hands out none that is known to have ended or to hold data."""
-
-    def __init__(self, *, limit: int, ssl_context: ssl.SSLContext | None) -> None:
-        ssl_choice = ssl_context or True
-        if CAN_PEEK:
-            super().__init__(limit=limit, ssl=ssl_choice, keepalive_timeout=KEEP_S)
-        else:
-            super().__init__(limit=limit, ssl=ssl_choice, force_close=True)
-        made: type[ResponseHandler] = KeptConnection
-        self._factory = partial(made, loop=asyncio.get_running_loop())
-
-    async def connect(
-        self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
-    ) -> aiohttp.connector.Connection:
-        """Return a kept connection that may carry a body, else a new one."""
-        while True:
-            connection = await super().connect(req, traces, timeout)
-            kept = connection.protocol
-            if not isinstance(kept, KeptConnection) or not kept.is_used or kept.is_silent():
-                return connection
-            connection.close()
 
 
 def connection_of(writer: AbstractStreamWriter) -> KeptConnection | None:

@@ -34,11 +34,13 @@ class SendGate:
         """Note it, then open, for one body and its *connection*; a second body is refused."""
         if self._is_used:
             raise GateClosed
+        # Before anything that may fail: after an error aiohttp could ask for the body once more.
         self._is_used = True
         try:
             self._refuse_if_closed()
             self.may_be_noted = True
             await self._before_first_byte()
+            # Asked again: the note waited for a disk, and whoever sends may have given up meanwhile.
             self._refuse_if_closed()
             if connection is not None and not connection.may_carry():
                 raise ConnectionEnded

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Iterable
 
 import attrs
 
 from .._background import BackgroundTasks
 from ..callbacks.base import Delivery
+from ..callbacks.silence import CallbackSilence
 from ..errors import (
     CreateOutcomeUnknown,
     InvalidRequest,
@@ -24,9 +24,9 @@ from ..errors import (
 from ..events import Counters, Source
 from ..handle import HandleOwner, TaskHandle
 from ..inputs.request import TaskRequest
-from ..journal.base import Intent, Journal, Totals
+from ..journal.base import Intent, Journal
 from ..limits.admission import Admission
-from ..limits.budget import Usage
+from ..limits.budget import BudgetLedger
 from ..models import TaskRecord, TaskResult, TaskState
 from ..planning.planner import Learned
 from ..polling.entry import PollEntry
@@ -51,6 +51,7 @@ class TaskTracker:
         journal: Journal,
         counters: Counters,
         admission: Admission,
+        ledger: BudgetLedger | None,
         events: EventHook,
         callbacks: CallbackPolicy,
         owner: HandleOwner,
@@ -61,15 +62,14 @@ class TaskTracker:
         self._journal = journal
         self._counters = counters
         self._admission = admission
+        self._ledger = ledger
         self._events = events
         self._callbacks = callbacks
         self._owner = owner
         self._background = BackgroundTasks("kie_async settle")
+        self.silence = CallbackSilence(callbacks.url or "")
         self._twins: dict[str, list[TaskHandle]] = {}
         """By task: handles that were given out before it was known that they are of the same task."""
-        self._prior = Totals()
-        self._detached_ids: set[str] | None = None
-        """Unsettled tasks of ours that have no handle here; None while nobody counts what they cost."""
 
     # --- creates without a task ----------------------------------------------------------------
 
@@ -95,7 +95,7 @@ class TaskTracker:
     def cancel(self, pending: PendingCreate) -> None:
         """Forget a create of which nothing was sent."""
         self.pending.remove(pending)
-        self._admission.release(pending.handle)
+        self._release(pending)
 
     def mark_created(self, pending: PendingCreate, task_id: str) -> TaskHandle:
         """Join a create to the task that its answer named; return the one handle of that task."""
@@ -115,7 +115,12 @@ class TaskTracker:
         """Take in that the create was refused; a callback may still prove otherwise."""
         self.pending.give_up(pending, Phase.REJECTED)
         pending.handle.forget_request()  # nobody has this handle, and the request may be large
+        self._release(pending)
+
+    def _release(self, pending: PendingCreate) -> None:
         self._admission.release(pending.handle)
+        if self._ledger is not None:
+            self._ledger.release(pending.intent.intent_id)
 
     def write_off(self, pending: PendingCreate) -> None:
         """Take in that a create was given up; a callback may still prove that it became a task."""
@@ -128,7 +133,11 @@ class TaskTracker:
         pending.phase, pending.error = Phase.UNKNOWN, error
         handle.mark_unknown()
         self._counters.unknown_creates += 1
+        if self._ledger is not None:
+            self._ledger.note_left(handle.intent_id, handle.model)
         _log.warning("%s", error)
+        # At once: nobody knows when this ends, and a few dead connections must not stop all creates. What
+        # it may have cost stays counted in `usage`, and the breaker stops a row of them.
         self._admission.release(handle)
         self.await_deadline(handle)
         self._events.emit("unknown", handle)
@@ -146,6 +155,7 @@ class TaskTracker:
         if is_late := handle.is_done:  # too late for its awaiters; journal and counts still hear the end
             handle = self.new_handle(pending.intent)
             handle.mark_retrieved()
+        # Nobody waits with a clock: it is followed to its end, for the journal and the budget.
         if is_ghost or is_late or not pending.is_awaited:
             handle.move_deadline(math.inf)
         expects = self._callbacks.is_received
@@ -184,8 +194,8 @@ class TaskTracker:
         except BaseException:
             handle.bind(before)
             raise
-        if self._detached_ids is not None:
-            self._detached_ids.discard(task_id)
+        if self._ledger is not None and handle.intent_id:
+            self._ledger.note_tracked(handle.intent_id, handle.model)
         self._poller.forget(_entry_of(handle))
         entry = self._poller.track(
             task_id,
@@ -195,6 +205,8 @@ class TaskTracker:
             at_once=at_once,
         )
         handle.track(entry)
+        if self._ledger is not None and self._ledger.wants_price(handle.intent_id):
+            self._poller.poll_soon(entry)
 
     def check_free(self, task_id: str, intent_id: str) -> None:
         """Refuse to bind a create to a task that came from another one.
@@ -287,18 +299,27 @@ class TaskTracker:
         has_changed = handle.observe(record)
         for twin in self._twins.get(record.task_id, ()):
             twin.observe(record)
+        if self._ledger is not None and not record.state.is_terminal:
+            self._ledger.note_hold(handle.intent_id, record.credits)
         if not record.state.is_terminal:
             if has_changed:
                 self._events.emit("updated", handle)
             return
         if (entry := _entry_of(handle)) is not None:
             self._poller.complete(entry, record, source, handle.intent_id)
+            if source is Source.POLL and entry.expects_callback:
+                self._note_silence()
             self._save_learned()
         if self._journal.is_durable:
             self._background.spawn(self._note_and_settle(handle, record, source))
         else:
             self._journal.discard(handle.intent_id)
             self._settle_ended(handle, record, source)
+
+    def _note_silence(self) -> None:
+        """Take in that a poll, and no callback, brought an end."""
+        if warning := self.silence.note_end(asyncio.get_running_loop().time()):
+            _log.warning("%s", warning)
 
     async def _note_and_settle(self, handle: TaskHandle, record: TaskRecord, source: Source) -> None:
         try:
@@ -311,11 +332,10 @@ class TaskTracker:
         self._settle_ended(handle, record, source)
 
     def _settle_ended(self, handle: TaskHandle, record: TaskRecord, source: Source) -> None:
-        self._counters.credits_consumed += record.credits or 0.0
-        if source is Source.CALLBACK:
-            self._counters.settled_by_callback += 1
-        else:
-            self._counters.settled_by_poll += 1
+        self._counters.settle(record, source)
+        if self._ledger is not None:
+            is_failed = record.state is TaskState.FAIL
+            self._ledger.settle(handle.intent_id, record.credits or 0.0 if is_failed else record.credits)
         self.settle(handle, outcome_of(record), source)
 
     def give_up(self, key: str, error: KieError) -> None:
@@ -354,9 +374,8 @@ class TaskTracker:
         """Settle a handle and stop tracking it; a second call does nothing."""
         if handle.is_done:
             return
-        is_left_behind = handle.intent_id and handle.task_id and not handle.is_settling
-        if self._detached_ids is not None and is_left_behind:
-            self._detached_ids.add(handle.task_id)
+        if self._ledger is not None and handle.intent_id and handle.task_id and not handle.is_settling:
+            self._ledger.note_left(handle.intent_id, handle.model)
         self._poller.forget(_entry_of(handle))
         handle.track(None)
         self.registry.remove(handle)
@@ -370,7 +389,7 @@ class TaskTracker:
         """Wait until every end that was seen is noted and settled."""
         await self._background.drain()
 
-    # --- learned and spent ---------------------------------------------------------------------
+    # --- learned -------------------------------------------------------------------------------
 
     def _save_learned(self) -> None:
         if (learned := self._poller.take_learned()) is not None:
@@ -382,26 +401,6 @@ class TaskTracker:
             await self._journal.save_durations(learned)
         except JournalError as exc:  # the next session begins with less; nothing that was paid is lost
             _log.info("what was learned could not be noted: %s", exc)
-
-    def restore_usage(self, prior: Totals, detached_ids: Iterable[str] | None) -> None:
-        """Go on from what former sessions spent; with *detached_ids* count what they left unsettled."""
-        self._prior = prior
-        self._detached_ids = None if detached_ids is None else set(detached_ids)
-
-    def usage(self) -> Usage:
-        """Return what was spent and what may be spent already; without the create that asks."""
-        counters, prior = self._counters, self._prior
-        on_the_way = self.pending.count(Phase.CREATING) - 1
-        records = [handle.record for handle in self.registry.handles]
-        held = [record.credits for record in records if record is not None and record.credits is not None]
-        untold = len(records) - len(held) + len(self._detached_ids or ())
-        return Usage(
-            tasks=prior.tasks + counters.creates + counters.unknown_creates + on_the_way,
-            settled=prior.settled + counters.settled_by_callback + counters.settled_by_poll,
-            spent=prior.credits + counters.credits_consumed,
-            held=sum(held),
-            untold=untold + on_the_way + self.pending.count(Phase.UNKNOWN),
-        )
 
 
 def _entry_of(handle: TaskHandle) -> PollEntry | None:

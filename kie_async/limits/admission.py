@@ -43,6 +43,8 @@ class Admission:
 
     def release(self, holder: object) -> None:
         """Give the holder's slot back, if it has one."""
+        # By holder and not by count: a handle ends in several ways, some of them one after the other, and a
+        # slot given back twice would admit one task too many.
         if holder in self._holders:
             self._holders.remove(holder)
             self._slots.release()

@@ -23,10 +23,10 @@ import aiohttp
 import attrs
 from support import inside
 from support.create_faults import KEY, after_a_create, warm_up
-from support.misbehaving import Misbehaving, Peer, answer, certified, created, refused
+from support.misbehaving import Misbehaving, Peer, answer, certified, created, refused, trusting
 
 from campaign._loops import add_option, run_on
-from kie_async import CreateOutcomeUnknown, KieError, KieSession, Limits, Rate, TaskHandle
+from kie_async import CreateOutcomeUnknown, KieError, KieSession, Limits, Network, Rate, TaskHandle
 from kie_async.journal.base import Intent, IntentState, Journal
 from kie_async.journal.memory import MemoryJournal
 from kie_async.journal.sqlite import SqliteJournal
@@ -138,9 +138,10 @@ async def probe(point: Point, folder: Path) -> Seen:
     behave = after_a_create(tasks.behave) if point.is_kept else tasks.behave
     async with Misbehaving(behave, tls=tls) as server:
         journal = _journal_of(point, path)
-        async with KieSession(KEY, base_url=server.url, limits=_LIMITS, journal=journal) as kie:
-            if point.tls:
-                await inside.trust_the_authority(kie, server.url)
+        trust = Network(ssl=trusting())
+        async with KieSession(
+            KEY, base_url=server.url, limits=_LIMITS, journal=journal, network=trust
+        ) as kie:
             if point.is_kept:
                 await warm_up(inside.transport_of(kie), server)
             outcome = await _give_up(kie, point)

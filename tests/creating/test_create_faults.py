@@ -351,7 +351,7 @@ async def test_a_connection_that_does_not_note_what_comes_is_not_kept() -> None:
 async def test_where_no_socket_can_be_asked_each_create_has_a_connection_of_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("kie_async.creating.kept_connection.CAN_PEEK", False)
+    monkeypatch.setattr("kie_async.creating.create_transport.CAN_PEEK", False)
     async with Misbehaving(says(OK)) as server, creating(server.url, connections=1) as transport:
         for _ in range(3):
             await creation(transport).run()

@@ -10,7 +10,6 @@ import asyncio
 import gzip
 import json
 import random
-import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from enum import StrEnum
@@ -19,7 +18,7 @@ from functools import partial
 import attrs
 
 from kie_async._secrets import Secret
-from kie_async.config import Rate
+from kie_async.config import Network, Rate
 from kie_async.creating.create_call import CreateCall, CreateCalls
 from kie_async.creating.create_transport import CreateTransport
 from kie_async.errors import (
@@ -177,7 +176,7 @@ async def creating(
     connections: int = 4,
     timeout_s: float = 5.0,
     connect_timeout_s: float = 5.0,
-    ssl_context: ssl.SSLContext | None = None,
+    network: Network | None = None,
 ) -> AsyncIterator[CreateTransport]:
     """Open and close a transport for creates."""
     transport = CreateTransport(
@@ -186,7 +185,7 @@ async def creating(
         connections=connections,
         timeout_s=timeout_s,
         connect_timeout_s=connect_timeout_s,
-        ssl_context=ssl_context or trusting(),
+        network=network or Network(ssl=trusting()),
     )
     try:
         yield transport
@@ -194,8 +193,8 @@ async def creating(
         await transport.aclose()
 
 
-async def judge(fault: Fault, way: str) -> Finding:
-    """Run one row, ``plain`` or over ``TLS``, on a fresh or on a ``kept`` connection."""
+async def judge(fault: Fault, way: str, network: Network | None = None) -> Finding:
+    """Run one row, ``plain`` or over ``TLS``, on a fresh or a ``kept`` connection, perhaps by a proxy."""
     over, _, kept = way.partition(", ")
     tls = certified(fault.certificate) if over == "TLS" and fault.certificate else None
     scheme = "https" if over == "TLS" else "http"
@@ -204,7 +203,7 @@ async def judge(fault: Fault, way: str) -> Finding:
         with fault.place() if fault.place else nullcontext(server.port) as port:
             url = f"{scheme}://{fault.host}:{port}"
             timeouts = {"timeout_s": fault.timeout_s, "connect_timeout_s": fault.connect_timeout_s}
-            async with creating(url, **({} if kept else timeouts)) as transport:
+            async with creating(url, network=network, **({} if kept else timeouts)) as transport:
                 if kept:
                     await warm_up(transport, server)
                     transport._timeout_s, transport._connect_timeout_s = timeouts.values()

@@ -23,6 +23,7 @@ from kie_async import (
     KieError,
     KieSession,
     Limits,
+    Network,
     PollSchedule,
     Rate,
     RefConflict,
@@ -61,6 +62,7 @@ from support.misbehaving import (
     created,
     refused,
     says,
+    trusting,
 )
 
 ECHO = TaskRequest(model="test/echo", input={"prompt": "a lighthouse"})
@@ -76,10 +78,19 @@ class Stage:
     With *is_kept* each of them has a connection that carried a create before.
     """
 
-    def __init__(self, server: Misbehaving, folder: Path, over: str, *, is_kept: bool = False) -> None:
+    def __init__(
+        self,
+        server: Misbehaving,
+        folder: Path,
+        over: str,
+        network: Network | None,
+        *,
+        is_kept: bool = False,
+    ) -> None:
         self.server = server
         self.folder = folder
         self.over = over
+        self.network = network or Network(ssl=trusting())
         self._is_cold = is_kept
 
     @property
@@ -90,17 +101,15 @@ class Stage:
     async def session(self, **options: Any) -> AsyncIterator[KieSession]:
         """Open a session; it polls no task but one it finds again."""
         rates = Limits(create=Rate(1000, per_s=0.01))
-        given = {"limits": rates, "poll": PollSchedule.fixed(60)} | options
+        given = {"limits": rates, "poll": PollSchedule.fixed(60), "network": self.network} | options
         async with KieSession(KEY, base_url=self.server.url, **given) as kie:
-            if self.over == "TLS":
-                await inside.trust_the_authority(kie, self.server.url)
             await self._warm_up(inside.transport_of(kie))
             yield kie
 
     @asynccontextmanager
     async def creating(self, **options: Any) -> AsyncIterator[CreateTransport]:
         """Open what sends creates, without a session."""
-        async with creating(self.server.url, **options) as transport:
+        async with creating(self.server.url, network=self.network, **options) as transport:
             await self._warm_up(transport)
             yield transport
 
@@ -145,6 +154,8 @@ class Situation:
     ends_kept: str = ""
     """How they end on a connection that was kept, if not alike."""
     bodies_kept: int | None = None
+    is_at_once: bool = False
+    """Whether it needs a server right beside us: what it does must be seen in the next moment."""
     bodies: int | None = 1
     """None if that is left to chance."""
     server: Behaviour | None = None
@@ -167,15 +178,16 @@ class Seen:
     bodies: int
 
 
-async def see(situation: Situation, way: str) -> Seen:
-    """Play a situation, ``plain`` or over ``TLS``, on a fresh or on a ``kept`` connection."""
+async def see(situation: Situation, way: str, network: Network | None = None) -> Seen:
+    """Play a situation, ``plain`` or over ``TLS``, on a fresh or a ``kept`` connection, maybe by a proxy."""
     over, _, kept = way.partition(", ")
     tls = certified() if over == "TLS" else None
     behave = situation.server or makes_tasks()
     async with Misbehaving(after_a_create(behave) if kept else behave, tls=tls) as server:
         with tempfile.TemporaryDirectory() as folder:
             async with asyncio.timeout(20):
-                words = await situation.play(Stage(server, Path(folder), over, is_kept=bool(kept)))
+                stage = Stage(server, Path(folder), over, network, is_kept=bool(kept))
+                words = await situation.play(stage)
             await asyncio.sleep(0.01)  # what left late would arrive now
     return Seen(word=", ".join(words), bodies=len(server.bodies))
 
@@ -373,7 +385,22 @@ def _kept_connections() -> list[Situation]:
             server=keeps(),
         ),
         *(
-            row(what=f"it {what} at once", ends=two, play=_two_in_a_row, server=keeps(then=then))
+            row(
+                what=f"it {what} at once",
+                ends=two,
+                play=_two_in_a_row,
+                server=keeps(then=then),
+                is_at_once=True,
+            )
+            for what, then in _ends(another).items()
+        ),
+        *(
+            row(
+                what=f"it {what}, and a moment passes",
+                ends=two,
+                play=partial(_two_in_a_row, pause_s=0.05),
+                server=keeps(then=then),
+            )
             for what, then in _ends(another).items()
         ),
         *(
