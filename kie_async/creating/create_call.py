@@ -116,7 +116,7 @@ class CreateCall:
     async def _attempt(self) -> Attempt:
         """Send once, when it is its turn."""
         calls = self._calls
-        gate = self._gate = SendGate(self._note_sending)
+        gate = self._new_gate()
         # The connection first: who has passed the rate limiter cannot be held back by a throttle any more.
         async with calls.transport.connection_slots:
             await calls.rate_limiter.acquire()
@@ -124,12 +124,21 @@ class CreateCall:
                 # Asked last: it may have been opened while this create waited for its turn.
                 calls.breaker.check()
                 attempt = await calls.transport.post(self._request, gate)
+                while attempt.needs_new_connection and not self._is_stopped:
+                    ended, gate = gate, self._new_gate()
+                    if ended.may_be_noted:
+                        await calls.journal.mark_unsent(self.intent.intent_id)
+                    attempt = await calls.transport.post(self._request, gate)
             finally:
                 # The service counts what reached it, whatever it answered; what stayed here is not counted.
                 calls.rate_limiter.release() if gate.sent else calls.rate_limiter.release_unused()
         if isinstance(gate.failure, KieError):
             raise gate.failure.with_traceback(None)  # its traceback leads through aiohttp's headers
         return attempt
+
+    def _new_gate(self) -> SendGate:
+        gate = self._gate = SendGate(self._note_sending)
+        return gate
 
     async def _note_sending(self) -> None:
         """Do what must be done before the first byte, or raise what keeps it from leaving."""

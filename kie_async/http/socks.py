@@ -10,8 +10,10 @@ from aiohttp_socks import ProxyConnector, ProxyType
 from python_socks import ProxyConnectionError, ProxyError, ProxyTimeoutError
 from python_socks.async_.asyncio import Proxy
 
+from .connector import TypedConnector
 
-class _SocksConnector(ProxyConnector):
+
+class _SocksConnector(TypedConnector, ProxyConnector):
     """A connection through the proxy is there, TLS included, before a request is handed to it.
 
     Only names are left to aiohttp-socks; its own TLS cannot be cancelled midway, aiohttp's can.

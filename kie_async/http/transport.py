@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
 from .._json import MAX_JSON_BYTES
@@ -21,12 +22,18 @@ from ..errors import TransportError
 from ..wire.requests import WireRequest
 from ..wire.responses import WireResponse
 from .backoff import read_retry_after
+from .connector import TypedConnector
 
 USER_AGENT = "kie_async/0.1 (+https://pypi.org/project/kie-async)"
 
 QUERY_TIMEOUT_S = 30.0
 
 CONNECT_TIMEOUT_S = 10.0
+
+# aiohttp's own limits would lose an id behind a long policy or many cookies; a stranger's host keeps to them.
+AIOHTTPS_HEADER_BYTES, AIOHTTPS_HEADERS = 8190, 128
+
+MAX_HEADER_BYTES, MAX_HEADERS = 2**18, 2000
 
 # Longer than the widest poll interval: no new handshake for every poll.
 KEEP_ALIVE_S = 75.0
@@ -98,16 +105,16 @@ def make_connector(
     network: Network,
     *,
     limit: int,
-    force_close: bool = False,
+    keep_alive_s: float = KEEP_ALIVE_S,
+    connection_type: type[ResponseHandler] = ResponseHandler,
     socket_factory: Callable[[aiohttp.AddrInfoType], socket.socket] | None = None,
 ) -> aiohttp.TCPConnector:
-    """Return what makes connections the way a `Network` says; one at most as old as `KEEP_ALIVE_S` is reused.
+    """Return what makes connections the way a `Network` says; one idle for at most *keep_alive_s* is reused.
 
     *socket_factory* opens sockets that lead to a host itself, never one that leads to a proxy.
     """
-    options: dict[str, Any] = {"limit": limit, "force_close": force_close, "ssl": network.ssl or True}
-    if not force_close:
-        options["keepalive_timeout"] = KEEP_ALIVE_S
+    options: dict[str, Any] = {"limit": limit, "ssl": network.ssl or True, "connection_type": connection_type}
+    options |= {"keepalive_timeout": keep_alive_s} if keep_alive_s else {"force_close": True}
     if network.is_socks:
         # Not at the top: it comes with the extra ``socks``, which `Network` has found.
         from .socks import make_socks_connector
@@ -117,13 +124,20 @@ def make_connector(
         options["resolver"] = _UserResolver(network.resolver)
     if network.proxy is None:
         options["socket_factory"] = socket_factory
-    return aiohttp.TCPConnector(**options)
+    return TypedConnector(**options)
 
 
 def open_http_session(
-    connector: aiohttp.TCPConnector, *, timeout: aiohttp.ClientTimeout, proxy: str | None = None
+    connector: aiohttp.TCPConnector,
+    *,
+    timeout: aiohttp.ClientTimeout,
+    proxy: str | None = None,
+    is_for_service: bool = False,
 ) -> aiohttp.ClientSession:
-    """Return an HTTP session that keeps no cookies and reads no environment; all goes through *proxy*."""
+    """Return an HTTP session that keeps no cookies and reads no environment; all goes through *proxy*.
+
+    One *is_for_service* reads answers however long their headers: an id or an end may stand behind them.
+    """
     http = aiohttp.ClientSession(
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -131,6 +145,9 @@ def open_http_session(
         trust_env=False,  # a proxy or netrc of the environment must not get the key
         headers={"User-Agent": USER_AGENT},
         timeout=timeout,
+        max_line_size=MAX_HEADER_BYTES if is_for_service else AIOHTTPS_HEADER_BYTES,
+        max_field_size=MAX_HEADER_BYTES if is_for_service else AIOHTTPS_HEADER_BYTES,
+        max_headers=MAX_HEADERS if is_for_service else AIOHTTPS_HEADERS,
     )
     _open_sessions.add(http)
     return http
@@ -176,6 +193,7 @@ class Transport:
             make_connector(network, limit=connections),
             timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S),
             proxy=network.http_proxy_for(base_url),
+            is_for_service=True,
         )
 
     async def send(self, request: WireRequest, *, form: aiohttp.FormData | None = None) -> WireResponse:

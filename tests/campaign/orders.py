@@ -613,7 +613,7 @@ class Report:
 
 def run_seed(seed: int, *, verbose: bool = False) -> Report:
     """Run one order on a loop of its own."""
-    shm = Path("/dev/shm")  # noqa: S108  (a folder in memory, if there is one)
+    shm = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=shm if shm.is_dir() else None) as folder:
         order = Order(seed, Path(folder), verbose=verbose)
         with asyncio.Runner(loop_factory=SteeredLoop) as runner:

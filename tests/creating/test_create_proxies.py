@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import product
 from typing import Any
 
 import pytest
@@ -58,18 +59,21 @@ async def test_the_table_of_faults_holds_behind_a_proxy(kind: str) -> None:
         forgive_asyncio()
     async with Proxy(kind) as proxy:
 
-        async def check(fault: Fault) -> None:
-            assert not objection(fault, await judge(fault, "TLS", proxy.network))
+        async def check(row: tuple[Fault, str]) -> None:
+            assert not objection(row[0], await judge(*row, proxy.network), way=row[1])
 
-        await each(chosen, check, at_once=4)
+        ways = [(fault, way) for fault in chosen for way in fault.ways if way.startswith("TLS")]
+        await each(ways, check, at_once=4)
     assert proxy.asked
 
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_the_situations_hold_behind_a_proxy(kind: str) -> None:
     async with Proxy(kind) as proxy:
-        for situation in situations():
-            assert not protest(situation, await see(situation, "TLS", proxy.network)), situation
+        # What ends a connection at once is still on its way through the proxy when the next body leaves.
+        chosen = [situation for situation in situations() if not situation.is_at_once]
+        for situation, way in product(chosen, ("TLS", "TLS, kept")):
+            assert not protest(situation, await see(situation, way, proxy.network), way), situation
     assert proxy.asked
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from support.create_faults import KEY, Fault, rows
+from support.create_faults import KEY, LONG_HEADERS, Fault, rows
 from support.create_situations import set_in_environment
 from support.misbehaving import (
     TASK_ID,
@@ -65,6 +65,12 @@ async def test_an_answer_comes_back_whole() -> None:
     assert response.status == 429
     assert response.body == b'{"code": 429, "msg": "no", "data": null}'
     assert response.retry_after_s == 7
+
+
+@pytest.mark.parametrize("headers", LONG_HEADERS.values(), ids=LONG_HEADERS)
+async def test_no_long_header_hides_an_answer(headers: str) -> None:
+    response = await ask(says(answer({"code": 200, "data": 42}, headers=headers)))
+    assert response.body == b'{"code": 200, "data": 42}'
 
 
 async def test_a_question_says_who_asks_and_for_what() -> None:

@@ -9,6 +9,7 @@ import asyncio
 from typing import Any
 
 from kie_async import KieSession, TaskHandle
+from kie_async.creating.create_transport import CreateTransport
 from kie_async.engine.pending_creates import Phase
 
 
@@ -47,3 +48,9 @@ async def until_nothing_is_sent(kie: KieSession) -> None:
 async def drain(kie: KieSession) -> None:
     """Let creates end as the close does, and leave everything else as it is."""
     await _engine_of(kie).creator.drain()
+
+
+def transport_of(kie: KieSession) -> CreateTransport:
+    """Return what sends the session's creates."""
+    transport: CreateTransport = _engine_of(kie).calls.transport
+    return transport
