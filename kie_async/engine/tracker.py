@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections import OrderedDict
 from collections.abc import Iterable
+from datetime import UTC, datetime
 
 import attrs
 
@@ -18,13 +20,14 @@ from ..errors import (
     KieError,
     ResultUnreadable,
     TaskAbandoned,
+    TaskDetached,
     TaskFailed,
     TaskTimedOut,
 )
 from ..events import Counters, Source
 from ..handle import HandleOwner, TaskHandle
 from ..inputs.request import TaskRequest
-from ..journal.base import Intent, Journal, Totals
+from ..journal.base import ClaimSource, Intent, Journal, Totals
 from ..limits.admission import Admission
 from ..limits.budget import Usage
 from ..models import TaskRecord, TaskResult, TaskState
@@ -33,7 +36,7 @@ from ..polling.entry import PollEntry
 from ..polling.poller import Poller
 from .event_hook import EventHook
 from .pending_creates import PendingCreate, PendingCreates, Phase
-from .registry import TaskRegistry
+from .registry import REMEMBERED, TaskRegistry
 from .settings import CallbackPolicy
 
 _log = logging.getLogger("kie_async")
@@ -67,6 +70,12 @@ class TaskTracker:
         self._background = BackgroundTasks("kie_async settle")
         self._twins: dict[str, list[TaskHandle]] = {}
         """By task: handles that were given out before it was known that they are of the same task."""
+        self._ended_before: set[str] = set()
+        """Tasks in flight whose end the journal has, though not fit to be read: they are counted already."""
+        self._ended_unjoined: OrderedDict[str, None] = OrderedDict()
+        """Attached tasks that ended before it was known which create they came from: they are counted."""
+        self._adopted_refused = 0
+        self._is_closed = False
         self._prior = Totals()
         self._detached_ids: set[str] | None = None
         """Unsettled tasks of ours that have no handle here; None while nobody counts what they cost."""
@@ -111,6 +120,18 @@ class TaskTracker:
                 self.apply(handle, claim.delivery)
         return handle
 
+    def mark_unnoted(self, pending: PendingCreate, task_id: str) -> None:
+        """Take in a task whose id could not be noted: it is adopted as soon as the journal takes it."""
+        intent = pending.intent
+        reason = f"task {task_id} was created and could not be noted"
+        pending.phase, pending.is_awaited = Phase.UNKNOWN, False
+        pending.error = CreateOutcomeUnknown(intent.intent_id, reason, datetime.now(UTC), intent.ref)
+        pending.error.handle = pending.handle
+        pending.handle.mark_unknown()
+        pending.add_claim(task_id, ClaimSource.ANSWER)
+        self._counters.creates += 1
+        self._admission.release(pending.handle)
+
     def mark_rejected(self, pending: PendingCreate) -> None:
         """Take in that the create was refused; a callback may still prove otherwise."""
         self.pending.give_up(pending, Phase.REJECTED)
@@ -139,6 +160,7 @@ class TaskTracker:
         is_ghost = pending.phase in {Phase.REJECTED, Phase.WRITTEN_OFF}
         if is_ghost:
             self._counters.ghost_creates += 1
+            self._adopted_refused += pending.phase is Phase.REJECTED
             _log.error(
                 "task %s exists although its create was %s; it is billed", record.task_id, pending.phase.value
             )
@@ -160,6 +182,8 @@ class TaskTracker:
         """Wait for the deadline of a handle that has no task to poll."""
         self._poller.forget(_entry_of(handle))
         handle.track(self._poller.track_deadline(handle.intent_id, handle.deadline))
+        if self._is_closed:
+            self.expire(handle.intent_id)
 
     # --- tasks ---------------------------------------------------------------------------------
 
@@ -195,6 +219,10 @@ class TaskTracker:
             at_once=at_once,
         )
         handle.track(entry)
+        if task_id in self._ended_unjoined:
+            self._ended_before.add(task_id)
+        if self._is_closed:  # whoever asked waited for the journal meanwhile
+            self.settle(handle, TaskDetached(task_id, handle.record))
 
     def check_free(self, task_id: str, intent_id: str) -> None:
         """Refuse to bind a create to a task that came from another one.
@@ -226,6 +254,8 @@ class TaskTracker:
 
     def join(self, handle: TaskHandle, intent: Intent, request: TaskRequest | None = None) -> None:
         """Say which create an attached task came from: its end is noted, its callbacks are known."""
+        if intent.has_ended:
+            self._ended_before.add(handle.task_id)
         if handle.intent_id or handle.is_done:
             return
         self.registry.remove(handle)
@@ -255,8 +285,12 @@ class TaskTracker:
         except JournalError as exc:
             _log.info("the journal could not be asked for task %s: %s", handle.task_id, exc)
             return
-        if intent is not None:
-            self.join(handle, intent)
+        if intent is None or handle.is_done:
+            return
+        self.join(handle, intent)
+        if (record := intent.read_end()) is not None:
+            handle.observe(record)
+            self.settle(handle, outcome_of(record))
 
     # --- news ----------------------------------------------------------------------------------
 
@@ -304,19 +338,27 @@ class TaskTracker:
         try:
             if not handle.intent_id:
                 await self._join_noted(handle)
-            if handle.intent_id:
+            if handle.intent_id and not handle.is_done:
                 await self._journal.mark_settled(handle.intent_id, record)
         except KieError:  # the result is here and paid; a restart would only read it again
             _log.exception("the end of task %s could not be noted", record.task_id)
         self._settle_ended(handle, record, source)
 
     def _settle_ended(self, handle: TaskHandle, record: TaskRecord, source: Source) -> None:
+        if not handle.is_done and handle.task_id not in self._ended_before:
+            self._count_end(handle, record, source)
+        self.settle(handle, outcome_of(record), source)
+
+    def _count_end(self, handle: TaskHandle, record: TaskRecord, source: Source) -> None:
+        if not handle.intent_id:
+            self._ended_unjoined[handle.task_id] = None
+            if len(self._ended_unjoined) > REMEMBERED:
+                self._ended_unjoined.popitem(last=False)
         self._counters.credits_consumed += record.credits or 0.0
         if source is Source.CALLBACK:
             self._counters.settled_by_callback += 1
         else:
             self._counters.settled_by_poll += 1
-        self.settle(handle, outcome_of(record), source)
 
     def give_up(self, key: str, error: KieError) -> None:
         """Settle a task that the service keeps refusing to show."""
@@ -359,12 +401,21 @@ class TaskTracker:
             self._detached_ids.add(handle.task_id)
         self._poller.forget(_entry_of(handle))
         handle.track(None)
+        self._ended_before.discard(handle.task_id)
         self.registry.remove(handle)
         self._events.emit("settled", handle, source)  # before the awaiters: they find the hook called
         handle.settle(outcome)
         for twin in self._twins.pop(handle.task_id, ()):
             twin.settle(outcome)
         self._admission.release(handle)
+
+    def detach_all(self) -> None:
+        """Settle whoever waits still, and from now on whoever comes too late: the session is closed."""
+        self._is_closed = True
+        for handle in self.registry.handles:
+            self.settle(handle, TaskDetached(handle.task_id, handle.record))
+        for handle in self.pending.unknown_handles:
+            self.expire(handle.intent_id)
 
     async def drain(self) -> None:
         """Wait until every end that was seen is noted and settled."""
@@ -391,12 +442,13 @@ class TaskTracker:
     def usage(self) -> Usage:
         """Return what was spent and what may be spent already; without the create that asks."""
         counters, prior = self._counters, self._prior
+        created = counters.creates + counters.unknown_creates + self._adopted_refused
         on_the_way = self.pending.count(Phase.CREATING) - 1
         records = [handle.record for handle in self.registry.handles]
         held = [record.credits for record in records if record is not None and record.credits is not None]
         untold = len(records) - len(held) + len(self._detached_ids or ())
         return Usage(
-            tasks=prior.tasks + counters.creates + counters.unknown_creates + on_the_way,
+            tasks=prior.tasks + created + on_the_way,
             settled=prior.settled + counters.settled_by_callback + counters.settled_by_poll,
             spent=prior.credits + counters.credits_consumed,
             held=sum(held),
