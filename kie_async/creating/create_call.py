@@ -62,6 +62,8 @@ class CreateCall:
         self._waits = delays(calls.rng)
         self._gate: SendGate | None = None
         self._is_stopped = False
+        self.claimed_task_id = ""
+        """What an answer named in which something else was wrong."""
 
     @property
     def may_have_left(self) -> bool:
@@ -91,6 +93,7 @@ class CreateCall:
             answer = attempt.answer
             if answer.verdict is CreateVerdict.UNKNOWN:
                 calls.breaker.record_unknown()
+                self.claimed_task_id = answer.task_id
                 raise self._unknown(attempt.reason)
             # A refusal is an answer too: the service is up. What was not sent says nothing of it.
             if answer.verdict is not CreateVerdict.NOT_SENT:

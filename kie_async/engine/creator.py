@@ -27,12 +27,12 @@ from ..files.uploads import Uploads
 from ..handle import TaskHandle
 from ..inputs.fingerprint import fingerprint
 from ..inputs.request import TaskRequest
-from ..journal.base import Intent, IntentState, TaskAlreadyBound, log_failed_note
+from ..journal.base import Claim, ClaimSource, Intent, IntentState, TaskAlreadyBound, log_failed_note
 from ..limits.admission import Admission
 from ..limits.budget import BudgetLedger
 from ..wire.requests import WireRequest, encode_create, with_callback_url
 from .create_runner import CLOSED, CreateRunner
-from .pending_creates import PendingCreate
+from .pending_creates import PendingCreate, Phase
 from .reconciler import Reconciler
 from .recovery import Recovery
 from .settings import Settings
@@ -165,10 +165,14 @@ class TaskCreator:
             InvalidRequest: The create that this one replaces became a task meanwhile.
             BudgetExceeded: The budget does not allow it.
         """
-        if former is not None and (former not in self._tracker.pending or former.is_taken):
-            raise InvalidRequest("the create became a task meanwhile; nothing was sent; await its handle")
+        if former is not None and not self._is_undecided(former):
+            raise InvalidRequest("the create was decided meanwhile; nothing was sent; await its handle")
         if self._ledger is not None:
             self._ledger.reserve(intent.intent_id, intent.model)
+
+    def _is_undecided(self, former: PendingCreate) -> bool:
+        is_open = former in self._tracker.pending and not former.is_taken
+        return is_open and former.phase is Phase.UNKNOWN
 
     def _addressed(self, request: WireRequest, intent_id: str) -> WireRequest:
         """Return *request* with the intent's address in it, which no frame that can raise later holds."""
@@ -198,7 +202,7 @@ class TaskCreator:
                 return SessionMisuse(CLOSED)
             raise
         except KieError as exc:
-            await self._note_failure(pending, exc)
+            await self._note_failure(pending, exc, call.claimed_task_id)
             return exc
         try:
             await self._note_created(pending, task_id)
@@ -238,14 +242,15 @@ class TaskCreator:
         except TaskAlreadyBound:
             return False
         except JournalError as exc:
-            self._tracker.cancel(pending)
+            self._tracker.mark_unnoted(pending, task_id)
+            self._reconciler.consider(pending)
             _log.critical("task %s was created and is paid, but could not be noted: %s", task_id, exc)
             raise JournalError(
                 f"task {task_id} was created and is paid, but could not be noted: {exc}"
             ) from exc
         return True
 
-    async def _note_failure(self, pending: PendingCreate, error: KieError) -> None:
+    async def _note_failure(self, pending: PendingCreate, error: KieError, claimed: str = "") -> None:
         """Note in table and journal what a create ended with, if not with a task."""
         if isinstance(error, CreateOutcomeUnknown):
             state, code, reason = IntentState.UNKNOWN, None, error.reason
@@ -257,6 +262,8 @@ class TaskCreator:
             await self._note_nothing_created(pending)
             return
         try:
+            if claimed:
+                await self._note_claim(pending, claimed)
             with log_failed_note(f"the end of a create ({state})"):
                 await self._calls.journal.mark_ended(
                     pending.intent.intent_id, state, reason=reason, code=code
@@ -267,6 +274,12 @@ class TaskCreator:
             else:
                 self._tracker.mark_rejected(pending)
             self._reconciler.consider(pending)
+
+    async def _note_claim(self, pending: PendingCreate, task_id: str) -> None:
+        intent_id, source = pending.intent.intent_id, ClaimSource.ANSWER
+        pending.add_claim(task_id, source)
+        with log_failed_note(f"that an answer named task {task_id}"):
+            await self._calls.journal.save_claim(Claim(intent_id=intent_id, task_id=task_id, source=source))
 
     async def _note_nothing_created(self, pending: PendingCreate) -> None:
         try:
@@ -281,11 +294,14 @@ class TaskCreator:
         """Send the request of an unknown create as a new task; see `TaskHandle.resubmit`."""
         if handle.request is None:
             raise InvalidRequest("this handle does not hold its request; create a new task")
-        async with self._turn_of(handle.ref):
+        async with self._turn_of(handle.ref or handle.intent_id):
             former = self._tracker.pending.get(handle.intent_id)
-            if former is None or former.is_taken:
+            request = handle.request
+            if former is None or request is None:
                 raise InvalidRequest(f"the create became task {handle.task_id} meanwhile; await its handle")
-            return await self._replace(former, handle.request)
+            if not self._is_undecided(former):
+                raise InvalidRequest("the create was decided meanwhile; nothing was sent; await its handle")
+            return await self._replace(former, request)
 
     async def _replace(self, former: PendingCreate, request: TaskRequest) -> TaskHandle:
         """Send a request again. The first create is written off in the step in which the second leaves."""

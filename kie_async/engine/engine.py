@@ -12,7 +12,7 @@ from .._background import BackgroundTasks
 from .._validation import is_loopback
 from ..creating.create_call import CreateCalls
 from ..creating.create_transport import CreateTransport
-from ..errors import SessionMisuse, TaskDetached
+from ..errors import SessionMisuse
 from ..events import Counters
 from ..files.downloads import Downloads
 from ..files.uploads import Uploads
@@ -167,14 +167,10 @@ class Engine:
 
     def _detach_all(self) -> None:
         known, unknown = self.tracker.registry.handles, self.tracker.pending.unknown_handles
-        if not known and not unknown:
-            return
         names = [handle.task_id for handle in known] + [f"intent {h.intent_id}" for h in unknown]
-        _log_what_goes_on("session closed", names)
-        for handle in known:
-            self.tracker.settle(handle, TaskDetached(handle.task_id, handle.record))
-        for handle in unknown:
-            self.tracker.expire(handle.intent_id)
+        if names:
+            _log_what_goes_on("session closed", names)
+        self.tracker.detach_all()
 
     # --- work that must not outlive the session ------------------------------------------------
 

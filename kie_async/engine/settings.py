@@ -49,6 +49,11 @@ class CallbackPolicy:
         owner, mac = ["", "", *filter(None, path.split("/"))][-2:]
         return owner == intent_id and is_valid_mac(intent_id, mac, callback_secrets=self.secrets)
 
+    def is_address_of_another(self, intent_id: str, url: str) -> bool:
+        """Tell whether a callback URL that the service shows is surely the one of another intent of ours."""
+        other = url.rpartition("/")[0].rpartition("/")[2]
+        return other != intent_id and self.is_address_of(other, url)
+
     def trusts(self, delivery: Delivery) -> bool:
         """Tell whether a delivery is trusted without asking the service."""
         return delivery.is_signed if self.confirm is None else not self.confirm

@@ -256,6 +256,8 @@ class ModelJournal(Journal):
     async def save_claim(self, claim: Claim) -> None:
         def job() -> None:
             key = claim.intent_id, claim.task_id
+            if (row := self._disk.rows.get(claim.intent_id)) is not None and row.intent.task_id:
+                return
             if self._disk.claims.get(key, ClaimSource.UNSIGNED) is ClaimSource.UNSIGNED:
                 self._disk.claims[key] = claim.source
 
