@@ -56,6 +56,16 @@ class BudgetLedger:
             self._open.setdefault(intent_id, _Commitment(model, is_live=False))
 
     @property
+    def tasks(self) -> int:
+        """Return how many tasks were created, may have been, or are reserved."""
+        return self._tasks
+
+    @property
+    def spent(self) -> float:
+        """Return the credits that settled tasks took."""
+        return self._spent
+
+    @property
     def held(self) -> float:
         """Return what unsettled creates cost, or are expected to."""
         return sum(self._cost(commitment) for commitment in self._open.values())
