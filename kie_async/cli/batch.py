@@ -188,12 +188,17 @@ class _CommandRun:
                 for handle in await kie.resume():
                     self._ledger.record_task(handle.ref, handle.task_id)
                 # The batch joins these by their refs, so none is created again.
-                if await self._takes_key(kie):
+                if await self._can_save() and await self._takes_key(kie):
                     await self._consume(self._begin(kie, requests))
         finally:
             # If it never opened, the file is another's: a former run's, or that of whoever has the journal.
             if is_open:
                 await self._write_results()
+
+    async def _can_save(self) -> bool:
+        """Tell whether the results file can be written."""
+        await self._write_results()
+        return not self._problem
 
     async def _takes_key(self, kie: KieSession) -> bool:
         """Tell whether the service takes the key; if it cannot be asked now, the batch will see."""
