@@ -556,20 +556,20 @@ async def test_a_results_file_that_cannot_be_written_ends_a_batch_before_it_send
     assert not service.counts
 
 
-@pytest.mark.parametrize(("options", "failed"), [((), 20), (("3",), 3), (("0",), 25)])
+@pytest.mark.parametrize(("options", "failed"), [((), 8), (("3",), 3), (("0",), 8)])
 async def test_a_model_that_only_fails_stops_a_batch(
     command: Command, service: Sandbox, tmp_path: Path, options: tuple[str, ...], failed: int
 ) -> None:
     service.faults.fail_rate, service.faults.fail_msg = 1.0, "out of memory"
-    write_jobs(tmp_path, 25)
-    given = [f"--max-failures-in-a-row={number}" for number in options]
+    write_jobs(tmp_path, 8)
+    given = [*with_callbacks(), *(f"--max-failures-in-a-row={number}" for number in options)]
     code, out, err = await command(service, "batch", "jobs.csv", "--max-in-flight", "1", *given)
     assert code == 1
     assert len(service.tasks) == failed
-    assert out.startswith(f"25 jobs: 0 done, {failed} failed")
+    assert out.startswith(f"8 jobs: 0 done, {failed} failed")
     words = f"error: {failed} tasks of sandbox/echo failed in a row without a success, the last: task "
-    assert (words in err) == (failed < 25)
-    assert err.count("out of memory (500)") == failed + (failed < 25)
+    assert (words in err) == (failed < 8)
+    assert err.count("out of memory (500)") == failed + (failed < 8)
 
 
 # --- journal show ----------------------------------------------------------------------------------
