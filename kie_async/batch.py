@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import attrs
 
+from ._background import BoundToLoop
 from ._validation import check_count, check_path, try_to_write
 from .engine.engine import Engine
 from .errors import (
@@ -92,7 +93,7 @@ class Outcome:
         return self.result
 
 
-class Batch:
+class Batch(BoundToLoop):
     """An asynchronous iterator of outcomes, in the order they finish.
 
     A request is pulled only when there is room for it: so many are unsettled, and as many again
@@ -213,6 +214,7 @@ class _BatchRun:
         """Stop creating and waiting; see `Batch.aclose`."""
         self.stop()
         try:
+            # Their rows must wait: what is on the wire may be paid, and has to learn its id first.
             if self._creates:
                 await asyncio.wait(self._creates)
         finally:
@@ -350,6 +352,7 @@ class _BatchRun:
             return request, None
         digest = await asyncio.to_thread(fingerprint, request)
         name = digest[:12]
+        # Equal rows are as many tasks as there are rows; the number tells them apart, in any run the same.
         number = await self._engine.journal.count_occurrence(self._token + name)
         return attrs.evolve(request, ref=f"auto:{name.hex()}:{number}"), digest
 
@@ -363,6 +366,8 @@ class _BatchRun:
                 self.stop(exc)
                 raise
             except CreateOutcomeUnknown as exc:
+                # An unknown create of this run stays one for now; the callback of one of a former run may
+                # be coming.
                 if exc.handle is None or exc.since >= self._begun_at:
                     raise
                 unknown = exc

@@ -114,7 +114,7 @@ def batch(
         raise typer.BadParameter("must be above zero", param_hint="--budget-credits")
     # os.path, since pathlib's own questions raise for paths that cannot be reached.
     if os.path.isdir(jobs):
-        raise typer.BadParameter(f"{jobs} is a folder; a .csv or .jsonl file is wanted", param_hint="JOBS")
+        raise typer.BadParameter(f"{jobs} is a folder, not a .csv or .jsonl file", param_hint="JOBS")
     options = BatchOptions(
         jobs=jobs,
         journal=journal or jobs.with_name(f"{jobs.name}.db"),

@@ -79,7 +79,11 @@ class _Row:
 
 
 class Jobs:
-    """The jobs of a file without problems. The requests are on disk, only an index of them in memory."""
+    """The jobs of a file without problems. The requests are on disk, only an index of them in memory.
+
+    Raises:
+        CannotRun: There is no folder for temporary files.
+    """
 
     def __init__(self) -> None:
         # A batch may have a million jobs: in memory is what finding one takes, the rest is on disk.

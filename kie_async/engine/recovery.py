@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import CreateOutcomeUnknown
 from ..handle import TaskHandle
-from ..journal.base import ClaimSource, Intent, IntentState, Journal
+from ..journal.base import Intent, IntentState, Journal
 from ..limits.budget import BudgetLedger
 from ..models import TaskRecord
 from ..wire.codes import error_for
@@ -40,7 +40,7 @@ class Recovery:
             self._tracker.pending.add(self._pending_of(intent))
         for claim in await self._journal.list_claims():
             if (pending := self._tracker.pending.get(claim.intent_id)) is not None:
-                pending.add_claim(claim.task_id, is_signed=claim.source is ClaimSource.SIGNED)
+                pending.add_claim(claim.task_id, claim.source)
         unknown = [intent.intent_id for intent in left if intent.state is IntentState.UNKNOWN]
         if unknown:
             names = shorten_list(unknown, self._journal.path)
@@ -115,6 +115,7 @@ class Recovery:
         handle.move_deadline(deadline)
         expects, fingerprint = intent.expects_callback, intent.fingerprint
         self._tracker.bind(handle, intent.task_id, fingerprint, expects_callback=expects, at_once=True)
+        self._tracker.join(handle, intent)
         return handle
 
     def _await(self, pending: PendingCreate, deadline: float) -> None:

@@ -70,6 +70,11 @@ class Intent:
             return self.code is not None and 400 <= self.code < 500 and self.code != 408
         return self.state in {IntentState.PLANNED, IntentState.NOT_CREATED}
 
+    @property
+    def has_ended(self) -> bool:
+        """Tell whether its task was seen to end."""
+        return self.state in {IntentState.SUCCEEDED, IntentState.FAILED}
+
     def read_end(self) -> TaskRecord | None:
         """Return the terminal record, None if there is none that can be read: then poll the task again."""
         if (found := decode_note(self.record)) is None:

@@ -85,7 +85,8 @@ WHERE intent_id = ? AND task_id IS NULL AND state = 'WRITTEN_OFF'
 """
 
 _SAVE_CLAIM = """
-INSERT INTO claim VALUES (?, ?, ?, ?)
+INSERT INTO claim SELECT ?1, ?2, ?3, ?4
+WHERE NOT EXISTS (SELECT 1 FROM intent WHERE intent_id = ?1 AND task_id IS NOT NULL)
 ON CONFLICT(intent_id, task_id) DO UPDATE SET source = excluded.source WHERE source = 'unsigned'
 """
 

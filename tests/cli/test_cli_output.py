@@ -235,7 +235,7 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[object, s
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("batch", "."), ". is a folder; a .csv or .jsonl file is wanted"),
+        (("batch", "."), ". is a folder, not a .csv or .jsonl file"),
         (("batch", ".."), ".. is a folder"),
         (("batch", "/"), "/ is a folder"),
         (("batch", ""), "is a folder"),
