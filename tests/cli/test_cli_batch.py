@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import signal
@@ -456,8 +457,11 @@ async def test_a_download_that_failed_is_made_up_for_by_another_run(
 async def test_results_that_cannot_be_written_end_nothing_that_is_paid(
     command: Command, service: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    tries = itertools.count()
+
     def refuse(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+        if next(tries):  # the first is before anything is sent
+            raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(results_file, "_replace", refuse)
     write_jobs(tmp_path, 2)
