@@ -77,9 +77,7 @@ class PendingCreate:
         unseen = [c for c in self.claims.values() if not c.is_strong and c.unseen_since < math.inf]
         return unseen[0] if unseen else None
 
-    def add_claim(
-        self, task_id: str, source: ClaimSource, delivery: Delivery | None = None
-    ) -> PendingClaim:
+    def add_claim(self, task_id: str, source: ClaimSource, delivery: Delivery | None = None) -> PendingClaim:
         """Keep a claim; what is said again is said more strongly, or with newer news."""
         claim = self.claims.setdefault(task_id, PendingClaim(task_id, source))
         claim.source = claim.source if claim.is_strong else source

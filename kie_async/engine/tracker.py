@@ -72,8 +72,8 @@ class TaskTracker:
         """By task: handles that were given out before it was known that they are of the same task."""
         self._ended_before: set[str] = set()
         """Tasks in flight whose end the journal has, though not fit to be read: they are counted already."""
-        self._ended_unjoined: OrderedDict[str, None] = OrderedDict()
-        """Attached tasks that ended before it was known which create they came from: they are counted."""
+        self._counted_ends: OrderedDict[str, None] = OrderedDict()
+        """The last tasks whose end was counted: attached again, or bound late, they end once more."""
         self._adopted_refused = 0
         self._is_closed = False
         self._prior = Totals()
@@ -219,7 +219,7 @@ class TaskTracker:
             at_once=at_once,
         )
         handle.track(entry)
-        if task_id in self._ended_unjoined:
+        if task_id in self._counted_ends:
             self._ended_before.add(task_id)
         if self._is_closed:  # whoever asked waited for the journal meanwhile
             self.settle(handle, TaskDetached(task_id, handle.record))
@@ -350,10 +350,9 @@ class TaskTracker:
         self.settle(handle, outcome_of(record), source)
 
     def _count_end(self, handle: TaskHandle, record: TaskRecord, source: Source) -> None:
-        if not handle.intent_id:
-            self._ended_unjoined[handle.task_id] = None
-            if len(self._ended_unjoined) > REMEMBERED:
-                self._ended_unjoined.popitem(last=False)
+        self._counted_ends[handle.task_id] = None
+        if len(self._counted_ends) > REMEMBERED:
+            self._counted_ends.popitem(last=False)
         self._counters.credits_consumed += record.credits or 0.0
         if source is Source.CALLBACK:
             self._counters.settled_by_callback += 1

@@ -54,7 +54,7 @@ class CommitWeather:
         return self.rng.choice((0.0, 0.001))
 
 
-class Gate:
+class CommitGate:
     """What every commit passes, in the order they came: it delays, fails, or ends them all by a crash."""
 
     def __init__(self, weather: CommitWeather) -> None:
@@ -142,7 +142,7 @@ class ModelJournal(Journal):
 
     is_durable = True
 
-    def __init__(self, disk: Disk, gate: Gate) -> None:
+    def __init__(self, disk: Disk, gate: CommitGate) -> None:
         self._disk = disk
         self._gate = gate
 
@@ -248,9 +248,7 @@ class ModelJournal(Journal):
         def job() -> None:
             self._bind(intent_id, task_id)
 
-        await self._do(
-            f"created {intent_id}", job, lambda: self._disk.rescued.append((intent_id, task_id))
-        )
+        await self._do(f"created {intent_id}", job, lambda: self._disk.rescued.append((intent_id, task_id)))
 
     async def save_claim(self, claim: Claim) -> None:
         def job() -> None:
@@ -340,9 +338,9 @@ def _may_be_task(row: Row) -> bool:
 
 
 class SteadySqliteJournal(SqliteJournal):
-    """The real journal behind a `Gate`; time stands still while its thread works."""
+    """The real journal behind a `CommitGate`; time stands still while its thread works."""
 
-    def __init__(self, path: Path, gate: Gate) -> None:
+    def __init__(self, path: Path, gate: CommitGate) -> None:
         super().__init__(path)
         self._commits = gate
         self._is_opening = True
@@ -359,9 +357,7 @@ class SteadySqliteJournal(SqliteJournal):
         with standing_still():
             await super().aclose()
 
-    async def _do(
-        self, job: Callable[[Any], _T], *, rescue: Callable[[], None] | None = None
-    ) -> _T:
+    async def _do(self, job: Callable[[Any], _T], *, rescue: Callable[[], None] | None = None) -> _T:
         if self._is_opening:
             return await super()._do(job, rescue=rescue)
         run = super()._do
