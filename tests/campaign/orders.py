@@ -126,7 +126,7 @@ class Life(ModelClient):
             outcome = exc
         watched.outcomes.append(outcome)
         if not self.is_dead and isinstance(outcome, TaskResult | TaskFailed):
-            self.order.check_end_is_noted(handle.task_id, self)
+            self.order.check_end_is_noted(handle, self)
 
     async def end(self) -> None:
         """Close in order; whoever waits must hear of it."""
@@ -464,11 +464,11 @@ class Order:
         found = [w.handle for w in life.handles if not w.handle.task_id and not w.handle.is_done]
         return self.rng.choice(found) if found else None
 
-    def check_end_is_noted(self, task_id: str, life: Life) -> None:
+    def check_end_is_noted(self, handle: TaskHandle, life: Life) -> None:
         """An end is committed before anybody hears of it."""
-        task = self.service.tasks[task_id]
+        task = self.service.tasks[handle.task_id]
         row = self.row_of(task)
-        if self.kind != "model" or life.gate.is_dead or row is None or row.intent.task_id != task_id:
+        if self.kind != "model" or life.gate.is_dead or row is None or not handle.intent_id:
             return
         is_excused = {f"settled {task.intent_id}", "find_by_task"} & set(life.gate.failed)
         if row.intent.state not in _STATES.values() and not is_excused:

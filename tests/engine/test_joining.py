@@ -100,7 +100,9 @@ class Joining:
         await asyncio.sleep(GAP_S)
 
     async def again(self) -> None:
-        self.start(self.create())
+        is_over = self.task.ends_at <= asyncio.get_running_loop().time()
+        if self.journal is not None or not is_over:  # a journal in memory forgets a ref that has settled
+            self.start(self.create())
 
     async def attach(self) -> None:
         self.watch(self.kie.attach(self.task.task_id))

@@ -312,8 +312,10 @@ class ModelJournal(Journal):
         if former is None:
             return
         self._free_ref(row)
-        if former.intent.state is IntentState.WRITTEN_OFF and not former.intent.task_id:
-            self._set(former, state=IntentState.UNKNOWN, ref=former.former_ref)
+        if former.intent.ref is None:
+            state = former.intent.state
+            state = IntentState.UNKNOWN if state is IntentState.WRITTEN_OFF else state
+            self._set(former, state=state, ref=former.former_ref)
             former.former_ref = None
 
     def _holder(self, task_id: str) -> Intent | None:
