@@ -356,6 +356,7 @@ class SteadySqliteJournal(SqliteJournal):
 
     async def aclose(self) -> None:
         await self._commits.drain()
+        self._commits.is_dead = True
         with standing_still():
             await super().aclose()
 
