@@ -75,8 +75,8 @@ class TaskTracker:
         """By task: handles that were given out before it was known that they are of the same task."""
         self._ended_before: set[str] = set()
         """Tasks in flight whose end the journal has, though not fit to be read: they are counted already."""
-        self._ended_unjoined: OrderedDict[str, None] = OrderedDict()
-        """Attached tasks that ended before it was known which create they came from: they are counted."""
+        self._counted_ends: OrderedDict[str, None] = OrderedDict()
+        """The last tasks whose end was counted: attached again, or bound late, they end once more."""
         self._is_closed = False
 
     # --- creates without a task ----------------------------------------------------------------
@@ -228,7 +228,7 @@ class TaskTracker:
             at_once=at_once,
         )
         handle.track(entry)
-        if task_id in self._ended_unjoined:
+        if task_id in self._counted_ends:
             self._ended_before.add(task_id)
         if self._ledger is not None and self._ledger.wants_price(handle.intent_id):
             self._poller.poll_soon(entry)
@@ -370,10 +370,9 @@ class TaskTracker:
         self.settle(handle, outcome_of(record), source)
 
     def _count_end(self, handle: TaskHandle, record: TaskRecord, source: Source) -> None:
-        if not handle.intent_id:
-            self._ended_unjoined[handle.task_id] = None
-            if len(self._ended_unjoined) > REMEMBERED:
-                self._ended_unjoined.popitem(last=False)
+        self._counted_ends[handle.task_id] = None
+        if len(self._counted_ends) > REMEMBERED:
+            self._counted_ends.popitem(last=False)
         self._counters.settle(record, source)
         if self._ledger is not None:
             is_failed = record.state is TaskState.FAIL
