@@ -282,9 +282,8 @@ class TaskTracker:
         """Settle a handle and stop tracking it; a second call does nothing."""
         if handle.is_done:
             return
-        # It goes on at the service and will cost something that nobody here is going to see.
-        is_left_behind = handle.intent_id and handle.task_id and not handle.is_settling
-        if self._detached_ids is not None and is_left_behind:
+        if self._detached_ids is not None and handle.intent_id and handle.task_id and not handle.is_settling:
+            # It goes on at the service and will cost something that nobody here is going to see.
             self._detached_ids.add(handle.task_id)
         self._poller.forget(_entry_of(handle))
         handle.track(None)
