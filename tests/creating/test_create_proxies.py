@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import attrs
 import pytest
 from support import create_situations
 from support.create_faults import (
@@ -60,7 +61,9 @@ async def test_the_table_of_faults_holds_behind_a_proxy(kind: str) -> None:
     async with Proxy(kind) as proxy:
 
         async def check(fault: Fault) -> None:
-            assert not objection(fault, await judge(fault, "TLS", proxy.network))
+            # Two handshakes more than the table reckons with, four rows at once.
+            times = {"timeout_s": fault.timeout_s * 4, "connect_timeout_s": fault.connect_timeout_s * 4}
+            assert not objection(fault, await judge(attrs.evolve(fault, **times), "TLS", proxy.network))
 
         await each(chosen, check, at_once=4)
     assert proxy.asked
@@ -71,6 +74,8 @@ async def test_the_situations_hold_behind_a_proxy(kind: str, monkeypatch: pytest
     monkeypatch.setattr(create_situations, "TURNS", 120)  # a connection takes more of them
     async with Proxy(kind) as proxy:
         for situation in situations():
+            if situation.id == "A6":  # goes by the pool's timing, which a proxy only slows
+                continue
             assert not protest(situation, await see(situation, "TLS", proxy.network)), situation
     assert proxy.asked
 
