@@ -16,7 +16,7 @@ from contextlib import AbstractAsyncContextManager
 from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from .._secrets import as_secrets
+from .._secrets import Secret, as_secrets
 from ..errors import CallbackRejected, InvalidRequest
 from ..wire.responses import decode_callback
 from ..wire.signatures import verify
@@ -68,6 +68,11 @@ class CallbackReceiver:
         self._former_secrets: deque[bytes] = deque(maxlen=_MAX_FORMER_SECRETS)
         self._logged_at: dict[str, float] = {}
 
+    @property
+    def hmac_keys(self) -> tuple[Secret, ...]:
+        """Return the keys, which show nothing of themselves: sessions keep them out of what they note."""
+        return self._keys
+
     def __repr__(self) -> str:
         return f"<CallbackReceiver keys={len(self._keys)} sessions={len(self._inboxes)}>"
 
@@ -116,7 +121,7 @@ class CallbackReceiver:
         """Return the delivery in a body, its signature checked if there are keys."""
         if len(body) > self._max_body:
             raise body_too_large()
-        record = decode_callback(body)
+        record = decode_callback(body, address.inboxes[0].redactor)
         if self._keys:
             self._verify_signature(record.task_id, headers, now)
         return Delivery(intent_id=address.intent_id, record=record, is_signed=bool(self._keys))

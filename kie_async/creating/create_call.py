@@ -81,7 +81,7 @@ class CreateCall:
             answer = attempt.answer
             if answer.verdict is CreateVerdict.UNKNOWN:
                 calls.breaker.record_unknown()
-                raise self._unknown(attempt.reason)
+                raise self._unknown(attempt)
             if answer.verdict is not CreateVerdict.NOT_SENT:
                 calls.breaker.record_answer()
             if answer.verdict is CreateVerdict.CREATED:
@@ -126,5 +126,8 @@ class CreateCall:
     def _is_too_late(self, wait_s: float) -> bool:
         return asyncio.get_running_loop().time() + wait_s > self._deadline
 
-    def _unknown(self, reason: str) -> CreateOutcomeUnknown:
-        return CreateOutcomeUnknown(self.intent.intent_id, reason, datetime.now(UTC), self.intent.ref)
+    def _unknown(self, attempt: Attempt) -> CreateOutcomeUnknown:
+        intent, candidate = self.intent, attempt.answer.candidate_task_id
+        return CreateOutcomeUnknown(
+            intent.intent_id, attempt.reason, datetime.now(UTC), intent.ref, candidate
+        )

@@ -27,6 +27,7 @@ from ..limits.circuit_breaker import CircuitBreaker
 from ..limits.rate_limiter import RateLimiter
 from ..planning.planner import PollPlanner
 from ..polling.poller import Poller
+from ..wire.redaction import Redactor
 from .creator import TaskCreator
 from .event_hook import EventHook
 from .inbox import CallbackInbox
@@ -52,13 +53,18 @@ class Engine:
         self.journal = _journal_of(settings.journal)
         self.background = BackgroundTasks("kie_async watcher")
 
+        redactor = Redactor(settings.secrets)
         query_limiter = RateLimiter(limits.query, now=now)
-        self._query_transport = Transport(settings.base_url, key, connections=limits.query_connections)
+        self._query_transport = Transport(
+            settings.base_url, key, connections=limits.query_connections, redactor=redactor
+        )
         self.queries = QueryClient(self._query_transport, query_limiter, counters=counters, rng=rng)
-        self.uploads = Uploads(settings.upload_url, key, rng=rng)
+        self.uploads = Uploads(settings.upload_url, key, rng=rng, redactor=redactor)
         self.downloads = Downloads(allow_loopback=is_loopback(settings.base_url), rng=rng)
         self.calls = CreateCalls(
-            transport=CreateTransport(settings.base_url, key, connections=limits.create_connections),
+            transport=CreateTransport(
+                settings.base_url, key, connections=limits.create_connections, redactor=redactor
+            ),
             rate_limiter=RateLimiter(limits.create, now=now),
             breaker=CircuitBreaker(now=now),
             journal=self.journal,
@@ -83,7 +89,7 @@ class Engine:
             self.tracker, self.queries, self.journal, counters, callbacks, self.background
         )
         self.recovery = Recovery(self.tracker, self.journal)
-        self.inbox = CallbackInbox(self.tracker, self.reconciler, counters, callbacks)
+        self.inbox = CallbackInbox(self.tracker, self.reconciler, counters, callbacks, redactor)
         self.creator = TaskCreator(
             self.tracker, self.reconciler, self.recovery, self.calls, self.uploads, self.admission, settings
         )

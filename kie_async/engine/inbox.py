@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ..callbacks.base import Delivery
 from ..events import Counters
+from ..wire.redaction import Redactor
 from .reconciler import Reconciler
 from .settings import CallbackPolicy
 from .tracker import TaskTracker
@@ -15,12 +16,18 @@ class CallbackInbox:
     """What a receiver knows of a session: whose addresses they are, and where deliveries go."""
 
     def __init__(
-        self, tracker: TaskTracker, reconciler: Reconciler, counters: Counters, callbacks: CallbackPolicy
+        self,
+        tracker: TaskTracker,
+        reconciler: Reconciler,
+        counters: Counters,
+        callbacks: CallbackPolicy,
+        redactor: Redactor,
     ) -> None:
         self._tracker = tracker
         self._reconciler = reconciler
         self._counters = counters
         self._callbacks = callbacks
+        self.redactor = redactor
 
     @property
     def callback_secrets(self) -> Sequence[bytes]:

@@ -62,3 +62,9 @@ class Settings:
     budget: Budget | None
     on_event: Callable[[SessionEvent], None] | None
     rng: random.Random
+
+    @property
+    def secrets(self) -> tuple[Secret, ...]:
+        """Return everything that must stand in no error, no record and no journal."""
+        hmac_keys = self.receiver.hmac_keys if self.receiver is not None else ()
+        return (self.key, *hmac_keys, *self.callbacks.secrets)

@@ -31,6 +31,7 @@ from ..http.backoff import retry
 from ..http.transport import Transport
 from ..inputs.request import TaskRequest
 from ..models import UploadedFile
+from ..wire.redaction import Redactor
 from ..wire.requests import WireRequest
 from ..wire.responses import decode_upload
 from .media_types import HEAD_BYTES, MAX_UPLOAD_BYTES, MediaKind, check_media
@@ -112,9 +113,17 @@ class Uploads:
     """Sends files to the upload host, the only host besides the API that gets the key."""
 
     def __init__(
-        self, upload_url: str, key: Secret, *, rng: random.Random, timeout_s: float = UPLOAD_TIMEOUT_S
+        self,
+        upload_url: str,
+        key: Secret,
+        *,
+        rng: random.Random,
+        timeout_s: float = UPLOAD_TIMEOUT_S,
+        redactor: Redactor | None = None,
     ) -> None:
-        self._transport = Transport(upload_url, key, connections=_MAX_AT_ONCE, timeout_s=timeout_s)
+        self._transport = Transport(
+            upload_url, key, connections=_MAX_AT_ONCE, timeout_s=timeout_s, redactor=redactor
+        )
         self._rng = rng
         self._slots = asyncio.Semaphore(_MAX_AT_ONCE)
         self._is_closed = False

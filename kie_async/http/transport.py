@@ -11,9 +11,10 @@ import ssl
 import aiohttp
 from yarl import URL
 
-from .._json import MAX_JSON_BYTES
+from .._json import MAX_JSON_BYTES, MAX_RECORD_BYTES
 from .._secrets import Secret
 from ..errors import TransportError
+from ..wire.redaction import Redactor
 from ..wire.requests import WireRequest
 from ..wire.responses import WireResponse
 from .backoff import read_retry_after
@@ -81,11 +82,13 @@ def close_http_session_nowait(http: aiohttp.ClientSession) -> None:
             break
 
 
-async def read_body(answer: aiohttp.ClientResponse, into: bytearray) -> None:
-    """Read a body into *into*, up to one byte more than `parse_json` takes."""
+async def read_body(
+    answer: aiohttp.ClientResponse, into: bytearray, *, max_bytes: int = MAX_JSON_BYTES
+) -> None:
+    """Read a body into *into*, up to one byte more than whoever parses it takes."""
     content = answer.content
-    while len(into) <= MAX_JSON_BYTES and not content.at_eof():
-        into += (await content.readany())[: MAX_JSON_BYTES + 1 - len(into)]
+    while len(into) <= max_bytes and not content.at_eof():
+        into += (await content.readany())[: max_bytes + 1 - len(into)]
 
 
 class Transport:
@@ -99,9 +102,11 @@ class Transport:
         connections: int,
         timeout_s: float = QUERY_TIMEOUT_S,
         ssl_context: ssl.SSLContext | None = None,
+        redactor: Redactor | None = None,
     ) -> None:
         self._base_url = base_url
         self._key = key
+        self._redactor = redactor or Redactor([key])
         self._http = open_http_session(
             aiohttp.TCPConnector(limit=connections, keepalive_timeout=KEEP_ALIVE_S, ssl=ssl_context or True),
             timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S),
@@ -125,11 +130,12 @@ class Transport:
                 headers=headers_for(self._key, json=form is None),
                 allow_redirects=False,
             ) as answer:
-                await read_body(answer, body)
+                await read_body(answer, body, max_bytes=MAX_RECORD_BYTES)
                 return WireResponse(
                     status=answer.status,
                     body=bytes(body),
                     retry_after_s=read_retry_after(answer.headers),
+                    redactor=self._redactor,
                 )
         except EXCHANGE_FAILURES as exc:
             failure = describe_failure(exc)

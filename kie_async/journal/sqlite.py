@@ -17,7 +17,7 @@ import attrs
 
 from ..errors import JournalError
 from ..models import TaskRecord, TaskState
-from ..wire.records import without_mac
+from ..wire.redaction import without_mac
 from .base import Intent, IntentState, Journal, TaskAlreadyBound, Totals, decode_note, encode_note
 from .rescue_file import RescueFile, decode_line, split_lines
 from .sqlite_file import JournalFile
