@@ -130,7 +130,9 @@ class Transport:
                 headers=headers_for(self._key, json=form is None),
                 allow_redirects=False,
             ) as answer:
-                await read_body(answer, body, max_bytes=MAX_RECORD_BYTES)
+                await read_body(
+                    answer, body, max_bytes=MAX_RECORD_BYTES if answer.status == 200 else MAX_JSON_BYTES
+                )
                 return WireResponse(
                     status=answer.status,
                     body=bytes(body),

@@ -20,7 +20,7 @@ KEY_DENIED_S = 60.0
 """So long the service must refuse the key before every wait is given up: keys are refused in passing too."""
 
 TASK_DENIED_S = 300.0
-"""So long the service must say that it knows no such task, once it is too old to be merely not visible yet."""
+"""So long the service must say that it knows no such task, once it is too old to be not visible yet."""
 
 UNANSWERED_S = 600.0
 """Code 408 of recordInfo speaks of so long without a result; said for as long, it means that none comes."""
@@ -158,7 +158,8 @@ class StateWarnings:
 
     def note(self, record: TaskRecord, now: float) -> None:
         """Warn of the word in a record, each word once in ten minutes."""
-        if record.state is not TaskState.UNKNOWN or not (word := read_state_word(record.raw)[:_MAX_WORD]):
+        word = read_state_word(record.raw)[:_MAX_WORD]
+        if record.state is not TaskState.UNKNOWN or word in ("", TaskState.UNKNOWN):
             return
         is_new = word not in self._warned_at
         if is_new and len(self._warned_at) == _MAX_WORDS:  # endless new words must not fill log and memory

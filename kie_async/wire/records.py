@@ -179,8 +179,17 @@ def _as_text(text: str) -> object:
     lines: list[object] = [*text.split()]
     if lines and all(map(read_url, lines)):
         return lines
-    is_plain = text.lstrip()[:1] not in ("{", "[", '"') and _CONTROL.sub(" ", text).strip()
-    return {"text": text} if is_plain else None
+    is_broken = text.lstrip()[:1] in ("{", "[", '"') or not _CONTROL.sub(" ", text).strip()
+    return None if is_broken or _is_number(text) else {"text": text}
+
+
+def _is_number(text: str) -> bool:
+    """Tell whether text is a number, or one of the kind that JSON does not have."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _find_urls(value: object, depth: int = _MAX_NESTING) -> tuple[str, ...]:

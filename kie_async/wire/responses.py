@@ -207,10 +207,16 @@ def _find_candidate(body: bytes) -> str:
         # Of several under one name the first counts, those in the data before those around it.
         found = [*_name_ids(data, "data"), *_name_ids(top)]
     except (NotJson, RecursionError):
-        ids = {task_id.decode() for task_id in _NAMED_ID.findall(body[:_MAX_SEARCHED])}
-        ids = {task_id for task_id in ids if task_id.lower() not in _NO_IDS}
-        return ids.pop() if len(ids) == 1 else ""
+        return _find_id_in_text(body)
+    if isinstance(top, str):
+        return _find_id_in_text(top.encode())
     return next((task_id for name in _ID_NAMES for given, task_id in found if given == name), "")
+
+
+def _find_id_in_text(text: bytes) -> str:
+    ids = {found.decode() for found in _NAMED_ID.findall(text[:_MAX_SEARCHED])}
+    ids = {found for found in ids if found.lower() not in _NO_IDS}
+    return ids.pop() if len(ids) == 1 else ""
 
 
 def _name_ids(value: object, name: str = "") -> Iterator[tuple[str, str]]:
