@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
+import re
 from types import ModuleType
 from typing import Any
 
 MAX_JSON_BYTES = 1_048_576
-"""No answer or callback of the service comes near this."""
+"""No create answer or callback comes near this."""
+
+MAX_RECORD_BYTES = 32 * 1_048_576
+"""For answers to our own queries: a long text result stands twice in a record."""
 
 _MAX_DIGITS = 400
 
@@ -20,15 +25,25 @@ _BOM = b"\xef\xbb\xbf"
 
 _UNSURE = object()
 
+_LOST = object()
+"""Stands for a value that could not be read, until it is left out."""
+
+_NO_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
+
+_HALF_PAIR = re.compile(r"[\ud800-\udfff]")
+
+_GUARDS = " \t\r\n\ufeff)]}',"
+"""What may stand before an object: blanks, and what some servers write against old browsers."""
+
 
 class NotJson(ValueError):
     """The text is not JSON that every reader would read alike."""
 
 
-def parse_json(text: bytes | str) -> object:
+def parse_json(text: bytes | str, *, max_bytes: int = MAX_JSON_BYTES) -> object:
     """Return the object in *text*.
 
-    Refused besides broken text: more than `MAX_JSON_BYTES`, NaN and infinities, integers of more than
+    Refused besides broken text: more than *max_bytes*, NaN and infinities, integers of more than
     400 digits, a key that stands twice in one object, half a surrogate pair, and nesting beyond the
     interpreter's recursion limit.
 
@@ -37,8 +52,8 @@ def parse_json(text: bytes | str) -> object:
     """
     try:
         encoded = text.encode() if isinstance(text, str) else text
-        if len(encoded) > MAX_JSON_BYTES:
-            raise NotJson(f"more than {MAX_JSON_BYTES} bytes")
+        if len(encoded) > max_bytes:
+            raise NotJson(f"more than {max_bytes} bytes")
         if _orjson is not None:
             parsed = _read_fast(_orjson, encoded)
             if parsed is not _UNSURE:
@@ -52,6 +67,22 @@ def parse_json(text: bytes | str) -> object:
         raise NotJson("not valid unicode") from None
     except ValueError as exc:
         raise NotJson(str(exc)[:200]) from None
+
+
+def salvage_json(text: bytes | str) -> tuple[object, tuple[str, ...]]:
+    """Return the object in *text* without what is broken in it, and what that was; nothing if all is well.
+
+    Only for answers to our own queries: a stray byte in some field must not hide the end of a paid task.
+    Left out: bytes that are no UTF-8, control characters, NaN and infinities, integers of more than 400
+    digits, a key with two values, halves of surrogate pairs, and what stands around the object.
+
+    Raises:
+        NotJson: There is no one object or list in it, or it has more than `MAX_RECORD_BYTES`.
+    """
+    try:
+        return parse_json(text, max_bytes=MAX_RECORD_BYTES), ()
+    except NotJson:
+        return _Salvage().read(text)
 
 
 def write_json(value: object) -> bytes:
@@ -70,10 +101,84 @@ def decode_object(value: object) -> dict[str, object] | None:
     """Return *value* if it is an object, the object in it if it is JSON text, else None."""
     if isinstance(value, str) and value:
         try:
-            value = parse_json(value)
+            value = parse_json(value, max_bytes=MAX_RECORD_BYTES)  # bounded with what it stood in
         except NotJson:
             return None
     return value if isinstance(value, dict) else None
+
+
+class _Salvage:
+    """Reads broken JSON once and notes what it left out."""
+
+    def __init__(self) -> None:
+        self._losses: set[str] = set()
+        self._decoder = json.JSONDecoder(
+            object_pairs_hook=self._pairs,
+            parse_constant=lambda _: self._lose("a number that is none"),
+            parse_int=self._int,
+            parse_float=self._float,
+            strict=False,
+        )
+
+    def read(self, text: bytes | str) -> tuple[object, tuple[str, ...]]:
+        if len(text) > MAX_RECORD_BYTES:
+            raise NotJson(f"more than {MAX_RECORD_BYTES} bytes")
+        readable = self._readable(text)
+        if readable[:1] not in ("{", "["):
+            raise NotJson("neither an object nor a list")
+        try:
+            found, end = self._decoder.raw_decode(readable)
+            value = self._mended(found)
+        except RecursionError:
+            raise NotJson("nested too deeply") from None
+        except ValueError as exc:
+            raise NotJson(str(exc)[:200]) from None
+        if behind := readable[end:].strip():
+            if behind[0] in "{[":
+                raise NotJson("two values")
+            self._lose("text behind the object")
+        return value, tuple(sorted(self._losses))
+
+    def _readable(self, text: bytes | str) -> str:
+        """Return *text* without what no JSON can hold and without a guard before it."""
+        decoded = text if isinstance(text, str) else text.removeprefix(_BOM).decode("utf-8", "ignore")
+        if isinstance(text, bytes) and decoded.encode() != text.removeprefix(_BOM):
+            self._lose("bytes that are no UTF-8")
+        readable = _NO_TEXT.sub("", decoded)
+        if readable != decoded:
+            self._lose("control characters")
+        return readable.lstrip(_GUARDS)
+
+    def _lose(self, what: str) -> object:
+        self._losses.add(what)
+        return _LOST
+
+    def _pairs(self, pairs: list[tuple[str, object]]) -> dict[str, object]:
+        found: dict[str, object] = {}
+        for key, value in pairs:
+            found[key] = value if found.get(key, value) == value else self._lose("a key with two values")
+        return found
+
+    def _int(self, digits: str) -> object:
+        return int(digits) if len(digits) <= _MAX_DIGITS else self._lose("an endless number")
+
+    def _float(self, digits: str) -> object:
+        value = float(digits)
+        return value if math.isfinite(value) else self._lose("an endless number")
+
+    def _mended(self, value: object) -> object:
+        if isinstance(value, dict):
+            kept = {key: inner for key, inner in value.items() if inner is not _LOST}
+            return {self._text(key): self._mended(inner) for key, inner in kept.items()}
+        if isinstance(value, list):
+            return [self._mended(inner) for inner in value if inner is not _LOST]
+        return self._text(value) if isinstance(value, str) else value
+
+    def _text(self, text: str) -> str:
+        if _HALF_PAIR.search(text):
+            self._lose("halves of characters")
+            return _HALF_PAIR.sub("", text)
+        return text
 
 
 def _read_fast(orjson: ModuleType, encoded: bytes) -> object:

@@ -187,22 +187,32 @@ class CreateOutcomeUnknown(KieError):
 
     The task may be running and paid for, so it is never sent again by itself. ``handle`` stays
     awaitable: a callback adopts the task. ``handle`` does not survive a pickle, the rest does.
+    ``candidate_task_id`` is an id that the answer named without a clean yes, empty if it named none.
     """
 
-    def __init__(self, intent_id: str, reason: str, since: datetime, ref: str | None = None) -> None:
-        super().__init__(intent_id, reason, since, ref)
+    def __init__(
+        self,
+        intent_id: str,
+        reason: str,
+        since: datetime,
+        ref: str | None = None,
+        candidate_task_id: str = "",
+    ) -> None:
+        super().__init__(intent_id, reason, since, ref, candidate_task_id)
         self.intent_id = intent_id
         self.reason = reason
         self.since = since
         self.ref = ref
+        self.candidate_task_id = candidate_task_id
         self.handle: TaskHandle | None = None
 
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:
         return type(self), self.args
 
     def __str__(self) -> str:
+        named = f"; the answer named task {self.candidate_task_id}" if self.candidate_task_id else ""
         return (
-            f"the create left this machine and no answer proved what happened ({self.reason}); "
+            f"the create left this machine and no answer proved what happened ({self.reason}{named}); "
             f"the task may be running and paid for; it will not be sent again; intent {self.intent_id}"
         )
 

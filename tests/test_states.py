@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 from functools import reduce
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.tables import together
 
 from kie_async.models import TASK_ID, TaskState, advance
-from kie_async.wire import records as states
 from kie_async.wire.records import read_state
 
 TERMINAL = frozenset({TaskState.SUCCESS, TaskState.FAIL})
 
 STATES = st.sampled_from(TaskState)
 ORDER = list(TaskState)
-
-
-@pytest.fixture(autouse=True)
-def _forget_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(states, "_logged", set())
 
 
 @together(
@@ -65,46 +57,6 @@ def test_what_is_no_word_counts_as_still_running(word: object) -> None:
 def test_only_success_and_fail_are_terminal(state: TaskState) -> None:
     assert state.is_terminal == (state in {TaskState.SUCCESS, TaskState.FAIL})
     assert state.is_terminal == (state in TERMINAL)
-
-
-def test_an_unknown_word_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    for _ in range(3):
-        read_state("dreaming")
-    assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    assert "dreaming" in caplog.text
-
-
-def test_each_unknown_word_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    read_state("dreaming")
-    read_state("rendering")
-    assert len(caplog.records) == 2
-
-
-def test_a_known_word_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
-    read_state("success")
-    read_state("unknown")
-    assert not caplog.records
-
-
-def test_the_log_line_says_what_follows(caplog: pytest.LogCaptureFixture) -> None:
-    read_state("dreaming" * 10)
-    shown = ("dreaming" * 10)[:64]
-    assert caplog.record_tuples == [
-        ("kie_async", logging.WARNING, f"unknown task state '{shown}' counts as still running")
-    ]
-
-
-def test_a_word_cannot_forge_a_log_line(caplog: pytest.LogCaptureFixture) -> None:
-    read_state("x\n[FATAL] \x1b[31mpaid twice")
-    assert "\n" not in caplog.messages[0]
-    assert "\x1b" not in caplog.messages[0]
-
-
-def test_endless_new_words_do_not_flood_log_or_memory(caplog: pytest.LogCaptureFixture) -> None:
-    for number in range(500):
-        read_state(f"word {number}" + "x" * 10_000)
-    assert len(caplog.records) == 100
-    assert sum(len(word) for word in states._logged) < 10_000
 
 
 @given(current=STATES, observed=STATES)

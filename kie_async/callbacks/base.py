@@ -9,6 +9,7 @@ import attrs
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from ..models import TaskRecord
+from ..wire.redaction import Redactor
 
 _ACCEPTED_BODY = b'{"code":200,"msg":"success"}'
 
@@ -30,6 +31,10 @@ class Inbox(Protocol):
     @property
     def callback_secrets(self) -> Sequence[bytes]:
         """Return the secrets under which addresses of this session were made."""
+
+    @property
+    def redactor(self) -> Redactor:
+        """Return what takes the secrets of this session out of a delivery."""
 
     def owner_of(self, intent_id: str) -> str | None:
         """Return the task id of an intent, "" while it has none, None if the intent is not known here."""

@@ -18,7 +18,7 @@ import attrs
 from aiohttp import web
 from multidict import CIMultiDictProxy
 
-from .._secrets import as_secrets
+from .._secrets import Secret, as_secrets
 from ..errors import CallbackRejected, InvalidRequest
 from ..wire.responses import decode_callback
 from ..wire.signatures import verify
@@ -88,6 +88,11 @@ class CallbackReceiver:
         self._refusals = RefusalLog()
         self._checks = Checks()
 
+    @property
+    def hmac_keys(self) -> tuple[Secret, ...]:
+        """Return the keys, which show nothing of themselves: sessions keep them out of what they note."""
+        return self._keys
+
     def __repr__(self) -> str:
         return f"<CallbackReceiver keys={len(self._keys)} sessions={len(self._attached)}>"
 
@@ -147,7 +152,9 @@ class CallbackReceiver:
         Of a body that is too large or broken nothing counts but that it came, to a right address.
         """
         try:
-            record = decode_callback(body) if len(body) <= self._max_body else None
+            record = (
+                decode_callback(body, address.inboxes[0].redactor) if len(body) <= self._max_body else None
+            )
         except CallbackRejected as exc:
             if exc.reason != _UNREADABLE:
                 raise

@@ -19,6 +19,7 @@ from ..callbacks.base import BodyReader, CallbackVerdict, Delivery, Headers
 from ..callbacks.receiver import CallbackReceiver
 from ..callbacks.server import serve
 from ..errors import CallbackRejected
+from ..wire.redaction import MACS_ONLY, Redactor
 from .output import print_err, print_out
 from .runtime import DONE, FAILED, CannotRun, run_command
 
@@ -104,6 +105,11 @@ class _Shown:
             verdict = await self._receiver.feed(path_tail, headers, body)
         print_out(f"{time.strftime('%H:%M:%S')}  {_line(verdict, body)}")
         return verdict
+
+    @property
+    def redactor(self) -> Redactor:
+        """Return what takes secrets out of what arrives."""
+        return MACS_ONLY
 
     def owner_of(self, intent_id: str) -> str | None:
         """Know every intent, and the task of none."""

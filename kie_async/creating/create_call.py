@@ -93,8 +93,8 @@ class CreateCall:
             answer = attempt.answer
             if answer.verdict is CreateVerdict.UNKNOWN:
                 calls.breaker.record_unknown()
-                self.claimed_task_id = answer.task_id
-                raise self._unknown(attempt.reason)
+                self.claimed_task_id = answer.task_id or answer.candidate_task_id
+                raise self._unknown(attempt)
             # A refusal is an answer too: the service is up. What was not sent says nothing of it.
             if answer.verdict is not CreateVerdict.NOT_SENT:
                 calls.breaker.record_answer()
@@ -161,5 +161,8 @@ class CreateCall:
     def _is_too_late(self, wait_s: float) -> bool:
         return asyncio.get_running_loop().time() + wait_s > self._deadline
 
-    def _unknown(self, reason: str) -> CreateOutcomeUnknown:
-        return CreateOutcomeUnknown(self.intent.intent_id, reason, datetime.now(UTC), self.intent.ref)
+    def _unknown(self, attempt: Attempt) -> CreateOutcomeUnknown:
+        intent, candidate = self.intent, attempt.answer.candidate_task_id
+        return CreateOutcomeUnknown(
+            intent.intent_id, attempt.reason, datetime.now(UTC), intent.ref, candidate
+        )

@@ -28,6 +28,7 @@ from ..http.transport import (
     read_body,
 )
 from ..wire.codes import CreateVerdict
+from ..wire.redaction import Redactor
 from ..wire.requests import WireRequest
 from ..wire.responses import CreateAnswer, WireResponse, decode_create
 from .kept_connection import CAN_PEEK, KEEP_S, KeptConnection
@@ -116,9 +117,11 @@ class CreateTransport:
         timeout_s: float = CREATE_TIMEOUT_S,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         network: Network = Network(),  # noqa: B008  (frozen)
+        redactor: Redactor | None = None,
     ) -> None:
         self._base_url = base_url
         self._key = key
+        self._redactor = redactor or Redactor([key])
         self._timeout_s = timeout_s
         self._connect_timeout_s = connect_timeout_s
         self.connection_slots = asyncio.Semaphore(connections)
@@ -168,7 +171,9 @@ class CreateTransport:
                 gate.close()  # who answers before the body has left does not get it any more
                 # Of an answer really received; an exception's status may be invented by aiohttp.
                 retry_after_s = read_retry_after(answer.headers)
-                response = WireResponse(status=answer.status, body=b"", retry_after_s=retry_after_s)
+                response = WireResponse(
+                    status=answer.status, body=b"", retry_after_s=retry_after_s, redactor=self._redactor
+                )
                 await read_body(answer, partial)
                 if answer.content.at_eof():
                     is_chunked = "Transfer-Encoding" in answer.headers

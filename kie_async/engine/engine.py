@@ -28,6 +28,7 @@ from ..limits.circuit_breaker import CircuitBreaker
 from ..limits.rate_limiter import RateLimiter
 from ..planning.planner import PollPlanner
 from ..polling.poller import Poller
+from ..wire.redaction import Redactor
 from .creator import TaskCreator
 from .event_hook import EventHook
 from .inbox import CallbackInbox
@@ -53,18 +54,27 @@ class Engine:
         self.journal = _journal_of(settings.journal)
         self.background = BackgroundTasks("kie_async watcher")
 
+        redactor = Redactor(settings.secrets)
         query_limiter = RateLimiter(limits.query, now=now)
         self._query_transport = Transport(
-            settings.base_url, key, connections=limits.query_connections, network=settings.network
+            settings.base_url,
+            key,
+            connections=limits.query_connections,
+            network=settings.network,
+            redactor=redactor,
         )
         self.queries = QueryClient(self._query_transport, query_limiter, counters=counters, rng=rng)
-        self.uploads = Uploads(settings.upload_url, key, rng=rng, network=settings.network)
+        self.uploads = Uploads(settings.upload_url, key, rng=rng, network=settings.network, redactor=redactor)
         self.downloads = Downloads(
             allow_loopback=is_loopback(settings.base_url), rng=rng, network=settings.network
         )
         self.calls = CreateCalls(
             transport=CreateTransport(
-                settings.base_url, key, connections=limits.create_connections, network=settings.network
+                settings.base_url,
+                key,
+                connections=limits.create_connections,
+                network=settings.network,
+                redactor=redactor,
             ),
             rate_limiter=RateLimiter(limits.create, now=now),
             breaker=CircuitBreaker(now=now),
@@ -91,7 +101,7 @@ class Engine:
             self.tracker, self.queries, self.journal, counters, callbacks, self.background
         )
         self.recovery = Recovery(self.tracker, self.journal, self.ledger)
-        self.inbox = CallbackInbox(self.tracker, self.reconciler, self.journal, counters, callbacks)
+        self.inbox = CallbackInbox(self.tracker, self.reconciler, self.journal, counters, callbacks, redactor)
         self.creator = TaskCreator(
             self.tracker,
             self.reconciler,

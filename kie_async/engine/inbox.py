@@ -10,6 +10,7 @@ from ..callbacks.base import Delivery
 from ..errors import CallbackRejected, JournalError
 from ..events import Counters
 from ..journal.base import Claim, ClaimSource, Journal
+from ..wire.redaction import Redactor
 from .pending_creates import MAX_CLAIMS, PendingCreate
 from .reconciler import Reconciler
 from .settings import CallbackPolicy
@@ -28,12 +29,14 @@ class CallbackInbox:
         journal: Journal,
         counters: Counters,
         callbacks: CallbackPolicy,
+        redactor: Redactor,
     ) -> None:
         self._journal = journal
         self._tracker = tracker
         self._reconciler = reconciler
         self._counters = counters
         self._callbacks = callbacks
+        self.redactor = redactor
 
     @property
     def callback_secrets(self) -> Sequence[bytes]:

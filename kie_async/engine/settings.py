@@ -78,6 +78,12 @@ class Settings:
     on_event: Hook | None
     rng: random.Random
 
+    @property
+    def secrets(self) -> tuple[Secret, ...]:
+        """Return everything that must stand in no error, no record and no journal."""
+        hmac_keys = self.receiver.hmac_keys if self.receiver is not None else ()
+        return (self.key, *hmac_keys, *self.callbacks.secrets)
+
 
 def with_environment(network: Network, base_url: str) -> Network:
     """Return *network* with the proxy and the certificates that the environment names, where it has none.

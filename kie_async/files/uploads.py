@@ -32,6 +32,7 @@ from ..http.backoff import retry
 from ..http.transport import Transport
 from ..inputs.request import TaskRequest
 from ..models import UploadedFile
+from ..wire.redaction import Redactor
 from ..wire.requests import WireRequest
 from ..wire.responses import decode_upload
 from .media_types import HEAD_BYTES, MAX_UPLOAD_BYTES, MediaKind, check_media
@@ -120,9 +121,15 @@ class Uploads:
         rng: random.Random,
         timeout_s: float = UPLOAD_TIMEOUT_S,
         network: Network = Network(),  # noqa: B008  (frozen)
+        redactor: Redactor | None = None,
     ) -> None:
         self._transport = Transport(
-            upload_url, key, connections=_MAX_AT_ONCE, timeout_s=timeout_s, network=network
+            upload_url,
+            key,
+            connections=_MAX_AT_ONCE,
+            timeout_s=timeout_s,
+            network=network,
+            redactor=redactor,
         )
         self._rng = rng
         self._slots = asyncio.Semaphore(_MAX_AT_ONCE)

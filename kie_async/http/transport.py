@@ -15,10 +15,11 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
-from .._json import MAX_JSON_BYTES
+from .._json import MAX_JSON_BYTES, MAX_RECORD_BYTES
 from .._secrets import Secret
 from ..config import Network
 from ..errors import TransportError
+from ..wire.redaction import Redactor
 from ..wire.requests import WireRequest
 from ..wire.responses import WireResponse
 from .backoff import read_retry_after
@@ -179,11 +180,13 @@ def close_http_session_nowait(http: aiohttp.ClientSession) -> None:
             break
 
 
-async def read_body(answer: aiohttp.ClientResponse, into: bytearray) -> None:
-    """Read a body into *into*, up to one byte more than `parse_json` takes."""
+async def read_body(
+    answer: aiohttp.ClientResponse, into: bytearray, *, max_bytes: int = MAX_JSON_BYTES
+) -> None:
+    """Read a body into *into*, up to one byte more than whoever parses it takes."""
     content = answer.content
-    while len(into) <= MAX_JSON_BYTES and not content.at_eof():
-        into += (await content.readany())[: MAX_JSON_BYTES + 1 - len(into)]
+    while len(into) <= max_bytes and not content.at_eof():
+        into += (await content.readany())[: max_bytes + 1 - len(into)]
 
 
 class Transport:
@@ -197,9 +200,11 @@ class Transport:
         connections: int,
         timeout_s: float = QUERY_TIMEOUT_S,
         network: Network = Network(),  # noqa: B008  (frozen)
+        redactor: Redactor | None = None,
     ) -> None:
         self._base_url = base_url
         self._key = key
+        self._redactor = redactor or Redactor([key])
         self._http = open_http_session(
             make_connector(network, limit=connections),
             timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S),
@@ -225,11 +230,14 @@ class Transport:
                 headers=headers_for(self._key, json=form is None),
                 allow_redirects=False,
             ) as answer:
-                await read_body(answer, body)
+                await read_body(
+                    answer, body, max_bytes=MAX_RECORD_BYTES if answer.status == 200 else MAX_JSON_BYTES
+                )
                 return WireResponse(
                     status=answer.status,
                     body=bytes(body),
                     retry_after_s=read_retry_after(answer.headers),
+                    redactor=self._redactor,
                 )
         except EXCHANGE_FAILURES as exc:
             failure = describe_failure(exc)

@@ -19,7 +19,7 @@ import attrs
 from .._validation import check_count
 from ..errors import JournalError
 from ..models import TaskRecord, TaskState
-from ..wire.records import without_mac
+from ..wire.redaction import without_mac
 from .base import (
     Claim,
     ClaimSource,

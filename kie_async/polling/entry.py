@@ -13,11 +13,32 @@ CLOSED = -math.inf
 
 
 @attrs.define
+class Streak:
+    """Answers of one kind without another one between them: since when, and how many."""
+
+    since: float = math.inf
+    count: int = 0
+
+    def add(self, now: float) -> None:
+        """Count one more."""
+        self.since = min(self.since, now)
+        self.count += 1
+
+    def lasts(self, now: float, *, at_least_s: float, answers: int = 0) -> bool:
+        """Tell whether it has gone on for so long, and so often."""
+        return self.count >= answers and now - self.since >= at_least_s
+
+
+@attrs.define
 class PollFailures:
     """What went wrong with the polls of one task, and which of them are extra."""
 
-    failures: int = 0
-    refusals: int = 0
+    failed: Streak = attrs.field(factory=Streak)
+    """Polls without a record, whatever the reason."""
+    denied: Streak = attrs.field(factory=Streak)
+    """Answers that the service does not know the task, or will not show it."""
+    unanswered: Streak = attrs.field(factory=Streak)
+    """Answers that nothing came from whoever makes the result."""
     urgent_polls: int = 0
     """Polls that followed an urgent one, since its callback may have outrun the record."""
     empty_successes: int = 0

@@ -8,14 +8,33 @@ import random
 from collections.abc import Iterator
 from enum import Enum
 
-from ..errors import ApiError, AuthenticationError, KieError, RateLimited, ServerError
+from ..errors import ApiError, KieError, RateLimited
 from ..http.backoff import MAX_RETRY_AFTER_S, delays
 from ..limits.rate_limiter import RateLimiter
-from ..wire.codes import is_invisible
-from .entry import PollEntry
+from ..models import TaskRecord, TaskState
+from ..wire.codes import Subject, subject_of
+from ..wire.records import read_state_word
+from .entry import PollEntry, PollFailures, Streak
 
-_FATAL_IN_A_ROW = 3
-_WARN_AT_FAILURE = 5
+KEY_DENIED_S = 60.0
+"""So long the service must refuse the key before every wait is given up: keys are refused in passing too."""
+
+TASK_DENIED_S = 300.0
+"""So long the service must say that it knows no such task, once it is too old to be not visible yet."""
+
+UNANSWERED_S = 600.0
+"""Code 408 of recordInfo speaks of so long without a result; said for as long, it means that none comes."""
+
+MIN_ANSWERS = 5
+"""Fewer answers end no wait, however long they are apart."""
+
+LASTING_S = 30.0
+"""Polls of a task that fail for so long are worth a warning."""
+
+STATE_WARNING_GAP_S = 600.0
+
+_NOT_VISIBLE_CODES = (404, 422)
+_MAX_WORDS, _MAX_WORD = 100, 64
 _log = logging.getLogger("kie_async")
 
 
@@ -23,56 +42,68 @@ class Decision(Enum):
     """What follows from a poll without a record."""
 
     POLL_LATER = "poll later"
+    FAIL = "the task has failed"
     GIVE_UP = "give up this task"
     GIVE_UP_ALL = "give up every task"
 
 
 class FailurePolicy:
-    """Judges failed polls: a paid task is given up only when the service says no three times in a row."""
+    """Judges failed polls: a paid task is given up only when the service itself says no, and keeps saying it.
+
+    Pages, gateways and broken answers say nothing of a task: it is asked again, until its deadline.
+    """
 
     def __init__(self, rate_limiter: RateLimiter, *, grace_s: float, rng: random.Random) -> None:
         self._rate_limiter = rate_limiter
         self._grace_s = grace_s
         self._rng = rng
-        self._denials = 0
+        self._key_denied = Streak()
         self._pauses: Iterator[float] | None = None
         self._throttled_at = -math.inf
+        self._warned_of: PollEntry | None = None
+        """The task named in the last warning, until it is answered again: the others fail with it."""
 
-    def record_success(self, entry: PollEntry) -> None:
+    def record_success(self, entry: PollEntry, now: float) -> None:
         """Take in that a record came."""
-        self._denials = 0
+        self._key_denied = Streak()
         self._pauses = None
-        if entry.failures is not None:
-            entry.failures.failures = entry.failures.refusals = 0
+        if (failures := entry.failures) is None:
+            return
+        self._note_end_of_failures(entry, failures, now)
+        failures.failed, failures.denied, failures.unanswered = Streak(), Streak(), Streak()
 
     def record_failure(self, entry: PollEntry, error: Exception, now: float) -> Decision:
         """Take in a poll without a record and decide what follows."""
+        decision = self._judge(entry, error, now)
+        if entry.is_closed:  # it settled while the answer was on its way
+            return decision if decision is Decision.GIVE_UP_ALL else Decision.POLL_LATER
+        if not self._may_be_invisible(entry, error, now):
+            self._note_failure(entry, error, now)
+        return decision
+
+    def _judge(self, entry: PollEntry, error: Exception, now: float) -> Decision:
         if isinstance(error, RateLimited):
             self._throttle(entry, error, now)
             return Decision.POLL_LATER
         self._pauses = None
-        if isinstance(error, AuthenticationError):
-            return self._record_denial()
-        if entry.is_closed:  # it settled while the answer was on its way
+        subject = subject_of(error)
+        if subject is Subject.KEY:
+            return self._judge_key(now)
+        if subject is Subject.CALL:
             return Decision.POLL_LATER
-        # The service's trouble or the network's: the task runs on, so no number of these gives it up.
-        if isinstance(error, ServerError) or not isinstance(error, ApiError):
-            _note_failure(entry, error)
-        elif not self._may_be_invisible(entry, error, now):
-            failures = entry.need_failures()
-            failures.refusals += 1
-            if failures.refusals >= _FATAL_IN_A_ROW:
-                return Decision.GIVE_UP
-        return Decision.POLL_LATER
+        self._key_denied = Streak()  # whoever speaks of a task has taken the key
+        failures = entry.need_failures()
+        if subject is Subject.PROVIDER:
+            return _judge_streak(failures.unanswered, now, UNANSWERED_S, Decision.FAIL)
+        if self._may_be_invisible(entry, error, now):
+            return Decision.POLL_LATER
+        return _judge_streak(failures.denied, now, TASK_DENIED_S, Decision.GIVE_UP)
 
-    def _record_denial(self) -> Decision:
-        # Counted over all tasks, since it is the key that is refused; and more than once, since one odd
-        # answer of a proxy must not end thousands of paid tasks.
-        self._denials += 1
-        if self._denials < _FATAL_IN_A_ROW:
-            return Decision.POLL_LATER
-        self._denials = 0
-        return Decision.GIVE_UP_ALL
+    def _judge_key(self, now: float) -> Decision:
+        decision = _judge_streak(self._key_denied, now, KEY_DENIED_S, Decision.GIVE_UP_ALL)
+        if decision is Decision.GIVE_UP_ALL:
+            self._key_denied = Streak()  # what is tracked from now on has its own time
+        return decision
 
     def _throttle(self, entry: PollEntry, error: RateLimited, now: float) -> None:
         """Hold every poll back; refusals of polls that left before this was last done are the same news."""
@@ -85,14 +116,56 @@ class FailurePolicy:
         self._throttled_at = now
         self._rate_limiter.throttle(min(pause_s, MAX_RETRY_AFTER_S))
 
-    def _may_be_invisible(self, entry: PollEntry, error: ApiError, now: float) -> bool:
-        return is_invisible(error.code, error.message) and now - entry.begun_at < self._grace_s
+    def _may_be_invisible(self, entry: PollEntry, error: Exception, now: float) -> bool:
+        """Tell whether a task is so young that no words of the service mean more than "not yet"."""
+        is_not_visible = isinstance(error, ApiError) and error.code in _NOT_VISIBLE_CODES
+        return is_not_visible and now - entry.begun_at < self._grace_s
+
+    # --- what is logged ------------------------------------------------------------------------
+
+    def _note_failure(self, entry: PollEntry, error: Exception, now: float) -> None:
+        """Log a failure, and warn once when failures last: in an outage one task stands for all."""
+        failed = entry.need_failures().failed
+        failed.add(now)
+        surprise = None if isinstance(error, KieError) else error
+        if not isinstance(error, RateLimited):  # those are counted, and common where many poll
+            _log.info("poll %d of task %s failed: %s", failed.count, entry.key, error, exc_info=surprise)
+        is_said = self._warned_of is not None and not self._warned_of.is_closed
+        if not is_said and failed.lasts(now, at_least_s=LASTING_S):
+            self._warned_of = entry
+            message = (
+                "polls of task %s have failed for %.0f s: %s; it goes on at the service and is asked again"
+            )
+            _log.warning(message, entry.key, now - failed.since, error, exc_info=surprise)
+
+    def _note_end_of_failures(self, entry: PollEntry, failures: PollFailures, now: float) -> None:
+        if self._warned_of is entry:
+            self._warned_of = None
+            _log.info("task %s is answered again, after %.0f s", entry.key, now - failures.failed.since)
 
 
-def _note_failure(entry: PollEntry, error: Exception) -> None:
-    failures = entry.need_failures()
-    failures.failures += 1
-    level = logging.WARNING if failures.failures == _WARN_AT_FAILURE else logging.INFO
-    surprise = None if isinstance(error, KieError) else error
-    message = "poll %d of task %s failed: %s"
-    _log.log(level, message, failures.failures, entry.key, error, exc_info=surprise)
+def _judge_streak(streak: Streak, now: float, at_least_s: float, decision: Decision) -> Decision:
+    streak.add(now)
+    is_over = streak.lasts(now, at_least_s=at_least_s, answers=MIN_ANSWERS)
+    return decision if is_over else Decision.POLL_LATER
+
+
+class StateWarnings:
+    """Warns of words for a state that are not known: the task counts as running, which may be wrong."""
+
+    def __init__(self) -> None:
+        self._warned_at: dict[str, float] = {}
+
+    def note(self, record: TaskRecord, now: float) -> None:
+        """Warn of the word in a record, each word once in ten minutes."""
+        word = read_state_word(record.raw)[:_MAX_WORD]
+        if record.state is not TaskState.UNKNOWN or word in ("", TaskState.UNKNOWN):
+            return
+        is_new = word not in self._warned_at
+        if is_new and len(self._warned_at) == _MAX_WORDS:  # endless new words must not fill log and memory
+            return
+        if is_new or now - self._warned_at[word] >= STATE_WARNING_GAP_S:
+            self._warned_at[word] = now
+            _log.warning(
+                "task %s is in a state that is not known, %r: it counts as running", record.task_id, word
+            )

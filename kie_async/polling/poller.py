@@ -8,14 +8,15 @@ import random
 from typing import Protocol
 
 from .._background import BackgroundTasks
-from ..errors import KieError
+from ..errors import ApiError, KieError
 from ..events import Source
 from ..http.query_client import QueryClient
 from ..limits.rate_limiter import RateLimiter
 from ..models import TaskRecord, TaskState
 from ..planning.planner import Learned, PollPlanner
+from ..wire.records import failed_record
 from .entry import PollEntry
-from .failures import Decision, FailurePolicy
+from .failures import Decision, FailurePolicy, StateWarnings
 from .learner import Learner
 from .poll_queue import PollQueue
 from .timer_wheel import TICK_S, TimerWheel
@@ -63,6 +64,7 @@ class Poller:
         self._due = PollQueue(longest_s=self._schedule.longest_gap_s)
         self._learner = Learner(planner)
         self._failures = FailurePolicy(rate_limiter, grace_s=self._schedule.visibility_grace_s, rng=rng)
+        self._state_warnings = StateWarnings()
         self._workers = BackgroundTasks("kie_async poller")
         self._idle = 0
         self._worker_count = 0
@@ -298,7 +300,7 @@ class Poller:
             self._act_on_failure(entry, exc)
             delay_s = self._urgent_delay_s(entry, source)
         else:
-            self._failures.record_success(entry)
+            self._failures.record_success(entry, now)
             delay_s = self._act_on_record(entry, record, source)
         if not entry.is_closed:
             self._schedule_next(entry, delay_s, now)
@@ -306,9 +308,11 @@ class Poller:
     def _act_on_failure(self, entry: PollEntry, error: Exception) -> None:
         decision = self._failures.record_failure(entry, error, self._now())
         # A mistake of ours must not cost a paid task: only what the service itself said can end one.
-        if not isinstance(error, KieError):
+        if decision is Decision.FAIL and isinstance(error, ApiError):
+            self._sink.deliver(failed_record(entry.key, error.code, error.message), Source.POLL)
+        elif not isinstance(error, KieError):
             return
-        if decision is Decision.GIVE_UP:
+        elif decision is Decision.GIVE_UP:
             self._sink.give_up(entry.key, error)
         elif decision is Decision.GIVE_UP_ALL:
             for other in self._wheel.list_entries():
@@ -320,6 +324,7 @@ class Poller:
         """Take a record to the sink; return the delay to the next poll, if the planner shall not say it."""
         entry.model = entry.model or record.model
         if not record.state.is_terminal:
+            self._state_warnings.note(record, entry.last_polled_at)
             self._learner.record_running(entry, record)
         elif record.state is TaskState.SUCCESS and not record.has_result:
             # The state may be written before the URLs are: a paid result is asked for a few times more

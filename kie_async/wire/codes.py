@@ -5,6 +5,7 @@ Sources: https://docs.kie.ai/market/common/get-task-detail and https://docs.kie.
 
 from __future__ import annotations
 
+import re
 from enum import Enum
 
 from ..errors import (
@@ -34,8 +35,22 @@ _ERRORS: dict[int, type[ApiError]] = {
     505: RequestRejected,
 }
 
-TASK_FAILURE_CODES = frozenset({408, 501, 531})
-"""Envelope codes that on recordInfo speak of the task, not of the call."""
+TASK_FAILURE_CODES = frozenset({501, 531})
+"""Envelope codes by which recordInfo says that the task has failed."""
+
+_NO_RESULT_YET_CODE = 408
+
+_TASK_CODES = frozenset({400, 404, 422})
+
+_OF_THE_CALL = re.compile(
+    r"\b(route|path|endpoint|page|url|handler|account|gateway|host|server|no message available)\b",
+    re.IGNORECASE,
+)
+
+_UNKNOWN_RECORD = re.compile(r"\b(null|not? exists?|doesn'?t exist|not found|no such)\b", re.IGNORECASE)
+
+_OF_A_PAGE = frozenset({401, 402, 403, 404})
+"""As the status of a page these say nothing of key, credits or model: the service did not see the call."""
 
 _HELD_BACK_STATUSES = {429: (200, 429), 430: (200, 429, 430), 455: range(200, 600)}
 
@@ -58,9 +73,41 @@ def error_for(
     return kind(code, message, http_status)
 
 
+def error_for_page(http_status: int, retry_after_s: float | None = None) -> ApiError:
+    """Return the error for an HTTP status without an answer of the service: a page of a gateway, mostly."""
+    message = "no readable answer"
+    if http_status in _OF_A_PAGE:
+        return ServerError(http_status, message, http_status)
+    return error_for(http_status, message, http_status, retry_after_s)
+
+
+class Subject(Enum):
+    """What an answer of recordInfo without a record is about."""
+
+    KEY = "key"
+    TASK = "task"
+    """The service does not know the task, or will not show it."""
+    PROVIDER = "provider"
+    """Whoever makes the result has not answered for long: the task may have failed, or may not."""
+    CALL = "call"
+    """Anything else, which says nothing of the task: it is asked again."""
+
+
+def subject_of(error: Exception) -> Subject:
+    """Say what the error of a query is about; pages, gateways and routes are about the call alone."""
+    if isinstance(error, AuthenticationError):
+        return Subject.KEY
+    if not isinstance(error, ApiError):
+        return Subject.CALL
+    if error.code == _NO_RESULT_YET_CODE and error.http_status == 200:
+        return Subject.PROVIDER
+    is_of_task = error.code in _TASK_CODES and not _OF_THE_CALL.search(error.message)
+    return Subject.TASK if is_of_task and not isinstance(error, ServerError) else Subject.CALL
+
+
 def is_invisible(code: int, message: str) -> bool:
     """Tell whether recordInfo says that it does not know the task, or not yet."""
-    return code == 404 or (code == 422 and "null" in message.lower())
+    return code == 404 or (code == 422 and _UNKNOWN_RECORD.search(message) is not None)
 
 
 class CreateVerdict(Enum):

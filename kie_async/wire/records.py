@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from .._json import NotJson, parse_json
+from .._json import NotJson, salvage_json
 from ..models import TaskRecord, TaskState
-
-_log = logging.getLogger("kie_async")
 
 _STATES = {state.value: state for state in TaskState}
 
-_MAX_LOGGED_WORDS = 100
+_STATE_NAMES = ("state", "status", "taskStatus", "task_status")
 
-_logged: set[str] = set()
-"""The unknown words of states that the log has had already."""
+_FLAGS = {1: TaskState.SUCCESS, 2: TaskState.FAIL, 3: TaskState.FAIL}
+"""What ``successFlag`` means where the word beside it is not known; 0 is a task that runs."""
+
+_WORDS_OF_SUCCESS = frozenset(
+    {"complete", "completed", "succeed", "succeeded", "done", "finished", "callback_exception"}
+)
+"""An end if there is a result beside them. The last one says that only its callback went wrong."""
+
+_WORDS_OF_FAILURE = frozenset(
+    {"failed", "failure", "error", "aborted", "rejected", "timeout", "timed_out", "expired"}
+)
+"""An end if there is a reason beside them, as is any word that ends like these two."""
+
+_ENDINGS_OF_FAILURE = ("_failed", "_error")
+
+_WORDS_OF_CANCELLING = frozenset({"cancelled", "canceled"})
 
 _MAX_CODE = 1_000_000
-
-_URL_IN_JSON = re.compile(r'(callBackUrl\\*"\s*:\s*\\*")([^"]*)(?=")')
-
-_QUERY = re.compile(r"\?|\\+u003[fF]")
-
-_MAC_AT_END = re.compile(r"(?:/|\\u002[fF])([a-z2-7]{26})\Z")
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
@@ -34,36 +39,79 @@ _MAX_MESSAGE = 500
 
 _NUMERIC = (int, float, str)
 
+_MAX_NESTING = 6
+
+_RESULT_NAMES = ("resultJson", "response", "result", "result_json")
+
+_PLACES_OF_URLS = ("info", "resultInfo", "videoInfo", "output", "data")
+"""Where older families keep their URLs, beside much that is no result."""
+
+_URL_NAMES = (
+    *("resulturls", "resulturl", "resultvideourls", "resultvideourl", "resultaudiourls", "resultaudiourl"),
+    *("resultimageurls", "resultimageurl", "videourls", "videourl", "audiourls", "audiourl"),
+    *("imageurls", "imageurl", "outputurls", "outputurl", "mediaurls", "mediaurl"),
+    *("downloadurls", "downloadurl", "fileurls", "fileurl", "urls", "url"),
+)
+"""The first of these that holds a URL has the result: a video comes before the picture on its cover."""
+
+_CONTAINERS = (
+    *("data", "response", "results", "result", "outputs", "output", "info", "resultinfo", "videoinfo"),
+    *("sunodata", "videos", "video", "audios", "audio", "images", "image", "files", "file"),
+)
+
+_AT_THE_TOP = frozenset(
+    name for name in _URL_NAMES if name.startswith(("result", "video", "audio", "output"))
+)
+"""A record may hold these itself; its other addresses may be those of its input."""
+
 _NO_CONTENT = frozenset({"resultUrls", "code", "msg"})
+
+_FAIL_CODES = ("failCode", "fail_code", "errorCode", "error_code")
+
+_FAIL_WORDS = (
+    *("failMsg", "fail_msg", "failMessage", "failReason", "errorMessage", "error_message"),
+    *("errorMsg", "error_msg", "error", "reason", "message", "msg"),
+)
 
 _CREDITS = ("creditsConsumed", "consumeCredits", "credits_consumed", "consume_credits")
 """What records of different ages call the price; the first that holds a value counts. So below."""
 
 _REMAINING = ("remainedCredits", "remainingCredits")
 
+_IDS = ("taskId", "task_id", "id", "recordId")
+
 
 def decode_record(data: Mapping[str, object]) -> TaskRecord:
-    """Return the record in an envelope's ``data``, whichever of the key sets it has."""
+    """Return the record in an envelope's ``data``, whichever of the key sets it has.
+
+    The data must be free of secrets already; see `redaction`.
+    """
     get = data.get
     urls, rest = read_result(data)
     created_at, completed_at = read_time(get("createTime")), read_time(get("completeTime"))
-    task_id, model = get("taskId"), get("model")
+    model, state = get("model"), _read_end(data, has_result=bool(urls or rest))
+    has_failed = state is TaskState.FAIL
     return TaskRecord(
-        task_id=clean_text(get("task_id") if task_id is None else task_id),
+        task_id=clean_text(_first(data, _IDS)),
         model=clean_text(get("operationType") if model is None else model),
-        state=read_state(get("state")),
+        state=state,
         urls=urls,
         result_object=rest,
-        fail_code=clean_text(get("failCode")),
-        fail_message=clean_text(get("failMsg")),
+        fail_code=_read_words(data, _FAIL_CODES) if has_failed else clean_text(get("failCode")),
+        fail_message=_read_words(data, _FAIL_WORDS) if has_failed else clean_text(get("failMsg")),
         credits=read_number(_first(data, _CREDITS)),
         remaining_credits=read_number(_first(data, _REMAINING)),
         created_at=created_at,
         updated_at=read_time(get("updateTime")),
         completed_at=completed_at,
         duration_s=_duration_s(created_at, completed_at, get("costTime")),
-        raw=_without_macs(data),
+        raw=dict(data),
     )
+
+
+def failed_record(task_id: str, code: int, message: str) -> TaskRecord:
+    """Return the record of a task whose failure the service told by the code of its answer alone."""
+    return decode_record({"taskId": task_id, "state": "fail", "failCode": str(code), "failMsg": message})
 
 
 def _first(data: Mapping[str, object], keys: tuple[str, ...]) -> object:
@@ -91,82 +139,91 @@ def _duration_s(
 
 def read_result(data: Mapping[str, object]) -> tuple[tuple[str, ...], Mapping[str, object] | None]:
     """Return the URLs of a record and what else its result holds, from any of the shapes seen."""
-    for key in ("resultJson", "response"):
-        value = data.get(key)
-        if isinstance(value, str) and value:
-            value = (value,) if is_url(value) else _parsed(value)
-        urls, rest = _split_result(value)
+    for key in _RESULT_NAMES:
+        urls, rest = _split_result(_unwrapped(data.get(key)))
         if urls or rest:
             return urls, rest
-    return (), None
+    for key in _PLACES_OF_URLS:
+        if key in data and (urls := _find_urls(data[key])):
+            return urls, None
+    return _find_urls({key: value for key, value in data.items() if _plain(key) in _AT_THE_TOP}), None
 
 
 def _split_result(value: object) -> tuple[tuple[str, ...], Mapping[str, object] | None]:
     if not isinstance(value, dict):
-        return _urls_in(value), None
-    urls = _urls_in(value.get("resultUrls"))
+        return _find_urls(value), None
+    urls = _find_urls(value)
     if urls and len(value) == 1:
         return urls, None
     inner = value.get("resultObject")
-    if not urls and isinstance(value.get("data"), list):
-        urls = _urls_in([item.get("audio_url") for item in value["data"] if isinstance(item, dict)])
     if isinstance(inner, dict) and inner:
         return urls, inner
     return urls, value if any(value[key] for key in value.keys() - _NO_CONTENT) else None
 
 
-def _urls_in(value: object) -> tuple[str, ...]:
-    candidates = value if isinstance(value, (list, tuple)) else (value,)
-    return tuple([url for url in candidates if is_url(url)])
+def _unwrapped(value: object) -> object:
+    """Return what JSON text holds, however often it was encoded; text that is no JSON is a result itself."""
+    for _ in range(_MAX_NESTING):
+        if not isinstance(value, str) or not value or read_url(value):
+            return value
+        text = value
+        try:
+            value = salvage_json(text)[0]
+        except NotJson:
+            return _as_text(text)
+    return None
 
 
-def _parsed(text: str) -> object:
+def _as_text(text: str) -> object:
+    """Return plain words as an object; addresses line by line as a list; JSON that broke off as nothing."""
+    lines: list[object] = [*text.split()]
+    if lines and all(map(read_url, lines)):
+        return lines
+    is_broken = text.lstrip()[:1] in ("{", "[", '"') or not _CONTROL.sub(" ", text).strip()
+    return None if is_broken or _is_number(text) else {"text": text}
+
+
+def _is_number(text: str) -> bool:
+    """Tell whether text is a number, or one of the kind that JSON does not have."""
     try:
-        return parse_json(text)
-    except NotJson:
-        return None
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
-def _without_macs(data: Mapping[str, object]) -> dict[str, object]:
-    """Return *data* without the secret last part of a callback address, wherever one may stand."""
-    raw = dict(data)
-    for key, value in data.items():
-        if type(value) is str:  # what JSON text yields is of no other kind
-            if "callBackUrl" in value:
-                raw[key] = without_mac(value)
-        elif type(value) is dict:
-            raw[key] = _mask_url(value)
-    return _mask_url(raw) if "callBackUrl" in raw else raw
+def _find_urls(value: object, depth: int = _MAX_NESTING) -> tuple[str, ...]:
+    """Return the URLs of a result: below the first name that leads to any, or all of a list."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("{", "[", '"'):
+        value = _unwrapped(value)
+    if url := read_url(value):
+        return (url,)
+    if depth == 0:
+        return ()
+    if isinstance(value, list):
+        return tuple([url for item in value for url in _find_urls(item, depth - 1)])
+    if not isinstance(value, dict):
+        return ()
+    if urls := _find_urls(value.get("resultUrls"), depth - 1):
+        return urls
+    named = {_plain(key): inner for key, inner in value.items()}
+    for name in (*_URL_NAMES, *_CONTAINERS):
+        if name in named and (urls := _find_urls(named[name], depth - 1)):
+            return urls
+    return ()
 
 
-def without_mac(text: str) -> str:
-    """Return JSON text without the secret last parts of the callback addresses in it."""
-    return _URL_IN_JSON.sub(lambda found: found[1] + _masked(found[2]), text)
+def _plain(name: str) -> str:
+    return name.replace("_", "").lower()
 
 
-def _masked(url: str) -> str:
-    """Return a URL with stars for a mac that ends its path, and for a query then, which may be secret too.
-
-    It may stand in JSON, escapes and all; the backslashes that end it belong to what comes after.
-    """
-    body = url.rstrip("\\")
-    path, *query = _QUERY.split(body, maxsplit=1)
-    stem = _without_slashes(path)
-    if _MAC_AT_END.search(stem[-40:]) is None:
-        return url
-    return f"{stem[:-26]}***" + ("?***" if query else "") + url[len(body) :]
-
-
-def _without_slashes(path: str) -> str:
-    """Return a path in JSON text without the slashes that end it, escaped or not."""
-    while (stem := path.rstrip("\\/")).endswith(("\\u002f", "\\u002F")):
-        path = stem[: -len("\\u002f")]
-    return stem
-
-
-def _mask_url(found: dict[str, object]) -> dict[str, object]:
-    url = found.get("callBackUrl")
-    return {**found, "callBackUrl": _masked(url)} if isinstance(url, str) else found
+def read_url(value: object) -> str:
+    """Return an http(s) URL without blanks around it, its scheme in small letters; else nothing."""
+    if not isinstance(value, str):
+        return ""
+    scheme, separator, rest = value.strip().partition("://")
+    url = f"{scheme.lower()}{separator}{rest}"
+    return url if is_url(url) else ""
 
 
 def is_url(value: object) -> bool:
@@ -222,14 +279,46 @@ def read_time(value: object) -> datetime | None:
 
 
 def read_state(word: object) -> TaskState:
-    """Return the state a wire word names; an unknown word is logged once and counts as running."""
+    """Return the state a wire word names; an unknown word counts as running."""
     if not isinstance(word, str):
         return TaskState.UNKNOWN
-    state = _STATES.get(word) or _STATES.get(word.strip().lower())
-    if state is not None:
+    return _STATES.get(word) or _STATES.get(word.strip().lower(), TaskState.UNKNOWN)
+
+
+def read_state_word(data: Mapping[str, object]) -> str:
+    """Return the word for its state that a record holds, under any of its names; nothing if there is none."""
+    for key in _STATE_NAMES:
+        if isinstance(word := data.get(key), str) and word:
+            return word
+    return ""
+
+
+def _read_end(data: Mapping[str, object], *, has_result: bool) -> TaskState:
+    """Return the state of a record; a word that is not known is an end only with what belongs to one."""
+    word = read_state_word(data)
+    if (state := read_state(word)) is not TaskState.UNKNOWN:
         return state
-    word = word[:64]
-    if word not in _logged and len(_logged) < _MAX_LOGGED_WORDS:
-        _logged.add(word)
-        _log.warning("unknown task state %r counts as still running", word)
+    if (end := _FLAGS.get(read_code(data.get("successFlag")) or 0)) is not None:
+        return end
+    said = word.strip().lower().replace("-", "_").replace(" ", "_")
+    if said in _WORDS_OF_SUCCESS and has_result:
+        return TaskState.SUCCESS
+    is_failure = said in _WORDS_OF_FAILURE or said.endswith(_ENDINGS_OF_FAILURE)
+    if said in _WORDS_OF_CANCELLING or (is_failure and _has_reason(data)):
+        return TaskState.FAIL
     return TaskState.UNKNOWN
+
+
+def _has_reason(data: Mapping[str, object]) -> bool:
+    return bool(_read_words(data, _FAIL_CODES) or _read_words(data, _FAIL_WORDS))
+
+
+def _read_words(data: Mapping[str, object], keys: tuple[str, ...]) -> str:
+    """Return the first words or number under *keys*, also from an object that holds words."""
+    for key in keys:
+        value = data.get(key)
+        if isinstance(value, dict):
+            value = _first(value, ("message", "msg", "code"))
+        if words := clean_text(value):
+            return words
+    return ""

@@ -37,7 +37,7 @@ from kie_async.callbacks import server
 from kie_async.callbacks.address import callback_mac
 from kie_async.callbacks.base import Delivery
 from kie_async.callbacks.body import MAX_DROPPED_BODY
-from kie_async.wire import records as states
+from kie_async.wire.redaction import MACS_ONLY, Redactor
 
 VECTORS: list[dict[str, Any]] = json.loads(
     (Path(__file__).parents[1] / "support" / "signature_vectors.json").read_text()
@@ -59,6 +59,7 @@ class Inbox:
     """A session that only keeps what it is given."""
 
     callback_secrets: tuple[bytes, ...] = (SECRET,)
+    redactor: Redactor = MACS_ONLY
     task_id: str = TASK
     accepted: list[TaskRecord] = attrs.field(factory=list)
     rejected: list[str] = attrs.field(factory=list)
@@ -884,9 +885,7 @@ async def test_logs_hold_no_secret_and_no_line_of_a_stranger_and_do_not_grow(
     receiver: CallbackReceiver,
     open_session: OpenSession,
     caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(states, "_logged", set())
     caplog.set_level(logging.DEBUG)
     asyncio.get_running_loop().set_debug(True)
     async with receiver.serve("127.0.0.1", 0) as served:

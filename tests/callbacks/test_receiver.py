@@ -40,6 +40,7 @@ from kie_async.callbacks.address import callback_mac
 from kie_async.callbacks.base import Delivery
 from kie_async.callbacks.body import MAX_DROPPED_BODY
 from kie_async.sandbox.tasks import encode_param
+from kie_async.wire.redaction import MACS_ONLY
 from kie_async.wire.signatures import sign
 
 INTENT = "0123456789abcdef" * 2
@@ -56,6 +57,7 @@ class Inbox:
 
     def __init__(self, *secrets: bytes, tasks: dict[str, str] | None = None) -> None:
         self.callback_secrets: Sequence[bytes] = secrets or (SECRET,)
+        self.redactor = MACS_ONLY
         self.tasks = {INTENT: TASK} if tasks is None else tasks
         self.accepted: list[Delivery] = []
         self.rejected: Counter[str] = Counter()

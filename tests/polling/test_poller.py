@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Callable
 from itertools import pairwise
 from typing import Any
 
+import attrs
 import pytest
 from conftest import NO_LIMITS, OpenSession
 from support.clock import Clock, settle
@@ -30,7 +31,6 @@ from kie_async import (
     NotFound,
     PollSchedule,
     Rate,
-    RequestRejected,
     ResultUnreadable,
     Sandbox,
     TaskFailed,
@@ -46,6 +46,7 @@ from kie_async.polling.entry import PollEntry
 from kie_async.polling.poller import Poller
 from kie_async.polling.timer_wheel import TICK_S, TimerWheel
 from kie_async.wire.codes import error_for
+from kie_async.wire.records import decode_record
 
 Answer = TaskRecord | Exception
 
@@ -477,6 +478,29 @@ TRANSIENT = (
 )
 
 
+REFUSALS = (
+    error_for(400, "no"),
+    error_for(404, "Task not found"),
+    error_for(422, "recordInfo is null"),
+    error_for(422, "taskId is malformed", 422),
+)
+WEATHER = (
+    AnswerUnreadable("HTTP 403 without an answer of the service (the answer is not JSON)"),
+    AnswerUnreadable("the answer holds no record"),
+    TransportError("timed out"),
+    error_for(404, "No message available"),
+    error_for(404, "no such route"),
+    error_for(402, "Credits insufficient"),
+    error_for(433, "cap"),
+    error_for(451, "no"),
+    error_for(505, "disabled"),
+    error_for(500, "Server Error"),
+    error_for(408, "no readable answer", 408),
+    error_for(429, "too often"),
+    error_for(455, "maintenance"),
+)
+
+
 class TestFailedLooks:
     @pytest.mark.parametrize("error", TRANSIENT, ids=lambda error: f"{type(error).__name__}: {error}")
     async def test_a_transient_failure_settles_nothing_and_is_asked_again(
@@ -494,7 +518,7 @@ class TestFailedLooks:
         await clock.advance(1.0)
         assert [record.state for record, _ in bench.news] == [TaskState.SUCCESS]
 
-    async def test_failures_are_noted_and_the_fifth_in_a_row_is_a_warning(
+    async def test_failures_are_noted_and_one_warning_comes_when_they_last(
         self, clock: Clock, bench: NewBench, caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level(logging.INFO, "kie_async")
@@ -502,12 +526,61 @@ class TestFailedLooks:
         bench.track()
         bench.answer = lambda _: TransportError("timed out")
 
-        await clock.advance(10.5)
+        await clock.advance(120.5)
+        bench.answer = running
+        await clock.advance(30.0)
 
-        assert [record.levelno for record in caplog.records] == [logging.INFO] * 4 + [logging.WARNING] + [
-            logging.INFO
-        ] * 5
+        levels = Counter(record.levelno for record in caplog.records)
+        assert levels == {logging.INFO: 121, logging.WARNING: 1}
         assert caplog.messages[4] == "poll 5 of task t failed: timed out"
+        assert caplog.messages[31] == (
+            "polls of task t have failed for 30 s: timed out; it goes on at the service and is asked again"
+        )
+        assert caplog.messages[-1] == "task t is answered again, after 120 s"
+
+    async def test_an_outage_is_one_warning_for_all_tasks(
+        self, clock: Clock, bench: NewBench, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO, "kie_async")
+        bench = bench(EVERY_SECOND)
+        for number in range(50):
+            bench.track(f"t{number}")
+        bench.answer = lambda _: AnswerUnreadable("HTTP 403 without an answer of the service")
+
+        await clock.advance(100.0)
+        bench.answer = running
+        await clock.advance(2.0)
+
+        said = [record for record in caplog.records if not record.message.startswith("poll ")]
+        assert [record.levelno for record in said] == [logging.WARNING, logging.INFO]
+
+    async def test_a_second_outage_is_said_again(
+        self, clock: Clock, bench: NewBench, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        bench = bench(EVERY_SECOND)
+        bench.track()
+        for _ in range(2):
+            bench.answer = lambda _: ServerError(502, "no readable answer", 502)
+            await clock.advance(60.0)
+            bench.answer = running
+            await clock.advance(60.0)
+
+        assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
+
+    async def test_a_warning_whose_task_is_gone_makes_room_for_another(
+        self, clock: Clock, bench: NewBench, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        bench = bench(EVERY_SECOND)
+        bench.track("gone")
+        await clock.advance(0.5)
+        bench.track("left")
+        bench.answer = lambda _: TransportError("timed out")
+        await clock.advance(60.0)
+
+        bench.poller.forget(bench.entries["gone"])
+        await clock.advance(60.0)
+
+        assert [record.message.split()[3] for record in caplog.records] == ["gone", "left"]
 
     async def test_an_answer_ends_the_row(
         self, clock: Clock, bench: NewBench, caplog: pytest.LogCaptureFixture
@@ -522,20 +595,63 @@ class TestFailedLooks:
         assert not answers
         assert not caplog.records
 
-    async def test_a_refusal_settles_the_handle_at_the_third_in_a_row(
-        self, clock: Clock, bench: NewBench
+    @pytest.mark.parametrize("error", REFUSALS, ids=str)
+    async def test_a_refusal_settles_the_handle_when_it_lasts_for_five_minutes(
+        self, clock: Clock, bench: NewBench, error: ApiError
     ) -> None:
         bench = bench(EVERY_SECOND)
         entry = bench.track()
+        await clock.advance(100.5)
+        bench.answer = lambda _: error
+
+        await clock.advance(300.0)
+        assert not bench.given_up
+        await clock.advance(1.0)
+
+        assert bench.given_up == [(entry, error)]
+
+    async def test_a_refusal_settles_nothing_before_the_fifth_answer(
+        self, clock: Clock, bench: NewBench
+    ) -> None:
+        bench = bench(PollSchedule.fixed(100.0, jitter=0.0))
+        bench.track()
         bench.answer = lambda _: error_for(400, "no")
 
-        await clock.advance(2.5)
+        await clock.advance(450.0)
+        assert len(bench.polls) == 4
+        assert not bench.given_up
+        await clock.advance(100.0)
+
+        assert len(bench.given_up) == 1
+
+    @pytest.mark.parametrize("error", WEATHER, ids=lambda error: f"{type(error).__name__}: {error}")
+    async def test_what_does_not_speak_of_the_task_never_ends_its_wait(
+        self, clock: Clock, bench: NewBench, error: KieError
+    ) -> None:
+        bench = bench(PollSchedule.fixed(5.0, jitter=0.0))
+        bench.track()
+        bench.answer = lambda _: error
+
+        await clock.advance(3600.0)
+        assert not bench.given_up
+        bench.answer = done
+        await clock.advance(66.0)
+
+        assert [record.state for record, _ in bench.news] == [TaskState.SUCCESS]
+
+    async def test_weather_between_refusals_neither_counts_nor_ends_them(
+        self, clock: Clock, bench: NewBench
+    ) -> None:
+        bench = bench(EVERY_SECOND)
+        bench.track()
+        row: list[Answer] = [error_for(400, "no"), TransportError("timed out")] * 200
+        bench.answer = lambda _: row.pop()
+
+        await clock.advance(298.0)
         assert not bench.given_up
         await clock.advance(10.0)
 
-        ((given_up, error),) = bench.given_up
-        assert given_up is entry
-        assert isinstance(error, RequestRejected)
+        assert len(bench.given_up) == 1
 
     async def test_a_record_between_refusals_begins_a_new_row(self, clock: Clock, bench: NewBench) -> None:
         bench = bench(EVERY_SECOND)
@@ -558,20 +674,24 @@ class TestFailedLooks:
         bench.track()
         bench.answer = lambda _: error
 
-        await clock.advance(91.5)
+        await clock.advance(389.0)
         assert not bench.given_up
-        await clock.advance(1.0)
+        await clock.advance(3.0)
 
         assert [given for _, given in bench.given_up] == [error]
 
-    async def test_a_422_that_is_not_of_visibility_is_a_refusal(self, clock: Clock, bench: NewBench) -> None:
-        bench = bench(EVERY_SECOND)
+    @pytest.mark.parametrize("error", [error_for(404, ""), error_for(422, "taskId is malformed")], ids=str)
+    async def test_no_words_of_a_404_or_422_mean_more_than_not_yet_while_a_task_is_young(
+        self, clock: Clock, bench: NewBench, error: ApiError, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        bench = bench(attrs.evolve(EVERY_SECOND, visibility_grace_s=1000.0))
         bench.track()
-        bench.answer = lambda _: error_for(422, "taskId is malformed")
+        bench.answer = lambda _: error
 
-        await clock.advance(3.5)
+        await clock.advance(999.0)
 
-        assert len(bench.given_up) == 1
+        assert not bench.given_up
+        assert not caplog.records
 
     async def test_a_refusal_that_comes_after_the_end_settles_nothing_again(
         self, clock: Clock, bench: NewBench
@@ -579,10 +699,10 @@ class TestFailedLooks:
         bench = bench(EVERY_SECOND)
         entry = bench.track()
         bench.answer = lambda _: error_for(400, "no")
-        await clock.advance(2.5)
+        await clock.advance(300.5)
         bench.gate = asyncio.Event()
         await clock.advance(1.0)
-        assert len(bench.polls) == 3
+        assert len(bench.polls) == 301
 
         bench.poller.forget(entry)
         bench.gate.set()
@@ -591,52 +711,186 @@ class TestFailedLooks:
         assert not bench.given_up
 
 
+class TestNoAnswerOfTheProvider:
+    async def test_a_task_without_a_result_for_ten_minutes_fails_after_ten_more(
+        self, clock: Clock, bench: NewBench
+    ) -> None:
+        bench = bench(EVERY_SECOND)
+        bench.track()
+        bench.answer = lambda _: error_for(408, "No result for over 10 minutes")
+
+        await clock.advance(600.5)
+        assert not bench.news
+        await clock.advance(1.0)
+
+        ((record, _),) = bench.news
+        assert (record.state, record.fail_code) == (TaskState.FAIL, "408")
+        assert record.fail_message == "No result for over 10 minutes"
+        assert not bench.given_up
+
+    async def test_it_may_still_succeed(self, clock: Clock, bench: NewBench) -> None:
+        bench = bench(EVERY_SECOND)
+        bench.track()
+        bench.answer = lambda _: error_for(408, "No result for over 10 minutes")
+        await clock.advance(590.0)
+
+        bench.answer = done
+        await clock.advance(1.1)
+
+        assert [record.state for record, _ in bench.news] == [TaskState.SUCCESS]
+
+    async def test_a_record_between_begins_the_ten_minutes_anew(self, clock: Clock, bench: NewBench) -> None:
+        bench = bench(EVERY_SECOND)
+        bench.track()
+        row: list[Answer] = ([error_for(408, "no result")] * 590 + [running("t")]) * 3
+        bench.answer = lambda _: row.pop()
+
+        await clock.advance(1770.0)
+
+        assert {record.state for record, _ in bench.news} == {TaskState.GENERATING}
+
+
+class TestUnknownStates:
+    def dreaming(self, task_id: str, word: str = "dreaming") -> TaskRecord:
+        return TaskRecord(task_id=task_id, raw={"taskId": task_id, "state": word})
+
+    async def test_a_word_nobody_knows_is_warned_of_each_ten_minutes(
+        self, clock: Clock, bench: NewBench, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        bench = bench(EVERY_SECOND)
+        bench.track()
+        bench.answer = self.dreaming
+
+        await clock.advance(1801.5)
+
+        message = "task t is in a state that is not known, 'dreaming': it counts as running"
+        assert caplog.record_tuples == [("kie_async", logging.WARNING, message)] * 4
+
+    async def test_each_word_is_warned_of_once_for_all_tasks(
+        self, clock: Clock, bench: NewBench, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        bench = bench(EVERY_SECOND)
+        for number in range(50):
+            bench.track(f"t{number}")
+        bench.answer = lambda task_id: self.dreaming(task_id, ("dreaming", "rendering")[task_id > "t3"])
+
+        await clock.advance(100.0)
+
+        assert len(caplog.records) == 2
+
+    @pytest.mark.parametrize("word", ["success", "waiting", "unknown", ""])
+    async def test_nothing_is_said_of_other_words(
+        self, clock: Clock, bench: NewBench, word: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        bench = bench(EVERY_SECOND)
+        bench.track()
+        bench.answer = lambda task_id: decode_record({"taskId": task_id, "state": word})
+
+        await clock.advance(5.0)
+
+        assert not caplog.records
+
+    async def test_a_word_cannot_forge_a_log_line(
+        self, clock: Clock, bench: NewBench, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        bench = bench(EVERY_SECOND)
+        bench.track()
+        bench.answer = lambda task_id: self.dreaming(task_id, "x\n[FATAL] \x1b[31mpaid twice")
+
+        await clock.advance(1.1)
+
+        assert "\n" not in caplog.messages[0]
+        assert "\x1b" not in caplog.messages[0]
+
+    async def test_endless_new_words_do_not_flood_log_or_memory(
+        self, clock: Clock, bench: NewBench, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        bench = bench(EVERY_SECOND)
+        bench.track()
+        words = (f"word {number}" + "x" * 10_000 for number in range(10_000))
+        bench.answer = lambda task_id: self.dreaming(task_id, next(words))
+
+        await clock.advance(500.0)
+
+        assert len(caplog.records) == 100
+        assert max(map(len, caplog.messages)) < 200
+
+
 class TestRefusedKeys:
     async def test_a_lone_refusal_of_the_key_is_asked_again(self, clock: Clock, bench: NewBench) -> None:
         bench = bench(EVERY_SECOND)
         bench.track()
-        answers: list[Answer] = [done("t"), *[error_for(401, "no"), error_for(401, "no"), running("t")] * 10]
+        answers: list[Answer] = [done("t"), *[*[error_for(401, "no")] * 59, running("t")] * 10]
         bench.answer = lambda _: answers.pop()
 
-        await clock.advance(60.0)
+        await clock.advance(650.0)
 
         assert not bench.given_up
         assert not answers
 
-    async def test_the_third_in_a_row_settles_all_that_wait(self, clock: Clock, bench: NewBench) -> None:
+    async def test_one_that_lasts_for_a_minute_settles_all_that_wait(
+        self, clock: Clock, bench: NewBench
+    ) -> None:
         bench = bench(EVERY_SECOND)
         entries = {bench.track(f"t{number}") for number in range(10)}
         bench.answer = lambda _: error_for(401, "no")
 
-        await clock.advance(1.1)
+        await clock.advance(60.5)
+        assert not bench.given_up
+        await clock.advance(1.0)
 
         assert {entry for entry, _ in bench.given_up} == entries
         assert {type(error) for _, error in bench.given_up} == {AuthenticationError}
         assert len(bench.given_up) == 10
 
-    async def test_handles_without_a_task_id_wait_on(self, clock: Clock, bench: NewBench) -> None:
-        bench = bench(EVERY_SECOND)
-        unknown = bench.entries["intent"] = bench.poller.track_deadline("intent", clock.now + 60.0)
+    async def test_it_takes_five_answers_however_long_they_are_apart(
+        self, clock: Clock, bench: NewBench
+    ) -> None:
+        bench = bench(PollSchedule.fixed(60.0, jitter=0.0))
         bench.track()
         bench.answer = lambda _: error_for(401, "no")
 
-        await clock.advance(30.0)
-        assert [entry.key for entry, _ in bench.given_up] == ["t"]
-        await clock.advance(31.0)
+        await clock.advance(290.0)
+        assert len(bench.polls) == 4
+        assert not bench.given_up
+        await clock.advance(15.0)
 
-        assert bench.expired == [unknown]
+        assert len(bench.given_up) == 1
 
-    async def test_what_is_watched_after_that_has_three_chances_again(
+    async def test_a_word_about_a_task_shows_that_the_key_is_taken(
         self, clock: Clock, bench: NewBench
     ) -> None:
         bench = bench(EVERY_SECOND)
+        bench.track("denied")
+        bench.track("unknown")
+        answers = {"denied": error_for(401, "no"), "unknown": error_for(422, "recordInfo is null")}
+        bench.answer = answers.__getitem__
+
+        await clock.advance(300.0)
+
+        assert not bench.given_up
+
+    async def test_handles_without_a_task_id_wait_on(self, clock: Clock, bench: NewBench) -> None:
+        bench = bench(EVERY_SECOND)
+        unknown = bench.entries["intent"] = bench.poller.track_deadline("intent", clock.now + 90.0)
         bench.track()
         bench.answer = lambda _: error_for(401, "no")
-        await clock.advance(3.5)
+
+        await clock.advance(70.0)
+        assert [entry.key for entry, _ in bench.given_up] == ["t"]
+        await clock.advance(21.0)
+
+        assert bench.expired == [unknown]
+
+    async def test_what_is_tracked_after_that_has_its_own_minute(self, clock: Clock, bench: NewBench) -> None:
+        bench = bench(EVERY_SECOND)
+        bench.track()
+        bench.answer = lambda _: error_for(401, "no")
+        await clock.advance(61.5)
         assert len(bench.given_up) == 1
 
         bench.track("again")
-        await clock.advance(2.5)
+        await clock.advance(59.5)
         assert len(bench.given_up) == 1
         bench.answer = done
         await clock.advance(1.0)
@@ -905,7 +1159,7 @@ class TestAgainstTheSandbox:
             for waiting in (*handles, *querying):
                 waiting.abandon() if isinstance(waiting, TaskHandle) else waiting.cancel()
 
-    @pytest.mark.parametrize("code", [408, 501, 531])
+    @pytest.mark.parametrize("code", [501, 531])
     async def test_an_envelope_may_tell_that_the_task_failed(
         self, clock: Clock, sandbox: Sandbox, kie: KieSession, code: int
     ) -> None:
@@ -941,7 +1195,7 @@ class TestAgainstTheSandbox:
 
         handle = kie.attach("nobodys_task")
         sandbox.faults.invisible_as_404 = True
-        await clock.advance(130.0)
+        await clock.advance(420.0)
 
         with pytest.raises(NotFound):
             await handle
@@ -1038,7 +1292,9 @@ class TestAgainstTheSandbox:
     ) -> None:
         handles = [await kie.create("sandbox/echo", {}) for _ in range(5)]
         sandbox.faults.revoke_key = True
-        await clock.advance(0.3)
+        await clock.advance(59.0)
+        assert not any(handle.is_done for handle in handles)
+        await clock.advance(2.0)
         for handle in handles:
             assert isinstance(await outcome_of(handle), AuthenticationError)
 

@@ -112,11 +112,12 @@ ANSWERS: list[tuple[int, bytes, CreateVerdict, type[ApiError] | None]] = [
     (500, body(200, {"taskId": ID}), UNKNOWN, None),
     # HTTP statuses that speak for themselves
     *((status, text, REFUSED, None) for status in (405, 413, 415, 431) for text in (b"", HTML, body(status))),
-    (401, b"", REFUSED, AuthenticationError),
-    (401, body(200), REFUSED, AuthenticationError),
-    (402, HTML, REFUSED, InsufficientCredits),
-    (403, HTML, REFUSED, AuthenticationError),
-    (404, HTML, REFUSED, NotFound),
+    # a page is no word of the service about key, credits or model: only nothing was created
+    *((status, text, REFUSED, ServerError) for status in (401, 402, 403, 404) for text in (b"", HTML, b"{}")),
+    (401, body(200), REFUSED, ServerError),
+    (403, b'{"error":"account suspended"}', REFUSED, ServerError),
+    (401, b'{"code":401,"error":"Unauthorized","path":"/api/v1/jobs/createTask"}', REFUSED, ServerError),
+    (404, b'{"timestamp":1,"status":404,"error":"Not Found","path":"/x"}', REFUSED, ServerError),
     (422, b"{", REFUSED, RequestRejected),
     # redirects are not followed, so nothing was created
     *((status, b"", REFUSED, RequestRejected) for status in (300, 301, 302, 303, 307, 308)),

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import json
-import logging
-import pickle
-import time
 from datetime import UTC, datetime
 from typing import Any
 
-import attrs
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.tables import together
 
 from kie_async.models import TaskRecord, TaskState
-from kie_async.wire import records as states
 from kie_async.wire.records import (
     clean_text,
     decode_record,
@@ -24,9 +18,9 @@ from kie_async.wire.records import (
     read_code,
     read_number,
     read_result,
+    read_state_word,
     read_text,
     read_time,
-    without_mac,
 )
 
 URL, OTHER_URL = "https://tempfile.example/a.mp4", "https://tempfile.example/b.mp4"
@@ -35,13 +29,7 @@ RESULT = json.dumps({"resultUrls": [URL]})
 CREATED_MS, COMPLETED_MS = 1_755_599_634_000, 1_755_599_644_500
 CREATED = datetime(2025, 8, 19, 10, 33, 54, tzinfo=UTC)
 
-INTENT, MAC = "0123456789abcdef0123456789abcdef", "abcdefghijklmnopqrstuvwx23"
-ADDRESS = f"https://bot.example/kie/{INTENT}/{MAC}"
-
-
-@pytest.fixture(autouse=True)
-def _forget_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(states, "_logged", set())
+ADDRESS = "https://bot.example/kie/0123456789abcdef0123456789abcdef/abcdefghijklmnopqrstuvwx23"
 
 
 def decoded(**data: object) -> TaskRecord:
@@ -175,12 +163,87 @@ def test_any_state_but_the_two_last_is_still_running(word: object) -> None:
     assert not decoded(state=word).state.is_terminal
 
 
-def test_an_unknown_state_is_logged_once_and_kept(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, "kie_async"):
-        records = [decoded(state="dreaming") for _ in range(3)]
-    assert len(caplog.records) == 1
-    assert {record.state for record in records} == {TaskState.UNKNOWN}
-    assert records[0].raw["state"] == "dreaming"
+def test_an_unknown_state_is_kept() -> None:
+    record = decoded(state="dreaming")
+    assert record.state is TaskState.UNKNOWN
+    assert read_state_word(record.raw) == "dreaming"
+
+
+RESULTS_OF = {"resultJson": RESULT, "resultUrls": [URL], "response": {"resultUrls": [URL]}}
+S, F, R = TaskState.SUCCESS, TaskState.FAIL, TaskState.UNKNOWN
+
+
+@together(
+    ("state", "more", "end"),
+    [
+        # words of other families, with what belongs to them
+        *(
+            (word, {"resultJson": RESULT}, S)
+            for word in ("completed", "COMPLETE", "succeeded", "done", "finished")
+        ),
+        *(("completed", {key: value}, S) for key, value in RESULTS_OF.items()),
+        ("CALLBACK_EXCEPTION", {"response": {"sunoData": [{"audioUrl": URL}]}}, S),
+        *(
+            (word, {"failMsg": "no"}, F)
+            for word in ("failed", "FAILED", "failure", "error", "timeout", "timed out")
+        ),
+        *(
+            (word, {"errorMessage": "no"}, F)
+            for word in ("CREATE_TASK_FAILED", "generate-failed", "SENSITIVE_WORD_ERROR")
+        ),
+        ("failed", {"failCode": 500}, F),
+        ("failed", {"error": {"message": "no", "code": 7}}, F),
+        *((word, {}, F) for word in ("cancelled", "canceled")),
+        # the flag speaks where the word is not known
+        *((word, {"successFlag": 1}, S) for word in (None, "", "rendering", 7)),
+        *((word, {"successFlag": flag}, F) for word in (None, "rendering") for flag in (2, 3, "2", "3")),
+        (None, {"successFlag": "1"}, S),
+        # another key
+        *((None, {key: "success"}, S) for key in ("status", "taskStatus", "task_status")),
+        ("", {"status": "FAIL"}, F),
+        (None, {"status": "completed", "resultJson": RESULT}, S),
+        # no end
+        ("completed", {}, R),
+        ("failed", {}, R),
+        ("rendering", {"resultJson": RESULT, "failMsg": "no", "successFlag": 0}, R),
+        ("TEXT_SUCCESS", {"response": {"sunoData": [{"audioUrl": URL}]}}, R),
+        ("generating", {"successFlag": 1}, TaskState.GENERATING),
+        ("success", {"successFlag": 3}, S),
+        (None, {"successFlag": True}, R),
+        (None, {"status": 200, "resultJson": RESULT}, R),
+        (None, {}, R),
+    ],
+)
+def test_an_end_is_known_by_what_belongs_to_one(
+    state: object, more: dict[str, object], end: TaskState
+) -> None:
+    assert decoded(state=state, **more).state is end
+
+
+@together(
+    "key", ["resultUrls", "resultUrl", "result_urls", "video_url", "videoUrl", "audio_url", "resultImageUrl"]
+)
+def test_a_record_may_hold_its_result_itself(key: str) -> None:
+    assert decoded(state="success", **{key: URL}).urls == (URL,)
+
+
+@together("key", ["image_url", "url", "callBackUrl", "sourceUrl", "originImageUrl", "firstFrameUrl"])
+def test_other_addresses_in_a_record_are_no_result(key: str) -> None:
+    assert decoded(state="success", **{key: URL}).urls == ()
+
+
+@together("key", ["info", "resultInfo", "videoInfo", "output", "data"])
+@together("inner", ["resultUrls", "videoUrl", "result_urls"])
+def test_a_result_may_lie_where_older_families_keep_it(key: str, inner: str) -> None:
+    record = decoded(state="success", resultJson="", **{key: {inner: [URL], "progress": 1}})
+    assert record.urls == (URL,)
+
+
+@together("key", ["id", "recordId"])
+def test_an_id_may_have_other_names_if_it_has_no_usual_one(key: str) -> None:
+    assert decode_record({key: "t1"}).task_id == "t1"
+    assert decode_record({key: "r1", "taskId": "t1"}).task_id == "t1"
+    assert decode_record({key: "r1", "task_id": "t1"}).task_id == "t1"
 
 
 # --- failures ------------------------------------------------------------------------------------
@@ -197,6 +260,32 @@ def test_a_fail_code_is_text(code: object, text: str) -> None:
 @together("code", [[], {}, True])
 def test_a_fail_code_that_is_no_word_and_no_number_is_none(code: object) -> None:
     assert decoded(state="fail", failCode=code).fail_code == ""
+
+
+@together(
+    ("more", "code", "words"),
+    [
+        ({"failCode": "", "failMsg": None, "errorCode": 451, "errorMessage": "no image"}, "451", "no image"),
+        ({"fail_code": "400", "fail_msg": "no"}, "400", "no"),
+        ({"error_code": 1, "error_message": "no"}, "1", "no"),
+        ({"errorMsg": "no"}, "", "no"),
+        ({"error": "no"}, "", "no"),
+        ({"error": {"code": 5, "message": "no"}}, "", "no"),
+        ({"failReason": "no"}, "", "no"),
+        ({"msg": "no"}, "", "no"),
+        ({"failMsg": "no", "errorMessage": "other"}, "", "no"),
+    ],
+)
+def test_code_and_words_of_a_failure_have_many_names(more: dict[str, object], code: str, words: str) -> None:
+    record = decoded(state="fail", **more)
+    assert (record.fail_code, record.fail_message) == (code, words)
+
+
+def test_words_of_a_success_are_no_failure() -> None:
+    record = decoded(
+        state="success", resultJson=RESULT, errorCode=0, errorMessage="", message="success", msg="ok"
+    )
+    assert (record.fail_code, record.fail_message) == ("", "")
 
 
 def test_a_fail_message_cannot_forge_a_log_line() -> None:
@@ -255,14 +344,45 @@ RESULTS: list[tuple[object, tuple[str, ...], object]] = [
     ("{}", (), None),
     ("[]", (), None),
     ('{"resultUrls":["https://tempfile', (), None),
-    ("Once upon a time", (), None),
-    ('{"resultUrls":["' + URL + '"],"a":NaN}', (), None),
+    ("Once upon a time", (), {"text": "Once upon a time"}),
+    (json.dumps("Once upon a time"), (), {"text": "Once upon a time"}),
+    ("NaN", (), None),
+    ("1e999", (), None),
+    ('{"resultUrls":["' + URL + '"],"a":NaN}', (URL,), None),
+    ('{"resultUrls":["' + URL + '"],"text":"\\ud83d half"}', (URL,), {"resultUrls": [URL], "text": " half"}),
+    # the same, spelled otherwise
+    (json.dumps(RESULT), (URL,), None),
+    (json.dumps(json.dumps(RESULT)), (URL,), None),
+    ({"resultUrls": json.dumps([URL, OTHER_URL])}, (URL, OTHER_URL), None),
+    ({"resultUrls": [json.dumps([URL])]}, (URL,), None),
+    ({"resultUrls": [{"url": URL}, {"url": OTHER_URL}]}, (URL, OTHER_URL), None),
+    ({"resultUrls": [f" {URL}\n"]}, (URL,), None),
+    ({"resultUrls": [URL.replace("https", "HTTPS")]}, (URL,), None),
+    ({"resultUrls": [f'"{URL}"']}, (URL,), None),
+    # under the names of the families that moved here
+    ({"resultUrl": URL}, (URL,), None),
+    ({"result_urls": [URL]}, (URL,), None),
+    ({"resultImageUrl": URL, "originImageUrl": OTHER_URL}, (URL,), ...),
+    ({"resultVideoUrl": URL, "resultImageUrl": OTHER_URL}, (URL,), ...),
+    ({"videoInfo": {"videoUrl": URL, "imageUrl": OTHER_URL}}, (URL,), None),
+    (
+        {"sunoData": [{"audioUrl": URL, "imageUrl": OTHER_URL}, {"audioUrl": OTHER_URL}]},
+        (URL, OTHER_URL),
+        None,
+    ),
+    ({"data": {"video_url": URL, "image_url": OTHER_URL}}, (URL,), None),
+    ({"images": [{"url": URL}, {"url": OTHER_URL}]}, (URL, OTHER_URL), None),
+    ({"info": {"result_urls": [URL]}}, (URL,), None),
+    ({"image_url": OTHER_URL, "video_url": URL}, (URL,), ...),
+    ({"mask_urls": [URL]}, (), ...),
+    ({"data": {"data": {"data": {"data": {"data": {"data": {"data": URL}}}}}}}, (), ...),
     ('{"resultUrls":["\\ud800"]}', (), None),
     ('{"resultUrls":[],"resultUrls":["' + URL + '"]}', (), None),
     ("[" * 100_000, (), None),
     ('{"a":' + "9" * 5000 + "}", (), None),
     ("\x00", (), None),
-    (URL + "\n" + OTHER_URL, (), None),
+    (URL + "\n" + OTHER_URL, (URL, OTHER_URL), None),
+    (URL + "\nand words", (), {"text": URL + "\nand words"}),
 ]
 
 
@@ -405,115 +525,6 @@ def test_a_completion_before_the_creation_does_not_count() -> None:
 
 def test_a_completion_at_the_creation_took_no_time() -> None:
     assert decoded(createTime=CREATED_MS, completeTime=CREATED_MS).duration_s == 0.0
-
-
-# --- the mac never stays -------------------------------------------------------------------------
-
-
-def texts_with_address() -> dict[str, object]:
-    plain = json.dumps({"callBackUrl": ADDRESS, "model": "a/b", "input": "{}"})
-    within = json.dumps({"input": json.dumps({"callBackUrl": ADDRESS})})
-    return {
-        "plain": plain,
-        "compact": plain.replace(": ", ":"),
-        "blanks": plain.replace(": ", "  :\n "),
-        "slashes escaped": plain.replace("/", "\\/"),
-        "slashes as code points": plain.replace("/", "\\u002f"),
-        "slashes as code points, upper case": plain.replace("/", "\\u002F"),
-        "in a string in the string": within,
-        "in a string in the string, slashes escaped": within.replace("/", "\\\\\\/"),
-        "twice": json.dumps({"a": json.dumps({"callBackUrl": ADDRESS}), "callBackUrl": ADDRESS}),
-        "an object": {"callBackUrl": ADDRESS, "input": {}},
-    }
-
-
-def everything_of(record: TaskRecord) -> str:
-    shown = f"{record!r} {record.raw} {record.param} {attrs.asdict(record)} {attrs.astuple(record)}"
-    return shown + pickle.dumps(record).decode("latin-1")
-
-
-@together("key", ["param", "paramJson", "request"])
-@together("value", texts_with_address().values())
-def test_the_mac_is_in_no_record(key: str, value: object) -> None:
-    shown = everything_of(decoded(**{key: value}))
-    assert MAC not in shown
-    assert INTENT in shown
-
-
-@together("text", [t for t in texts_with_address().values() if isinstance(t, str)])
-def test_the_mac_can_be_cut_from_any_json_text(text: str) -> None:
-    assert without_mac(text) == text.replace(MAC, "***")
-
-
-def test_the_mac_is_cut_from_a_bare_key_too() -> None:
-    record = decoded(callBackUrl=ADDRESS)
-    assert record.raw["callBackUrl"] == ADDRESS.replace(MAC, "***")
-
-
-@together("behind", ["/", "//", "?code=s3cret", "/?code=s3cret&x=/y", "?"])
-@together("escape", ["none", "slashes", "unicode", "twice"])
-def test_the_mac_is_cut_with_slashes_and_a_query_behind_it(behind: str, escape: str) -> None:
-    url = ADDRESS + behind
-    text = json.dumps({"callBackUrl": url, "model": "a/b"})
-    if escape == "slashes":
-        text = text.replace("/", "\\/")
-    if escape == "unicode":
-        text = text.replace("/", "\\u002f").replace("?", "\\u003f").replace("=", "\\u003d")
-    if escape == "twice":
-        text = json.dumps({"inner": text})
-    for raw in (decoded(param=text).raw, decoded(callBackUrl=url).raw):
-        assert MAC not in str(raw)
-        assert "s3cret" not in str(raw)
-    assert json.loads(str(decoded(param=text).raw["param"]))
-
-
-def test_what_is_left_of_param_can_still_be_read() -> None:
-    record = decoded(param=texts_with_address()["slashes escaped"])
-    assert record.param == {"callBackUrl": ADDRESS.replace(MAC, "***"), "model": "a/b", "input": {}}
-
-
-@together(
-    "url",
-    [
-        "https://bot.example/kie",
-        "https://bot.example/kie/",
-        f"https://bot.example/{MAC}x",
-        f"https://bot.example/{MAC.upper()}",
-        f"https://bot.example/{MAC}/more",
-        f"https://bot.example/x?{MAC}",
-    ],
-)
-def test_a_callback_url_of_somebody_else_is_left_alone(url: str) -> None:
-    param = json.dumps({"callBackUrl": url})
-    assert decoded(param=param).raw["param"] == param
-
-
-def test_a_callback_url_that_is_no_text_is_left_alone() -> None:
-    assert decoded(callBackUrl=7, param={"callBackUrl": None}).raw["callBackUrl"] == 7
-
-
-def test_decoding_changes_nothing_in_what_it_was_given() -> None:
-    data = {"taskId": "t1", "callBackUrl": ADDRESS, "param": {"callBackUrl": ADDRESS}}
-    decode_record(data)
-    assert data == {"taskId": "t1", "callBackUrl": ADDRESS, "param": {"callBackUrl": ADDRESS}}
-
-
-@together(
-    "text",
-    [
-        'callBackUrl":"' + "/" * 900_000,
-        'callBackUrl":"' + "a" * 900_000,
-        'callBackUrl":"' + "\\/" * 450_000,
-        "callBackUrl" + "\\" * 900_000,
-        'callBackUrl"' + " " * 900_000,
-        'callBackUrl":"/' * 60_000,
-        'callBackUrl":"' + ("/" + MAC) * 30_000,
-    ],
-)
-def test_no_text_makes_the_search_for_a_mac_slow(text: str) -> None:
-    started = time.process_time()
-    decoded(param=text)
-    assert time.process_time() - started < 2.0
 
 
 # --- the small readers ---------------------------------------------------------------------------

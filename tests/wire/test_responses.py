@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.tables import together
 
+from kie_async._json import MAX_RECORD_BYTES
 from kie_async.errors import (
     AnswerUnreadable,
     ApiError,
@@ -30,9 +32,8 @@ from kie_async.errors import (
 )
 from kie_async.inputs.request import TaskRequest
 from kie_async.models import TASK_ID, TaskState
-from kie_async.wire import records as states
 from kie_async.wire import responses as wire
-from kie_async.wire.codes import CreateVerdict, is_invisible
+from kie_async.wire.codes import CreateVerdict, Subject, is_invisible, subject_of
 from kie_async.wire.requests import encode_create, encode_credits, encode_query
 from kie_async.wire.responses import (
     WireResponse,
@@ -58,11 +59,6 @@ RECORD = {
     "param": PARAM,
     "resultJson": f'{{"resultUrls":["{URL}"]}}',
 }
-
-
-@pytest.fixture(autouse=True)
-def _forget_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(states, "_logged", set())
 
 
 def body(code: object = 200, data: object = None, msg: object = "success", **more: object) -> bytes:
@@ -303,14 +299,113 @@ def test_hostile_bodies_cost_little_time_and_leave_short_words(text: bytes) -> N
     assert len(str(caught.value)) < 300
 
 
-@together("inner", ["\\ud800", "[" * 100_000, "NaN", "1e999", "9" * 5000, '{"a":1,"a":2}', "\x00"])
+@together("inner", ["[" * 100_000, "NaN", "1e999", "9" * 5000, '{"a":1,"a":2}', "\x00"])
 @together("key", ["resultJson", "param", "paramJson"])
 def test_a_hostile_text_in_a_record_costs_only_itself(key: str, inner: str) -> None:
-    text = f'{{"resultUrls":["{URL}"],"x":"{inner}"}}' if inner == "\\ud800" else inner
-    record = decode_query(answer(200, {**RECORD, "resultJson": "", "param": "", key: text}), ID)
+    record = decode_query(answer(200, {**RECORD, "resultJson": "", "param": "", key: inner}), ID)
     assert (record.state, record.urls, record.result_object) == (TaskState.SUCCESS, (), None)
     assert record.param is None
-    assert record.raw[key] == text
+    assert record.raw[key] == inner
+
+
+@together("flaw", ['"\\ud800"', "NaN", "1e999", "9" * 5000, '{"a":1,"a":2}', '"\x00"', '"\x01"'])
+def test_a_flaw_beside_the_url_in_a_result_does_not_hide_it(flaw: str) -> None:
+    text = f'{{"resultUrls":["{URL}"],"x":{flaw}}}'
+    record = decode_query(answer(200, {**RECORD, "resultJson": text}), ID)
+    assert (record.state, record.urls, record.raw["resultJson"]) == (TaskState.SUCCESS, (URL,), text)
+
+
+# --- broken records ------------------------------------------------------------------------------
+
+WHOLE_RECORD = json.dumps(
+    {
+        "code": 200,
+        "msg": "success",
+        "data": {**RECORD, "creditsConsumed": 7, "failMsg": "words", "x": "spoilt"},
+    },
+    separators=(",", ":"),
+).encode()
+FLAWS: list[tuple[bytes, str]] = [
+    (WHOLE_RECORD.replace(b"spoilt", b"sp\xff\xfeoilt"), "bytes that are no UTF-8"),
+    (WHOLE_RECORD.replace(b"spoilt", b"spoilt\xe4\xb8"), "bytes that are no UTF-8"),
+    (WHOLE_RECORD.replace(b"spoilt", b"spoilt\xed\xa0\x80"), "bytes that are no UTF-8"),
+    (WHOLE_RECORD.replace(b"spoilt", b"spo\x00ilt"), "control characters"),
+    (WHOLE_RECORD.replace(b"spoilt", b"spo\x1filt"), "control characters"),
+    (WHOLE_RECORD.replace(b'"x":', b'\x00"x":'), "control characters"),
+    (WHOLE_RECORD.replace(b"spoilt", b"\\ud83dspoilt"), "halves of characters"),
+    (WHOLE_RECORD.replace(b'"x":', b'"y":NaN,"x":'), "a number that is none"),
+    (WHOLE_RECORD.replace(b'"x":', b'"y":[-Infinity],"x":'), "a number that is none"),
+    (WHOLE_RECORD.replace(b'"x":', b'"y":1e999,"x":'), "an endless number"),
+    (WHOLE_RECORD.replace(b'"x":', b'"y":' + b"9" * 5000 + b',"x":'), "an endless number"),
+    (WHOLE_RECORD.replace(b'"x":', b'"y":1,"y":2,"x":'), "a key with two values"),
+    (WHOLE_RECORD.replace(b'{"code"', b'{"y":NaN,"code"'), "a number that is none"),
+    (WHOLE_RECORD.replace(b'"success","data"', b'"\xff","data"'), "bytes that are no UTF-8"),
+    (WHOLE_RECORD + b"\x00", "control characters"),
+    (WHOLE_RECORD + b"\n<!-- cached -->", "text behind the object"),
+]
+
+
+@together(("text", "flaw"), FLAWS)
+def test_a_flaw_anywhere_does_not_hide_the_end_of_a_task(text: bytes, flaw: str) -> None:
+    record = decode_query(WireResponse(status=200, body=text), ID)
+    assert (record.task_id, record.state, record.urls) == (ID, TaskState.SUCCESS, (URL,))
+    assert (record.credits, record.fail_message) == (7.0, "words")
+
+
+@together(("text", "flaw"), FLAWS)
+def test_what_is_broken_is_left_out_of_raw(text: bytes, flaw: str) -> None:
+    raw = decode_query(WireResponse(status=200, body=text), ID).raw
+    assert raw["x"] == "spoilt"
+    assert raw.get("y", []) == []
+    json.dumps(raw, allow_nan=False, ensure_ascii=False).encode()
+
+
+def test_what_was_left_out_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    for text, flaw in FLAWS:
+        caplog.clear()
+        decode_query(WireResponse(status=200, body=text), ID)
+        assert caplog.record_tuples == [
+            ("kie_async", logging.WARNING, f"the record of task {ID} was broken; left out: {flaw}")
+        ]
+
+
+def test_nothing_is_said_of_a_record_that_is_whole(caplog: pytest.LogCaptureFixture) -> None:
+    decode_query(WireResponse(status=200, body=b"\xef\xbb\xbf" + WHOLE_RECORD + b"\r\n"), ID)
+    assert not caplog.records
+
+
+@together(
+    "text",
+    [
+        WHOLE_RECORD + b'{"code":500}',
+        WHOLE_RECORD[:-1],
+        b"<html>" + WHOLE_RECORD + b"</html>",
+        WHOLE_RECORD.replace(b'"state":"success"', b'"state":"success","state":"fail"'),
+    ],
+)
+def test_what_can_be_read_in_two_ways_is_no_end(text: bytes) -> None:
+    with suppress(AnswerUnreadable):
+        assert not decode_query(WireResponse(status=200, body=text), ID).state.is_terminal
+
+
+@together(("text", "flaw"), FLAWS)
+def test_a_broken_delivery_is_refused_whole(text: bytes, flaw: str) -> None:
+    if b"\xff" in text or b"NaN" in text:
+        with pytest.raises(CallbackRejected):
+            decode_callback(text)
+
+
+@together("size", [2**20, 8 * 2**20])
+def test_a_record_may_be_large(size: int) -> None:
+    result = json.dumps({"resultUrls": [URL], "text": "x" * size})
+    record = decode_query(answer(200, {**RECORD, "resultJson": result, "param": PARAM + " " * size}), ID)
+    assert record.urls == (URL,)
+    assert record.param is not None
+
+
+def test_a_record_may_not_be_endless() -> None:
+    with pytest.raises(AnswerUnreadable, match="more than"):
+        decode_query(WireResponse(status=200, body=WHOLE_RECORD + b" " * MAX_RECORD_BYTES), ID)
 
 
 def test_a_byte_order_mark_is_no_harm() -> None:
@@ -339,17 +434,13 @@ def test_a_byte_order_mark_is_no_harm() -> None:
         (answer(429, status=429), RateLimited, 429),
         (answer(455, status=503), Maintenance, 455),
         # a real status without one
-        (WireResponse(status=401, body=b""), AuthenticationError, 401),
-        (WireResponse(status=404, body=HTML), NotFound, 404),
         (WireResponse(status=408, body=b""), ServerError, 408),
         (WireResponse(status=429, body=HTML), RateLimited, 429),
         (WireResponse(status=500, body=b""), ServerError, 500),
         (WireResponse(status=502, body=HTML), ServerError, 502),
         (WireResponse(status=504, body=b'{"code":'), ServerError, 504),
-        (WireResponse(status=301, body=b""), RequestRejected, 301),
         # a yes under a status that says no
         (answer(200, RECORD, status=500), ServerError, 500),
-        (answer(200, RECORD, status=403), AuthenticationError, 403),
     ],
 )
 def test_a_no_is_an_error_with_the_code(response: WireResponse, kind: type[ApiError], code: int) -> None:
@@ -375,6 +466,15 @@ def test_a_limit_keeps_the_pause_the_service_asks_for() -> None:
         answer(201, RECORD),
         answer(200, RECORD, status=202),
         answer(202, RECORD, status=202),
+        # pages of whatever stands before the service say nothing of key, task or account
+        *(
+            WireResponse(status=status, body=text)
+            for status in (301, 302, 307, 400, 401, 402, 403, 404, 407, 410, 418, 422, 451)
+            for text in (b"", HTML, b"{}", b'{"error":"account suspended"}', body(200, RECORD))
+        ),
+        says({"timestamp": 1, "status": 404, "error": "Not Found", "path": "/api/v1/jobs/recordInfo"}),
+        says({"code": 404, "message": "No message available", "path": "/api/v1/jobs/recordInfo"}),
+        says({"code": 401, "error": "Unauthorized"}),
     ],
 )
 def test_neither_a_yes_nor_a_no_is_unreadable(response: WireResponse) -> None:
@@ -439,6 +539,80 @@ def test_nothing_is_salvaged_that_is_not_clear(partial: bytes) -> None:
     assert found.verdict is CreateVerdict.UNKNOWN
 
 
+CANDIDATES: list[tuple[int, bytes]] = [
+    # beside a code that is no clean yes
+    *((200, body(code, {"taskId": ID})) for code in (0, 201, 429, 500, "ok", None, True)),
+    *((status, body(200, {"taskId": ID})) for status in (301, 403, 422, 500, 502)),
+    # under another name, in another place, without an envelope
+    *(
+        (200, body(200, {name: ID}))
+        for name in ("id", "recordId", "record_id", "TaskID", "jobId", "generationId")
+    ),
+    *((200, body(200, data)) for data in ([{"taskId": ID}], {"task": {"id": ID}}, {"data": {"taskId": ID}})),
+    (200, body(200, None, taskId=ID)),
+    (200, json.dumps({"taskId": ID}).encode()),
+    (200, json.dumps({"data": {"taskId": ID}}).encode()),
+    (200, body(500, ID)),
+    (500, body(500, {"taskId": ID, "id": "other-1"})),
+    # in what is broken, or is no JSON at all
+    (200, b'{"x":NaN,"code":200,"data":{"taskId":"%b"}}'),
+    (200, b'{"msg":"\xff","code":200,"data":{"taskId":"%b"}}'),
+    (200, b'{"code":200,"code":200,"data":{"taskId":"%b"}}'),
+    (200, b'<html>{"code":200,"data":{"taskId":"%b"}}</html>'),
+    (502, b'{"msg":"success","data":{"taskId":"%b"'),
+    (200, b"code=200&taskId=%b&x=1"),
+    (200, b"{code: 200, data: {taskId: '%b'}}"),
+    (200, b'"{\\"code\\":200,\\"data\\":{\\"taskId\\":\\"%b\\"}}"'),
+]
+
+
+@together(("status", "text"), CANDIDATES)
+def test_an_id_that_an_answer_names_is_kept_without_a_clean_yes(status: int, text: bytes) -> None:
+    found = decode_create(WireResponse(status=status, body=text.replace(b"%b", ID.encode())), sent=True)
+    assert found.verdict is CreateVerdict.UNKNOWN
+    assert found.candidate_task_id == ID
+
+
+@together(
+    ("data", "candidate"), [({"taskId": 17}, "17"), ({"id": 1765185996677}, "1765185996677"), (17653, "")]
+)
+def test_an_id_may_be_a_number(data: object, candidate: str) -> None:
+    assert decode_create(answer(200, data), sent=True).candidate_task_id == candidate
+
+
+@together(
+    "text",
+    [
+        b"",
+        HTML,
+        body(200),
+        body(200, {}),
+        body(500, "an error"),
+        body(200, {"taskId": ""}),
+        body(200, {"taskId": None}),
+        body(200, {"taskId": "../../x?y"}),
+        body(200, {"taskId": "null"}),
+        body(200, {"param": json.dumps({"taskId": ID}), "input": {"taskId": ID}}),
+        b'<p>taskId: "one", taskId: "two"</p>',
+        b'{"code":200,"data":{"taskId":"e989621',
+        b"task_id=",
+    ],
+)
+def test_what_is_no_clear_id_is_no_candidate(text: bytes) -> None:
+    assert decode_create(WireResponse(status=200, body=text), sent=True).candidate_task_id == ""
+
+
+def test_a_refusal_that_names_a_task_says_so_in_its_words() -> None:
+    found = decode_create(answer(422, {"recordId": ID}, msg="no"), sent=True)
+    assert found.verdict is CreateVerdict.REFUSED
+    assert str(found.error) == f"code 422: no (the answer names task {ID})"
+
+
+def test_what_was_created_has_no_candidate() -> None:
+    found = decode_create(answer(200, {"taskId": ID}), sent=True)
+    assert (found.task_id, found.candidate_task_id) == (ID, "")
+
+
 @together("status", [202, 200])
 def test_a_salvaged_id_counts_under_any_yes_of_http(status: int) -> None:
     found = decode_create(WireResponse(status=status, body=b""), sent=True, partial=WHOLE[:-2])
@@ -485,11 +659,17 @@ def test_a_record_may_call_its_id_task_id() -> None:
     assert decode_query(answer(200, {"task_id": ID}), ID).task_id == ID
 
 
-@together("code", [408, 501, 531])
+@together("code", [501, 531])
 def test_some_codes_on_a_query_speak_of_the_task(code: int) -> None:
     record = decode_query(answer(code, msg="No result for over 10 minutes"), ID)
     assert (record.task_id, record.state) == (ID, TaskState.FAIL)
     assert (record.fail_code, record.fail_message) == (str(code), "No result for over 10 minutes")
+
+
+def test_code_408_on_a_query_leaves_it_in_doubt() -> None:
+    with pytest.raises(ServerError) as caught:
+        decode_query(answer(408, msg="No result for over 10 minutes"), ID)
+    assert subject_of(caught.value) is Subject.PROVIDER
 
 
 @together("code", [408, 501, 531])
@@ -504,7 +684,8 @@ def test_the_same_numbers_as_http_statuses_speak_of_the_call(code: int) -> None:
     [
         answer(404, msg="Task not found"),
         answer(422, msg="recordInfo is null"),
-        WireResponse(status=404, body=b""),
+        answer(422, msg="The record does not exist"),
+        answer(422, msg="Record not found", status=422),
     ],
 )
 def test_a_task_that_is_not_visible_yet_is_told_apart(response: WireResponse) -> None:

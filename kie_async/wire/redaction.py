@@ -1,0 +1,115 @@
+"""Takes secrets out of what the service sends: API key, webhook keys, macs of callback addresses. Pure.
+
+Every text of the service goes through one `Redactor` before anything keeps it: errors, records, the journal.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from .._secrets import Secret
+
+_STARS = "***"
+
+_MIN_SECRET = 8
+"""A shorter secret is not looked for: it would be cut out of words, ids and URLs that merely contain it."""
+
+_ESCAPE = r"\\{1,15}u"
+
+_SLASH = r"(?:\\{0,15}/|%2[fF]|\\{1,15}u002[fF])"
+
+_MAC_END = r"(?![0-9A-Za-z_-]|\.[0-9A-Za-z])"
+"""A mac ends its part of a path and has no ending of a file: results lie at such paths too."""
+
+# It begins at the slash before the mac, which is found fast; the intent id before that is checked afterwards.
+_MAC = re.compile(rf"(?:/|%2[fF]|\\u002[fF])([a-z2-7]{{26}}){_MAC_END}")
+
+_INTENT_ID = re.compile(r"[0-9a-f]{32}")
+
+_INTENT_LENGTH, _MAX_BACKSLASHES = 32, 15
+
+_HEX_DIGIT = rf"(?:[0-9a-f]|{_ESCAPE}00(?:3[0-9]|6[1-6]))"
+
+_BASE32_DIGIT = rf"(?:[a-z2-7]|{_ESCAPE}00(?:3[2-7]|6[1-9a-fA-F]|7[0-9aA]))"
+
+_PART_BEGINS = r"(?:(?<![0-9A-Za-z])|(?<=u002[fF])|(?<=%2[fF]))"
+
+_ESCAPED_MAC = re.compile(rf"({_PART_BEGINS}{_HEX_DIGIT}{{32}}{_SLASH}){_BASE32_DIGIT}{{26}}{_MAC_END}")
+
+
+class Redactor:
+    """Replaces secrets by stars, in whatever way JSON can spell them, however deeply it is nested.
+
+    The mac of a callback address is known by its form, ``{32 hex}/{26 base32}``, under any key.
+    """
+
+    __slots__ = ("_secrets",)
+
+    def __init__(self, secrets: Iterable[Secret] = ()) -> None:
+        plain = dict.fromkeys(text for secret in secrets if len(text := _text_of(secret)) >= _MIN_SECRET)
+        self._secrets = tuple((text, _spelled_any_way(text)) for text in plain)
+
+    def __repr__(self) -> str:
+        return f"<Redactor of {len(self._secrets)} secrets>"
+
+    def text(self, text: str) -> str:
+        """Return *text* without the secrets; it may be JSON, or hold some."""
+        if len(text) < _MIN_SECRET:
+            return text
+        has_escapes = "\\" in text
+        for secret, spelling in self._secrets:
+            if secret in text:
+                text = text.replace(secret, _STARS)
+            if has_escapes:
+                text = spelling.sub(_STARS, text)
+        text = _MAC.sub(_without_mac, text)
+        return _ESCAPED_MAC.sub(rf"\1{_STARS}", text) if has_escapes and "u00" in text else text
+
+    def tree(self, value: object) -> object:
+        """Return a value read from JSON with every text and every key in it without the secrets."""
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, dict):
+            return {self.text(key): self.tree(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [self.tree(inner) for inner in value]
+        return value
+
+
+MACS_ONLY = Redactor()
+"""Knows no secret, only what the mac of a callback address looks like."""
+
+
+def without_mac(text: str) -> str:
+    """Return JSON text without the secret last parts of the callback addresses in it."""
+    return MACS_ONLY.text(text)
+
+
+def _without_mac(found: re.Match[str]) -> str:
+    begin = found.start()
+    before = found.string[max(0, begin - _INTENT_LENGTH - _MAX_BACKSLASHES) : begin].rstrip("\\")
+    is_ours = _INTENT_ID.fullmatch(before[-_INTENT_LENGTH:])
+    return found[0].removesuffix(found[1]) + _STARS if is_ours else found[0]
+
+
+def _text_of(secret: Secret) -> str:
+    """Return a secret as text; one that is no text cannot stand in an answer."""
+    try:
+        return secret.reveal()
+    except UnicodeDecodeError:
+        return ""
+
+
+def _spelled_any_way(secret: str) -> re.Pattern[str]:
+    """Return what finds a secret in JSON text within JSON text: each character as itself or as an escape."""
+    return re.compile("".join(map(_spellings_of, secret)))
+
+
+def _spellings_of(character: str) -> str:
+    units = character.encode("utf-16-be").hex()
+    escaped = "".join(f"{_ESCAPE}(?i:{units[at : at + 4]})" for at in range(0, len(units), 4))
+    escapable = r"\\{1,15}" if character in '"/\\' else ""
+    return rf"(?:{re.escape(character)}|{escaped}" + (
+        f"|{escapable}{re.escape(character)})" if escapable else ")"
+    )
