@@ -141,9 +141,11 @@ class _Salvage:
 
     def _readable(self, text: bytes | str) -> str:
         """Return *text* without what no JSON can hold and without a guard before it."""
-        decoded = text if isinstance(text, str) else text.removeprefix(_BOM).decode("utf-8", "ignore")
-        if isinstance(text, bytes) and decoded.encode() != text.removeprefix(_BOM):
+        try:
+            decoded = text if isinstance(text, str) else text.decode()
+        except UnicodeDecodeError:
             self._lose("bytes that are no UTF-8")
+            decoded = text.decode("utf-8", "ignore") if isinstance(text, bytes) else text
         readable = _NO_TEXT.sub("", decoded)
         if readable != decoded:
             self._lose("control characters")

@@ -60,6 +60,10 @@ WITH_FIELDS: tuple[tuple[KieError, dict[str, object]], ...] = (
         CreateOutcomeUnknown("i1", "timed out", SINCE, "row-7"),
         {"intent_id": "i1", "reason": "timed out", "since": SINCE, "ref": "row-7", "handle": None},
     ),
+    (
+        CreateOutcomeUnknown("i1", "code 500", SINCE, None, "t1"),
+        {"intent_id": "i1", "reason": "code 500", "since": SINCE, "ref": None, "candidate_task_id": "t1"},
+    ),
     (TaskError("t1"), {"task_id": "t1", "record": None}),
     (TaskFailed("t1", FAILED), {"task_id": "t1", "record": FAILED}),
     (TaskTimedOut("t1", FAILED), {"task_id": "t1", "record": FAILED}),
@@ -184,6 +188,11 @@ def test_an_unknown_create_says_that_money_may_be_gone_and_what_will_not_happen(
     words = str(CreateOutcomeUnknown("i1", "timed out", SINCE))
     for said in ("timed out", "may be running and paid for", "will not be sent again", "i1"):
         assert said in words
+
+
+def test_an_unknown_create_names_the_task_that_its_answer_named() -> None:
+    assert "the answer named task t1" in str(CreateOutcomeUnknown("i1", "code 500", SINCE, None, "t1"))
+    assert "named" not in str(CreateOutcomeUnknown("i1", "code 500", SINCE))
 
 
 def test_the_handle_of_an_unknown_create_stays_behind_when_it_is_pickled() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from support.tables import together
 
 from kie_async import _json
-from kie_async._json import MAX_JSON_BYTES, NotJson, parse_json, write_json
+from kie_async._json import MAX_JSON_BYTES, MAX_RECORD_BYTES, NotJson, parse_json, salvage_json, write_json
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)))
 JSON = st.recursive(
@@ -147,6 +147,71 @@ def test_moderate_nesting_is_read() -> None:
     assert parse_json(b"[" * 100 + b"]" * 100)
 
 
+SALVAGED: list[tuple[bytes, object, tuple[str, ...]]] = [
+    (b'{"a":1}', {"a": 1}, ()),
+    (b" [1] ", [1], ()),
+    (b'{"a":NaN,"b":1}', {"b": 1}, ("a number that is none",)),
+    (b'{"a":[1,-Infinity,2]}', {"a": [1, 2]}, ("a number that is none",)),
+    (b'{"a":{"b":1e999}}', {"a": {}}, ("an endless number",)),
+    (b'{"a":' + b"9" * 401 + b"}", {}, ("an endless number",)),
+    (b'{"a":"\xffx"}', {"a": "x"}, ("bytes that are no UTF-8",)),
+    (b'{"a":"x\xe4\xb8"}', {"a": "x"}, ("bytes that are no UTF-8",)),
+    (b'{"a":"\x00x\x01"}', {"a": "x"}, ("control characters",)),
+    (b'{"a":"x"}\x00', {"a": "x"}, ("control characters",)),
+    (b'{"a":"\\ud83dx"}', {"a": "x"}, ("halves of characters",)),
+    (b'{"\\ud83dx":["\\udc00"]}', {"x": [""]}, ("halves of characters",)),
+    (b'{"a":1,"a":2,"b":3}', {"b": 3}, ("a key with two values",)),
+    (b'{"a":1,"a":1}', {"a": 1}, ()),
+    (b'{"a":1,"a":2,"a":1}', {}, ("a key with two values",)),
+    (b'{"a":1}<!-- cached -->', {"a": 1}, ("text behind the object",)),
+    (b")]}',\n" + b'{"a":1}', {"a": 1}, ()),
+    (b'{"a":"\n"}', {"a": "\n"}, ()),
+    (b'{"a":NaN,"b":"\xff"}', {"b": ""}, ("a number that is none", "bytes that are no UTF-8")),
+]
+
+
+@pytest.mark.usefixtures("reader")
+@together(("text", "value", "losses"), SALVAGED)
+def test_what_is_not_broken_is_salvaged(text: bytes, value: object, losses: tuple[str, ...]) -> None:
+    assert salvage_json(text) == (value, losses)
+
+
+@together(
+    "text",
+    [
+        b"",
+        b"<html>502</html>",
+        b'<html>{"a":1}</html>',
+        b'{"a":1',
+        b'{"a":1}{"a":2}',
+        b'{"a":1}[2]',
+        b"{'a':1}",
+        b"NaN",
+        b'"half \\ud83d"',
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b"[" * 100_000 + b"NaN" + b"]" * 100_000,
+        b"\x00" * 100,
+    ],
+)
+def test_what_holds_no_one_object_is_not_salvaged(text: bytes) -> None:
+    with pytest.raises(NotJson) as caught:
+        salvage_json(text)
+    assert len(str(caught.value)) <= 200
+
+
+def test_salvage_is_bounded_too() -> None:
+    large = b'{"a":"' + b"x" * (MAX_RECORD_BYTES - 8)
+    assert salvage_json(large + b'"}')[1] == ()
+    with pytest.raises(NotJson, match="more than"):
+        salvage_json(large + b'x"}')
+
+
+@given(value=JSON)
+def test_what_is_whole_is_salvaged_whole(value: object) -> None:
+    assert salvage_json(write_json(value)) == (value, ())
+
+
 @given(text=st.binary(max_size=200) | st.text(max_size=200))
 def test_reading_anything_ends_in_a_value_or_in_not_json(text: bytes | str) -> None:
     try:
@@ -180,6 +245,15 @@ SPOILT = st.builds(
     st.sampled_from(SCRAPS),
     st.integers(0, 3),
 )
+
+
+@given(text=st.binary(max_size=200) | st.text(max_size=200) | SPOILT)
+def test_salvaging_anything_ends_in_what_json_can_hold_or_in_not_json(text: bytes | str) -> None:
+    try:
+        value, _ = salvage_json(text)
+    except NotJson:
+        return
+    write_json(value)
 
 
 def outcome(text: bytes | str, orjson: object) -> str:

@@ -60,7 +60,12 @@ _CONTAINERS = (
 )
 
 _AT_THE_TOP = frozenset(
-    name for name in _URL_NAMES if name.startswith(("result", "video", "audio", "output"))
+    {
+        *("resultUrls", "resultUrl", "result_urls", "result_url", "resultVideoUrl", "result_video_url"),
+        *("resultImageUrl", "result_image_url", "resultAudioUrl", "result_audio_url"),
+        *("videoUrls", "videoUrl", "video_urls", "video_url", "outputUrl", "output_url"),
+        *("audioUrls", "audioUrl", "audio_urls", "audio_url"),
+    }
 )
 """A record may hold these itself; its other addresses may be those of its input."""
 
@@ -140,13 +145,16 @@ def _duration_s(
 def read_result(data: Mapping[str, object]) -> tuple[tuple[str, ...], Mapping[str, object] | None]:
     """Return the URLs of a record and what else its result holds, from any of the shapes seen."""
     for key in _RESULT_NAMES:
-        urls, rest = _split_result(_unwrapped(data.get(key)))
-        if urls or rest:
-            return urls, rest
+        if found := data.get(key):
+            urls, rest = _split_result(_unwrapped(found))
+            if urls or rest:
+                return urls, rest
     for key in _PLACES_OF_URLS:
         if key in data and (urls := _find_urls(data[key])):
             return urls, None
-    return _find_urls({key: value for key, value in data.items() if _plain(key) in _AT_THE_TOP}), None
+    if _AT_THE_TOP.isdisjoint(data):  # nearly always
+        return (), None
+    return _find_urls({key: value for key, value in data.items() if key in _AT_THE_TOP}), None
 
 
 def _split_result(value: object) -> tuple[tuple[str, ...], Mapping[str, object] | None]:

@@ -38,6 +38,10 @@ _PART_BEGINS = r"(?:(?<![0-9A-Za-z])|(?<=u002[fF])|(?<=%2[fF]))"
 _ESCAPED_MAC = re.compile(rf"({_PART_BEGINS}{_HEX_DIGIT}{{32}}{_SLASH}){_BASE32_DIGIT}{{26}}{_MAC_END}")
 
 
+_ESCAPED_ALONE = re.compile(r'["/\\]')
+"""What JSON may escape by a backslash alone."""
+
+
 class Redactor:
     """Replaces secrets by stars, in whatever way JSON can spell them, however deeply it is nested.
 
@@ -48,7 +52,7 @@ class Redactor:
 
     def __init__(self, secrets: Iterable[Secret] = ()) -> None:
         plain = dict.fromkeys(text for secret in secrets if len(text := _text_of(secret)) >= _MIN_SECRET)
-        self._secrets = tuple((text, _spelled_any_way(text)) for text in plain)
+        self._secrets = tuple((text, _spelled_any_way(text), _ESCAPED_ALONE.search(text)) for text in plain)
 
     def __repr__(self) -> str:
         return f"<Redactor of {len(self._secrets)} secrets>"
@@ -58,20 +62,23 @@ class Redactor:
         if len(text) < _MIN_SECRET:
             return text
         has_escapes = "\\" in text
-        for secret, spelling in self._secrets:
+        has_code_points = has_escapes and "\\u" in text
+        for secret, spelling, is_escaped_alone in self._secrets:
             if secret in text:
                 text = text.replace(secret, _STARS)
-            if has_escapes:
+            if has_code_points or (has_escapes and is_escaped_alone):
                 text = spelling.sub(_STARS, text)
-        text = _MAC.sub(_without_mac, text)
-        return _ESCAPED_MAC.sub(rf"\1{_STARS}", text) if has_escapes and "u00" in text else text
+        if has_escapes or "/" in text or "%" in text:
+            text = _MAC.sub(_without_mac, text)
+        return _ESCAPED_MAC.sub(rf"\1{_STARS}", text) if has_code_points else text
 
     def tree(self, value: object) -> object:
         """Return a value read from JSON with every text and every key in it without the secrets."""
         if isinstance(value, str):
             return self.text(value)
         if isinstance(value, dict):
-            return {self.text(key): self.tree(inner) for key, inner in value.items()}
+            text, tree = self.text, self.tree
+            return {key if len(key) < _MIN_SECRET else text(key): tree(inner) for key, inner in value.items()}
         if isinstance(value, list):
             return [self.tree(inner) for inner in value]
         return value

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 
 import attrs
 
-from .._json import NotJson, decode_object, parse_json, salvage_json
+from .._json import MAX_JSON_BYTES, NotJson, decode_object, parse_json, salvage_json
 from ..errors import AnswerUnreadable, ApiError, CallbackRejected, KieError, RateLimited
 from ..models import TASK_ID, TaskRecord, TaskState, UploadedFile
 from .codes import TASK_FAILURE_CODES, CreateVerdict, create_verdict, error_for, error_for_page
@@ -41,9 +41,10 @@ _NOT_OF_THE_SERVICE = ("path", "error")
 
 _CALLBACK_NAMES = ("callBackUrl", "callbackUrl", "callback_url")
 
-_MIN_BARE_ID = 8
+_STATUSES_OF_THEIR_OWN = frozenset({405, 408, 413, 415, 429, 431})
+"""What a page under these says of the call is true whoever wrote it: a pause is wanted, or another form."""
 
-_MAX_SEARCHED = 1_048_576
+_MIN_BARE_ID = 8
 
 
 @attrs.frozen(kw_only=True)
@@ -141,7 +142,7 @@ def _unreadable(response: WireResponse, why: str) -> KieError:
     status = response.status
     if status == 200:
         return AnswerUnreadable(why)
-    if status in (408, 429) or status >= 500:
+    if status in _STATUSES_OF_THEIR_OWN or status >= 500:
         return error_for_page(status, response.retry_after_s)
     return AnswerUnreadable(f"HTTP {status} without an answer of the service ({why})")
 
@@ -201,6 +202,8 @@ def _salvage_create(body: bytes) -> tuple[int | None, str | None]:
 
 def _find_candidate(body: bytes) -> str:
     """Return the id that an answer to a create names in any way, nothing if it names none or several."""
+    if len(body) > MAX_JSON_BYTES:
+        return _find_id_in_text(body)
     try:
         top = salvage_json(body)[0]
         data = top.get("data") if isinstance(top, dict) else None
@@ -214,7 +217,7 @@ def _find_candidate(body: bytes) -> str:
 
 
 def _find_id_in_text(text: bytes) -> str:
-    ids = {found.decode() for found in _NAMED_ID.findall(text[:_MAX_SEARCHED])}
+    ids = {found.decode() for found in _NAMED_ID.findall(text[:MAX_JSON_BYTES])}
     ids = {found for found in ids if found.lower() not in _NO_IDS}
     return ids.pop() if len(ids) == 1 else ""
 

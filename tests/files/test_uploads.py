@@ -515,8 +515,7 @@ async def test_it_gives_up_after_four_attempts(answer: Any, error: type[Exceptio
         (envelope(404), UploadRefused),
         (http(b"<html>too large</html>", 413), UploadRefused),
         (envelope(401), AuthenticationError),
-        (http(b"", 401), AuthenticationError),
-        (http(b"", 403), AuthenticationError),
+        (envelope(403), AuthenticationError),
     ],
 )
 async def test_a_no_is_a_no(answer: bytes, error: type[Exception]) -> None:
@@ -526,6 +525,15 @@ async def test_a_no_is_a_no(answer: bytes, error: type[Exception]) -> None:
             await uploads.upload(PNG)
         await uploads.aclose()
     assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("status", [401, 402, 403, 404, 407, 451])
+async def test_a_page_says_nothing_of_key_or_file_and_the_file_is_sent_again(status: int) -> None:
+    async with RawServer(http(b"<html>checking your browser</html>", status), UPLOADED) as server:
+        uploads = make(server.url)
+        await uploads.upload(PNG)
+        await uploads.aclose()
+    assert len(server.asked) == 2
 
 
 async def test_the_wait_is_the_one_the_service_asks_for() -> None:
@@ -561,7 +569,7 @@ async def test_time_in_the_queue_is_not_counted(tmp_path: Path) -> None:
 async def test_a_redirect_is_not_followed_with_the_key() -> None:
     async with RawServer(UPLOADED) as other, RawServer(http(b"", 307, f"Location: {other.url}/")) as server:
         uploads = make(server.url)
-        with pytest.raises(UploadRefused):
+        with pytest.raises(TransportError):
             await uploads.upload(PNG)
         await uploads.aclose()
     assert other.connections == 0

@@ -496,6 +496,7 @@ WEATHER = (
     error_for(505, "disabled"),
     error_for(500, "Server Error"),
     error_for(408, "no readable answer", 408),
+    error_for(413, "no readable answer", 413),
     error_for(429, "too often"),
     error_for(455, "maintenance"),
 )

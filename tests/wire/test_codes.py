@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from support.tables import together
 
 from kie_async.errors import (
+    AnswerUnreadable,
     ApiError,
     AuthenticationError,
     InsufficientCredits,
@@ -22,8 +23,17 @@ from kie_async.errors import (
     RateLimited,
     RequestRejected,
     ServerError,
+    TransportError,
 )
-from kie_async.wire.codes import CreateVerdict, create_verdict, error_for, is_invisible
+from kie_async.wire.codes import (
+    CreateVerdict,
+    Subject,
+    create_verdict,
+    error_for,
+    error_for_page,
+    is_invisible,
+    subject_of,
+)
 from kie_async.wire.responses import WireResponse, decode_create
 
 CREATED, REFUSED, HELD_BACK = CreateVerdict.CREATED, CreateVerdict.REFUSED, CreateVerdict.HELD_BACK
@@ -328,6 +338,51 @@ def test_a_limit_carries_the_pause_the_service_asks_for(code: int) -> None:
     assert error.retry_after_s == 12.5
 
 
+@together("status", [401, 402, 403, 404])
+def test_a_page_is_no_word_about_key_credits_or_model(status: int) -> None:
+    error = error_for_page(status)
+    assert type(error) is ServerError
+    assert (error.code, error.http_status) == (status, status)
+
+
+@together(
+    ("status", "kind"),
+    [(413, RequestRejected), (301, RequestRejected), (429, RateLimited), (502, ServerError)],
+)
+def test_other_pages_are_told_by_their_status(status: int, kind: type[ApiError]) -> None:
+    assert type(error_for_page(status)) is kind
+
+
+@together(
+    ("error", "subject"),
+    [
+        (error_for(401, "no"), Subject.KEY),
+        (error_for(403, "not from this address"), Subject.KEY),
+        (error_for(404, "Task not found"), Subject.TASK),
+        (error_for(404, ""), Subject.TASK),
+        (error_for(422, "recordInfo is null"), Subject.TASK),
+        (error_for(400, "taskId parameter is required"), Subject.TASK),
+        (error_for(408, "no result for over 10 minutes"), Subject.PROVIDER),
+        (error_for(408, "", 408), Subject.CALL),
+        *(
+            (error_for(404, words), Subject.CALL)
+            for words in ("No message available", "no route", "Page not found")
+        ),
+        *(
+            (error_for(code, "no"), Subject.CALL)
+            for code in (402, 429, 430, 433, 451, 455, 500, 501, 505, 550)
+        ),
+        (error_for_page(403), Subject.CALL),
+        (error_for_page(404), Subject.CALL),
+        (AnswerUnreadable("HTTP 404 without an answer of the service"), Subject.CALL),
+        (TransportError("timed out"), Subject.CALL),
+        (KeyError("a bug of ours"), Subject.CALL),
+    ],
+)
+def test_an_error_of_a_query_is_about(error: Exception, subject: Subject) -> None:
+    assert subject_of(error) is subject
+
+
 # --- not yet visible -----------------------------------------------------------------------------
 
 
@@ -339,6 +394,9 @@ def test_a_limit_carries_the_pause_the_service_asks_for(code: int) -> None:
         (422, "recordInfo is null", True),
         (422, "RECORDINFO IS NULL", True),
         (422, "record is null", True),
+        (422, "The record does not exist", True),
+        (422, "record not found", True),
+        (422, "no such task", True),
         (422, "aspect_ratio is required", False),
         (400, "taskId parameter is required", False),
         (401, "Unauthorized", False),
