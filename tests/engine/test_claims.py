@@ -1,4 +1,4 @@
-"""A callback that was answered with 200 is never lost: in whatever state its create is, and whatever comes next.
+"""A callback that was answered with 200 is never lost, whatever its create came to and whatever comes next.
 
 Everything is in virtual time on a model of the service; the journal is the real one, in a file.
 """
@@ -75,7 +75,7 @@ async def open_client(world: World) -> ModelClient:
 
 @asynccontextmanager
 async def opened_world(path: Path, *, is_signed: bool) -> AsyncIterator[World]:
-    path.mkdir()
+    path.mkdir()  # noqa: ASYNC240
     service = ModelService(random.Random(0))
     service.is_bad, service.lasts_s = False, 0.0
     with time_passes():
@@ -152,8 +152,12 @@ async def test_a_stranger_without_keys_cannot_take_the_place_of_the_genuine_clai
         world.service.query_fates = ["broken"] * 6
 
         async def claim(task_id: str) -> int:
-            body = b'{"code": 200, "msg": "", "data": {"taskId": "%s", "state": "success"}}' % task_id.encode()
-            verdict = await world.client.receiver.feed(tail_of(world.task.intent_id), headers_of(task_id), body)
+            body = (
+                b'{"code": 200, "msg": "", "data": {"taskId": "%s", "state": "success"}}' % task_id.encode()
+            )
+            verdict = await world.client.receiver.feed(
+                tail_of(world.task.intent_id), headers_of(task_id), body
+            )
             return verdict.status
 
         assert await claim("made-up") == 200

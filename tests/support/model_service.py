@@ -69,6 +69,7 @@ class ModelService:
         self.counts: Counter[str] = Counter()
         self.create_fates: list[str] = []
         self.query_fates: list[str] = []
+        self.connect_fates: list[str] = []
         """What becomes of the next ones, whatever the weather."""
         self.lasts_s: float | None = None
         self.answer_gate: asyncio.Event | None = None
@@ -170,6 +171,8 @@ class ModelService:
 
     def connects(self) -> str:
         """Return what becomes of a connection before any body."""
+        if self.connect_fates:
+            return self.connect_fates.pop(0)
         if not self.is_bad:
             return "open"
         weights = {name: _CREATES[name] for name in ("no connection", "dropped before the body")}
