@@ -2,9 +2,10 @@
 
 from .batch import Batch, Outcome
 from .callbacks.base import Address, CallbackVerdict
+from .callbacks.check import CallbackCheck
 from .callbacks.receiver import CallbackReceiver
 from .callbacks.server import ServedReceiver
-from .config import Budget, Limits, PollSchedule, Rate
+from .config import Budget, Limits, Network, PollSchedule, Rate
 from .errors import (
     AnswerUnreadable,
     ApiError,
@@ -59,6 +60,7 @@ __all__ = [
     "BatchStopped",
     "Budget",
     "BudgetExceeded",
+    "CallbackCheck",
     "CallbackReceiver",
     "CallbackRejected",
     "CallbackVerdict",
@@ -75,6 +77,7 @@ __all__ = [
     "KlingAvatar",
     "Limits",
     "Maintenance",
+    "Network",
     "NotFound",
     "Outcome",
     "PollSchedule",

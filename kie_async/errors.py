@@ -64,19 +64,58 @@ class SessionMisuse(KieError, RuntimeError):
 
 
 class BudgetExceeded(KieError):
-    """The budget is spent; nothing was sent."""
+    """The budget does not allow another create; nothing was sent."""
+
+    def __init__(self, budget: float, spent: float, held: float, unit: str = "credits") -> None:
+        super().__init__(budget, spent, held, unit)
+        self.budget = budget
+        self.spent = spent
+        self.held = held
+        self.unit = unit
+
+    def __str__(self) -> str:
+        return (
+            f"the budget of {self.budget:g} {self.unit} is spent; nothing was sent"
+            f" ({self.spent:g} settled, {self.held:g} held for what is not)"
+        )
 
 
 class CreatesHalted(KieError):
     """Too many creates in a row had unknown outcomes; nothing was sent."""
 
+    def __init__(self, unknown_in_a_row: int, until: datetime) -> None:
+        super().__init__(unknown_in_a_row, until)
+        self.unknown_in_a_row = unknown_in_a_row
+        self.until = until
+
+    def __str__(self) -> str:
+        return (
+            f"{self.unknown_in_a_row} creates in a row had unknown outcomes; nothing was sent; "
+            f"one more may try at {self.until.astimezone():%H:%M:%S}"
+        )
+
 
 class BatchStopped(KieError):
-    """A batch met an error that every further request would meet; what was not begun was not sent."""
+    """A batch met an error that every further request would meet; what was not begun was not sent.
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
+    ``__cause__`` is that error. Of a budget, ``budget``, ``spent`` and ``held`` are its numbers; of a halt of
+    creates ``until`` is its end; else they are None.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        budget: float | None = None,
+        spent: float | None = None,
+        held: float | None = None,
+        until: datetime | None = None,
+    ) -> None:
+        super().__init__(reason, budget, spent, held, until)
         self.reason = reason
+        self.budget = budget
+        self.spent = spent
+        self.held = held
+        self.until = until
 
     def __str__(self) -> str:
         return f"the batch stopped: {self.reason}; requests that had not begun were not sent"

@@ -15,8 +15,10 @@ from kie_async.errors import (
     ApiError,
     AuthenticationError,
     BatchStopped,
+    BudgetExceeded,
     CallbackRejected,
     CreateOutcomeUnknown,
+    CreatesHalted,
     InsufficientCredits,
     InvalidRequest,
     KieError,
@@ -42,7 +44,9 @@ FAILED = TaskRecord(task_id="t1", state=TaskState.FAIL, fail_code="500", fail_me
 
 WITH_FIELDS: tuple[tuple[KieError, dict[str, object]], ...] = (
     (RefConflict("row-7"), {"ref": "row-7"}),
-    (BatchStopped("no credits"), {"reason": "no credits"}),
+    (BatchStopped("no credits"), {"reason": "no credits", "budget": None, "until": None}),
+    (BudgetExceeded(500.0, 460.0, 40.0), {"budget": 500.0, "spent": 460.0, "held": 40.0, "unit": "credits"}),
+    (CreatesHalted(3, SINCE), {"unknown_in_a_row": 3, "until": SINCE}),
     (ApiError(418, "teapot", 418), {"code": 418, "message": "teapot", "http_status": 418}),
     (AuthenticationError(401, "no"), {"code": 401, "message": "no", "http_status": 200}),
     (InsufficientCredits(402, "no"), {"code": 402}),

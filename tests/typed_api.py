@@ -16,6 +16,7 @@ from kie_async import (
     KieSession,
     KlingAvatar,
     Limits,
+    Network,
     Outcome,
     PollSchedule,
     Rate,
@@ -51,6 +52,9 @@ async def use(face: Path, voice: str) -> None:
         budget=Budget(credits=100),
         confirm_callbacks=None,
         callback_secrets=[b"secret"],
+        network=Network(
+            proxy="http://p:1", allow=["198.18.0.0/15"], allow_http_to=["sandbox"], resolver=None
+        ),
         on_event=hear,
     ) as kie:
         avatar = KlingAvatar(image_url=face, audio_url=voice, prompt="smile")

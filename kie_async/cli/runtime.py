@@ -14,9 +14,10 @@ from typing import Any
 
 import typer
 
+from .._validation import try_to_write
 from ..errors import AuthenticationError, CreateOutcomeUnknown, InvalidRequest, KieError, TaskError
 from ..sandbox.serving import fast_loop
-from .output import print_err
+from .output import LogFormatter, print_err
 
 DONE, FAILED, ASKED_WRONGLY, INTERRUPTED = 0, 1, 2, 130
 
@@ -104,11 +105,15 @@ def require_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise CannotRun(f"cannot make the folder {folder}: {exc.strerror}") from None
-    if not os.access(folder, os.W_OK):
-        raise CannotRun(f"cannot write to the folder {folder}")
+    try:
+        try_to_write(folder)
+    except OSError as exc:
+        raise CannotRun(f"cannot write to the folder {folder}: {exc.strerror}") from None
 
 
 def configure_log(*, verbose: bool) -> None:
     """Send the package's log to standard error: errors only, or all of it."""
-    logging.basicConfig(format="%(name)s: %(message)s", level=logging.ERROR)
+    handler = logging.StreamHandler()
+    handler.setFormatter(LogFormatter("%(name)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.ERROR)
     logging.getLogger("kie_async").setLevel(logging.DEBUG if verbose else logging.ERROR)

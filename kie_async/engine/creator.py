@@ -28,7 +28,7 @@ from ..inputs.fingerprint import fingerprint
 from ..inputs.request import TaskRequest
 from ..journal.base import Claim, ClaimSource, Intent, IntentState, TaskAlreadyBound, log_failed_note
 from ..limits.admission import Admission
-from ..limits.budget import BudgetGuard
+from ..limits.budget import BudgetLedger
 from ..wire.requests import WireRequest, encode_create, with_callback_url
 from .create_runner import CLOSED, CreateRunner
 from .pending_creates import PendingCreate, Phase
@@ -60,6 +60,7 @@ class TaskCreator:
         calls: CreateCalls,
         uploads: Uploads,
         admission: Admission,
+        ledger: BudgetLedger | None,
         settings: Settings,
     ) -> None:
         self._tracker = tracker
@@ -70,7 +71,7 @@ class TaskCreator:
         self._admission = admission
         self._callbacks = settings.callbacks
         self._task_timeout_s = settings.task_timeout_s
-        self._budget = None if settings.budget is None else BudgetGuard(settings.budget)
+        self._ledger = ledger
         self._refs: WeakValueDictionary[str, _RefTurn] = WeakValueDictionary()
         self.runner = CreateRunner()
 
@@ -92,6 +93,7 @@ class TaskCreator:
         if digest is None:
             digest = await asyncio.to_thread(fingerprint, request)
         turn = self._turn_of(request.ref)
+        # Two creates of one ref at once would both find it free, and both would be paid.
         async with turn.lock:
             known = await self._known(request.ref, digest, timeout_s)
             if known is None and turn.made is not None:
@@ -112,6 +114,7 @@ class TaskCreator:
         Raises:
             RefConflict: It stands for another request.
         """
+        # Who is still on the wire comes first: the journal would call it unknown before its answer is here.
         found = await self.runner.end_of_orphan(ref) or self._tracker.registry.by_ref(ref)
         if found is not None:
             handle, noted = found
@@ -137,6 +140,7 @@ class TaskCreator:
         wire_request = encode_create(request, None)  # says what is wrong with it while no address is in sight
         if request.callback_url is None:
             wire_request = self._addressed(wire_request, intent_id)
+        # After the uploads: they take long and cost nothing, and a slot is for what may be paid.
         await self._admission.acquire()
         intent = Intent(
             intent_id=intent_id,
@@ -144,33 +148,64 @@ class TaskCreator:
             ref=request.ref,
             fingerprint=digest,
             body=(wire_request.body or b"").decode(),
+            # A URL of the user's own takes its callbacks elsewhere: then there are only the polls.
             expects_callback=request.callback_url is None and self._callbacks.is_received,
             replaces="" if former is None else former.intent.intent_id,
         )
         pending = self._tracker.begin(attrs.evolve(intent, body=None), request, former)
         self._admission.hold(pending.handle)
         try:
+            # With the slot in hand: while it waited, the session may have closed and others spent the
+            # budget.
             self._admission.check_open()
-            if self._budget is not None:
-                self._budget.check(self._tracker.usage())
         except BaseException:
             self._tracker.cancel(pending)
             raise
+        # From here, and once more when it is a task: neither waits nor retries are taken off its time.
         pending.handle.move_deadline(asyncio.get_running_loop().time() + timeout_s)
-        guard = None if former is None else partial(self._check_unknown, former)
+        guard = partial(self._let_leave, intent, former)
         call = self._calls.new(intent, wire_request, pending.handle.deadline, guard)
         return await self.runner.run(
-            self._run(pending, call, timeout_s),
+            self._run_in_turn(pending, call, timeout_s, waits_for_refunds=wait_if_sent),
             call,
             ref=request.ref,
             wait_if_sent=wait_if_sent,
             on_cancelled=partial(self._tracker.cancel, pending),
         )
 
+    def _let_leave(self, intent: Intent, former: PendingCreate | None) -> None:
+        """Do what belongs into the step in which a body leaves, or keep it back.
+
+        Raises:
+            InvalidRequest: The create that this one replaces became a task meanwhile.
+            BudgetExceeded: The budget does not allow it.
+        """
+        if former is not None and not self._is_undecided(former):
+            raise InvalidRequest("the create was decided meanwhile; nothing was sent; await its handle")
+        if self._ledger is not None:
+            self._ledger.reserve(intent.intent_id, intent.model)
+
+    def _is_undecided(self, former: PendingCreate) -> bool:
+        is_open = former in self._tracker.pending and not former.is_taken
+        return is_open and former.phase is Phase.UNKNOWN
+
     def _addressed(self, request: WireRequest, intent_id: str) -> WireRequest:
         """Return *request* with the intent's address in it, which no frame that can raise later holds."""
         url = self._callbacks.address_of(intent_id)
         return request if url is None else with_callback_url(request, url)
+
+    async def _run_in_turn(
+        self, pending: PendingCreate, call: CreateCall, timeout_s: float, *, waits_for_refunds: bool
+    ) -> TaskHandle | KieError:
+        """Run when no other create must show its price first; a turn ends when the outcome is known."""
+        if self._ledger is None:
+            return await self._run(pending, call, timeout_s)
+        model = pending.intent.model
+        await self._ledger.wait_for_turn(model, waits_for_refunds=waits_for_refunds)
+        try:
+            return await self._run(pending, call, timeout_s)
+        finally:
+            self._ledger.leave(model)
 
     async def _run(self, pending: PendingCreate, call: CreateCall, timeout_s: float) -> TaskHandle | KieError:
         """Return what became of a create: there may be nobody left to take an error that is raised."""
@@ -192,7 +227,9 @@ class TaskCreator:
         self._tracker.write_off_former(pending)
         handle = self._tracker.mark_created(pending, task_id)
         if self.runner.is_orphan(call):
-            _log.warning("task %s was created after its caller was cancelled; it goes on", task_id)
+            ref = "" if handle.ref is None else f" (ref {handle.ref!r})"
+            words = "task %s%s was created after its caller was cancelled; it goes on; attach its id to wait"
+            _log.warning(words, task_id, ref)
         return handle
 
     # --- what is noted -------------------------------------------------------------------------
@@ -234,6 +271,8 @@ class TaskCreator:
         """Note in table and journal what a create ended with, if not with a task."""
         if isinstance(error, CreateOutcomeUnknown):
             state, code, reason = IntentState.UNKNOWN, None, error.reason
+        # A limit proves that nothing was created, so its ref is free. Any other refusal keeps its ref: a
+        # callback may still show that there is a task.
         elif isinstance(error, ApiError) and not isinstance(error, RateLimited):
             state, code, reason = IntentState.REJECTED, error.code, error.message
         else:
@@ -280,17 +319,14 @@ class TaskCreator:
             request = handle.request
             if former is None or request is None:
                 raise InvalidRequest(f"the create became task {handle.task_id} meanwhile; await its handle")
-            self._check_unknown(former)
+            if not self._is_undecided(former):
+                raise InvalidRequest("the create was decided meanwhile; nothing was sent; await its handle")
             return await self._replace(former, request)
 
     async def _replace(self, former: PendingCreate, request: TaskRequest) -> TaskHandle:
         """Send a request again. The first create is written off in the step in which the second leaves."""
         digest, timeout_s = former.intent.fingerprint, self._task_timeout_s
         return await self._create(request, digest, timeout_s, former=former)
-
-    def _check_unknown(self, former: PendingCreate) -> None:
-        if former not in self._tracker.pending or former.is_taken or former.phase is not Phase.UNKNOWN:
-            raise InvalidRequest("the create was decided meanwhile; nothing was sent; await its handle")
 
     async def drain(self) -> None:
         """Keep back what has not left, and give what has left some time to learn its id."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 
@@ -53,8 +54,11 @@ class CallbackInbox:
             CallbackRejected: 503, since it could not be noted: the service shall deliver it again.
         """
         tracker = self._tracker
+        tracker.silence.note_callback(asyncio.get_running_loop().time())
         pending = tracker.pending.get(delivery.intent_id)
         if pending is not None:
+            # Signed or not, it proves nothing about a create without an id: the signature covers the task's
+            # id and the time, not whose task it is. The service is asked.
             await self._accept_claim(pending, delivery)
             if pending in tracker.pending:
                 claim = pending.add_claim(delivery.record.task_id, _source_of(delivery), delivery)
@@ -100,7 +104,9 @@ class CallbackInbox:
             await self._journal.drop_claim(pending.intent.intent_id, weakest.task_id)
 
     def note_rejection(self, reason: str) -> None:
-        """Count a delivery that was refused."""
+        """Count a delivery that was refused; one to a right address shows all the same that they come."""
+        if reason != "wrong address":
+            self._tracker.silence.note_callback(asyncio.get_running_loop().time())
         self._counters.reject(reason)
 
 

@@ -137,6 +137,8 @@ class Reconciler:
             return _Finding.UNCLEAR, None
         if url is None:  # neither ours nor another's: the record may be a young one
             return self._count_unseen(claim, is_unseen=True), None
+        # Fail closed: without our own address in the service's record the task is left alone. A wrong
+        # binding would hide a paid task and settle the create with a stranger's result.
         is_ours = self._callbacks.is_address_of(pending.intent.intent_id, url)
         if not is_ours or not _fits(pending.handle, record):
             return _Finding.DISPROVEN, None

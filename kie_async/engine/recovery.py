@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 from ..errors import CreateOutcomeUnknown
 from ..handle import TaskHandle
 from ..journal.base import Intent, IntentState, Journal
+from ..limits.budget import BudgetLedger
 from ..models import TaskRecord
 from ..wire.codes import error_for
 from .pending_creates import PendingCreate, Phase
@@ -15,18 +18,19 @@ from .tracker import TaskTracker, outcome_of
 
 _log = logging.getLogger("kie_async")
 
+_MAX_NAMED = 10
+
 
 class Recovery:
     """Turns noted intents into handles and into creates that can still be adopted."""
 
-    def __init__(self, tracker: TaskTracker, journal: Journal) -> None:
+    def __init__(self, tracker: TaskTracker, journal: Journal, ledger: BudgetLedger | None) -> None:
         self._tracker = tracker
         self._journal = journal
+        self._ledger = ledger
 
-    async def replay(self, *, counts_detached: bool) -> None:
-        """Read the journal: unknown and rejected creates can be adopted from now on.
-
-        With *counts_detached* the unsettled tasks of former sessions count towards a budget.
+    async def replay(self) -> None:
+        """Read the journal: unknown, refused and written-off creates can be adopted from now on.
 
         Raises:
             JournalError: It cannot be opened or trusted.
@@ -39,11 +43,22 @@ class Recovery:
                 pending.add_claim(claim.task_id, claim.source).is_noted = True
         unknown = [intent.intent_id for intent in left if intent.state is IntentState.UNKNOWN]
         if unknown:
-            _log.warning("%d creates in the journal are of unknown outcome: %s", len(unknown), unknown)
-        detached = None
-        if counts_detached:
-            detached = [intent.task_id for intent in await self._journal.list_unsettled()]
-        self._tracker.restore_usage(await self._journal.load_totals(), detached)
+            names = shorten_list(unknown, self._journal.path)
+            _log.warning("%d creates in the journal are of unknown outcome: %s", len(unknown), names)
+        if self._ledger is not None:
+            await self._restore_account(self._ledger, left)
+
+    async def _restore_account(self, ledger: BudgetLedger, left: list[Intent]) -> None:
+        """Count what former sessions spent, and what their unsettled creates may cost."""
+        totals = await self._journal.load_totals()
+        may_cost = [intent for intent in left if intent.state is not IntentState.REJECTED]
+        unsettled = [*await self._journal.list_unsettled(), *may_cost]
+        ledger.restore(
+            tasks=totals.tasks,
+            spent=totals.credits,
+            prices=await self._journal.load_prices(),
+            unsettled=[(intent.intent_id, intent.model) for intent in unsettled],
+        )
 
     def _pending_of(self, intent: Intent) -> PendingCreate:
         handle = self._tracker.new_handle(intent)
@@ -108,6 +123,15 @@ class Recovery:
             pending.is_awaited = True
             pending.handle.move_deadline(deadline)
             self._tracker.await_deadline(pending.handle)
+
+
+def shorten_list(names: Sequence[str], journal: Path | None) -> str:
+    """Return the first of *names*, how many more there are, and the command that shows them all."""
+    shown = ", ".join(names[:_MAX_NAMED])
+    if len(names) <= _MAX_NAMED:
+        return shown
+    where = f"; kie-async journal show {journal}" if journal is not None else ""
+    return f"{shown} ... and {len(names) - _MAX_NAMED} more{where}"
 
 
 def _unknown_error(intent: Intent) -> CreateOutcomeUnknown:

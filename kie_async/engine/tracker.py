@@ -6,13 +6,13 @@ import asyncio
 import logging
 import math
 from collections import OrderedDict
-from collections.abc import Iterable
 from datetime import UTC, datetime
 
 import attrs
 
 from .._background import BackgroundTasks
 from ..callbacks.base import Delivery
+from ..callbacks.silence import CallbackSilence
 from ..errors import (
     CreateOutcomeUnknown,
     InvalidRequest,
@@ -27,9 +27,9 @@ from ..errors import (
 from ..events import Counters, Source
 from ..handle import HandleOwner, TaskHandle
 from ..inputs.request import TaskRequest
-from ..journal.base import ClaimSource, Intent, Journal, Totals
+from ..journal.base import ClaimSource, Intent, Journal
 from ..limits.admission import Admission
-from ..limits.budget import Usage
+from ..limits.budget import BudgetLedger
 from ..models import TaskRecord, TaskResult, TaskState
 from ..planning.planner import Learned
 from ..polling.entry import PollEntry
@@ -54,6 +54,7 @@ class TaskTracker:
         journal: Journal,
         counters: Counters,
         admission: Admission,
+        ledger: BudgetLedger | None,
         events: EventHook,
         callbacks: CallbackPolicy,
         owner: HandleOwner,
@@ -64,21 +65,19 @@ class TaskTracker:
         self._journal = journal
         self._counters = counters
         self._admission = admission
+        self._ledger = ledger
         self._events = events
         self._callbacks = callbacks
         self._owner = owner
         self._background = BackgroundTasks("kie_async settle")
+        self.silence = CallbackSilence(callbacks.url or "")
         self._twins: dict[str, list[TaskHandle]] = {}
         """By task: handles that were given out before it was known that they are of the same task."""
         self._ended_before: set[str] = set()
         """Tasks in flight whose end the journal has, though not fit to be read: they are counted already."""
         self._counted_ends: OrderedDict[str, None] = OrderedDict()
         """The last tasks whose end was counted: attached again, or bound late, they end once more."""
-        self._adopted_refused = 0
         self._is_closed = False
-        self._prior = Totals()
-        self._detached_ids: set[str] | None = None
-        """Unsettled tasks of ours that have no handle here; None while nobody counts what they cost."""
 
     # --- creates without a task ----------------------------------------------------------------
 
@@ -106,7 +105,7 @@ class TaskTracker:
     def cancel(self, pending: PendingCreate) -> None:
         """Forget a create of which nothing was sent."""
         self.pending.remove(pending)
-        self._admission.release(pending.handle)
+        self._release(pending)
 
     def mark_created(self, pending: PendingCreate, task_id: str) -> TaskHandle:
         """Join a create to the task that its answer named; return the one handle of that task."""
@@ -138,7 +137,12 @@ class TaskTracker:
         """Take in that the create was refused; a callback may still prove otherwise."""
         self.pending.give_up(pending, Phase.REJECTED)
         pending.handle.forget_request()  # nobody has this handle, and the request may be large
+        self._release(pending)
+
+    def _release(self, pending: PendingCreate) -> None:
         self._admission.release(pending.handle)
+        if self._ledger is not None:
+            self._ledger.release(pending.intent.intent_id)
 
     def write_off(self, pending: PendingCreate) -> None:
         """Take in that a create was given up; a callback may still prove that it became a task."""
@@ -157,7 +161,11 @@ class TaskTracker:
         pending.phase, pending.error = Phase.UNKNOWN, error
         handle.mark_unknown()
         self._counters.unknown_creates += 1
+        if self._ledger is not None:
+            self._ledger.note_left(handle.intent_id)
         _log.warning("%s", error)
+        # At once: nobody knows when this ends, and a few dead connections must not stop all creates. What
+        # it may have cost stays counted in `usage`, and the breaker stops a row of them.
         self._admission.release(handle)
         self.await_deadline(handle)
         self._events.emit("unknown", handle)
@@ -168,7 +176,8 @@ class TaskTracker:
         is_ghost = pending.phase in {Phase.REJECTED, Phase.WRITTEN_OFF}
         if is_ghost:
             self._counters.ghost_creates += 1
-            self._adopted_refused += pending.phase is Phase.REJECTED
+            if self._ledger is not None:
+                self._ledger.reopen(pending.intent.intent_id, pending.intent.model)
             _log.error(
                 "task %s exists although its create was %s; it is billed", record.task_id, pending.phase.value
             )
@@ -176,6 +185,7 @@ class TaskTracker:
         if is_late := handle.is_done:  # too late for its awaiters; journal and counts still hear the end
             handle = self.new_handle(pending.intent)
             handle.mark_retrieved()
+        # Nobody waits with a clock: it is followed to its end, for the journal and the budget.
         if is_ghost or is_late or not pending.is_awaited:
             handle.move_deadline(math.inf)
         expects = self._callbacks.is_received
@@ -183,8 +193,9 @@ class TaskTracker:
         self._events.emit("adopted", handle)
         self._apply_record(handle, record)
         claim = pending.find_claim(record.task_id)
-        if claim is not None and claim.delivery is not None:
-            self.apply(handle, claim.delivery)
+        delivery = None if claim is None else claim.delivery
+        if delivery is not None and self._callbacks.trusts(delivery):  # else: the record was just read
+            self.apply(handle, delivery)
 
     def await_deadline(self, handle: TaskHandle) -> None:
         """Wait for the deadline of a handle that has no task to poll."""
@@ -216,8 +227,8 @@ class TaskTracker:
         except BaseException:
             handle.bind(before)
             raise
-        if self._detached_ids is not None:
-            self._detached_ids.discard(task_id)
+        if self._ledger is not None and handle.intent_id:
+            self._ledger.note_tracked(handle.intent_id)
         self._poller.forget(_entry_of(handle))
         entry = self._poller.track(
             task_id,
@@ -229,6 +240,8 @@ class TaskTracker:
         handle.track(entry)
         if task_id in self._counted_ends:
             self._ended_before.add(task_id)
+        if self._ledger is not None and self._ledger.wants_price(handle.intent_id):
+            self._poller.poll_soon(entry)
         if self._is_closed:  # whoever asked waited for the journal meanwhile
             self.settle(handle, TaskDetached(task_id, handle.record))
 
@@ -329,18 +342,27 @@ class TaskTracker:
         has_changed = handle.observe(record)
         for twin in self._twins.get(record.task_id, ()):
             twin.observe(record)
+        if self._ledger is not None and not record.state.is_terminal:
+            self._ledger.note_hold(handle.intent_id, record.credits)
         if not record.state.is_terminal:
             if has_changed:
                 self._events.emit("updated", handle)
             return
         if (entry := _entry_of(handle)) is not None:
             self._poller.complete(entry, record, source, handle.intent_id)
+            if source is Source.POLL and entry.expects_callback:
+                self._note_silence()
             self._save_learned()
         if self._journal.is_durable:
             self._background.spawn(self._note_and_settle(handle, record, source))
         else:
             self._journal.discard(handle.intent_id)
             self._settle_ended(handle, record, source)
+
+    def _note_silence(self) -> None:
+        """Take in that a poll, and no callback, brought an end."""
+        if warning := self.silence.note_end(asyncio.get_running_loop().time()):
+            _log.warning("%s", warning)
 
     async def _note_and_settle(self, handle: TaskHandle, record: TaskRecord, source: Source) -> None:
         try:
@@ -353,6 +375,9 @@ class TaskTracker:
         self._settle_ended(handle, record, source)
 
     def _settle_ended(self, handle: TaskHandle, record: TaskRecord, source: Source) -> None:
+        if self._ledger is not None:  # by intent, once: it may have been attached, and ended, before
+            is_failed = record.state is TaskState.FAIL
+            self._ledger.settle(handle.intent_id, record.credits or 0.0 if is_failed else record.credits)
         if not handle.is_done and handle.task_id not in self._ended_before:
             self._count_end(handle, record, source)
         self.settle(handle, outcome_of(record), source)
@@ -361,11 +386,7 @@ class TaskTracker:
         self._counted_ends[handle.task_id] = None
         if len(self._counted_ends) > REMEMBERED:
             self._counted_ends.popitem(last=False)
-        self._counters.credits_consumed += record.credits or 0.0
-        if source is Source.CALLBACK:
-            self._counters.settled_by_callback += 1
-        else:
-            self._counters.settled_by_poll += 1
+        self._counters.settle(record, source)
 
     def give_up(self, key: str, error: KieError) -> None:
         """Settle a task that the service keeps refusing to show."""
@@ -403,9 +424,8 @@ class TaskTracker:
         """Settle a handle and stop tracking it; a second call does nothing."""
         if handle.is_done:
             return
-        is_left_behind = handle.intent_id and handle.task_id and not handle.is_settling
-        if self._detached_ids is not None and is_left_behind:
-            self._detached_ids.add(handle.task_id)
+        if self._ledger is not None and handle.intent_id and handle.task_id and not handle.is_settling:
+            self._ledger.note_left(handle.intent_id)
         self._poller.forget(_entry_of(handle))
         handle.track(None)
         self._ended_before.discard(handle.task_id)
@@ -428,7 +448,7 @@ class TaskTracker:
         """Wait until every end that was seen is noted and settled."""
         await self._background.drain()
 
-    # --- learned and spent ---------------------------------------------------------------------
+    # --- learned -------------------------------------------------------------------------------
 
     def _save_learned(self) -> None:
         if (learned := self._poller.take_learned()) is not None:
@@ -440,27 +460,6 @@ class TaskTracker:
             await self._journal.save_durations(learned)
         except JournalError as exc:  # the next session begins with less; nothing that was paid is lost
             _log.info("what was learned could not be noted: %s", exc)
-
-    def restore_usage(self, prior: Totals, detached_ids: Iterable[str] | None) -> None:
-        """Go on from what former sessions spent; with *detached_ids* count what they left unsettled."""
-        self._prior = prior
-        self._detached_ids = None if detached_ids is None else set(detached_ids)
-
-    def usage(self) -> Usage:
-        """Return what was spent and what may be spent already; without the create that asks."""
-        counters, prior = self._counters, self._prior
-        created = counters.creates + counters.unknown_creates + self._adopted_refused
-        on_the_way = self.pending.count(Phase.CREATING) - 1
-        records = [handle.record for handle in self.registry.handles]
-        held = [record.credits for record in records if record is not None and record.credits is not None]
-        untold = len(records) - len(held) + len(self._detached_ids or ())
-        return Usage(
-            tasks=prior.tasks + created + on_the_way,
-            settled=prior.settled + counters.settled_by_callback + counters.settled_by_poll,
-            spent=prior.credits + counters.credits_consumed,
-            held=sum(held),
-            untold=untold + on_the_way + self.pending.count(Phase.UNKNOWN),
-        )
 
 
 def _entry_of(handle: TaskHandle) -> PollEntry | None:

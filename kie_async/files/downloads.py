@@ -8,15 +8,16 @@ import ipaddress
 import random
 import socket
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TypeVar
 
 import aiohttp
-from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from .._background import BackgroundTasks
-from .._validation import check_task_id, is_loopback
+from .._validation import check_task_id, is_ip_address, is_loopback
+from ..config import Network
 from ..errors import DownloadFailed, ResultExpired, TransportError
 from ..http.backoff import retry
 from ..http.transport import (
@@ -25,6 +26,7 @@ from ..http.transport import (
     close_http_session,
     close_http_session_nowait,
     describe_failure,
+    make_connector,
     open_http_session,
 )
 from .media_types import UNKNOWN_ENDING, sniff
@@ -65,6 +67,10 @@ _COMPRESSED = frozenset({"gzip", "x-gzip", "deflate", "br", "zstd"})
 _T = TypeVar("_T")
 
 
+_is_named_host: ContextVar[bool] = ContextVar("_is_named_host", default=False)
+"""Whether the connection that the running task asks for leads to a host named in `Network.allow_http_to`."""
+
+
 class _NotPublicError(OSError):
     """The address is not public, so no connection is opened to it."""
 
@@ -81,8 +87,9 @@ class Downloads:
         stall_timeout_s: float = STALL_TIMEOUT_S,
         fetch_timeout_s: float = FETCH_TIMEOUT_S,
         max_bytes: int = MAX_DOWNLOAD_BYTES,
-        resolver: AbstractResolver | None = None,
+        network: Network = Network(),  # noqa: B008  (frozen)
     ) -> None:
+        self._network = network
         self._allow_loopback = allow_loopback
         self._rng = rng
         self._max_bytes = max_bytes
@@ -90,7 +97,7 @@ class Downloads:
         self._slots = asyncio.Semaphore(_MAX_AT_ONCE)
         self._running = BackgroundTasks("kie_async download")
         self._http = open_http_session(
-            aiohttp.TCPConnector(limit=_MAX_AT_ONCE, resolver=resolver, socket_factory=self._open_socket),
+            make_connector(network, limit=_MAX_AT_ONCE, socket_factory=self._open_socket),
             timeout=aiohttp.ClientTimeout(
                 total=fetch_timeout_s, sock_connect=connect_timeout_s, sock_read=stall_timeout_s
             ),
@@ -167,7 +174,11 @@ class Downloads:
     async def _follow(self, url: URL, folder: Path, name: str) -> Path:
         for _ in range(_MAX_REDIRECTS + 1):
             self._check_url(url)
-            async with self._http.get(url, allow_redirects=False, headers=_REQUEST_HEADERS) as answer:
+            _is_named_host.set(self._network.allows_http(url.host or ""))
+            proxy = self._network.http_proxy_for(str(url))
+            async with self._http.get(
+                url, allow_redirects=False, headers=_REQUEST_HEADERS, proxy=proxy
+            ) as answer:
                 target = answer.headers.get("Location")
                 if answer.status not in _REDIRECTS or not target:
                     _check_status(answer.status)
@@ -176,17 +187,27 @@ class Downloads:
         raise DownloadFailed(f"redirected more than {_MAX_REDIRECTS} times")
 
     def _check_url(self, url: URL) -> None:
-        is_ours = self._allow_loopback and url.scheme == "http" and is_loopback(str(url))
+        host = url.host or ""
+        is_named = self._network.allows_http(host)
+        is_ours = url.scheme == "http" and (is_named or (self._allow_loopback and is_loopback(str(url))))
         if url.scheme != "https" and not is_ours:
             raise DownloadFailed("the address is not https")
         if url.user is not None or url.password is not None:
             raise DownloadFailed("the address carries a user name or password")
+        # A proxy connects for us: of where it leads to only this is known here.
+        if self._network.proxy and not is_named and is_ip_address(host) and not self._may_connect(host):
+            raise DownloadFailed(f"{host} is not a public address")
+
+    def _may_connect(self, address: str) -> bool:
+        return may_connect(address, allow_loopback=self._allow_loopback) or self._network.allows_address(
+            address
+        )
 
     def _open_socket(self, address: aiohttp.AddrInfoType) -> socket.socket:
         """Open a socket to a public address only. Every connection passes here, after names are resolved."""
         # Not checked by the URL: a name may resolve to another address right after the check.
         family, kind, protocol, _, where = address
-        if not may_connect(str(where[0]), allow_loopback=self._allow_loopback):
+        if not _is_named_host.get() and not self._may_connect(str(where[0])):
             raise _NotPublicError(errno.EACCES, "not a public address")
         return socket.socket(family=family, type=kind, proto=protocol)
 

@@ -20,6 +20,7 @@ from .._background import BackgroundTasks
 from .._json import write_json
 from .._secrets import Secret
 from .._validation import check_url
+from ..config import Network
 from ..errors import (
     ApiError,
     AuthenticationError,
@@ -112,9 +113,17 @@ class Uploads:
     """Sends files to the upload host, the only host besides the API that gets the key."""
 
     def __init__(
-        self, upload_url: str, key: Secret, *, rng: random.Random, timeout_s: float = UPLOAD_TIMEOUT_S
+        self,
+        upload_url: str,
+        key: Secret,
+        *,
+        rng: random.Random,
+        timeout_s: float = UPLOAD_TIMEOUT_S,
+        network: Network = Network(),  # noqa: B008  (frozen)
     ) -> None:
-        self._transport = Transport(upload_url, key, connections=_MAX_AT_ONCE, timeout_s=timeout_s)
+        self._transport = Transport(
+            upload_url, key, connections=_MAX_AT_ONCE, timeout_s=timeout_s, network=network
+        )
         self._rng = rng
         self._slots = asyncio.Semaphore(_MAX_AT_ONCE)
         self._is_closed = False

@@ -7,6 +7,7 @@ import json
 from functools import lru_cache
 from pathlib import Path
 
+from .._validation import name_what_has_no_json
 from ..errors import InvalidRequest
 from .request import TaskRequest
 
@@ -33,7 +34,8 @@ def fingerprint(request: TaskRequest) -> bytes:
     except OSError as exc:
         raise InvalidRequest(f"cannot read {exc.filename}: {exc.strerror}") from None
     except (TypeError, ValueError, RecursionError) as exc:
-        raise InvalidRequest(f"input has no JSON form: {exc}") from None
+        named = name_what_has_no_json("input", request.input, files=(Path,))
+        raise InvalidRequest(named or f"input has no JSON form: {exc}") from None
     return hashlib.sha256(text.encode()).digest()
 
 

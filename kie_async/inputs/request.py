@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any, Protocol, cast, runtime_checkable
 
 import attrs
 
-from .._validation import check_url
+from .._validation import check_url, name_what_has_no_json
 from ..errors import InvalidRequest
+from ..models import UploadedFile
 
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9._-]+)?")
+
+
+@runtime_checkable
+class _Readable(Protocol):
+    def read(self, size: int, /) -> object: ...
+
+
+_FILES = (PurePath, bytes, bytearray, memoryview, _Readable, UploadedFile)
+"""What an upload may turn into a URL; whether it does is decided there."""
 
 _HALF_CHARACTER = re.compile(r"[\ud800-\udfff]")
 
@@ -24,6 +35,8 @@ def _check_model(_: object, __: attrs.Attribute[Any], model: str) -> None:
 def _check_input(_: object, __: attrs.Attribute[Any], value: Mapping[str, Any]) -> None:
     if not isinstance(value, Mapping):
         raise InvalidRequest(f"input must be a mapping of the model's fields, got {type(value).__name__}")
+    if named := name_what_has_no_json("input", value, files=_FILES):
+        raise InvalidRequest(named)
 
 
 def _check_ref(_: object, __: attrs.Attribute[Any], ref: str | None) -> None:

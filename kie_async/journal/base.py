@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
+from pathlib import Path
 
 import attrs
 
@@ -130,6 +131,11 @@ class Journal(ABC):
     is_durable: bool = False
     """Whether a restart would find what was noted."""
 
+    @property
+    def path(self) -> Path | None:
+        """Return the file it is kept in, for messages; None if there is none."""
+        return None
+
     @abstractmethod
     async def open(self) -> list[Intent]:
         """Return the intents a former process left unknown, or rejected in words that leave doubt.
@@ -164,6 +170,10 @@ class Journal(ABC):
     @abstractmethod
     async def load_totals(self) -> Totals:
         """Return what was spent by all processes that had this journal."""
+
+    @abstractmethod
+    async def load_prices(self) -> Mapping[str, float]:
+        """Return the most that one task of each model has cost, in credits."""
 
     @abstractmethod
     async def load_durations(self) -> Mapping[str, object]:

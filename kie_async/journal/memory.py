@@ -48,6 +48,10 @@ class MemoryJournal(Journal):
         """Return zeros: what this process spends is counted by its session."""
         return Totals()
 
+    async def load_prices(self) -> Mapping[str, float]:
+        """Return nothing: no process was before this one."""
+        return {}
+
     async def load_durations(self) -> Mapping[str, object]:
         """Return nothing: no process was before this one."""
         return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 
 from ..errors import CreatesHalted
 
@@ -31,10 +32,8 @@ class CircuitBreaker:
         if self._unknown_in_a_row < UNKNOWN_IN_A_ROW:
             return
         if self._now() < self._halted_until:
-            raise CreatesHalted(
-                f"{self._unknown_in_a_row} creates in a row had unknown outcomes; nothing was sent; "
-                "one more may try in a minute"
-            )
+            left = timedelta(seconds=self._halted_until - self._now())
+            raise CreatesHalted(self._unknown_in_a_row, datetime.now(UTC) + left)
         self._halted_until = self._now() + HALT_S
 
     def record_answer(self) -> None:

@@ -510,17 +510,19 @@ class Order:
         if life.gate.failed or life.gate.is_dead:
             return
         assert life.journal is not None
+        ledger = life.engine.ledger
+        if ledger is None:
+            return
         try:
             totals = await life.journal.load_totals()
         except JournalError:
             return
-        usage = life.engine.tracker.usage()
-        if usage.tasks + 1 != totals.tasks:
-            self.complain(f"{usage.tasks + 1} tasks are counted, the journal has {totals.tasks}")
-        # Of an attached task it may not be known yet which create it came from.
-        is_more = not is_last and usage.settled > totals.settled and usage.spent >= totals.credits
-        if (usage.settled, usage.spent) != (totals.settled, totals.credits) and not is_more:
-            self.complain(f"the session counts {usage}, the journal {totals}")
+        if ledger.tasks != totals.tasks:
+            self.complain(f"{ledger.tasks} tasks are counted, the journal has {totals.tasks}")
+        # An end that is just being noted counts in the session first.
+        is_more = not is_last and ledger.spent >= totals.credits
+        if ledger.spent != totals.credits and not is_more:
+            self.complain(f"the session counts {ledger.spent} credits, the journal {totals}")
 
     def _check_rows(self) -> None:
         """In the end everything is bound, noted, and was sent as often as somebody accepted."""

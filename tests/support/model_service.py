@@ -241,6 +241,7 @@ class Wire:
 
 
 class _Session:
+    closed = False
     """Stands for aiohttp's session, as far as the package uses it."""
 
     def __init__(self, wire: Wire, service: ModelService) -> None:

@@ -197,6 +197,9 @@ class ModelJournal(Journal):
         settled = [intent for intent in sent if intent.state in _ENDED]
         return Totals(len(sent), len(settled), sum(intent.credits or 0.0 for intent in sent))
 
+    async def load_prices(self) -> Mapping[str, float]:
+        return {}
+
     async def load_durations(self) -> Mapping[str, object]:
         return {}
 

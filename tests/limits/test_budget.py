@@ -1,0 +1,77 @@
+"""A budget holds: whatever tasks cost, and whenever they say so, it is overrun by one surprise at most."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import pytest
+from support.clock import Clock
+from support.spending import World, objection, spend
+
+from kie_async import Budget, BudgetExceeded
+from kie_async.limits.budget import BudgetLedger
+
+
+@pytest.mark.parametrize("part", range(4))
+async def test_it_is_overrun_by_one_surprise_at_most_and_used(part: int, clock: Clock) -> None:
+    for seed in range(part, 200, 4):
+        world = World.of(seed)
+        assert not (wrong := objection(world, await spend(world, clock))), f"{world}: {wrong}"
+
+
+async def test_of_a_model_without_a_price_creates_go_one_at_a_time(clock: Clock) -> None:
+    ledger = BudgetLedger(Budget(credits=100.0))
+    await ledger.wait_for_turn("m/x")
+    second = asyncio.create_task(ledger.wait_for_turn("m/x"))
+    await clock.advance(1.0)
+    assert not second.done()
+
+    ledger.reserve("a", "m/x")
+    ledger.leave("m/x")
+    await clock.advance(1.0)
+    assert not second.done()
+
+    ledger.note_hold("a", 40.0)
+    await clock.advance(0.1)
+    assert second.done()
+
+
+async def test_another_model_need_not_wait(clock: Clock) -> None:
+    ledger = BudgetLedger(Budget(credits=100.0))
+    await ledger.wait_for_turn("m/x")
+    await asyncio.wait_for(ledger.wait_for_turn("m/y"), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("end", "is_free"),
+    [
+        (lambda ledger: ledger.release("a"), True),
+        (lambda ledger: ledger.settle("a", 0.0), True),
+        (lambda ledger: ledger.settle("a", 60.0), False),
+        (lambda ledger: ledger.settle("a", None), False),
+        (lambda ledger: ledger.note_left("a"), False),
+    ],
+)
+async def test_what_becomes_of_a_reservation(end: object, is_free: bool) -> None:
+    ledger = BudgetLedger(Budget(credits=100.0))
+    ledger.restore(tasks=0, spent=0.0, prices={"m/x": 60.0}, unsettled=[])
+    ledger.reserve("a", "m/x")
+    end(ledger)  # type: ignore[operator]
+    with contextlib.nullcontext() if is_free else pytest.raises(BudgetExceeded):
+        ledger.reserve("b", "m/x")
+
+
+def test_the_error_has_the_numbers() -> None:
+    ledger = BudgetLedger(Budget(credits=100.0))
+    ledger.restore(tasks=3, spent=60.0, prices={"m/x": 30.0}, unsettled=[("a", "m/x")])
+    with pytest.raises(BudgetExceeded) as caught:
+        ledger.reserve("b", "m/x")
+    assert (caught.value.budget, caught.value.spent, caught.value.held) == (100.0, 60.0, 30.0)
+
+
+def test_a_zero_while_it_runs_is_no_price() -> None:
+    ledger = BudgetLedger(Budget(credits=100.0))
+    ledger.reserve("a", "m/tokens")
+    ledger.note_hold("a", 0.0)
+    assert ledger.wants_price("a")
