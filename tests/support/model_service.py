@@ -241,20 +241,21 @@ class Wire:
 
 
 class _Session:
-    closed = False
     """Stands for aiohttp's session, as far as the package uses it."""
+
+    closed = False
+    connector = None
 
     def __init__(self, wire: Wire, service: ModelService) -> None:
         self._wire = wire
         self._service = service
 
     def post(self, url: Any, *, data: Any, **_: Any) -> _Exchange:
+        assert data.size > 0  # every real request has to know it
         return _Exchange(self._wire, self._service, str(url), data)
 
     def request(self, method: str, url: Any, **_: Any) -> _Exchange:
         return _Exchange(self._wire, self._service, str(url), None)
-
-    connector = None
 
     async def close(self) -> None:
         self._wire.cut()
