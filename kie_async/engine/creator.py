@@ -40,11 +40,11 @@ from .tracker import TaskTracker
 _log = logging.getLogger("kie_async")
 
 
-class _RefTurn:
+class _RefTurn(asyncio.Lock):
     """The turn of those who would create for a ref; it lives as long as one of them waits or creates."""
 
     def __init__(self) -> None:
-        self.lock = asyncio.Lock()
+        super().__init__()
         self.made: tuple[TaskHandle, bytes] | None = None
         """What the last one made: it may have settled, and be forgotten, before the next one's turn comes."""
 
@@ -94,7 +94,7 @@ class TaskCreator:
             digest = await asyncio.to_thread(fingerprint, request)
         turn = self._turn_of(request.ref)
         # Two creates of one ref at once would both find it free, and both would be paid.
-        async with turn.lock:
+        async with turn:
             known = await self._known(request.ref, digest, timeout_s)
             if known is None and turn.made is not None:
                 _check_same(request.ref, turn.made[1], digest)
@@ -314,7 +314,7 @@ class TaskCreator:
         """Send the request of an unknown create as a new task; see `TaskHandle.resubmit`."""
         if handle.request is None:
             raise InvalidRequest("this handle does not hold its request; create a new task")
-        async with self._turn_of(handle.ref or handle.intent_id).lock:
+        async with self._turn_of(handle.ref or handle.intent_id):
             former = self._tracker.pending.get(handle.intent_id)
             request = handle.request
             if former is None or request is None:
