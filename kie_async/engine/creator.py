@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import UTC, datetime
 from functools import partial
 from weakref import WeakValueDictionary
@@ -41,6 +40,15 @@ from .tracker import TaskTracker
 _log = logging.getLogger("kie_async")
 
 
+class _RefTurn(asyncio.Lock):
+    """The turn of those who would create for a ref; it lives as long as one of them waits or creates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: tuple[TaskHandle, bytes] | None = None
+        """What the last one made: it may have settled, and be forgotten, before the next one's turn comes."""
+
+
 class TaskCreator:
     """Turns requests into handles, so many unsettled at once, first come first served."""
 
@@ -64,7 +72,7 @@ class TaskCreator:
         self._callbacks = settings.callbacks
         self._task_timeout_s = settings.task_timeout_s
         self._ledger = ledger
-        self._refs: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._refs: WeakValueDictionary[str, _RefTurn] = WeakValueDictionary()
         self.runner = CreateRunner()
 
     async def create(
@@ -84,14 +92,21 @@ class TaskCreator:
         digest = known_fingerprint
         if digest is None:
             digest = await asyncio.to_thread(fingerprint, request)
+        turn = self._turn_of(request.ref)
         # Two creates of one ref at once would both find it free, and both would be paid.
-        async with self._turn_of(request.ref):
+        async with turn:
             known = await self._known(request.ref, digest, timeout_s)
-            return known or await self._create(request, digest, timeout_s, wait_if_sent)
+            if known is None and turn.made is not None:
+                _check_same(request.ref, turn.made[1], digest)
+                known = turn.made[0]
+            if known is None:
+                known = await self._create(request, digest, timeout_s, wait_if_sent)
+                turn.made = known, digest
+            return known
 
-    def _turn_of(self, ref: str | None) -> AbstractAsyncContextManager[object]:
-        """Return the turn of who would create for a ref: one at a time, and without a ref all at once."""
-        return nullcontext() if ref is None else self._refs.setdefault(ref, asyncio.Lock())
+    def _turn_of(self, ref: str) -> _RefTurn:
+        """Return the turn of who would create for a ref: one at a time."""
+        return self._refs.setdefault(ref, _RefTurn())
 
     async def _known(self, ref: str, digest: bytes, timeout_s: float) -> TaskHandle | None:
         """Return the handle a ref stands for, if it stands for one.
@@ -137,7 +152,7 @@ class TaskCreator:
             expects_callback=request.callback_url is None and self._callbacks.is_received,
             replaces="" if former is None else former.intent.intent_id,
         )
-        pending = self._tracker.begin(attrs.evolve(intent, body=None), request)
+        pending = self._tracker.begin(attrs.evolve(intent, body=None), request, former)
         self._admission.hold(pending.handle)
         try:
             # With the slot in hand: while it waited, the session may have closed and others spent the
@@ -209,6 +224,7 @@ class TaskCreator:
         except KieError as exc:
             return exc
         pending.handle.move_deadline(asyncio.get_running_loop().time() + timeout_s)
+        self._tracker.write_off_former(pending)
         handle = self._tracker.mark_created(pending, task_id)
         if self.runner.is_orphan(call):
             ref = "" if handle.ref is None else f" (ref {handle.ref!r})"
@@ -242,6 +258,7 @@ class TaskCreator:
         except TaskAlreadyBound:
             return False
         except JournalError as exc:
+            self._tracker.write_off_former(pending)
             self._tracker.mark_unnoted(pending, task_id)
             self._reconciler.consider(pending)
             _log.critical("task %s was created and is paid, but could not be noted: %s", task_id, exc)
@@ -269,6 +286,8 @@ class TaskCreator:
                     pending.intent.intent_id, state, reason=reason, code=code
                 )
         finally:  # also when this is cancelled: the slot must not stay behind
+            if not attrs.evolve(pending.intent, state=state, code=code).frees_its_ref:
+                self._tracker.write_off_former(pending)
             if isinstance(error, CreateOutcomeUnknown):
                 self._tracker.mark_unknown(pending, error)
             else:
@@ -307,17 +326,7 @@ class TaskCreator:
     async def _replace(self, former: PendingCreate, request: TaskRequest) -> TaskHandle:
         """Send a request again. The first create is written off in the step in which the second leaves."""
         digest, timeout_s = former.intent.fingerprint, self._task_timeout_s
-        try:
-            handle = await self._create(request, digest, timeout_s, former=former)
-        except CreateOutcomeUnknown:
-            self._write_off_former(former)
-            raise
-        self._write_off_former(former)
-        return handle
-
-    def _write_off_former(self, former: PendingCreate) -> None:
-        if former in self._tracker.pending:
-            self._tracker.write_off(former)
+        return await self._create(request, digest, timeout_s, former=former)
 
     async def drain(self) -> None:
         """Keep back what has not left, and give what has left some time to learn its id."""

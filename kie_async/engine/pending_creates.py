@@ -65,6 +65,8 @@ class PendingCreate:
     is_awaited: bool = True
     """False for one read from a journal that nobody has asked for yet."""
     error: CreateOutcomeUnknown | None = None
+    former: PendingCreate | None = None
+    """The one in whose place it is sent."""
 
     @property
     def is_taken(self) -> bool:

@@ -94,9 +94,11 @@ class TaskTracker:
             model=intent.model,
         )
 
-    def begin(self, intent: Intent, request: TaskRequest | None) -> PendingCreate:
-        """Expect a task for an intent: from now on its callbacks are known."""
-        pending = PendingCreate(intent, self.new_handle(intent, request))
+    def begin(
+        self, intent: Intent, request: TaskRequest | None, former: PendingCreate | None = None
+    ) -> PendingCreate:
+        """Expect a task for an intent, sent in the place of *former*: from now on its callbacks are known."""
+        pending = PendingCreate(intent, self.new_handle(intent, request), former=former)
         self.pending.add(pending)
         return pending
 
@@ -146,6 +148,12 @@ class TaskTracker:
         """Take in that a create was given up; a callback may still prove that it became a task."""
         self.pending.give_up(pending, Phase.WRITTEN_OFF)
         self.expire_pending(pending)
+
+    def write_off_former(self, pending: PendingCreate) -> None:
+        """Take in that a create may have become a task: whatever it was sent in the place of is given up."""
+        former, pending.former = pending.former, None
+        if former is not None and former in self.pending:
+            self.write_off(former)
 
     def mark_unknown(self, pending: PendingCreate, error: CreateOutcomeUnknown) -> None:
         """Take in that nobody knows what became of the create; the slot is free at once."""

@@ -36,7 +36,7 @@ _LIMITS = Limits(create=_NO_LIMIT, query=_NO_LIMIT, create_connections=CONNECTIO
 _POLL = PollSchedule(
     learns=False, first_s=0.1, tiers=((math.inf, 0.2),), safety_net_s=0.4, recheck_s=(0.05,), ring_gap_s=0.05
 )
-NOTES = ("sending", "created", "settled", "ended", "adopted")
+NOTES = ("sending", "created", "settled", "ended", "adopted", "claim")
 POINTS = (
     "open.before",
     "open.after",
@@ -106,6 +106,9 @@ class DyingJournal(SqliteJournal):
 
     async def mark_ended(self, *args: Any, **options: Any) -> None:
         await self._dying("ended", lambda: SqliteJournal.mark_ended(self, *args, **options))
+
+    async def save_claim(self, *args: Any) -> None:
+        await self._dying("claim", lambda: SqliteJournal.save_claim(self, *args))
 
     async def mark_settled(self, *args: Any) -> None:
         await self._dying("settled", lambda: SqliteJournal.mark_settled(self, *args))

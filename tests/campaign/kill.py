@@ -35,7 +35,7 @@ from ._kill_worker import CONNECTIONS, HMAC_KEY, POINTS
 ROOT = Path(__file__).parent.parent.parent
 WIRE_POINTS = ("wire.first byte", "wire.body arrived", "wire.answer on its way", "wire.half the answer")
 ALL_POINTS = (*POINTS, *WIRE_POINTS)
-_RARE = ("ended", "adopted", "event.unknown", "event.adopted")
+_RARE = ("ended", "adopted", "claim", "event.unknown", "event.adopted")
 """Points that only a lost answer leads to."""
 _PATIENCE_S = 2.0
 _FAULTS = {"lose_answer": 0.04, "drop_callbacks": 0.25, "duplicate_callbacks": 1, "early_callback": 0.1}
@@ -177,6 +177,8 @@ class Campaign:
         self._next_ref = 0
         self._asked: set[str] = set()
         self._begun: set[str] = set()
+        self._heard: set[str] = set()
+        """Tasks whose callback was answered with 200 while the journal did not know their id."""
         self._report = Report(restarts=restarts)
         self._http: aiohttp.ClientSession
         self._sandbox_url = ""
@@ -214,7 +216,7 @@ class Campaign:
 
     async def _restart(self, point: str) -> None:
         is_rare = point.startswith(_RARE)
-        await self._set_faults({**_FAULTS, "lose_answer": 0.25} if is_rare else _FAULTS)
+        await self._set_faults({**_FAULTS, "lose_answer": 0.25} if is_rare or not point else _FAULTS)
         nth = 1 if is_rare or point.startswith("open") else self._rng.randint(1, 12)
         killed = ""
 
@@ -227,10 +229,13 @@ class Campaign:
         pid = await self._start(self._refs(), point, nth)
         wait_s = _PATIENCE_S if point else self._rng.uniform(0.0, 0.5)
         reading = asyncio.create_task(self._news_until("over"))
+        calling = asyncio.create_task(self._call_back_until(reading))
         done, _ = await asyncio.wait({reading}, timeout=wait_s)
         if not done:
+            await self._call_back_unbound()  # in the very moment before
             kill("not reached" if point else "at random")
         news = await reading
+        await calling
         await self._reap(killed or news.get("died", ""), news)
 
     async def _start(self, refs: list[str], point: str = "", nth: int = 0) -> int:
@@ -263,6 +268,12 @@ class Campaign:
         if on_the_wire > CONNECTIONS:
             self._wrong(f"{on_the_wire} creates were on the wire at once")
         self._begun.update(row.ref for row in rows)
+        bound = {row.task_id for row in rows}
+        claimed = {task_id for (task_id,) in self._select("SELECT task_id FROM claim")}
+        if lost := self._heard - bound - claimed:
+            self._wrong(f"answered with 200, and nowhere in the journal after a kill: {sorted(lost)}")
+        counts = self._report.counts
+        counts["only claimed after a kill"] = counts.get("only claimed after a kill", 0) + len(claimed)
         self._report.counts["unknown left by a kill"] = (
             self._report.counts.get("unknown left by a kill", 0) + on_the_wire
         )
@@ -301,6 +312,18 @@ class Campaign:
         if (status := (await self._news_until("exit"))["exit"]) or "stopped" in news:
             self._wrong(f"the last run ended with {status}: {news.get('stopped', '')}")
         self._report.counts["ghosts"] = news.get("ghosts", -1)
+
+    async def _call_back_until(self, over: asyncio.Future[Any]) -> None:
+        """Deliver callbacks of intents without an id now and then, so that each death meets some."""
+        while not over.done():
+            await self._call_back_unbound()
+            await asyncio.wait({over}, timeout=0.1)
+
+    async def _call_back_unbound(self) -> None:
+        """Deliver the callbacks of ended tasks whose id the journal does not have."""
+        for task in await self._unbound():
+            if task["state"] in _STATES and await self._call_back(task) == 200:
+                self._heard.add(task["task_id"])
 
     async def _unbound(self) -> list[dict[str, Any]]:
         bound = {row.task_id for row in self._rows()}
@@ -396,7 +419,12 @@ class Campaign:
             assert answer.status == 200, await answer.text()
 
     def _rows(self) -> list[Row]:
-        """Return the rows of a copy of the journal: reading the file itself would change it."""
+        """Return what the journal says of each intent."""
+        query = "SELECT coalesce(ref, ''), state, coalesce(task_id, ''), adopted_by, sends FROM intent"
+        return [Row(*row) for row in self._select(query)]
+
+    def _select(self, query: str) -> list[Any]:
+        """Read from a copy of the journal: reading the file itself would change it."""
         if not self._journal.exists():
             return []
         copy = self._folder / "copy.db"
@@ -406,8 +434,9 @@ class Campaign:
                 shutil.copyfile(f"{self._journal}{suffix}", f"{copy}{suffix}")
         db = sqlite3.connect(copy)
         try:
-            query = "SELECT coalesce(ref, ''), state, coalesce(task_id, ''), adopted_by, sends FROM intent"
-            return [Row(*row) for row in db.execute(query)]
+            return db.execute(query).fetchall()
+        except sqlite3.OperationalError:  # killed before it was made, or copied in the middle of a write
+            return []
         finally:
             db.close()
 

@@ -1,4 +1,4 @@
-"""A callback that was answered with 200 is never lost: in whatever state its create is, and whatever comes next.
+"""A callback that was answered with 200 is never lost, whatever its create came to and whatever comes next.
 
 Everything is in virtual time on a model of the service; the journal is the real one, in a file.
 """
@@ -75,7 +75,7 @@ async def open_client(world: World) -> ModelClient:
 
 @asynccontextmanager
 async def opened_world(path: Path, *, is_signed: bool) -> AsyncIterator[World]:
-    path.mkdir()
+    path.mkdir()  # noqa: ASYNC240
     service = ModelService(random.Random(0))
     service.is_bad, service.lasts_s = False, 0.0
     with time_passes():

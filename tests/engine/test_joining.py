@@ -18,11 +18,11 @@ import pytest
 from conftest import time_passes
 from support.clock import Clock
 from support.model_client import ModelClient
-from support.model_service import ModelService
+from support.model_service import PRICE, ModelService
 from support.slow_journals import CommitGate, CommitWeather, Disk, ModelJournal, SteadySqliteJournal
 from support.tables import each
 
-from kie_async import CreateOutcomeUnknown, KieError, ServerError, TaskHandle, TaskResult
+from kie_async import Budget, CreateOutcomeUnknown, KieError, ServerError, TaskHandle, TaskResult
 from kie_async.journal.base import IntentState, Journal
 
 Order = tuple[str, ...]
@@ -54,7 +54,9 @@ class Joining:
             self.journal = SteadySqliteJournal(path, gate)
         elif journal == "slow":
             self.journal = ModelJournal(self.disk, gate)
-        self.client = ModelClient(self.service, self.journal, gate, is_signed=is_signed)
+        self.client = ModelClient(
+            self.service, self.journal, gate, is_signed=is_signed, budget=Budget(credits=100.0)
+        )
         self.awaiters: list[asyncio.Task[TaskResult]] = []
         self.users: list[asyncio.Task[None]] = []
         self.unknown: TaskHandle | None = None
@@ -150,8 +152,9 @@ class Joining:
         outcomes = [await awaiter for awaiter in self.awaiters]
         assert {outcome.task_id for outcome in outcomes} == {self.task.task_id}
         assert len(self.service.bodies) == 1
-        usage = self.client.engine.tracker.usage()
-        assert (usage.tasks + 1, usage.settled) == (1, 1)
+        ledger, stats = self.client.engine.ledger, self.kie.stats()
+        assert (ledger.tasks, ledger.spent, ledger.held) == (1, PRICE, 0.0)
+        assert stats.settled_by_callback + stats.settled_by_poll == 1
         registry = self.client.engine.tracker.registry
         assert not registry.handles
         assert not list(self.client.engine.tracker.pending)

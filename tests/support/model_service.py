@@ -69,6 +69,7 @@ class ModelService:
         self.counts: Counter[str] = Counter()
         self.create_fates: list[str] = []
         self.query_fates: list[str] = []
+        self.connect_fates: list[str] = []
         """What becomes of the next ones, whatever the weather."""
         self.lasts_s: float | None = None
         self.answer_gate: asyncio.Event | None = None
@@ -170,6 +171,8 @@ class ModelService:
 
     def connects(self) -> str:
         """Return what becomes of a connection before any body."""
+        if self.connect_fates:
+            return self.connect_fates.pop(0)
         if not self.is_bad:
             return "open"
         weights = {name: _CREATES[name] for name in ("no connection", "dropped before the body")}
@@ -238,20 +241,21 @@ class Wire:
 
 
 class _Session:
-    closed = False
     """Stands for aiohttp's session, as far as the package uses it."""
+
+    closed = False
+    connector = None
 
     def __init__(self, wire: Wire, service: ModelService) -> None:
         self._wire = wire
         self._service = service
 
     def post(self, url: Any, *, data: Any, **_: Any) -> _Exchange:
+        assert data.size > 0  # every real request has to know it
         return _Exchange(self._wire, self._service, str(url), data)
 
     def request(self, method: str, url: Any, **_: Any) -> _Exchange:
         return _Exchange(self._wire, self._service, str(url), None)
-
-    connector = None
 
     async def close(self) -> None:
         self._wire.cut()
