@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -29,12 +30,15 @@ from .engine.settings import CallbackPolicy, Settings
 from .errors import InvalidRequest, SessionMisuse
 from .events import Counters, SessionEvent, SessionStats
 from .handle import TaskHandle
+from .inputs.media import Media
 from .inputs.request import TaskRequest, TypedInput, as_request
 from .journal.base import Journal
-from .models import TaskRecord, TaskResult, UploadedFile
+from .models import TaskRecord, TaskResult, UploadedFile, only_url
 
 BASE_URL = "https://api.kie.ai"
 UPLOAD_URL = "https://kieai.redpandaai.co"
+
+MAX_READ_BYTES = 64 * 1024 * 1024
 
 
 class KieSession:
@@ -278,13 +282,15 @@ class KieSession:
         engine = self._engine
         return await engine.until_closed(engine.queries.credits())
 
-    async def upload(self, file: str | Path | bytes) -> UploadedFile:
-        """Give the service a local file, its bytes, or a file it shall fetch from a URL; kept three days.
+    async def upload(self, file: Media) -> UploadedFile:
+        """Give the service a local file, bytes, a binary stream, or a file it shall fetch from a URL.
 
-        Images are JPEG, PNG or WebP, audio is MP3, WAV, AAC, M4A or OGG, told by their first bytes.
+        It is kept for a day. A local file that the service still has is not sent again; bytes and streams
+        are, and a stream is read from its beginning. Files of any kind go up, of any size: images of 10 MB
+        and audio of 100 MB are the most the service takes.
 
         Raises:
-            InvalidRequest: The file is missing, too large or of another kind; nothing was sent.
+            InvalidRequest: The file is missing or too large; nothing was sent.
             UploadRefused: The upload service said no.
             TransportError: It could not be reached.
             AuthenticationError: The key is not good.
@@ -306,6 +312,35 @@ class KieSession:
         """
         return await self._engine.downloads.download(result.urls, folder, task_id=result.task_id)
 
+    async def read(self, result: TaskResult | TaskRecord | str, *, max_bytes: int = MAX_READ_BYTES) -> bytes:
+        """Return the one file of a result, or of a URL of a result, as bytes.
+
+        Raises:
+            ResultExpired: The service no longer has the file.
+            DownloadFailed: It could not be fetched, or has more than *max_bytes*.
+            InvalidRequest: The result is several files, or none.
+            SessionMisuse: The session is not open here.
+        """
+        engine = self._engine
+        check_count("max_bytes", max_bytes)
+        return await engine.downloads.read(_url_of(result), max_bytes=max_bytes)
+
+    async def stream(self, result: TaskResult | TaskRecord | str) -> AsyncGenerator[bytes, None]:
+        """Yield the file of a URL, or of a result, block by block: ``async for block in kie.stream(url)``.
+
+        A connection that breaks is made again, and the file goes on where it broke off. A loop that is left
+        early keeps its connection until the generator is closed: ``contextlib.aclosing`` does that at once.
+
+        Raises:
+            ResultExpired: The service no longer has the file.
+            DownloadFailed: It could not be fetched to its end.
+            InvalidRequest: The result is several files, or none.
+            SessionMisuse: The session is not open here.
+        """
+        async with aclosing(self._engine.downloads.stream(_url_of(result))) as blocks:
+            async for block in blocks:
+                yield block
+
     def stats(self) -> SessionStats:
         """Return what the session did so far."""
         return self._counters.snapshot(in_flight=len(self._opened.tracker.registry) if self._opened else 0)
@@ -323,3 +358,11 @@ class KieSession:
 def _upload_url_for(base_url: str) -> str:
     """Return where files go: a sandbox takes them itself."""
     return UPLOAD_URL if base_url == BASE_URL else base_url
+
+
+def _url_of(result: TaskResult | TaskRecord | str) -> str:
+    if isinstance(result, TaskResult | TaskRecord):
+        return only_url(result.urls)
+    if not isinstance(result, str):
+        raise InvalidRequest(f"result must be a TaskResult or a URL, got {type(result).__name__}")
+    return result

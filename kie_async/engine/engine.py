@@ -57,7 +57,9 @@ class Engine:
         self._query_transport = Transport(settings.base_url, key, connections=limits.query_connections)
         self.queries = QueryClient(self._query_transport, query_limiter, counters=counters, rng=rng)
         self.uploads = Uploads(settings.upload_url, key, rng=rng)
-        self.downloads = Downloads(allow_loopback=is_loopback(settings.base_url), rng=rng)
+        self.downloads = Downloads(
+            allow_loopback=is_loopback(settings.base_url), rng=rng, api=self._query_transport
+        )
         self.calls = CreateCalls(
             transport=CreateTransport(settings.base_url, key, connections=limits.create_connections),
             rate_limiter=RateLimiter(limits.create, now=now),

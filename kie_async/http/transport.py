@@ -102,13 +102,16 @@ class Transport:
     ) -> None:
         self._base_url = base_url
         self._key = key
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
         self._http = open_http_session(
             aiohttp.TCPConnector(limit=connections, keepalive_timeout=KEEP_ALIVE_S, ssl=ssl_context or True),
-            timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S),
+            timeout=self._timeout,
         )
 
-    async def send(self, request: WireRequest, *, form: aiohttp.FormData | None = None) -> WireResponse:
-        """Send *request* once; *form* takes the place of its body.
+    async def send(
+        self, request: WireRequest, *, form: aiohttp.FormData | None = None, timeout_s: float | None = None
+    ) -> WireResponse:
+        """Send *request* once; *form* takes the place of its body, *timeout_s* that of the usual timeout.
 
         Raises:
             TransportError: No complete answer came; the message holds no secret.
@@ -117,6 +120,9 @@ class Transport:
         target = f"{request.path}?{request.query}" if request.query else request.path
         url = URL(self._base_url + target, encoded=True)
         body = bytearray()
+        timeout = self._timeout
+        if timeout_s is not None:
+            timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
         try:
             async with self._http.request(
                 request.method,
@@ -124,6 +130,7 @@ class Transport:
                 data=request.body if form is None else form,
                 headers=headers_for(self._key, json=form is None),
                 allow_redirects=False,
+                timeout=timeout,
             ) as answer:
                 await read_body(answer, body)
                 return WireResponse(

@@ -14,7 +14,7 @@ from .._json import NotJson, decode_object, parse_json
 from ..errors import AnswerUnreadable, ApiError, CallbackRejected, RateLimited
 from ..models import TASK_ID, TaskRecord, TaskState, UploadedFile
 from .codes import TASK_FAILURE_CODES, CreateVerdict, create_verdict, error_for
-from .records import clean_text, decode_record, is_url, read_code, read_number, read_text
+from .records import clean_text, decode_record, is_url, read_code, read_instant, read_number, read_text
 
 _SALVAGED_ID = re.compile(rb'"task_?[iI]d"\s*:\s*"([A-Za-z0-9_-]{1,128})"')
 
@@ -193,7 +193,24 @@ def decode_upload(response: WireResponse) -> UploadedFile:
         name=read_text(data.get("fileName")),
         size=None if size is None else int(size),
         mime_type=read_text(data.get("mimeType")),
+        uploaded_at=read_instant(data.get("uploadedAt") or data.get("uploadTime")),
+        expires_at=read_instant(data.get("expiresAt")),
     )
+
+
+def decode_fresh_link(response: WireResponse) -> str:
+    """Return the fresh link in an answer of download-url.
+
+    Raises:
+        ApiError: The service said no: it has no such file.
+        AnswerUnreadable: There is no URL in the answer.
+    """
+    data = decode_answer(response)
+    if isinstance(data, dict):
+        data = data.get("downloadUrl") or data.get("download_url") or data.get("url")
+    if not is_url(data):
+        raise AnswerUnreadable("the answer holds no link")
+    return str(data)
 
 
 def decode_callback(body: bytes) -> TaskRecord:

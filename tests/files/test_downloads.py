@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import trustme
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -25,7 +26,8 @@ from support.tables import together
 
 from kie_async import DownloadFailed, InvalidRequest, ResultExpired
 from kie_async.files import downloads as downloads_module
-from kie_async.files.downloads import Downloads, may_connect
+from kie_async.files.addresses import may_connect
+from kie_async.files.downloads import Downloads
 from kie_async.http.transport import USER_AGENT
 
 FILM = b"\x00\x00\x00\x20ftypisom\x00\x00\x02\x00" + bytes(range(256))
@@ -37,6 +39,10 @@ SIGNED = "/a?token=canary&sig=canary"
 
 def make(*, allow_loopback: bool = True, **options: Any) -> Downloads:
     return Downloads(allow_loopback=allow_loopback, **{"rng": NoWait(), **options})
+
+
+def timeout(*, total: float = 60.0, connect: float = 10.0, stall: float = 60.0) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=total, sock_connect=connect, sock_read=stall)
 
 
 @pytest.fixture
@@ -310,7 +316,7 @@ def test_this_machine_is_open_where_the_service_is_on_it() -> None:
 async def test_no_spelling_of_this_machine_gets_through(tmp_path: Path, host: str) -> None:
     async with RawServer(http(FILM)) as server:
         port = server.url.rpartition(":")[2]
-        downloads = make(allow_loopback=False, connect_timeout_s=1.0)
+        downloads = make(allow_loopback=False, timeout=timeout(connect=1.0))
         await fails(downloads, f"https://{host}:{port}/x", tmp_path)
         await downloads.aclose()
     assert server.connections == 0
@@ -700,7 +706,7 @@ async def trickle(writer: asyncio.StreamWriter) -> None:
 
 @pytest.mark.parametrize("answer", [silence, stall, trickle])
 async def test_a_body_that_stalls_is_given_up(tmp_path: Path, answer: Any) -> None:
-    downloads = make(stall_timeout_s=0.05, fetch_timeout_s=0.12)
+    downloads = make(timeout=timeout(stall=0.05, total=0.12))
     async with RawServer(answer, http(FILM)) as server:
         await downloads.download([server.url], tmp_path, task_id=ID)
     async with RawServer(answer) as server:
@@ -714,7 +720,7 @@ async def test_time_in_the_queue_is_not_counted(tmp_path: Path) -> None:
         await asyncio.sleep(0.08)
         writer.write(http(FILM))
 
-    downloads = make(fetch_timeout_s=0.3)
+    downloads = make(timeout=timeout(total=0.3))
     async with RawServer(slow) as server:
         paths = await downloads.download([server.url] * 40, tmp_path, task_id=ID)
     assert len(set(paths)) == 40 == len(server.asked)
@@ -776,7 +782,7 @@ async def test_a_cancel_waits_for_the_thread_that_holds_the_file(
 
 
 async def test_closing_ends_a_download_soon(tmp_path: Path) -> None:
-    downloads = make(stall_timeout_s=30, rng=random.Random())
+    downloads = make(timeout=timeout(stall=30), rng=random.Random())
     async with RawServer(stall) as server:
         fetching = asyncio.create_task(downloads.download([server.url], tmp_path, task_id=ID))
         await eventually(lambda: bool(server.asked))

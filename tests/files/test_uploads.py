@@ -27,7 +27,7 @@ from kie_async import (
     UploadRefused,
 )
 from kie_async._secrets import Secret
-from kie_async.files.uploads import REUSE_UPLOAD_S, UPLOAD_FOLDER, Uploads
+from kie_async.files.uploads import UPLOAD_FOLDER, Uploads
 from kie_async.sandbox import Sandbox
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
@@ -215,7 +215,7 @@ async def test_a_picture_for_a_voice_is_refused_before_anything_is_sent(
     path.write_bytes(content)
 
     with pytest.raises(InvalidRequest, match=f"{field}: .*swapped' is .*, not {field[:5]}"):
-        await uploads.replace_paths(TaskRequest(model="sandbox/echo", input={field: path}))
+        await uploads.replace_media(TaskRequest(model="sandbox/echo", input={field: path}))
 
     assert not sandbox.counts
 
@@ -255,7 +255,7 @@ async def test_a_hundred_who_ask_at_once_share_one_upload(
 ) -> None:
     (tmp_path / "link").symlink_to(face)
     asking = [uploads.upload(face if number % 2 else tmp_path / "link") for number in range(50)]
-    asking_too = [uploads.replace_paths(request_of(image_url=face)) for _ in range(50)]
+    asking_too = [uploads.replace_media(request_of(image_url=face)) for _ in range(50)]
     files, requests = await asyncio.gather(asyncio.gather(*asking), asyncio.gather(*asking_too))
     assert len({file.url for file in files} | {filled.input["image_url"] for filled in requests}) == 1
     assert sandbox.counts["upload"] == 1
@@ -387,7 +387,7 @@ async def test_paths_are_replaced_and_nothing_else_is_touched(
         deep={"image": [1]},
         none=None,
     )
-    filled = await uploads.replace_paths(asked)
+    filled = await uploads.replace_media(asked)
     image, audio = filled.input["image_url"], filled.input["audio_url"]
     assert stored(sandbox, image).content == PNG
     assert stored(sandbox, audio).content == sound.read_bytes()
@@ -406,7 +406,7 @@ async def test_paths_are_replaced_and_nothing_else_is_touched(
 
 async def test_without_paths_the_request_stays_the_same(sandbox: Sandbox, uploads: Uploads) -> None:
     asked = request_of(image_urls=["https://files.example/x.png"], pair=(1, 2), prompt="")
-    assert await uploads.replace_paths(asked) is asked
+    assert await uploads.replace_media(asked) is asked
     assert sandbox.counts["upload"] == 0
 
 
@@ -414,10 +414,10 @@ async def test_one_bad_file_keeps_the_good_ones_home_and_its_field_is_named(
     sandbox: Sandbox, uploads: Uploads, face: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InvalidRequest, match=r"^audio_url: cannot read '.*none.wav'"):
-        await uploads.replace_paths(request_of(image_url=face, audio_url=tmp_path / "none.wav"))
+        await uploads.replace_media(request_of(image_url=face, audio_url=tmp_path / "none.wav"))
     (tmp_path / "text").write_text("I am a picture")
     with pytest.raises(InvalidRequest, match=r"^image_urls\[1\]: '.*text' is neither"):
-        await uploads.replace_paths(request_of(image_url=face, image_urls=[face, tmp_path / "text"]))
+        await uploads.replace_media(request_of(image_url=face, image_urls=[face, tmp_path / "text"]))
     assert sandbox.counts["upload"] == 0
 
 
@@ -425,7 +425,7 @@ async def test_a_refused_upload_names_its_field(face: Path) -> None:
     async with RawServer(envelope(400)) as server:
         uploads = make(server.url)
         with pytest.raises(UploadRefused, match=r"^image_url: code 400: words$"):
-            await uploads.replace_paths(request_of(image_url=face))
+            await uploads.replace_media(request_of(image_url=face))
         await uploads.aclose()
 
 
@@ -441,7 +441,7 @@ async def test_the_files_of_a_request_go_up_side_by_side(tmp_path: Path) -> None
 
     async with RawServer(later) as server:
         uploads = make(server.url)
-        filling = asyncio.create_task(uploads.replace_paths(request_of(image_urls=paths)))
+        filling = asyncio.create_task(uploads.replace_media(request_of(image_urls=paths)))
         await eventually(lambda: len(server.asked) == 3)
         gate.set()
         assert len((await filling).input["image_urls"]) == 3
