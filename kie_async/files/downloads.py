@@ -144,7 +144,9 @@ class Downloads:
         """
         given = 0
         async with aclosing(self._blocks(Transfer(url), _ONE_FILE, self._max_bytes)) as blocks:
-            async for offset, block in blocks:
+            # Step by step in tasks of our own: closing a connection wakes nobody who waits for its bytes.
+            while placed := (await self._until_closed([_next(blocks)]))[0]:
+                offset, block = placed
                 if offset != given:
                     raise DownloadFailed("the file broke off, and its host does not send the rest alone")
                 given += len(block)
@@ -303,6 +305,10 @@ class Downloads:
         if not may_connect(str(where[0]), allow_loopback=self._allow_loopback, allow=self._allow):
             raise NotPublicError(str(where[0]))
         return socket.socket(family=family, type=kind, proto=protocol)
+
+
+async def _next(blocks: AsyncGenerator[_T, None]) -> _T | None:
+    return await anext(blocks, None)
 
 
 def _check_size(size: int, most: int) -> None:

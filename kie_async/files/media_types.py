@@ -112,7 +112,7 @@ _ENDING_OF_TYPE = {kind.mime_type: kind.ending for kind in KINDS} | {
 ENDINGS = tuple(dict.fromkeys((*(kind.ending for kind in KINDS), *_ENDING_OF_TYPE.values(), UNKNOWN_ENDING)))
 """Every ending a result can get here."""
 
-TOLD_ENDINGS = frozenset(ENDINGS) - {kind.ending for kind in KINDS} - {UNKNOWN_ENDING}
+ENDINGS_BY_TYPE = frozenset(ENDINGS) - {kind.ending for kind in KINDS} - {UNKNOWN_ENDING}
 """Those that only the type can say."""
 
 MEDIA_ENDINGS = tuple({kind.ending for kind in KINDS} | {".jpeg", ".tif", ".oga", ".opus", ".weba", ".m4v"})

@@ -10,7 +10,7 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-from .media_types import ENDINGS, HEAD_BYTES, TOLD_ENDINGS
+from .media_types import ENDINGS, ENDINGS_BY_TYPE, HEAD_BYTES
 
 
 class PartFile:
@@ -70,7 +70,7 @@ def find_complete(folder: Path, name: str, url: str) -> Path | None:
     """Return the complete file of that name; others may lie beside it, a poster made of a film."""
     address = url.partition("?")[0].lower()
     for ending in sorted(ENDINGS, key=lambda ending: not address.endswith(ending)):
-        if ending in TOLD_ENDINGS and not address.endswith(ending):
+        if ending in ENDINGS_BY_TYPE and not address.endswith(ending):
             continue  # subtitles and notes are what people put beside a film
         path = folder / (name + ending)
         with contextlib.suppress(FileNotFoundError):

@@ -6,7 +6,6 @@ import hashlib
 import inspect
 import io
 import re
-import shutil
 import tempfile
 import threading
 import weakref
@@ -64,8 +63,16 @@ class MediaStream:
     def _copy(self) -> None:
         copied = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115  closed when nobody can read it any more
         weakref.finalize(self, copied.close)
-        shutil.copyfileobj(self._stream, copied, BLOCK_BYTES)
+        while block := _read_bytes(self._stream, BLOCK_BYTES):
+            copied.write(block)
         self._stream = copied
+
+
+def _read_bytes(stream: BinaryIO, size: int) -> bytes:
+    block: object = stream.read(size)
+    if not isinstance(block, bytes):
+        raise OSError(None, f"its read() returns {type(block).__name__}, not bytes")
+    return block
 
 
 def _can_rewind(stream: BinaryIO) -> bool:
@@ -98,9 +105,7 @@ class _StreamReader(io.RawIOBase):
     def readinto(self, buffer: Any, /) -> int:
         with _stream_lock:
             self._stream.seek(self._position)
-            block = self._stream.read(len(buffer))
-        if not isinstance(block, bytes):
-            raise OSError(None, "its read() returns no bytes")
+            block = _read_bytes(self._stream, len(buffer))
         buffer[: len(block)] = block
         self._position += len(block)
         return len(block)
