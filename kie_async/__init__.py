@@ -42,6 +42,7 @@ from .errors import (
 from .events import SessionEvent, SessionStats
 from .handle import TaskHandle
 from .inputs.kling import KlingAvatar
+from .inputs.media import Media
 from .inputs.request import TaskRequest
 from .journal.sqlite import SqliteJournal
 from .models import TaskRecord, TaskResult, TaskState, UploadedFile
@@ -75,6 +76,7 @@ __all__ = [
     "KlingAvatar",
     "Limits",
     "Maintenance",
+    "Media",
     "NotFound",
     "Outcome",
     "PollSchedule",

@@ -301,8 +301,8 @@ class KieSession:
     async def download(self, result: TaskResult | TaskRecord, folder: str | Path) -> list[Path]:
         """Fetch all files of a result into *folder* and return their paths, in the order of the URLs.
 
-        Names are ours: task id, number, and an ending told by the content. A file appears under its
-        name only when it is complete.
+        Names are ours: task id, number, and an ending by the content, else by the type. A file appears
+        under its name only when it is complete; one that broke off goes on where its host allows.
 
         Raises:
             ResultExpired: The service no longer has a file.

@@ -331,9 +331,9 @@ def _check_job(row: _Row, jobs: Jobs, folder: Path) -> TaskRequest | None:
         and model in AVATAR_MODELS
     ):
         fields = _check_avatar(row, model, fields, folder)
-    if row.problems or row.absent:
-        return None
-    return _try_to_make(row, "input", partial(TaskRequest, model=model, input=fields, ref=ref))
+    for name, value in fields.items():
+        _try_to_make(row, name, partial(TaskRequest, model="any", input={name: value}))
+    return None if row.problems or row.absent else TaskRequest(model=model, input=fields, ref=ref)
 
 
 def _check_key(row: _Row, name: str, value: object, make: Callable[[], object]) -> bool:

@@ -81,13 +81,17 @@ class MemoryUploadStore:
             self._uploads.popitem(last=False)
 
 
+def _wall_now() -> float:
+    return time.time()
+
+
 class ForwardClock:
     """Seconds since the epoch that go on while the machine sleeps, and never back.
 
     A loop's own clock may stand still in sleep; a wall clock may be set back.
     """
 
-    def __init__(self, monotonic: Callable[[], float], wall: Callable[[], float] = time.time) -> None:
+    def __init__(self, monotonic: Callable[[], float], wall: Callable[[], float] = _wall_now) -> None:
         self._monotonic = monotonic
         self._wall = wall
         self._ahead_s = wall() - monotonic()

@@ -108,16 +108,17 @@ class Uploads:
         media = [(path, name, value) for path, name, value in found if isinstance(value, LOCAL_MEDIA)]
         if not media:
             return request
-        sources = {
-            path: await _naming_field(
-                path, asyncio.to_thread(examine, value, model=request.model, field=name)
-            )
+        # All are examined before the first one is sent.
+        sources = [
+            await _naming_field(path, asyncio.to_thread(examine, value, model=request.model, field=name))
             for path, name, value in media
-        }
-        sharing = [_naming_field(path, self._share(source)) for path, source in sources.items()]
-        files = await _all_of(sharing)
-        urls = {path: file.url for path, file in zip(sources, files, strict=True)}
-        return attrs.evolve(request, input=with_urls(request.input, urls))
+        ]
+        sharing = [
+            _naming_field(path, self._share(source))
+            for (path, _, _), source in zip(media, sources, strict=True)
+        ]
+        urls = [file.url for file in await _all_of(sharing)]
+        return attrs.evolve(request, input=with_urls(request.input, iter(urls)))
 
     async def upload(self, file: Media) -> UploadedFile:
         """Upload a local medium, or let the service fetch a URL; see `KieSession.upload`."""

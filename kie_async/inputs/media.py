@@ -148,14 +148,13 @@ def leaves(value: object, path: str = "", name: str = "") -> Iterator[tuple[str,
         yield path, name, value
 
 
-def with_urls(value: Any, urls: Mapping[str, str], path: str = "") -> Any:
-    """Return an input with the URLs at the paths that `leaves` gives."""
+def with_urls(value: Any, urls: Iterator[str]) -> Any:
+    """Return an input with the next URL in place of each local medium, in the order of `leaves`."""
     if isinstance(value, Mapping):
-        begin = f"{path}." if path else ""
-        return {key: with_urls(inner, urls, f"{begin}{key}") for key, inner in value.items()}
+        return {key: with_urls(inner, urls) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [with_urls(inner, urls, f"{path}[{at}]") for at, inner in enumerate(value)]
-    return urls.get(path, value) if isinstance(value, LOCAL_MEDIA) else value
+        return [with_urls(inner, urls) for inner in value]
+    return next(urls) if isinstance(value, LOCAL_MEDIA) else value
 
 
 def is_media_field(name: str) -> bool:

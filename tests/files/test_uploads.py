@@ -658,6 +658,16 @@ async def test_media_as_people_and_programs_have_them(
         given.close()
 
 
+async def test_fields_whose_paths_read_alike_are_not_mixed_up(sandbox: Sandbox, uploads: Uploads) -> None:
+    other = PNG + b"other"
+    filled = await uploads.replace_media(
+        request_of(**{"a.b": PNG, "a": {"b": other}, "c[0]": PNG, "c": [other]})
+    )
+    one, two = filled.input["a.b"], filled.input["a"]["b"]
+    assert (stored(sandbox, one).content, stored(sandbox, two).content) == (PNG, other)
+    assert filled.input == {"a.b": one, "a": {"b": two}, "c[0]": one, "c": [two]}
+
+
 async def test_what_was_uploaded_stands_for_its_url(sandbox: Sandbox, uploads: Uploads) -> None:
     file = await uploads.upload(PNG)
     request = request_of(image_url=file, deep={"a": [file]})
