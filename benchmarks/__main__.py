@@ -30,6 +30,7 @@ HELPERS = {
     "load",
     "measuring",
     "simulated",
+    "tls",
 }
 SLOW = {"peers", "plot"}
 TOGETHER = {"limiter", "makespan", "memory", "schedule_sim"}

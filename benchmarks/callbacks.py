@@ -2,7 +2,9 @@
 
 Beside our mounts stand two handlers of plain aiohttp.web: one that only reads the body, and one that
 also parses it and verifies its signature. Ratios are of CPU seconds of this process; the requests come
-from others. The last part holds 500 slow connections open and sends 1,000 junk requests a second.
+from others. In an application they come over TLS; `serve` stands behind a proxy that ends it, and is compared
+with a handler that does. The last part holds 500 slow connections open and sends 1,000 junk requests a
+second.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from kie_async.callbacks.address import callback_mac
 from kie_async.callbacks.base import Delivery
 from kie_async.sandbox import Never
 
+from . import tls
 from .decode import readers
 from .load import Load
 from .measuring import OUR_CORE, Figure, alternating, cpu_s, parser, pin, quantile, ratios, report
@@ -43,6 +46,8 @@ INTENT = "0123456789abcdef" * 2
 TASK = "e989621f54392584b05867f87b160672"
 PATH = f"/kie/{INTENT}/{callback_mac(INTENT, secret=SECRET)}"
 CHUNK, ROUNDS, LINES = 400, 25, 16
+READS, VERIFIES = "a handler that only reads", "a handler that parses and verifies"
+PLAIN = f"{VERIFIES}, plain"
 SLOW, JUNK_PER_S, GENUINE_PER_S, SECONDS = 500, 1000, 50, 12
 LOADS = list(readers().values())[-1]
 """What reads JSON in the handler beside ours: orjson if it is installed, as in ours."""
@@ -59,7 +64,7 @@ class Inbox:
     def owner_of(self, intent_id: str) -> str | None:
         return TASK
 
-    def accept(self, delivery: Delivery) -> None:
+    async def accept(self, delivery: Delivery) -> None:
         self.accepted += 1
 
     def note_rejection(self, reason: str) -> None:
@@ -94,12 +99,20 @@ async def parse_and_verify(asked: web.Request) -> web.Response:
     return web.Response()
 
 
+def application(receiver: CallbackReceiver) -> web.Application:
+    app = web.Application()
+    app.router.add_post("/read/{intent}/{mac}", only_read)
+    app.router.add_post("/verify/{intent}/{mac}", parse_and_verify)
+    app.router.add_routes(receiver.routes("/kie"))
+    return app
+
+
 @asynccontextmanager
-async def listening(app: web.Application) -> AsyncIterator[int]:
-    runner = web.AppRunner(app, access_log=None)
+async def listening(receiver: CallbackReceiver, *, over_tls: bool) -> AsyncIterator[int]:
+    runner = web.AppRunner(application(receiver), access_log=None)
     await runner.setup()
     try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls.of_a_server() if over_tls else None).start()
         port: int = runner.addresses[0][1]
         yield port
     finally:
@@ -135,22 +148,25 @@ async def session(
 async def cost(load: Load, rounds: int) -> list[Figure]:
     receiver = CallbackReceiver([KEY])
     receiver.attach(Inbox())
-    app = web.Application()
-    app.router.add_post("/read/{intent}/{mac}", only_read)
-    app.router.add_post("/verify/{intent}/{mac}", parse_and_verify)
-    app.router.add_routes(receiver.routes("/kie"))
-    async with listening(app) as port, receiver.serve("127.0.0.1", 0) as served:
+    async with (
+        listening(receiver, over_tls=tls.is_on()) as port,
+        listening(receiver, over_tls=False) as plain_port,
+        receiver.serve("127.0.0.1", 0) as served,
+    ):
         body, headers = _a_body(), signed(TASK)
         walls: dict[str, list[float]] = {}
 
-        def over_http(name: str, port: int, path: str) -> Callable[[], Any]:
+        def over_http(name: str, path: str, port: int = port) -> Callable[[], Any]:
+            asked = {"port": port, "count": CHUNK, "lines": LINES}
+            asked["over_tls"] = tls.is_on() and port not in (plain_port, served.port)
+
             async def work() -> float:
                 wanted = request(path, signed(TASK), body)
                 seconds = 0.0
 
                 async def send() -> None:
                     nonlocal seconds
-                    answer = await load.ask("burst", port=port, requests=[wanted], count=CHUNK, lines=LINES)
+                    answer = await load.ask("burst", requests=[wanted], **asked)
                     assert answer["statuses"] == {"200": CHUNK}, answer
                     seconds = answer["seconds"]
 
@@ -172,31 +188,30 @@ async def cost(load: Load, rounds: int) -> list[Figure]:
         tail = PATH.removeprefix("/kie")
         found = await alternating(
             {
-                "a handler that only reads": over_http("read", port, "/read" + tail),
-                "a handler that parses and verifies": over_http("verify", port, "/verify" + tail),
-                "routes": over_http("routes", port, PATH),
-                "serve": over_http("serve", served.port, PATH),
+                READS: over_http(READS, "/read" + tail),
+                VERIFIES: over_http(VERIFIES, "/verify" + tail),
+                PLAIN: over_http(PLAIN, "/verify" + tail, plain_port),
+                "routes": over_http("routes", PATH),
+                "serve": over_http("serve", PATH, served.port),
                 "in process": in_process,
             },
             rounds=rounds,
             beside=[load.pid],
         )
-    plain, verifying = found["a handler that only reads"], found["a handler that parses and verifies"]
-    names = {"read": "a handler that only reads", "verify": "a handler that parses and verifies"}
     figures = [
-        Figure(name=f"HTTP, {names.get(name, name)}", values=values[1:], unit="a second, wall clock")
+        Figure(name=f"HTTP, {name}", values=values[1:], unit="a second, wall clock")
         for name, values in walls.items()
     ]
     figures += [Figure(name=name, values=values, unit="a CPU second") for name, values in found.items()]
     figures[-1] = attrs.evolve(figures[-1], at_least=40_000, goal="P4")  # in process
-    for name in ("routes", "serve", "in process"):
-        share = ratios(found[name], plain)
+    for name in ("routes", "in process"):
+        share = ratios(found[name], found[READS])
         figures.append(Figure(name=f"{name} / only reads", values=share, unit="of its rate"))
-    for name in ("routes", "serve"):
+    for name, beside in (("routes", VERIFIES), ("serve", PLAIN)):
         figures.append(
             Figure(
-                name=f"{name} / parses and verifies",
-                values=ratios(found[name], verifying),
+                name=f"{name} / {beside.removeprefix('a handler that ')}",
+                values=ratios(found[name], found[beside]),
                 unit="of its rate",
                 at_least=0.7,
                 goal="P4",
@@ -337,7 +352,9 @@ def main(argv: Sequence[str]) -> int:
     options = parser("callbacks", __doc__)
     options.add_argument("--rounds", type=int, default=ROUNDS)
     options.add_argument("--seconds", type=int, default=SECONDS, help="of abuse")
+    tls.add_option(options)
     asked = options.parse_args(argv)
+    tls.begin(plain=asked.plain)
     pin(OUR_CORE)
 
     async def run() -> list[Figure]:

@@ -1,7 +1,7 @@
 """Measures what a create costs beside aiohttp alone: without a journal on disk, and with the durable one.
 
-All of them use a new connection for each create, as many at once, against one emulated service. Rates
-are per CPU second of this process, the thread of the journal included; chunks alternate.
+All of them keep as many connections to one emulated service, ours under the rule of creates. Rates are
+per CPU second of this process, the thread of the journal included; chunks alternate.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from contextlib import AsyncExitStack
 
 from kie_async import KieSession, PollSchedule, TaskHandle
 
+from . import tls
 from .emulator import AVATAR, AVATAR_INPUT, Emulator
 from .floor import CREATES, Bare, at_most, free_session
 from .measuring import OUR_CORE, Figure, alternating, parser, pin, ratios, report
 
 CHUNK, ROUNDS = 200, 40
-BARS = {"no journal": 0.85, "durable journal": 0.6}
+BARS = {"no journal": (0.8, 0.85), "durable journal": (0.6, 0.6)}
+"""The bar of each, and its goal."""
 
 
 async def measured(rounds: int, chunk: int) -> list[Figure]:
@@ -62,9 +64,10 @@ async def measured(rounds: int, chunk: int) -> list[Figure]:
             values=ratios(found[name], alone),
             unit="of its rate",
             at_least=bar,
+            aims_at=goal,
             goal="P2",
         )
-        for name, bar in BARS.items()
+        for name, (bar, goal) in BARS.items()
     ]
 
 
@@ -101,6 +104,8 @@ def main(argv: Sequence[str]) -> int:
     options = parser("create", __doc__)
     options.add_argument("--rounds", type=int, default=ROUNDS)
     options.add_argument("--chunk", type=int, default=CHUNK)
+    tls.add_option(options)
     asked = options.parse_args(argv)
+    tls.begin(plain=asked.plain)
     pin(OUR_CORE)
     return report(asyncio.run(measured(asked.rounds, asked.chunk)), check=asked.check, to=asked.json)

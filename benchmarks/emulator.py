@@ -19,6 +19,7 @@ from typing import Any, Self
 import attrs
 
 from . import dialects as dialects  # its routes are answered too
+from . import tls
 from .deliveries import Poster
 from .emulated import Request, Settings, World, dumps, handler_of, loads
 from .measuring import THEIR_CORE, pin
@@ -57,8 +58,8 @@ class Emulator:
         self.pid = self._process.pid
         assert self._process.stdout is not None
         port = int(await self._process.stdout.readline())
-        self.url = f"http://127.0.0.1:{port}"
-        self._reader, self._writer = await asyncio.open_connection("127.0.0.1", port)
+        self.url = f"{tls.scheme()}://127.0.0.1:{port}"
+        self._reader, self._writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls.of_a_client())
         await self.set(**self._settings)
         return self
 
@@ -189,7 +190,9 @@ async def _serve() -> None:
     pin(int(sys.argv[1]))
     service = Service()
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Connection(service), "127.0.0.1", 0, backlog=4096)
+    server = await loop.create_server(
+        lambda: Connection(service), "127.0.0.1", 0, backlog=4096, ssl=tls.of_a_server()
+    )
     print(server.sockets[0].getsockname()[1], flush=True)
     await asyncio.to_thread(sys.stdin.read)
 

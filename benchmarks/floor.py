@@ -36,7 +36,7 @@ def free_session(url: str, **options: Any) -> KieSession:
 
 
 class Bare:
-    """Sends creates and queries with aiohttp alone, over as many connections, kept or not as ours are.
+    """Sends creates and queries with aiohttp alone, over as many connections as ours, all of them kept.
 
     Bodies are encoded beforehand, answers are read and not decoded.
     """
@@ -49,12 +49,7 @@ class Bare:
 
     async def __aenter__(self) -> Self:
         headers = {"Authorization": "Bearer a-key", "Content-Type": "application/json"}
-        self._creates = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=CREATES, force_close=True), headers=headers
-        )
-        self._queries = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=QUERIES, keepalive_timeout=75), headers=headers
-        )
+        self._creates, self._queries = _kept(CREATES, headers), _kept(QUERIES, headers)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -72,29 +67,26 @@ class Bare:
             return await answer.read()
 
 
+def _kept(connections: int, headers: dict[str, str]) -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(limit=connections, keepalive_timeout=75)
+    return aiohttp.ClientSession(connector=connector, headers=headers)
+
+
 def task_id_of(answer: bytes) -> str:
     """Return the id in the emulator's answer to a create, without decoding it."""
     return answer.split(b'"', 12)[11].decode()
 
 
 class Everyday:
-    """A coroutine per task that creates, sleeps and asks, over one pool of kept connections.
+    """A coroutine per task that creates, sleeps and asks, over as many connections as ours, all kept."""
 
-    With *is_careful* every create has a connection of its own, as ours have.
-    """
-
-    def __init__(self, url: str, *, every_s: float, is_careful: bool = False) -> None:
+    def __init__(self, url: str, *, every_s: float) -> None:
         self._url = f"{url}/api/v1/jobs/"
         self._every_s = every_s
-        self._is_careful = is_careful
 
     async def __aenter__(self) -> Self:
         headers = {"Authorization": "Bearer a-key"}
-        self._http = self._creates = aiohttp.ClientSession(headers=headers)
-        if self._is_careful:
-            self._creates = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(force_close=True), headers=headers
-            )
+        self._creates, self._http = _kept(CREATES, headers), _kept(QUERIES, headers)
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
+from . import tls
 from .measuring import THEIR_CORE, pin
 
 ROOT = Path(__file__).parent.parent
@@ -70,13 +71,16 @@ async def _answer(reader: asyncio.StreamReader) -> int:
     return int(head[9:12])
 
 
-async def burst(*, port: int, requests: list[bytes], count: int, lines: int) -> dict[str, Any]:
+async def burst(
+    *, port: int, requests: list[bytes], count: int, lines: int, over_tls: bool = False
+) -> dict[str, Any]:
     """Send so many requests over so many kept connections, as fast as they are answered."""
+    context = tls.of_a_client() if over_tls else None
     turns = iter(range(count))
     statuses: dict[int, int] = {}
 
     async def send() -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
         for turn in turns:
             writer.write(requests[turn % len(requests)])
             status = await _answer(reader)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import attrs
 
+from . import tls
 from .clients import HMAC_KEY
 from .emulator import Emulator
 from .measuring import Figure, parser, quantile, report
@@ -210,7 +211,8 @@ def machine() -> str:
     cpu = names[0] if names else platform.machine()
     return (
         f"{datetime.now(UTC):%Y-%m-%d}, CPython {platform.python_version()}, {platform.system()}, "
-        f"{os.cpu_count()} cores of {cpu}: one for the client, one for the service"
+        f"{os.cpu_count()} cores of {cpu}: one for the client, one for the service, "
+        f"{'over TLS' if tls.is_on() else 'plain HTTP'}"
     )
 
 
@@ -287,7 +289,9 @@ def main(argv: Sequence[str]) -> int:
     options.add_argument("--tasks", type=int, help="instead of 200 and 1,000")
     options.add_argument("--rounds", type=int, default=1)
     options.add_argument("--limit-s", type=float, default=LIMIT_S, help="for each client")
+    tls.add_option(options)
     asked = options.parse_args(argv)
+    tls.begin(plain=asked.plain)
     wanted = [e for e in ENTRANTS if not asked.only or e.client in {"polling", *asked.only}]
     missing = [entrant.package for entrant in wanted if entrant.version is None]
     entrants = [entrant for entrant in wanted if entrant.version is not None]

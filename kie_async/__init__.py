@@ -2,9 +2,10 @@
 
 from .batch import Batch, Outcome
 from .callbacks.base import Address, CallbackVerdict
+from .callbacks.check import CallbackCheck
 from .callbacks.receiver import CallbackReceiver
 from .callbacks.server import ServedReceiver
-from .config import Budget, Limits, PollSchedule, Rate
+from .config import Budget, Limits, Network, PollSchedule, Rate
 from .errors import (
     AnswerUnreadable,
     ApiError,
@@ -60,6 +61,7 @@ __all__ = [
     "BatchStopped",
     "Budget",
     "BudgetExceeded",
+    "CallbackCheck",
     "CallbackReceiver",
     "CallbackRejected",
     "CallbackVerdict",
@@ -77,6 +79,7 @@ __all__ = [
     "Limits",
     "Maintenance",
     "Media",
+    "Network",
     "NotFound",
     "Outcome",
     "PollSchedule",

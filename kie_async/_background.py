@@ -1,10 +1,10 @@
-"""Holds the background asyncio tasks of one owner, and cancels them when it closes."""
+"""Holds the background asyncio tasks of one owner; marks objects that live on one event loop only."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterator
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 _T = TypeVar("_T")
 
@@ -40,3 +40,15 @@ class BackgroundTasks:
         for task in self:
             task.cancel()
         await asyncio.gather(*self, return_exceptions=True)
+
+
+class BoundToLoop:
+    """An object of one event loop: a copy of it, or one made again from a pickle, could not work."""
+
+    __slots__ = ()
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(
+            f"a {type(self).__name__} belongs to one event loop and is neither copied nor pickled; "
+            "what outlives it is a task id, for KieSession.attach"
+        )

@@ -36,7 +36,7 @@ def as_secrets(keys: Iterable[str | bytes], *, field: str = "hmac_keys") -> tupl
     Raises:
         InvalidRequest: A key is empty, which would accept what anyone signs, or is no text and no bytes.
     """
-    if isinstance(keys, str | bytes):
+    if isinstance(keys, str | bytes) or not isinstance(keys, Iterable):
         raise InvalidRequest(f"{field} must be a list of keys: {field}=[KEY]")
     keys = tuple(keys)
     if not all(isinstance(key, str | bytes) for key in keys):

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import math
 import os
 import re
+import secrets
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import attrs
 
@@ -15,7 +21,23 @@ from .models import TASK_ID
 
 _BLANK_OR_CONTROL = re.compile(r"[\x00-\x20\x7f]")
 
+_PROBE_BYTES = 1024 * 1024
+"""What must fit on a disk that results are to be saved on."""
+
 _USER = re.compile(r"//[^/]*@")
+
+_ENDPOINT = re.compile(r"/+api/v1(/.*)?$", re.IGNORECASE)
+
+_HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
+
+_QUOTES = ('""', "''", "\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}", "``")
+
+_MAX_INTEGER_BITS = 14_000
+"""Python writes no number of more than 4,300 digits."""
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+_PROXY_SCHEMES = {"http", "https", "socks4", "socks5", "socks5h"}
 
 
 def above_zero(_: object, attribute: attrs.Attribute[Any], value: float | None) -> None:
@@ -62,7 +84,28 @@ def _shown(url: object) -> str:
     """Return *url* for a message, without its query and its password, which are secrets."""
     if not isinstance(url, str):
         return type(url).__name__
-    return repr(_USER.sub("//***@", url.split("?")[0])[:80])
+    return repr(hide_password(url.split("?")[0])[:80])
+
+
+def hide_password(url: str) -> str:
+    """Return a URL with stars in place of user name and password."""
+    return _USER.sub("//***@", url)
+
+
+def check_kind(field: str, value: object, kind: type | tuple[type, ...], what: str) -> None:
+    """Refuse what is not of a kind; *what* says in words which one is wanted.
+
+    Raises:
+        InvalidRequest: The message names *field*.
+    """
+    if not isinstance(value, kind):
+        got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        raise InvalidRequest(f"{field} must be {what}, got {got}")
+
+
+def is_number(value: object) -> bool:
+    """Return whether a value counts seconds or shares; a bool is an int to Python."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def check_above_zero(field: str, value: object) -> None:
@@ -74,6 +117,16 @@ def check_above_zero(field: str, value: object) -> None:
     # A bool is an int to Python, and nan is neither above zero nor below: hence `not value > 0`.
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
         raise InvalidRequest(f"{field} must be a number above zero, got {value!r}")
+
+
+def check_wait(field: str, value: object) -> None:
+    """Refuse what is no number of seconds to wait; none at all and less ends the wait at once.
+
+    Raises:
+        InvalidRequest: The message names *field*.
+    """
+    if not is_number(value) or value != value:  # nan
+        raise InvalidRequest(f"{field} must be a number of seconds, got {value!r}")
 
 
 def check_count(field: str, value: int) -> None:
@@ -89,49 +142,120 @@ def check_count(field: str, value: int) -> None:
 def is_loopback(url: str) -> bool:
     """Return whether a URL names this machine."""
     host = urlsplit(url).hostname or ""
-    return host == "localhost" or (_is_ip(host) and ipaddress.ip_address(host).is_loopback)
+    return host == "localhost" or (is_ip_address(host) and ipaddress.ip_address(host).is_loopback)
 
 
-def check_origin(field: str, url: str) -> str:
-    """Return the URL of an API without its trailing slash; the key is sent there, so https is a must.
+def read_environment(name: str) -> str:
+    """Return what an environment variable holds, without the blanks and quotes that files leave around it."""
+    return strip_quotes(os.environ.get(name, ""))
+
+
+def strip_quotes(text: str) -> str:
+    """Return *text* without the blanks around it, and the quotes within those."""
+    text = text.strip()
+    is_quoted = len(text) > 1 and text[0] + text[-1] in _QUOTES
+    return text[1:-1].strip() if is_quoted else text
+
+
+def check_origin(field: str, url: str, *, http_hosts: tuple[str, ...] = ()) -> str:
+    """Return the URL of an API in one form: what stands before ``/api/v1``, without a port that says nothing.
+
+    The key is sent there, so https is a must but for this machine and *http_hosts*.
 
     Raises:
-        InvalidRequest: It has a query, or is neither https nor this machine.
+        InvalidRequest: It has a query, or is none of these.
     """
     check_url(field, url)
     if "?" in url or "#" in url:
         raise InvalidRequest(f"{field} must have no query and no fragment: paths are put behind it")
-    if not url.lower().startswith("https://") and not is_loopback(url):
-        raise InvalidRequest(f"{field} must be https (the API key is sent there), got {_shown(url)}")
-    return url.rstrip("/")
+    parts = urlsplit(url)
+    if parts.scheme != "https" and not is_loopback(url) and host_of(url) not in http_hosts:
+        raise InvalidRequest(
+            f"{field} must be https (the API key is sent there), got {_shown(url)}; a sandbox elsewhere is "
+            "named by network=Network(allow_http_to=[...])"
+        )
+    return _origin(parts) + _ENDPOINT.sub("", parts.path).rstrip("/")
+
+
+def _origin(parts: SplitResult) -> str:
+    """Return scheme, host and port so that equal origins are equal texts."""
+    host = (parts.hostname or "").rstrip(".")
+    host = f"[{host}]" if ":" in host else host
+    is_default = parts.port in (None, _DEFAULT_PORTS[parts.scheme])
+    return f"{parts.scheme}://{host}" + ("" if is_default else f":{parts.port}")
+
+
+def host_of(url: str) -> str:
+    """Return the host of a URL in lower case, without the dot that may end it."""
+    return (urlsplit(url).hostname or "").rstrip(".")
+
+
+def read_host(field: str, host: object) -> str:
+    """Return a host name or an IP address in the form that `host_of` gives.
+
+    Raises:
+        InvalidRequest: It is something else, such as a URL or a host with a port.
+    """
+    name = host.strip("[]") if isinstance(host, str) else ""
+    if not is_ip_address(name) and not _HOST_NAME.fullmatch(name.rstrip(".")):
+        raise InvalidRequest(f"{field} must hold host names without scheme and port, got {host!r}")
+    return name.lower().rstrip(".")
+
+
+def check_proxy(field: str, url: object) -> None:
+    """Refuse what is not the URL of a proxy, and a SOCKS proxy where the library for it is missing.
+
+    Raises:
+        InvalidRequest: The message names *field* and shows no password.
+    """
+    if not isinstance(url, str) or _BLANK_OR_CONTROL.search(url):
+        raise InvalidRequest(f"{field} must be the URL of a proxy, without blanks; got {_shown(url)}")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise InvalidRequest(f"{field} is not a URL: {_shown(url)}") from None
+    if parts.scheme not in _PROXY_SCHEMES or not parts.hostname:
+        raise InvalidRequest(
+            f"{field} must look like http://host:port, https://... or socks5://..., got {_shown(url)}"
+        )
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise InvalidRequest(f"{field} must end with the port, got {_shown(url)}")
+    if parts.scheme.startswith("socks"):
+        if not port:
+            raise InvalidRequest(f"{field} must name the port of the SOCKS proxy, got {_shown(url)}")
+        if find_spec("aiohttp_socks") is None:
+            raise InvalidRequest(f"{field}: a SOCKS proxy needs: pip install 'kie_async[socks]'")
 
 
 def check_callback_url(url: str, *, allow_insecure: bool) -> str:
-    """Return a callback URL without its trailing slash, if the service can reach it safely.
+    """Return a callback URL without the slashes that end its path, if the service can reach it safely.
 
     Raises:
-        InvalidRequest: It has a query, or is not public https.
+        InvalidRequest: It has a fragment, or is not public https.
     """
     check_url("callback_url", url)
     parts = urlsplit(url)
-    if "?" in url or "#" in url:
-        raise InvalidRequest("callback_url must have no query and no fragment: an address is put behind it")
+    if "#" in url:
+        raise InvalidRequest("callback_url must have no fragment: the service would not send it")
     if not allow_insecure and (parts.scheme.lower() != "https" or not _is_public(parts.hostname or "")):
         raise InvalidRequest(
             f"callback_url must be https on a public host, got {_shown(url)}; "
             "for tests on one machine pass allow_insecure_callbacks=True"
         )
-    return url.rstrip("/")
+    path, _, query = url.partition("?")
+    return path.rstrip("/") + (f"?{query}" if query else "")
 
 
 def _is_public(host: str) -> bool:
-    if _is_ip(host):
+    if is_ip_address(host):
         return ipaddress.ip_address(host).is_global
     host = host.strip(".")
     return "." in host and not host.endswith((".local", ".localhost", ".internal", ".lan"))
 
 
-def _is_ip(host: str) -> bool:
+def is_ip_address(host: str) -> bool:
+    """Return whether a host is an IP address and not a name."""
     try:
         ipaddress.ip_address(host)
     except ValueError:
@@ -150,14 +274,87 @@ def check_task_id(task_id: object) -> None:
 
 
 def read_key(api_key: str | None) -> str:
-    """Return the API key, from ``KIE_API_KEY`` if none is given.
+    """Return the API key, from ``KIE_API_KEY`` if none is given, without blanks and quotes around it.
 
     Raises:
         InvalidRequest: There is none, or it cannot be one.
     """
-    key = (os.environ.get("KIE_API_KEY", "") if api_key is None else api_key).strip()
+    field = "KIE_API_KEY" if api_key is None else "api_key"
+    check_kind(field, "" if api_key is None else api_key, str, "text")
+    key = read_environment(field) if api_key is None else strip_quotes(api_key)
     if not key:
         raise InvalidRequest("api_key is missing: pass KieSession(api_key) or set KIE_API_KEY")
     if not key.isascii() or not key.isprintable() or " " in key:
-        raise InvalidRequest("api_key holds characters that no key has; copy it again from kie.ai/api-key")
+        raise InvalidRequest(f"{field} holds characters that no key has; copy it again from kie.ai/api-key")
     return key
+
+
+def name_what_has_no_json(field: str, value: object, *, files: tuple[type, ...] = ()) -> str:
+    """Return which part of a value has no JSON form, named by its path, and why; empty if all of it has.
+
+    *files* are kinds of values that something with a JSON form will take the place of.
+    """
+    try:
+        return _what_has_no_json(field, value, files)
+    except RecursionError:
+        return f"{field} has no JSON form: nested too deeply"
+
+
+def _what_has_no_json(path: str, value: object, files: tuple[type, ...]) -> str:
+    if isinstance(value, str):
+        return "" if _is_unicode(value) else f"{path} has no JSON form: it holds half a character"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{path} has no JSON form: it is {value}"
+    if isinstance(value, int) and value.bit_length() > _MAX_INTEGER_BITS:
+        return f"{path} has no JSON form: the number is too long"
+    if value is None or isinstance(value, (int, float, *files)):
+        return ""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if key is not None and not isinstance(key, str | int | float):
+                return f"{path} has no JSON form: its keys must be text, one is {type(key).__name__}"
+            if named := _what_has_no_json(f"{path}.{key}", inner, files):
+                return named
+        return ""
+    if isinstance(value, list | tuple):
+        for at, inner in enumerate(value):
+            if named := _what_has_no_json(f"{path}[{at}]", inner, files):
+                return named
+        return ""
+    return f"{path} has no JSON form: it is of type {type(value).__name__}"
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeError:
+        return False
+    return True
+
+
+def check_path(field: str, path: object) -> None:
+    """Refuse what cannot name a file or a folder.
+
+    Raises:
+        InvalidRequest: The message names *field*.
+    """
+    if not isinstance(path, str | os.PathLike) or not str(path) or "\0" in str(path):
+        raise InvalidRequest(f"{field} must be a path, got {str(path)[:80]!r}")
+
+
+def try_to_write(folder: Path) -> None:
+    """Make *folder* if need be, and write a file there that is gone again: before money is spent for more.
+
+    Raises:
+        OSError: It cannot be made or written to, or the disk is full.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f".{secrets.token_hex(8)}.part"
+    try:
+        with probe.open("xb") as file:
+            file.write(bytes(_PROBE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()

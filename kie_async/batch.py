@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import secrets
 from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable
 from datetime import UTC, datetime
@@ -13,6 +14,8 @@ from typing import Any, Self
 
 import attrs
 
+from ._background import BoundToLoop
+from ._validation import check_count, check_path, try_to_write
 from .engine.engine import Engine
 from .errors import (
     AuthenticationError,
@@ -20,12 +23,16 @@ from .errors import (
     BudgetExceeded,
     CreateOutcomeUnknown,
     CreatesHalted,
+    DownloadFailed,
     InsufficientCredits,
     InvalidRequest,
     JournalError,
     KieError,
     QuotaExceeded,
+    ResultUnreadable,
     SessionMisuse,
+    TaskError,
+    TaskFailed,
     TaskTimedOut,
 )
 from .handle import TaskHandle
@@ -44,8 +51,12 @@ _STOPPING = (
     SessionMisuse,
 )
 """What the next request would meet as well."""
+MAX_FAILURES_IN_A_ROW = 20
+_WARN_AT_FAILURES = 5
 ADOPTION_GRACE_S, _NO_GRACE_S = 5.0, 0.01
 """How long a create of unknown outcome of a former run is given to be adopted, with and without callbacks."""
+
+_log = logging.getLogger("kie_async")
 
 
 @attrs.frozen(kw_only=True)
@@ -82,7 +93,7 @@ class Outcome:
         return self.result
 
 
-class Batch:
+class Batch(BoundToLoop):
     """An asynchronous iterator of outcomes, in the order they finish.
 
     A request is pulled only when there is room for it: so many are unsettled, and as many again
@@ -92,8 +103,20 @@ class Batch:
     Under ``async with`` that is so when the block ends, else as soon as nobody holds the batch.
     """
 
-    def __init__(self, requests: Requests, engine: Engine, *, download_to: str | Path | None = None) -> None:
-        self._run = _BatchRun(requests, engine, download_to)
+    def __init__(
+        self,
+        requests: Requests,
+        engine: Engine,
+        *,
+        download_to: str | Path | None = None,
+        max_failures_in_a_row: int | None = MAX_FAILURES_IN_A_ROW,
+    ) -> None:
+        if download_to is not None:
+            check_path("download_to", download_to)
+        if max_failures_in_a_row is not None:
+            check_count("max_failures_in_a_row", max_failures_in_a_row)
+        folder = None if download_to is None else Path(download_to)
+        self._run = _BatchRun(requests, engine, folder, _FailureStreaks(max_failures_in_a_row))
 
     def __aiter__(self) -> Self:
         return self
@@ -128,10 +151,13 @@ class Batch:
 class _BatchRun:
     """What runs behind a `Batch`. It does not hold the batch, so one that is let go can be noticed."""
 
-    def __init__(self, requests: Requests, engine: Engine, download_to: str | Path | None) -> None:
+    def __init__(
+        self, requests: Requests, engine: Engine, download_to: Path | None, streaks: _FailureStreaks
+    ) -> None:
         self._pull = _pull_from(requests)
         self._engine = engine
         self._download_to = download_to
+        self._streaks = streaks
         self._loop = asyncio.get_running_loop()
         self._begun_at = datetime.now(UTC)
         self._token = secrets.token_bytes(8)
@@ -188,6 +214,7 @@ class _BatchRun:
         """Stop creating and waiting; see `Batch.aclose`."""
         self.stop()
         try:
+            # Their rows must wait: what is on the wire may be paid, and has to learn its id first.
             if self._creates:
                 await asyncio.wait(self._creates)
         finally:
@@ -235,7 +262,17 @@ class _BatchRun:
             self._finished.put_nowait(None)
 
     async def _pull_all(self) -> None:
-        """Pull requests while there is room. What the user's iterable raises ends the iteration, later."""
+        """Pull requests while there is room. What the user's iterable raises ends the iteration, later.
+
+        Raises:
+            InvalidRequest: The folder cannot be written, so that no result could be saved.
+        """
+        if self._download_to is not None:
+            try:
+                await asyncio.to_thread(try_to_write, self._download_to)
+            except OSError as exc:
+                reason = f"download_to: cannot write to {self._download_to}: {exc.strerror or exc}"
+                raise InvalidRequest(f"{reason}; nothing was sent") from None
         for index in itertools.count():
             await self._slots.acquire()
             if (pulled := await self._pull()) is None:
@@ -269,16 +306,42 @@ class _BatchRun:
             outcome = attrs.evolve(outcome, ref=request.ref, request=request)
             handle = await self._handle_for(request, digest)
             outcome = attrs.evolve(outcome, task_id=handle.task_id)
-            return attrs.evolve(outcome, result=await handle)
+            return attrs.evolve(outcome, result=await self._result_of(handle))
         except KieError as exc:
             return attrs.evolve(outcome, error=exc)
 
-    async def _downloaded(self, outcome: Outcome, result: TaskResult, folder: str | Path) -> Outcome:
+    async def _result_of(self, handle: TaskHandle) -> TaskResult:
+        """Wait for a task's end; stop the batch when its model does nothing but fail.
+
+        Raises:
+            KieError: What awaiting the handle raises.
+        """
+        if handle.is_done:  # in a former run, as the journal says: that is no news of the model
+            return await handle
+        try:
+            result = await handle
+        except (TaskFailed, ResultUnreadable) as exc:
+            if (reason := self._streaks.count_failure(handle.model, exc)) is not None:
+                self.stop(reason)
+            raise
+        self._streaks.count_success(handle.model)
+        return result
+
+    async def _downloaded(self, outcome: Outcome, result: TaskResult, folder: Path) -> Outcome:
         try:
             paths = await self._engine.downloads.download(result.urls, folder, task_id=result.task_id)
             return attrs.evolve(outcome, files=tuple(paths))
         except KieError as exc:
+            if isinstance(exc, DownloadFailed) and not self._is_stopped:
+                await self._stop_unless_writable(folder)
             return attrs.evolve(outcome, error=exc)
+
+    async def _stop_unless_writable(self, folder: Path) -> None:
+        """Stop when the disk is full or the folder is gone: no result of a further task could be saved."""
+        try:
+            await asyncio.to_thread(try_to_write, folder)
+        except OSError as exc:
+            self.stop(DownloadFailed(f"cannot write to {folder} any more: {exc.strerror or exc}"))
 
     async def _with_ref(self, request: TaskRequest) -> tuple[TaskRequest, bytes | None]:
         """Return the request with a ref, and its fingerprint if that was needed.
@@ -289,6 +352,7 @@ class _BatchRun:
             return request, None
         digest = await asyncio.to_thread(fingerprint, request)
         name = digest[:12]
+        # Equal rows are as many tasks as there are rows; the number tells them apart, in any run the same.
         number = await self._engine.journal.count_occurrence(self._token + name)
         return attrs.evolve(request, ref=f"auto:{name.hex()}:{number}"), digest
 
@@ -302,6 +366,8 @@ class _BatchRun:
                 self.stop(exc)
                 raise
             except CreateOutcomeUnknown as exc:
+                # An unknown create of this run stays one for now; the callback of one of a former run may
+                # be coming.
                 if exc.handle is None or exc.since >= self._begun_at:
                     raise
                 unknown = exc
@@ -345,6 +411,33 @@ class _BatchRun:
             if not handle.task_id:
                 raise
         return handle
+
+
+class _FailureStreaks:
+    """Knows, model by model, the tasks that failed without a success in between."""
+
+    def __init__(self, most: int | None) -> None:
+        self._most = most
+        # By id, since several requests of one ref share a task; no more of them than are counted.
+        self._failed: dict[str, set[str]] = {}
+        self._warned: set[str] = set()
+
+    def count_success(self, model: str) -> None:
+        """Begin anew."""
+        self._failed.pop(model, None)
+
+    def count_failure(self, model: str, error: TaskError) -> KieError | None:
+        """Count one more; return why to stop, if it is time."""
+        failed = self._failed.setdefault(model, set())
+        if len(failed) < (self._most or _WARN_AT_FAILURES):
+            failed.add(error.task_id)
+        words = f"{len(failed)} tasks of {model} failed in a row without a success, the last: {error}"
+        if len(failed) == self._most:
+            return KieError(words)
+        if len(failed) == _WARN_AT_FAILURES and model not in self._warned:
+            self._warned.add(model)
+            _log.warning("%s", words)
+        return None
 
 
 def _pull_from(requests: Requests) -> Callable[[], Awaitable[tuple[TaskRequest | TypedInput] | None]]:

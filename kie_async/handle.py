@@ -6,8 +6,10 @@ import asyncio
 import copy
 import logging
 from collections.abc import AsyncIterator, Generator
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
+from ._background import BoundToLoop
+from ._validation import check_task_id, check_wait
 from .errors import (
     CreateOutcomeUnknown,
     InvalidRequest,
@@ -42,17 +44,22 @@ class HandleOwner(Protocol):
         """Send the request of an unknown create as a new task."""
 
 
-class TaskHandle:
+class TaskHandle(BoundToLoop):
     """A claim on one task: it can be awaited by many, at any time, and made again from its id.
 
     ``await handle`` returns the `TaskResult` or raises what kept it from being. Cancelling one
     awaiter disturbs nobody, and nothing here stops the task: the service has no such call.
+
+    What awaits anything takes handles: `asyncio.gather`, `asyncio.wait_for`, `asyncio.as_completed` and
+    `asyncio.shield`. In an `asyncio.TaskGroup` write ``group.create_task(handle.result())``, for
+    `asyncio.wait` make a task of each with `asyncio.ensure_future`.
     """
 
     __slots__ = (
         "__weakref__",
         "_awaiters",
         "_candidate",
+        "_has_slot",
         "_is_retrieved",
         "_is_unknown",
         "_loop",
@@ -104,6 +111,7 @@ class TaskHandle:
         self._outcome: TaskResult | KieError | None = None
         self._awaiters: asyncio.Future[TaskResult] | list[asyncio.Future[TaskResult]] | None = None
         self._readers: dict[asyncio.Future[None], None] | None = None
+        self._has_slot = False
         self._is_retrieved = False
         self._is_unknown = False
         self._candidate = ""
@@ -116,6 +124,7 @@ class TaskHandle:
         return f"<TaskHandle {self.task_id} {state}{done}>"
 
     def __del__(self) -> None:
+        # As asyncio does for an exception never retrieved: a paid failure must not pass in silence.
         error = self._outcome
         if not self._is_retrieved and isinstance(error, KieError) and not isinstance(error, _ALREADY_LOGGED):
             _log.warning("nobody awaited a task that yielded no result: %s", error)
@@ -146,12 +155,15 @@ class TaskHandle:
         """Return the result; *timeout_s* bounds this wait alone, the handle lives on.
 
         Raises:
+            InvalidRequest: *timeout_s* is no number.
             TaskError: The task yielded no result here; its subclasses tell why.
             TaskTimedOut: Also when *timeout_s* ran out.
             CreateOutcomeUnknown: The create was written off, or nothing was heard in time.
             AuthenticationError: The key was refused while polling.
             SessionMisuse: Awaited from another event loop.
         """
+        if timeout_s is not None:
+            check_wait("timeout_s", timeout_s)
         try:
             async with asyncio.timeout(timeout_s):
                 return await self
@@ -196,9 +208,11 @@ class TaskHandle:
                 is no candidate.
         """
         self._must_be_unknown()
-        if not (task_id or self._candidate):
+        task_id = task_id or self._candidate
+        if not task_id:
             raise InvalidRequest("task_id is missing: nobody named a task for this create yet")
-        await self._owner.resolve(self, task_id or self._candidate)
+        check_task_id(task_id)
+        await self._owner.resolve(self, task_id)
 
     def write_off(self) -> None:
         """Settle an unknown create as lost, once that is noted; money may have been spent on it.
@@ -220,6 +234,17 @@ class TaskHandle:
             raise InvalidRequest("resubmit may pay twice; say accept_double_charge=True to allow it")
         return await self._owner.resubmit(self)
 
+    def add_done_callback(self, *_: object, **__: object) -> NoReturn:
+        """Refuse: a handle is no future; `asyncio.wait`, which asks for this, takes tasks.
+
+        Raises:
+            TypeError: With what to write instead.
+        """
+        raise TypeError(
+            "asyncio.wait takes tasks, not handles: asyncio.wait([asyncio.ensure_future(handle), ...]); "
+            "gather, wait_for, as_completed and shield take handles as they are"
+        )
+
     def _must_be_unknown(self) -> None:
         if self.task_id or self.is_done:
             raise InvalidRequest("only a create whose outcome is unknown can be resolved by hand")
@@ -231,6 +256,7 @@ class TaskHandle:
             SessionMisuse: It would have to wait, and in another event loop.
         """
         future: asyncio.Future[TaskResult] = self._loop.create_future()
+        # An end that is here can be had from any loop; only a wait needs the handle's own.
         if self._outcome is not None:
             self._resolve_awaiter(future, self._outcome)
             return future
@@ -288,6 +314,15 @@ class TaskHandle:
         """Keep what the poller knows of the task; None when it is not polled."""
         self.poll_entry = entry
 
+    def take_slot(self) -> None:
+        """Hold one of the session's slots; `Admission` counts them."""
+        self._has_slot = True
+
+    def drop_slot(self) -> bool:
+        """Hold no slot any more; tell whether it held one."""
+        had_slot, self._has_slot = self._has_slot, False
+        return had_slot
+
     @property
     def is_settling(self) -> bool:
         """Tell whether the end is known: what is left is to note it and to wake the awaiters."""
@@ -319,6 +354,7 @@ class TaskHandle:
         if record is self.record:
             return False
         state = advance(self._state, record.state)
+        # Answers overtake each other: one that would move the state back is the older of two.
         if record.state is not TaskState.UNKNOWN and state is not record.state:
             return False
         has_news = record != self.record

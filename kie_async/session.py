@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import logging
 import random
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from ._background import BoundToLoop
 from ._secrets import Secret, as_secrets
 from ._validation import (
     check_above_zero,
     check_callback_url,
     check_count,
+    check_kind,
     check_origin,
+    check_path,
     check_task_id,
+    host_of,
     is_loopback,
+    read_environment,
     read_key,
 )
-from .batch import Batch, Requests
+from .batch import MAX_FAILURES_IN_A_ROW, Batch, Requests
 from .callbacks.address import derive_callback_secret
 from .callbacks.receiver import CallbackReceiver
-from .config import Budget, Limits, PollSchedule
+from .config import Budget, Limits, Network, PollSchedule
 from .engine.engine import Engine
-from .engine.settings import CallbackPolicy, Settings
+from .engine.event_hook import check_hook
+from .engine.settings import CallbackPolicy, Settings, with_environment
 from .errors import InvalidRequest, SessionMisuse
 from .events import Counters, SessionEvent, SessionStats
 from .handle import TaskHandle
@@ -36,12 +42,13 @@ from .journal.base import Journal
 from .models import TaskRecord, TaskResult, UploadedFile, only_url
 
 BASE_URL = "https://api.kie.ai"
+_log = logging.getLogger("kie_async")
 UPLOAD_URL = "https://kieai.redpandaai.co"
 
 MAX_READ_BYTES = 64 * 1024 * 1024
 
 
-class KieSession:
+class KieSession(BoundToLoop):
     """A session with the Kie.ai jobs API: ``async with KieSession() as kie``.
 
     Without *api_key* the environment's ``KIE_API_KEY`` is used, without *base_url* its ``KIE_BASE_URL``,
@@ -50,7 +57,8 @@ class KieSession:
     it a crash forgets paid tasks. *task_timeout_s* is how long a created task is waited for.
     *confirm_callbacks* None confirms deliveries by a query when the receiver has no keys, True always,
     False never. *callback_secrets* sign callback addresses, the first one new ones; by default they
-    derive from the key. *on_event* is called with each `SessionEvent`, on the loop.
+    derive from the key. *network* names a proxy, certificates and networks that are let in. *on_event*
+    is called with each `SessionEvent`, on the loop; what it returns is awaited if it can be.
 
     Raises:
         InvalidRequest: An argument is wrong; the message names it.
@@ -73,23 +81,43 @@ class KieSession:
         confirm_callbacks: bool | None = None,
         callback_secrets: Sequence[str | bytes] = (),
         allow_insecure_callbacks: bool = False,
-        on_event: Callable[[SessionEvent], None] | None = None,
+        network: Network = Network(),  # noqa: B008  (frozen)
+        on_event: Callable[[SessionEvent], Awaitable[None] | None] | None = None,
         rng: random.Random | None = None,
     ) -> None:
+        for field, value, kind, what in (
+            ("receiver", receiver, (CallbackReceiver, type(None)), "a CallbackReceiver"),
+            ("journal", journal, (str, Path, Journal, type(None)), "the path of a file, or a SqliteJournal"),
+            ("limits", limits, Limits, "Limits(...)"),
+            ("poll", poll, PollSchedule, "a PollSchedule"),
+            ("budget", budget, (Budget, type(None)), "a Budget, such as Budget(credits=500)"),
+            ("confirm_callbacks", confirm_callbacks, (bool, type(None)), "True, False or None"),
+            ("allow_insecure_callbacks", allow_insecure_callbacks, bool, "True or False"),
+            ("network", network, Network, "a Network"),
+            ("rng", rng, (random.Random, type(None)), "a random.Random"),
+        ):
+            check_kind(field, value, kind, what)
+        if isinstance(journal, str | Path):
+            check_path("journal", journal)
+        check_hook(on_event)
         check_count("max_in_flight", max_in_flight)
         check_above_zero("task_timeout_s", task_timeout_s)
         if receiver is not None and callback_url is None:
             raise InvalidRequest("callback_url is missing: a receiver hears nothing without it")
         key = Secret(read_key(api_key))
-        base_url = check_origin("base_url", base_url or os.environ.get("KIE_BASE_URL") or BASE_URL)
+        base_url = _base_url(base_url, network)
         secrets = as_secrets(callback_secrets, field="callback_secrets")
         if callback_url is not None:
-            is_local = allow_insecure_callbacks or is_loopback(base_url)
+            is_local = (
+                allow_insecure_callbacks or is_loopback(base_url) or network.allows_http(host_of(base_url))
+            )
             callback_url = check_callback_url(callback_url, allow_insecure=is_local)
         self._settings = Settings(
             key=key,
             base_url=base_url,
-            upload_url=check_origin("upload_url", upload_url or _upload_url_for(base_url)),
+            upload_url=check_origin(
+                "upload_url", upload_url or _upload_url_for(base_url), http_hosts=network.allow_http_to
+            ),
             receiver=receiver,
             callbacks=CallbackPolicy(
                 url=callback_url,
@@ -100,6 +128,7 @@ class KieSession:
             journal=journal,
             max_in_flight=max_in_flight,
             limits=limits,
+            network=with_environment(network, base_url),
             poll=poll,
             task_timeout_s=task_timeout_s,
             budget=budget,
@@ -218,7 +247,13 @@ class KieSession:
         Raises:
             KieError: Whatever `create` or awaiting its handle raises.
         """
-        return await (await self.create(request, input, ref=ref, timeout_s=timeout_s))
+        handle = await self.create(request, input, ref=ref, timeout_s=timeout_s)
+        try:
+            return await handle
+        except asyncio.CancelledError:
+            if not handle.is_done:  # its caller never saw the id, and a wait_for or a TaskGroup loses it
+                _log.warning("%s; kie.attach(%r) waits for it again", _goes_on(handle), handle.task_id)
+            raise
 
     def attach(self, task_id: str, *, timeout_s: float | None = None) -> TaskHandle:
         """Return a handle for a task created earlier, perhaps by another process; does no I/O itself.
@@ -245,19 +280,32 @@ class KieSession:
         """
         return await self._engine.recovery.resume(self._deadline(None))
 
-    def batch(self, requests: Requests, *, download_to: str | Path | None = None) -> Batch:
+    def batch(
+        self,
+        requests: Requests,
+        *,
+        download_to: str | Path | None = None,
+        max_failures_in_a_row: int | None = MAX_FAILURES_IN_A_ROW,
+    ) -> Batch:
         """Return the outcomes of many requests as they finish: ``async for outcome in kie.batch(jobs)``.
 
         *requests* is a sync or async iterable of any length, pulled only when there is room, so that
         memory stays bounded. With a journal, refs that have settled are answered from it and unsettled
         ones are waited for again; a request without a ref is known by its content. With *download_to*
-        the files of each result are fetched into that folder.
+        the files of each result are fetched into that folder, which is tried before anything is sent.
+        When so many tasks of one model fail in a row without a success, the batch stops; None is never.
 
         Raises:
+            InvalidRequest: An argument is wrong; or, from the iteration, the folder cannot be written.
             BatchStopped: From the iteration, when no further request could succeed.
             SessionMisuse: The session is not open here.
         """
-        return Batch(requests, self._engine, download_to=download_to)
+        return Batch(
+            requests,
+            self._engine,
+            download_to=download_to,
+            max_failures_in_a_row=max_failures_in_a_row,
+        )
 
     async def query(self, task_id: str) -> TaskRecord:
         """Return the record of a task as it stands; transient failures are asked again a few times.
@@ -307,10 +355,13 @@ class KieSession:
         Raises:
             ResultExpired: The service no longer has a file.
             DownloadFailed: A file could not be fetched; the task is done and paid, ask again.
-            InvalidRequest: The record's task id is not fit for a file name.
+            InvalidRequest: An argument is wrong, or the record's task id is not fit for a file name.
             SessionMisuse: The session is not open here, or closed meanwhile.
         """
-        return await self._engine.downloads.download(result.urls, folder, task_id=result.task_id)
+        engine = self._engine
+        check_kind("result", result, (TaskResult, TaskRecord), "a TaskResult, which awaiting a handle yields")
+        check_path("folder", folder)
+        return await engine.downloads.download(result.urls, folder, task_id=result.task_id)
 
     async def read(self, result: TaskResult | TaskRecord | str, *, max_bytes: int = MAX_READ_BYTES) -> bytes:
         """Return the one file of a result, or of a URL of a result, as bytes.
@@ -353,6 +404,18 @@ class KieSession:
 
     def _deadline(self, timeout_s: float | None) -> float:
         return asyncio.get_running_loop().time() + self._timeout_s(timeout_s)
+
+
+def _goes_on(handle: TaskHandle) -> str:
+    ref = f" (ref {handle.ref!r})" if handle.ref is not None else ""
+    return f"task {handle.task_id}{ref} goes on and is billed, though run() was cancelled"
+
+
+def _base_url(given: str | None, network: Network) -> str:
+    """Return where the API is: as given, as ``KIE_BASE_URL`` says, or at the service."""
+    named = read_environment("KIE_BASE_URL")
+    field, url = ("base_url", given) if given or not named else ("KIE_BASE_URL", named)
+    return check_origin(field, url or BASE_URL, http_hosts=network.allow_http_to)
 
 
 def _upload_url_for(base_url: str) -> str:

@@ -50,6 +50,8 @@ NO_LIMITS = Limits(
     create_connections=64,
     query_connections=64,
 )
+LOOP = os.environ.get("KIE_TESTS_LOOP", "plain")
+"""``plain``, ``eager`` (tasks that begin at once) or ``uvloop``; tests that steer the clock have their own."""
 OpenSession = Callable[..., Awaitable[KieSession]]
 
 
@@ -57,7 +59,28 @@ def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Function
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Give the tests that ask for ``clock`` a loop with one."""
-    return {"steered": SteeredLoop} if "clock" in item.fixturenames else {"plain": asyncio.new_event_loop}
+    if "clock" in item.fixturenames:
+        return {"steered": _eager(SteeredLoop)}
+    return {LOOP: _uvloop if LOOP == "uvloop" else _eager(asyncio.new_event_loop)}
+
+
+def _eager(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> Callable[[], asyncio.AbstractEventLoop]:
+    """Return what makes a loop whose tasks begin at once, if the suite runs so (Python 3.12 and newer)."""
+    if LOOP != "eager":
+        return loop_factory
+
+    def make() -> asyncio.AbstractEventLoop:
+        loop = loop_factory()
+        loop.set_task_factory(asyncio.eager_task_factory)
+        return loop
+
+    return make
+
+
+def _uvloop() -> asyncio.AbstractEventLoop:
+    import uvloop
+
+    return uvloop.new_event_loop()
 
 
 @pytest.fixture

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import json
+import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -763,9 +765,12 @@ async def test_results_are_downloaded_as_they_finish(
 
 
 async def test_a_download_that_fails_is_an_outcome_with_result_and_error(
-    kie: KieSession, sandbox: Sandbox, tmp_path: Path
+    kie: KieSession, sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "out").write_text("in the way")
+    async def fail(*_: object, **__: object) -> list[Path]:
+        raise DownloadFailed("the file came packed, which was not asked for")
+
+    monkeypatch.setattr(kie._engine.downloads, "download", fail)
     (outcome,) = await read_all(sandbox, kie.batch([echo(0)], download_to=tmp_path / "out"))
     assert isinstance(outcome.error, DownloadFailed)
     assert outcome.result is not None
@@ -788,6 +793,177 @@ async def test_an_error_nobody_foresaw_stops_the_batch_and_is_raised(
     finishing.cancel()
     assert isinstance(end, RuntimeError)
     assert len(sandbox.tasks) < 20
+
+
+# --- what is tried before money is spent, and what stops it when it goes for nothing --------------------
+
+
+def take_the_place(tmp_path: Path) -> Path:
+    (tmp_path / "out").write_text("a file")
+    return tmp_path / "out"
+
+
+def below_a_file(tmp_path: Path) -> Path:
+    return take_the_place(tmp_path) / "deep"
+
+
+def not_ours(_: Path) -> Path:
+    return Path("/proc/videos")
+
+
+def too_long(tmp_path: Path) -> Path:
+    return tmp_path / ("x" * 300)
+
+
+@pytest.mark.parametrize("make", [take_the_place, below_a_file, not_ours, too_long])
+async def test_a_folder_that_cannot_be_written_ends_a_batch_before_anything_is_pulled(
+    kie: KieSession, sandbox: Sandbox, tmp_path: Path, make: Callable[[Path], Path]
+) -> None:
+    folder, requests = make(tmp_path), Jobs(30)
+    outcomes, end = await read(kie.batch(requests, download_to=folder))
+    assert isinstance(end, InvalidRequest)
+    assert str(end).startswith(f"download_to: cannot write to {folder}: ")
+    assert (outcomes, requests.pulled, sum(sandbox.counts.values())) == ([], 0, 0)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
+async def test_a_disk_that_is_full_ends_a_batch_before_anything_is_sent(
+    kie: KieSession, sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def fsync(_: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    _, end = await read(kie.batch(jobs(30), download_to=tmp_path / "out"))
+    assert isinstance(end, InvalidRequest)
+    assert os.strerror(code) in str(end)
+    assert not sandbox.counts
+    assert not list((tmp_path / "out").iterdir())
+
+
+async def test_the_folder_is_made_and_nothing_is_left_in_it(kie: KieSession, tmp_path: Path) -> None:
+    outcomes, end = await read(kie.batch([], download_to=str(tmp_path / "deep" / "out")))
+    assert (outcomes, end) == ([], None)
+    assert not list((tmp_path / "deep" / "out").iterdir())
+
+
+async def test_a_disk_that_fills_up_later_stops_creating(
+    open_session: OpenSession, sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fsync(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    kie, requests = await open_session(max_in_flight=2), Jobs(100)
+    finishing = asyncio.create_task(finish_all(sandbox))
+    batch = kie.batch(requests, download_to=tmp_path)
+    assert (await anext(batch)).files
+    monkeypatch.setattr(os, "fsync", fsync)
+    outcomes, end = await read(batch)
+    finishing.cancel()
+    assert isinstance(end, BatchStopped)
+    assert end.reason == f"cannot write to {tmp_path} any more: No space left on device"
+    assert any(isinstance(outcome.error, DownloadFailed) and outcome.result for outcome in outcomes)
+    assert requests.pulled < 20
+
+
+@pytest.mark.parametrize("bad", [0, -1, True, 2.5, "20"])
+async def test_a_wrong_streak_is_named(kie: KieSession, bad: Any) -> None:
+    with pytest.raises(InvalidRequest, match="max_failures_in_a_row"):
+        kie.batch([], max_failures_in_a_row=bad)
+
+
+@pytest.mark.parametrize("bad", [7, b"out", "", "a\0b", ["out"]])
+async def test_a_wrong_folder_is_named(kie: KieSession, bad: Any) -> None:
+    with pytest.raises(InvalidRequest, match="download_to must be a path"):
+        kie.batch([], download_to=bad)
+
+
+async def end_all(sandbox: Sandbox, end_of: Callable[[int], Any]) -> None:
+    """End every task as its number says, in the order of their creation; cancel it when done."""
+    while True:
+        for number, task_id in zip(numbers_at(sandbox), list(sandbox.tasks), strict=False):
+            state = end_of(number)
+            words = {"fail_code": "501", "fail_msg": "out of memory"} if state == "fail" else {}
+            sandbox.finish(task_id, state, **words)
+        await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize(
+    ("end_of", "options", "ended", "warnings"),
+    [
+        (lambda _: "fail", {}, 20, 1),
+        (lambda _: "fail", {"max_failures_in_a_row": 3}, 3, 0),
+        (lambda _: "fail", {"max_failures_in_a_row": 1}, 1, 0),
+        (lambda _: "fail", {"max_failures_in_a_row": None}, None, 1),
+        (lambda number: "success" if number % 20 == 19 else "fail", {}, None, 1),
+        (lambda number: "success" if number % 4 == 3 else "fail", {}, None, 0),
+        (lambda number: "success" if number < 30 else "fail", {}, 50, 1),
+        (lambda _: "success", {}, None, 0),
+    ],
+)
+async def test_a_model_that_only_fails_stops_a_batch(
+    open_session: OpenSession,
+    sandbox: Sandbox,
+    caplog: pytest.LogCaptureFixture,
+    end_of: Callable[[int], str],
+    options: dict[str, Any],
+    ended: int | None,
+    warnings: int,
+) -> None:
+    kie = await open_session(max_in_flight=1)
+    ending = asyncio.create_task(end_all(sandbox, end_of))
+    outcomes, end = await read(kie.batch(jobs(60), **options))
+    ending.cancel()
+    said = [record.getMessage() for record in caplog.records if "in a row" in record.getMessage()]
+    assert len(said) == warnings
+    assert all(words.startswith("5 tasks of sandbox/echo failed") for words in said)
+    if ended is None:
+        assert (len(outcomes), end) == (60, None)
+        return
+    assert isinstance(end, BatchStopped)
+    begun = [outcome for outcome in outcomes if outcome.task_id]
+    assert len(begun) == len(sandbox.tasks) == ended
+    most = options.get("max_failures_in_a_row", 20)
+    assert end.reason.startswith(f"{most} tasks of sandbox/echo failed in a row without a success, the last:")
+    assert "out of memory (501)" in str(end)
+
+
+async def test_streaks_are_of_one_model(open_session: OpenSession, sandbox: Sandbox) -> None:
+    """Another model's successes do not hide a broken one, nor do its failures add to it."""
+    kie = await open_session(max_in_flight=1)
+    models = ("sandbox/echo", "nano-banana-2")
+    requests = [TaskRequest(model=models[n % 2], input={"prompt": str(n)}) for n in range(40)]
+    ending = asyncio.create_task(end_all(sandbox, lambda n: "fail" if n % 2 == 0 else "success"))
+    outcomes, end = await read(kie.batch(requests, max_failures_in_a_row=10))
+    assert isinstance(end, BatchStopped)
+    assert end.reason.startswith("10 tasks of sandbox/echo")
+    assert len(sandbox.tasks) == 19
+    both_fail = kie.batch(requests[:18], max_failures_in_a_row=10)
+    ending.cancel()
+    ending = asyncio.create_task(end_all(sandbox, lambda _: "fail"))
+    outcomes, end = await read(both_fail)
+    ending.cancel()
+    assert (len(outcomes), end) == (18, None)
+
+
+async def test_failures_of_former_runs_and_of_one_shared_task_are_counted_once(
+    open_session: OpenSession, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    """A batch run again meets its old failures first; they must not keep it from going on."""
+    ending = asyncio.create_task(end_all(sandbox, lambda n: "fail" if n < 10 else "success"))
+    requests = [echo(n, ref=f"r{n}") for n in range(20)]
+    for expected in (True, False):
+        kie = await open_session(journal=tmp_path / "run.db", max_in_flight=1)
+        _, end = await read(kie.batch(requests, max_failures_in_a_row=10))
+        assert isinstance(end, BatchStopped) == expected
+        await kie.aclose()
+    ending.cancel()
+    assert len(sandbox.tasks) == 20
+    kie = await open_session(max_in_flight=30)
+    ending = asyncio.create_task(end_all(sandbox, lambda _: "fail"))
+    outcomes, end = await read(kie.batch([echo(99, ref="one")] * 25))
+    ending.cancel()
+    assert (len(outcomes), end) == (25, None)
 
 
 # --- time and memory ----------------------------------------------------------------------------------

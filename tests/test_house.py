@@ -57,6 +57,7 @@ LIBRARY_HOMES: dict[str, tuple[str, ...]] = {
     "aiohttp.web": ("callbacks/",),
     "sqlite3": ("journal/sqlite",),
     "asyncpg": ("journal/postgres",),
+    "aiohttp_socks": ("http/socks.py",),
     "backoff": ("http/backoff.py",),
     "cattrs": ("planning/durations.py",),
     "opentelemetry": ("instrumentation/",),

@@ -76,13 +76,18 @@ async def _write_to_the_bot(port: int, crowd: Crowd) -> None:
 
 async def _ask_the_app(port: int, _: Crowd) -> None:
     async with await _open(port) as http, http.post("/talk", params={"text": "hello"}) as answer:
+        assert answer.ok, await answer.text()
         assert len(await answer.json()) == 1
 
 
 VISITS: dict[str, Callable[[int, Crowd], Awaitable[None]]] = {
     "web.run_app(": _write_to_the_bot,
     "uvicorn.run(": _ask_the_app,
+    "uvicorn.Server(": _ask_the_app,
+    "app.run(port": _ask_the_app,
 }
+FRAMEWORKS = ("litestar", "django", "flask")
+"""Those of the extra ``test`` whose snippets nothing else in the suite needs."""
 BOT_API = """from aiogram.client import telegram
 object.__setattr__(telegram.PRODUCTION, "base", "http://127.0.0.1:{port}/bot{{token}}/{{method}}")
 """
@@ -93,6 +98,9 @@ object.__setattr__(telegram.PRODUCTION, "base", "http://127.0.0.1:{port}/bot{{to
 async def test_snippet_runs(number: int, tmp_path: Path) -> None:
     _write_face(tmp_path / "face.png")
     _write_voice(tmp_path / "voice.wav")
+    for framework in FRAMEWORKS:
+        if f"from {framework}" in SNIPPETS[number]:
+            pytest.importorskip(framework)
     port, crowd = _free_port(), Crowd()
     snippet = SNIPPETS[number].replace("https://bot.example.org", f"http://127.0.0.1:{port}")
     visit = next((visit for word, visit in VISITS.items() if word in snippet), None)
@@ -121,6 +129,8 @@ async def test_snippet_runs(number: int, tmp_path: Path) -> None:
             elif process.returncode is None:
                 process.send_signal(signal.SIGINT)
         out, err = await ending
+        if visit is not None:
+            assert {delivery.status for delivery in sandbox.deliveries} == {200}
     assert (process.returncode, err.decode()) == (0, "")
     assert visiting.result() is None if visit else out
 

@@ -35,7 +35,7 @@ from support.misbehaving import (
 )
 from support.tables import each
 
-from kie_async import CallbackReceiver, KieError, KieSession, TaskHandle, TransportError
+from kie_async import CallbackReceiver, KieError, KieSession, Network, TaskHandle, TransportError
 from kie_async._secrets import Secret
 from kie_async.callbacks.address import callback_mac
 from kie_async.creating.create_transport import CreateTransport
@@ -197,7 +197,7 @@ async def failing_session(fault: Fault, over: str, journal: Plans) -> AsyncItera
             connections=1,
             timeout_s=min(fault.timeout_s, 1.0),
             connect_timeout_s=fault.connect_timeout_s,
-            ssl_context=trusting(),
+            network=Network(ssl=trusting()),
         )
         stack.push_async_callback(transport.aclose)
         engine.calls.transport = transport

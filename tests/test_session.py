@@ -127,7 +127,6 @@ class TestArguments:
             ("task_timeout_s", -1.0),
             ("task_timeout_s", math.nan),
             ("task_timeout_s", None),
-            ("callback_url", "https://bot.example.org/kie?x=1"),
             ("callback_url", "https://bot.example.org/kie#x"),
             ("callback_url", "kie"),
             ("callback_secrets", [""]),

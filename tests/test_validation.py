@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import attrs
@@ -210,11 +211,42 @@ def test_loopback_is_this_machine(url: str, is_local: bool) -> None:
         ("https://proxy.example/kie/", "https://proxy.example/kie"),
         ("http://127.0.0.1:8080", "http://127.0.0.1:8080"),
         ("http://localhost:8080/", "http://localhost:8080"),
-        ("HTTPS://api.kie.ai", "HTTPS://api.kie.ai"),
+        ("HTTPS://api.kie.ai", "https://api.kie.ai"),
+        ("https://API.Kie.AI", "https://api.kie.ai"),
+        ("https://api.kie.ai:443", "https://api.kie.ai"),
+        ("https://api.kie.ai.:443/", "https://api.kie.ai"),
+        ("https://api.kie.ai:8443", "https://api.kie.ai:8443"),
+        ("https://api.kie.ai//", "https://api.kie.ai"),
+        ("https://api.kie.ai/api/v1", "https://api.kie.ai"),
+        ("https://api.kie.ai/api/v1/", "https://api.kie.ai"),
+        ("https://api.kie.ai/api/v1/jobs", "https://api.kie.ai"),
+        ("https://api.kie.ai/api/v1/jobs/createTask", "https://api.kie.ai"),
+        ("https://gw.example/Kie/api/v1", "https://gw.example/Kie"),
+        ("https://gw.example/api/v10", "https://gw.example/api/v10"),
+        ("https://[2001:DB8::1]:443/x", "https://[2001:db8::1]/x"),
+        ("http://localhost:80", "http://localhost"),
+        ("http://[::1]:8080", "http://[::1]:8080"),
     ],
 )
-def test_an_origin_is_https_or_this_machine(url: str, origin: str) -> None:
+def test_an_origin_has_one_form_and_is_https_or_this_machine(url: str, origin: str) -> None:
     assert check_origin("base_url", url) == origin
+
+
+@together(
+    ("url", "is_taken"),
+    [
+        ("http://sandbox:8800", True),
+        ("http://SANDBOX.:8800", True),
+        ("http://192.168.1.5:8800", True),
+        ("http://[fd00::1]:8800", True),
+        ("http://sandbox.example:8800", False),
+        ("http://192.168.1.50:8800", False),
+        ("http://host.docker.internal:8800", False),
+    ],
+)
+def test_plain_http_goes_to_hosts_that_were_named(url: str, is_taken: bool) -> None:
+    with nullcontext() if is_taken else pytest.raises(InvalidRequest, match="allow_http_to"):
+        check_origin("base_url", url, http_hosts=("sandbox", "192.168.1.5", "fd00::1"))
 
 
 @together("url", ["http://api.kie.ai", "http://10.0.0.1", "ftp://localhost", "api.kie.ai", ""])
@@ -233,6 +265,20 @@ def test_nothing_may_stand_behind_an_origin(url: str) -> None:
 def test_a_public_https_callback_url_passes(url: str) -> None:
     assert check_callback_url(url, allow_insecure=False) == url
     assert check_callback_url(url + "/", allow_insecure=False) == url
+
+
+@together(
+    ("url", "checked"),
+    [
+        ("https://a.example/kie?code=1", "https://a.example/kie?code=1"),
+        ("https://a.example/kie/?code=1", "https://a.example/kie?code=1"),
+        ("https://a.example/?x=a/b/", "https://a.example?x=a/b/"),
+        ("https://a.example/kie?", "https://a.example/kie"),
+        ("https://a.example/kie//", "https://a.example/kie"),
+    ],
+)
+def test_a_callback_url_may_have_a_query(url: str, checked: str) -> None:
+    assert check_callback_url(url, allow_insecure=False) == checked
 
 
 PRIVATE = [
@@ -268,14 +314,14 @@ def test_it_passes_when_the_user_allows_it(url: str) -> None:
 @together(
     "url",
     [
-        "https://a.example/kie?x=1",
-        "https://a.example/kie?",
         "https://a.example/kie#x",
+        "https://a.example/kie?x=1#y",
+        "https://a.example/#",
         "https://u:p@a.example/",
     ],
 )
 @together("allow_insecure", [True, False])
-def test_nothing_may_stand_behind_the_path_of_a_callback_url(url: str, allow_insecure: bool) -> None:
+def test_a_callback_url_has_no_fragment_and_no_password(url: str, allow_insecure: bool) -> None:
     with pytest.raises(InvalidRequest, match="callback_url"):
         check_callback_url(url, allow_insecure=allow_insecure)
 
@@ -297,8 +343,24 @@ def test_a_key_that_is_given_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_key(None) == "from-the-environment"
 
 
-def test_blanks_around_a_key_are_a_slip_of_copying() -> None:
-    assert read_key(" key\n") == "key"
+@together("given", [" key\n", '"key"', "'key'", ' " key " ', "\u201ckey\u201d", "`key`"])
+def test_blanks_and_quotes_around_a_key_are_a_slip_of_copying(given: str) -> None:
+    assert read_key(given) == "key"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KIE_API_KEY", given)
+        assert read_key(None) == "key"
+
+
+@together("key", [b"key", 7, ["key"]])
+def test_a_key_is_text(key: Any) -> None:
+    with pytest.raises(InvalidRequest, match="api_key must be text"):
+        read_key(key)
+
+
+def test_a_key_of_the_environment_is_refused_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KIE_API_KEY", "s3cret key")
+    with pytest.raises(InvalidRequest, match=r"^KIE_API_KEY holds characters"):
+        read_key(None)
 
 
 @together("key", ["", "  "])

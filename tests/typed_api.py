@@ -17,6 +17,7 @@ from kie_async import (
     KlingAvatar,
     Limits,
     Media,
+    Network,
     Outcome,
     PollSchedule,
     Rate,
@@ -52,6 +53,9 @@ async def use(face: Path, voice: str) -> None:
         budget=Budget(credits=100),
         confirm_callbacks=None,
         callback_secrets=[b"secret"],
+        network=Network(
+            proxy="http://p:1", allow=["198.18.0.0/15"], allow_http_to=["sandbox"], resolver=None
+        ),
         on_event=hear,
     ) as kie:
         avatar = KlingAvatar(image_url=face, audio_url=voice, prompt="smile")

@@ -6,7 +6,7 @@ import base64
 import hmac
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from .._secrets import Secret
 from ..wire.signatures import hmac_sha256
@@ -38,9 +38,34 @@ def callback_mac(intent_id: str, *, secret: bytes) -> str:
     return base64.b32encode(_mac_digest(intent_id, secret))[:26].decode().lower()
 
 
+def address_below(url: str, path_tail: str) -> str:
+    """Return *url* with a path put behind its own, before its query: some hosts want a code there."""
+    front, question_mark, query = url.partition("?")
+    return f"{front.rstrip('/')}/{path_tail}{question_mark}{query}"
+
+
+def path_parts(path: str) -> list[str]:
+    """Return the parts of a path; proxies add slashes at its end and double those within."""
+    return [part for part in path.split("/") if part]
+
+
+def split_address(path_tail: str) -> tuple[str, str]:
+    """Return the intent and the mac that a path consists of; empty ones if it has other parts.
+
+    A query is passed over: some servers hand out the target of a request with it.
+    """
+    parts: Sequence[str] = path_parts(path_tail.partition("?")[0])
+    return (parts[0], parts[1]) if len(parts) == 2 else ("", "")
+
+
+def has_form_of_address(intent_id: str, mac: str) -> bool:
+    """Return whether somebody's session may have made this address; strangers seldom come upon its form."""
+    return bool(_INTENT_ID.fullmatch(intent_id) and _MAC.fullmatch(mac))
+
+
 def is_valid_mac(intent_id: str, mac: str, *, callback_secrets: Iterable[bytes]) -> bool:
     """Return whether *mac* belongs to *intent_id* under any of the secrets."""
-    if not _INTENT_ID.fullmatch(intent_id) or not _MAC.fullmatch(mac):
+    if not has_form_of_address(intent_id, mac):
         return False
     # Every delivery comes through here: reading the given mac costs a tenth of spelling the right one.
     given = int(mac.encode().translate(_BASE32_AS_INT_DIGITS), 32).to_bytes(_MAC_BYTES, "big")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from aiohttp import web
 from multidict import CIMultiDict
 
+from .address import path_parts
 from .base import METHOD_NOT_ALLOWED, BodyReader, CallbackVerdict, Handler
-from .body import body_too_large, read_body
+from .body import bounded, read_body
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -15,8 +18,7 @@ _RESPONSE_HEADERS = CIMultiDict({"Server": "", "Content-Type": "application/json
 
 def aiohttp_routes(path: str, handler: Handler) -> list[web.RouteDef]:
     """Return the routes at and below *path* for an aiohttp application; other methods get a 405."""
-    path = path.strip("/")
-    prefix = f"/{path}" if path else ""
+    parts = path_parts(path)
 
     async def on_post(request: web.Request) -> web.Response:
         path_tail = f"{request.match_info['intent']}/{request.match_info['mac']}"
@@ -29,8 +31,14 @@ def aiohttp_routes(path: str, handler: Handler) -> list[web.RouteDef]:
     async def on_expect(_: web.Request) -> None:
         """Say "100 Continue" not here but when the body is wanted."""
 
-    routes = [web.post(f"{prefix}/{{intent}}/{{mac}}", on_post, expect_handler=on_expect)]
-    return [*routes, web.get(prefix, on_get)] if prefix else routes
+    below = _pattern_of([*parts, "{intent}", "{mac}"])
+    routes = [web.post(below, on_post, expect_handler=on_expect)]
+    return [*routes, web.get(_pattern_of(parts), on_get)] if parts else routes
+
+
+def _pattern_of(parts: Sequence[str]) -> str:
+    """Return a pattern of aiohttp for a path in which slashes may be doubled, or stand at the end too."""
+    return "".join(f"/{{slashes{at}:/*}}{part}" for at, part in enumerate(parts)) + "{end:/*}"
 
 
 def body_reader(request: web.BaseRequest, *, content_encoding: str = "") -> BodyReader:
@@ -40,10 +48,7 @@ def body_reader(request: web.BaseRequest, *, content_encoding: str = "") -> Body
         content = request.content
         # Most callbacks come in one packet with their headers: no timer is needed for what is here.
         if content.is_eof() and not content_encoding and content.exception() is None:
-            body = content.read_nowait()
-            if len(body) > limit:
-                raise body_too_large()
-            return body
+            return bounded(content.read_nowait(), limit)
         if request.headers.get("Expect", "").lower() == "100-continue":
             await request.writer.write(_CONTINUE)
             # aiohttp takes bytes written for a begun answer, after which an error could only break off.

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from ..errors import CallbackRejected
+from .address import path_parts
 from .base import METHOD_NOT_ALLOWED, CallbackVerdict, Handler
 from .body import read_body
 
@@ -35,7 +36,7 @@ class AsgiMount:
 
     async def _on_post(self, scope: Scope, receive: Receive) -> CallbackVerdict:
         # Servers differ in whether the mount's own path is in here: the address is the last two parts.
-        path_tail = "/".join(str(scope["path"]).rstrip("/").rsplit("/", 2)[-2:])
+        path_tail = "/".join(path_parts(str(scope["path"]))[-2:])
         headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
         encodings = (value.lower() for name, value in headers if name.lower() == "content-encoding")
         content_encoding = next(encodings, "")

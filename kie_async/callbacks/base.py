@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import attrs
+from multidict import CIMultiDict, CIMultiDictProxy
 
 from ..models import TaskRecord
 
@@ -79,8 +80,16 @@ METHOD_NOT_ALLOWED = CallbackVerdict(status=405, reason="method not allowed")
 
 Headers = Mapping[str, str] | Iterable[tuple[str, str]]
 
+
+def as_multidict(headers: Headers) -> CIMultiDictProxy[str]:
+    """Return headers as aiohttp has them: others may be read only once."""
+    if isinstance(headers, CIMultiDictProxy):
+        return headers
+    return CIMultiDictProxy(CIMultiDict(headers.items() if isinstance(headers, Mapping) else headers))
+
+
 BodyReader = Callable[[int], Awaitable[bytes]]
-"""Reads a body of at most so many bytes, or raises `CallbackRejected`."""
+"""Reads a body, or raises `CallbackRejected`; of one that is larger than so many bytes, one byte more."""
 
 Handler = Callable[[str, Headers, BodyReader], Awaitable[CallbackVerdict]]
 """Judges a request and takes in its delivery: the end of its path, its headers, a way to read its body."""

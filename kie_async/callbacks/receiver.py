@@ -7,43 +7,60 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
+import ssl
+import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 
+import attrs
 from aiohttp import web
-from multidict import CIMultiDict, CIMultiDictProxy
+from multidict import CIMultiDictProxy
 
 from .._secrets import as_secrets
 from ..errors import CallbackRejected, InvalidRequest
 from ..wire.responses import decode_callback
 from ..wire.signatures import verify
-from .address import is_valid_mac
+from .address import has_form_of_address, is_valid_mac, split_address
 from .aiohttp_routes import aiohttp_routes
 from .asgi import AsgiMount
-from .base import NO_ADDRESS, Address, BodyReader, CallbackVerdict, Delivery, Headers, Inbox
-from .body import body_too_large
+from .base import NO_ADDRESS, Address, BodyReader, CallbackVerdict, Delivery, Headers, Inbox, as_multidict
+from .body import bounded
+from .check import CallbackCheck, Checks
+from .doorbell import Doorbell
+from .handover import call_on, run_on, running_loop
+from .refusals import FOREIGN_ADDRESS, NO_SESSION, RefusalLog
 from .server import ServedReceiver, serve
 
 SIGNATURE_HEADER = "x-webhook-signature"
 
 TIMESTAMP_HEADER = "x-webhook-timestamp"
 
-LOG_EVERY_S = 60.0
-
 _MAX_FORMER_SECRETS = 16
 """Of closed sessions: their addresses get a 503, as another worker may know them, and no 404."""
 
+_UNREADABLE = "unreadable body"
+
 _log = logging.getLogger("kie_async")
+
+
+@attrs.frozen(eq=False)
+class _Attached:
+    """A session and the event loop it runs on, which may be that of another thread."""
+
+    inbox: Inbox
+    loop: asyncio.AbstractEventLoop | None
 
 
 class CallbackReceiver:
     """Verifies deliveries and hands them to the sessions that were opened with it.
 
     *hmac_keys* are the keys from the service's webhook settings, several while one is being replaced.
-    *tolerance_s* is how far the clocks may differ either way. *max_body* is in bytes.
+    *tolerance_s* is how far the clocks may differ either way. A body of more than *max_body* bytes is not
+    read: up to 8 MiB its task is polled at once instead, what is larger is refused.
+
+    Any thread may deliver: a session is only touched on its own event loop.
 
     Raises:
         InvalidRequest: A key is empty, or a number is not above zero.
@@ -64,23 +81,27 @@ class CallbackReceiver:
         self._tolerance_s = tolerance_s
         self._max_body = max_body
         self._now = now
-        self._inboxes: list[Inbox] = []
-        self._former_secrets: deque[bytes] = deque(maxlen=_MAX_FORMER_SECRETS)
-        self._logged_at: dict[str, float] = {}
+        # Tuples, replaced as a whole: threads that deliver go through them while sessions come and go.
+        self._attached: tuple[_Attached, ...] = ()
+        self._former_secrets: tuple[bytes, ...] = ()
+        self._changing = threading.Lock()
+        self._refusals = RefusalLog()
+        self._checks = Checks()
 
     def __repr__(self) -> str:
-        return f"<CallbackReceiver keys={len(self._keys)} sessions={len(self._inboxes)}>"
+        return f"<CallbackReceiver keys={len(self._keys)} sessions={len(self._attached)}>"
 
     def attach(self, inbox: Inbox) -> None:
-        """Begin to hand deliveries to a session; sessions do this when they open."""
-        self._inboxes.append(inbox)
+        """Begin to hand deliveries to a session; sessions do this when they open, on their event loop."""
+        with self._changing:
+            self._attached = (*self._attached, _Attached(inbox, running_loop()))
 
     def detach(self, inbox: Inbox) -> None:
         """Hand no more deliveries to a session; sessions do this when they close."""
-        self._inboxes.remove(inbox)
-        self._former_secrets.extend(
-            secret for secret in inbox.callback_secrets if secret not in self._former_secrets
-        )
+        with self._changing:
+            former = dict.fromkeys([*self._former_secrets, *inbox.callback_secrets])
+            self._former_secrets = tuple(former)[-_MAX_FORMER_SECRETS:]
+            self._attached = tuple(one for one in self._attached if one.inbox is not inbox)
 
     # --- the pure pair -----------------------------------------------------------------------------
 
@@ -90,41 +111,61 @@ class CallbackReceiver:
         Raises:
             CallbackRejected: 404 for a wrong address, 503 when no session is open.
         """
-        if not self._inboxes:
-            raise CallbackRejected("no session is open", 503)
-        intent_id, _, mac = path_tail.strip("/").partition("/")
+        attached = self._attached
+        if not attached:
+            raise CallbackRejected(NO_SESSION, 503)
+        intent_id, mac = split_address(path_tail)
         inboxes = tuple(
-            [i for i in self._inboxes if is_valid_mac(intent_id, mac, callback_secrets=i.callback_secrets)]
+            [
+                one.inbox
+                for one in attached
+                if is_valid_mac(intent_id, mac, callback_secrets=one.inbox.callback_secrets)
+            ]
         )
         if inboxes:
             return Address(intent_id=intent_id, inboxes=inboxes)
         if is_valid_mac(intent_id, mac, callback_secrets=self._former_secrets):
-            raise CallbackRejected("no session is open", 503)
-        for inbox in self._inboxes:
-            inbox.note_rejection("wrong address")
+            raise CallbackRejected(NO_SESSION, 503)
+        for one in attached:
+            _note_rejection(one, "wrong address")
         raise CallbackRejected("wrong address", 404)
 
     def receive(self, address: Address, headers: Headers, body: bytes, now: float) -> CallbackVerdict:
         """Judge a delivery; nothing is changed by it. *now* is unix time in seconds."""
         try:
-            delivery = self._verified(address, headers, body, now)
-            return _acceptance(delivery, _inbox_for(delivery, address))
+            news = self._verified(address, headers, bounded(body, self._max_body), now)
+            for inbox in address.inboxes:
+                if (delivery := _delivery_for(inbox, news)) is not None:
+                    return _acceptance(delivery, inbox)
+            raise _unknown_intent()
         except CallbackRejected as exc:
             return _refusal(exc, address)
 
-    def _verified(self, address: Address, headers: Headers, body: bytes, now: float) -> Delivery:
-        """Return the delivery in a body, its signature checked if there are keys."""
-        if len(body) > self._max_body:
-            raise body_too_large()
-        record = decode_callback(body)
+    def _verified(self, address: Address, headers: Headers, body: bytes, now: float) -> Delivery | Doorbell:
+        """Return the delivery in a body, its signature checked if there are keys.
+
+        Of a body that is too large or broken nothing counts but that it came, to a right address.
+        """
+        try:
+            record = decode_callback(body) if len(body) <= self._max_body else None
+        except CallbackRejected as exc:
+            if exc.reason != _UNREADABLE:
+                raise
+            record = None
+        if record is None:
+            verify_signature = partial(self._verify_signature, headers=as_multidict(headers), now=now)
+            return Doorbell(
+                intent_id=address.intent_id,
+                body=body,
+                is_large=len(body) > self._max_body,
+                verify_signature=verify_signature if self._keys else None,
+            )
         if self._keys:
             self._verify_signature(record.task_id, headers, now)
         return Delivery(intent_id=address.intent_id, record=record, is_signed=bool(self._keys))
 
     def _verify_signature(self, task_id: str, headers: Headers, now: float) -> None:
-        if not isinstance(headers, CIMultiDictProxy):  # aiohttp's; others may be read only once
-            items = headers.items() if isinstance(headers, Mapping) else headers
-            headers = CIMultiDictProxy(CIMultiDict(items))
+        headers = as_multidict(headers)
         signature = _only_header(headers, SIGNATURE_HEADER)
         timestamp = _only_header(headers, TIMESTAMP_HEADER)
         verify(task_id, timestamp, signature, keys=self._keys, now=now, tolerance_s=self._tolerance_s)
@@ -134,52 +175,98 @@ class CallbackReceiver:
     async def feed(self, path_tail: str, headers: Headers, body: bytes) -> CallbackVerdict:
         """Judge a delivery and hand it to its session: for any server without a mount of its own.
 
-        *path_tail* is ``{intent}/{mac}``. Answer with the verdict's ``status`` and ``body``.
+        *path_tail* is ``{intent}/{mac}``. Answer with the verdict's ``status`` and ``body``. A thread that
+        runs no event loop may call ``asyncio.run(receiver.feed(...))``: it waits for the session's loop.
         """
-        address = NO_ADDRESS
-        try:
-            address = self.address(path_tail)
-            return await _dispatch(self._verified(address, headers, body, self._now()), address)
-        except CallbackRejected as exc:
-            return self._refuse(exc, address)
+        if not isinstance(headers, Mapping):  # it may be read only once
+            headers = as_multidict(headers)
+
+        async def read(limit: int) -> bytes:
+            # Many a framework has decompressed it and kept the header.
+            is_plain = body.startswith(b"{") or body[:64].lstrip().startswith(b"{")
+            content_encoding = "" if is_plain else as_multidict(headers).get("Content-Encoding", "").lower()
+            return bounded(body, limit, content_encoding=content_encoding)
+
+        return await self._judge(path_tail, headers, read, is_mounted=False)
 
     async def _on_request(self, path_tail: str, headers: Headers, read: BodyReader) -> CallbackVerdict:
         """Judge a request to a mount; nothing of the user's runs before it is answered."""
         try:
-            return await self._read_and_dispatch(path_tail, headers, read)
+            return await self._judge(path_tail, headers, read, is_mounted=True)
         except Exception:  # a mistake of ours: the service delivers again after a 500
             _log.exception("a callback was answered with 500")
             return CallbackVerdict(status=500, reason="internal error")
 
-    async def _read_and_dispatch(self, path_tail: str, headers: Headers, read: BodyReader) -> CallbackVerdict:
+    async def _judge(
+        self, path_tail: str, headers: Headers, read: BodyReader, *, is_mounted: bool
+    ) -> CallbackVerdict:
         address = NO_ADDRESS
         try:
+            if (check := self._checks.find(path_tail, headers)) is not None:
+                return await check.arrive(path_tail, headers, read)
             address = self.address(path_tail)
             body = await read(self._max_body)
             # Requests that came together wait here for each other, so that their answers leave together: a
             # proxy on this machine is then woken once for all, and `send` takes half the time. With 16
             # connections that is 17 % more callbacks in a CPU second, 14 of them by the second sleep alone;
             # with one connection it is 6 % fewer, where nothing is pressing.
-            await asyncio.sleep(0)
-            delivery = self._verified(address, headers, body, self._now())
-            await asyncio.sleep(0)
-            return await _dispatch(delivery, address)
+            if is_mounted:
+                await asyncio.sleep(0)
+            news = self._verified(address, headers, body, self._now())
+            if is_mounted:
+                await asyncio.sleep(0)
+            return await self._dispatch(news, address)
         except CallbackRejected as exc:
-            return self._refuse(exc, address)
+            return self._refuse(exc, address, path_tail)
 
-    def _refuse(self, why: CallbackRejected, address: Address) -> CallbackVerdict:
+    async def _dispatch(self, news: Delivery | Doorbell, address: Address) -> CallbackVerdict:
+        """Hand a delivery to the session that has its task now: a create answer may have come meanwhile."""
+        attached = self._attached_of(address)
+        if not attached:
+            raise CallbackRejected(NO_SESSION, 503)
+        here = asyncio.get_running_loop()
+        for one in attached:
+            if one.loop is here or one.loop is None:
+                verdict = await _offer(one.inbox, news)
+            else:
+                verdict = await run_on(one.loop, partial(_offer, one.inbox, news))
+            if verdict is not None:
+                if isinstance(news, Doorbell):
+                    self._refusals.note_unread(self._now())
+                return verdict
+        raise _unknown_intent()
+
+    def _attached_of(self, address: Address) -> list[_Attached]:
+        """Return the sessions of an address that are still open."""
+        return [one for one in self._attached if one.inbox in address.inboxes]
+
+    def _refuse(self, why: CallbackRejected, address: Address, path_tail: str) -> CallbackVerdict:
         """Note a refusal, in the sessions too whose address it came to."""
-        self._log_refusal(why.reason)
-        for inbox in address.inboxes:
-            inbox.note_rejection(why.reason)
+        is_foreign = why.status == 404 and has_form_of_address(*split_address(path_tail))
+        self._refusals.note(
+            why.reason,
+            self._now(),
+            is_genuine=bool(address.intent_id),
+            advice=FOREIGN_ADDRESS if is_foreign else "",
+        )
+        for one in self._attached_of(address):
+            _note_rejection(one, why.reason)
         return _refusal(why, address)
 
-    def _log_refusal(self, reason: str) -> None:
-        """Log a refusal, each reason once a minute: strangers must not fill a disk."""
-        now = self._now()
-        if now - self._logged_at.get(reason, -math.inf) >= LOG_EVERY_S:
-            self._logged_at[reason] = now
-            _log.info("callback refused: %s (further ones of this minute are only counted)", reason)
+    # --- trying it out -----------------------------------------------------------------------------
+
+    async def check(
+        self, url: str, *, timeout_s: float = 10.0, ssl_context: ssl.SSLContext | None = None
+    ) -> CallbackCheck:
+        """Send a request to the public *url* as the service would, and find out where it fails to get here.
+
+        The receiver must be mounted already, in this process; no session need be open. ``print`` what this
+        returns: one sentence that names the hop which failed and what to do.
+
+        Raises:
+            InvalidRequest: *url* is no absolute http(s) URL.
+        """
+        return await self._checks.run(url, timeout_s=timeout_s, ssl_context=ssl_context)
 
     # --- mounts ------------------------------------------------------------------------------------
 
@@ -215,26 +302,37 @@ class CallbackReceiver:
         return serve(host, port, path, self._on_request)
 
 
-async def _dispatch(delivery: Delivery, address: Address) -> CallbackVerdict:
-    """Hand a delivery to the session that has its task now: a create answer may have come meanwhile."""
-    inbox = _inbox_for(delivery, address)
+def _note_rejection(attached: _Attached, reason: str) -> None:
+    call_on(attached.loop, partial(attached.inbox.note_rejection, reason))
+
+
+async def _offer(inbox: Inbox, news: Delivery | Doorbell) -> CallbackVerdict | None:
+    """Hand a delivery to a session if it knows the intent; this runs on the session's own loop."""
+    delivery = _delivery_for(inbox, news)
+    if delivery is None:
+        return None
     await inbox.accept(delivery)
     return _acceptance(delivery, inbox)
 
 
-def _inbox_for(delivery: Delivery, address: Address) -> Inbox:
-    """Return the session that knows the intent, which has this task or none yet.
+def _delivery_for(inbox: Inbox, news: Delivery | Doorbell) -> Delivery | None:
+    """Return the delivery as a session takes it that has this task or none yet; None if it is not its own.
 
     Raises:
-        CallbackRejected: 503 if none does: another worker may get the service's next try. 400 if the
-            intent has another task.
+        CallbackRejected: The intent has another task, or the signature is not of this one.
     """
-    for inbox in address.inboxes:
-        if (task_id := inbox.owner_of(address.intent_id)) is not None:
-            if task_id not in {"", delivery.record.task_id}:
-                raise CallbackRejected("id of another task", 400)
-            return inbox
-    raise CallbackRejected("intent is not known here", 503)
+    task_id = inbox.owner_of(news.intent_id)
+    if task_id is None:
+        return None
+    delivery = news.delivery_for(task_id) if isinstance(news, Doorbell) else news
+    if task_id not in {"", delivery.record.task_id}:
+        raise CallbackRejected("id of another task", 400)
+    return delivery
+
+
+def _unknown_intent() -> CallbackRejected:
+    """Return the refusal of a delivery that another worker may get at the service's next try."""
+    return CallbackRejected("intent is not known here", 503)
 
 
 def _acceptance(delivery: Delivery, inbox: Inbox) -> CallbackVerdict:

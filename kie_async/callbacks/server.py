@@ -12,6 +12,7 @@ import attrs
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
+from .address import path_parts
 from .aiohttp_routes import body_reader, response_for
 from .base import METHOD_NOT_ALLOWED, CallbackVerdict, Handler
 from .body import BODY_TIMEOUT_S
@@ -205,12 +206,13 @@ async def serve(host: str, port: int, path: str, handler: Handler) -> AsyncItera
 
 def _answer_below(path: str, handler: Handler) -> Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]:
     """Return what answers the requests to *path*; those to other paths have no right address."""
-    prefix = path.rstrip("/") + "/"
+    prefix = path_parts(path)
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
         if request.method != "POST":
             return response_for(METHOD_NOT_ALLOWED)
-        path_tail = request.path.removeprefix(prefix) if request.path.startswith(prefix) else ""
+        parts = path_parts(request.path)
+        path_tail = "/".join(parts[len(prefix) :]) if parts[: len(prefix)] == prefix else ""
         content_encoding = request.headers.get("Content-Encoding", "").lower()
         read = body_reader(request, content_encoding=content_encoding)
         return response_for(await handler(path_tail, request.headers, read))

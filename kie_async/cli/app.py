@@ -12,6 +12,7 @@ from .. import __version__
 from .batch import batch
 from .demo import demo
 from .journal import journal
+from .listen import listen
 from .runtime import configure_log
 from .sandbox import PASS_OPTIONS_ON, sandbox
 from .tasks import balance, run, status
@@ -53,6 +54,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "batch": batch,
     "status": status,
     "credits": balance,
+    "listen": listen,
 }
 
 for name, command in _COMMANDS.items():

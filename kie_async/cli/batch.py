@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -13,12 +14,13 @@ from urllib.parse import urlsplit
 import attrs
 import typer
 
-from ..batch import Batch
+from ..batch import MAX_FAILURES_IN_A_ROW, Batch
 from ..callbacks.receiver import CallbackReceiver
 from ..config import Budget
-from ..errors import BatchStopped, FileError, JournalError, KieError
+from ..errors import AuthenticationError, BatchStopped, FileError, JournalError, KieError
 from ..events import SessionEvent
 from ..inputs.request import TaskRequest
+from ..journal.sqlite import SqliteJournal
 from ..session import KieSession
 from .batch_ledger import BatchLedger
 from .batch_progress import BatchProgress, open_progress
@@ -40,6 +42,7 @@ class BatchOptions:
     results: Path
     max_in_flight: int
     budget: Budget | None
+    max_failures_in_a_row: int | None
     grace_s: float
     callback_url: str | None
     port: int
@@ -66,6 +69,10 @@ def batch(
         float | None,
         typer.Option(metavar="C", help="Begin no task once C credits are spent, all runs counted."),
     ] = None,
+    max_failures_in_a_row: Annotated[
+        int,
+        typer.Option(min=0, metavar="N", help="Stop when N tasks of a model fail in a row; 0 is never."),
+    ] = MAX_FAILURES_IN_A_ROW,
     grace: Annotated[
         float, typer.Option(min=0.0, metavar="S", help="After Ctrl-C, wait S seconds for what is paid.")
     ] = 60.0,
@@ -101,10 +108,15 @@ def batch(
     Exit status: 0 all done; 1 some failed, are unknown or still open; 2 asked wrongly, nothing was sent;
     130 interrupted before all was done.
     """
+    if not jobs.name or jobs.is_dir():
+        raise typer.BadParameter(f"{jobs} is a folder, not a .csv or .jsonl file", param_hint="JOBS")
     if port is not None and callback_url is None:
         raise typer.BadParameter("goes with --callback-url only", param_hint="--port")
     if budget_credits is not None and not budget_credits > 0:
         raise typer.BadParameter("must be above zero", param_hint="--budget-credits")
+    # os.path, since pathlib's own questions raise for paths that cannot be reached.
+    if os.path.isdir(jobs):
+        raise typer.BadParameter(f"{jobs} is a folder; a .csv or .jsonl file is wanted", param_hint="JOBS")
     options = BatchOptions(
         jobs=jobs,
         journal=journal or jobs.with_name(f"{jobs.name}.db"),
@@ -112,15 +124,16 @@ def batch(
         results=results or out / "results.jsonl",
         max_in_flight=max_in_flight,
         budget=None if budget_credits is None else Budget(credits=budget_credits),
+        max_failures_in_a_row=max_failures_in_a_row or None,
         grace_s=grace,
         callback_url=callback_url,
         port=port or _DEFAULT_PORT,
     )
     # The results file is replaced as a whole; it must never be one of the others.
-    files = {path.resolve() for path in (options.jobs, options.journal, options.results)}
+    files = {os.path.realpath(path) for path in (options.jobs, options.journal, options.results)}
     if len(files) < 3:
         raise typer.BadParameter("the jobs, the journal and the results are three files")
-    if options.results.is_dir():
+    if os.path.isdir(options.results):
         raise typer.BadParameter("is a folder", param_hint="--results")
     run_command(run_batch(options))
 
@@ -151,6 +164,7 @@ class _CommandRun:
         self._options = options
         self._ledger = ledger
         self._progress = progress
+        self._journal = SqliteJournal(options.journal)
         self._interrupts = 0
         self._settled_count = 0
         """Tasks that settled in this run: what the ETA is reckoned from."""
@@ -176,11 +190,31 @@ class _CommandRun:
                 for handle in await kie.resume():
                     self._ledger.record_task(handle.ref, handle.task_id)
                 # The batch joins these by their refs, so none is created again.
-                await self._consume(kie.batch(requests, download_to=self._options.out))
+                if await self._takes_key(kie):
+                    await self._consume(self._begin(kie, requests))
         finally:
             # If it never opened, the file is another's: a former run's, or that of whoever has the journal.
             if is_open:
                 await self._write_results()
+
+    async def _takes_key(self, kie: KieSession) -> bool:
+        """Tell whether the service takes the key; if it cannot be asked now, the batch will see."""
+        if (await self._journal.load_totals()).settled >= self._ledger.total:
+            return True  # all was done in former runs, as it seems: then nothing need be sent
+        try:
+            await kie.credits()
+        except AuthenticationError as exc:
+            self._problem = explain(exc)
+        except KieError:
+            pass
+        return not self._problem
+
+    def _begin(self, kie: KieSession, requests: Iterator[TaskRequest]) -> Batch:
+        return kie.batch(
+            requests,
+            download_to=self._options.out,
+            max_failures_in_a_row=self._options.max_failures_in_a_row,
+        )
 
     async def _write_results(self) -> None:
         try:
@@ -200,7 +234,7 @@ class _CommandRun:
         session = KieSession(
             callback_url=options.callback_url,
             receiver=receiver,
-            journal=options.journal,
+            journal=self._journal,
             max_in_flight=options.max_in_flight,
             budget=options.budget,
             on_event=self._note_event,

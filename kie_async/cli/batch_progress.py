@@ -10,7 +10,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from .output import print_err, without_key
+from .output import make_printable, print_err
 
 
 class BatchProgress(Protocol):
@@ -60,4 +60,4 @@ class _BarProgress:
 
     def print_line(self, line: str) -> None:
         # Through rich, which draws the bar again below it; written past rich it would land in the bar.
-        self._progress.console.print(without_key(" ".join(line.split())), soft_wrap=True)
+        self._progress.console.print(make_printable(" ".join(line.split())), soft_wrap=True)

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from .demo_report import Job, Report
-from .output import format_number
+from .output import escape_marks, format_number
 
 _FILE_WIDTH = 120
 
@@ -132,7 +132,7 @@ def show_report(console: Console, report: Report) -> None:
 def _cells(job: Job) -> tuple[str, ...]:
     seconds = "" if job.seconds is None else f"{job.seconds:.1f}"
     last = job.file.name if job.file else job.error
-    return str(job.number), job.state, seconds, job.source, format_number(job.credits), last
+    return str(job.number), job.state, seconds, job.source, format_number(job.credits), escape_marks(last)
 
 
 def _after(job: Job) -> str:

@@ -15,6 +15,7 @@ import tempfile
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
@@ -39,6 +40,9 @@ _VALID_AVATAR: Mapping[str, Any] = {
 }
 """The fields of an avatar, each with a value nothing is wrong with: so another can be judged alone."""
 _MAX_QUOTES_TRIED = 200
+_NO_TEMPORARY_FILE = (
+    "the jobs need a temporary file, which cannot be written; set TMPDIR to a folder that can"
+)
 _T = TypeVar("_T")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _JSON_POSITION = re.compile(r"(.*): line \d+ column (\d+) \(char \d+\)", re.DOTALL)
@@ -75,11 +79,18 @@ class _Row:
 
 
 class Jobs:
-    """The jobs of a file without problems. The requests are on disk, only an index of them in memory."""
+    """The jobs of a file without problems. The requests are on disk, only an index of them in memory.
+
+    Raises:
+        CannotRun: There is no folder for temporary files.
+    """
 
     def __init__(self) -> None:
         # A batch may have a million jobs: in memory is what finding one takes, the rest is on disk.
-        self._spool = tempfile.TemporaryFile()  # noqa: SIM115  (closed in close)
+        try:
+            self._spool = tempfile.TemporaryFile()  # noqa: SIM115  (closed in close)
+        except OSError as exc:
+            raise CannotRun(f"{_NO_TEMPORARY_FILE}: {exc.strerror or exc}") from None
         self._offsets = array("q", [0])
         self._line_numbers = array("q")
         self._line_of: dict[str, int] = {}
@@ -118,6 +129,15 @@ class Jobs:
         line = self._line_of.get(ref)
         return None if line is None else bisect_left(self._line_numbers, line)
 
+    def flush(self) -> None:
+        """Write what is still in memory to the temporary file.
+
+        Raises:
+            CannotRun: There is no room for it.
+        """
+        with _spooling():
+            self._spool.flush()
+
     def claim(self, ref: str, line: int) -> int:
         """Return the line of the first job with this ref: *line*, if there was none yet."""
         return self._line_of.setdefault(ref, line)
@@ -128,10 +148,20 @@ class Jobs:
         media = [name for name, value in request.input.items() if isinstance(value, Path)]
         fields = {name: str(value) if name in media else value for name, value in request.input.items()}
         encoded = json.dumps([request.ref, request.model, fields, media]).encode()
-        self._spool.seek(self._offsets[-1])
-        self._spool.write(encoded)
+        with _spooling():
+            self._spool.seek(self._offsets[-1])
+            self._spool.write(encoded)
         self._offsets.append(self._offsets[-1] + len(encoded))
         self._line_numbers.append(line)
+
+
+@contextmanager
+def _spooling() -> Iterator[None]:
+    """Keep a full disk from being taken for a jobs file that cannot be read."""
+    try:
+        yield
+    except OSError as exc:
+        raise CannotRun(f"{_NO_TEMPORARY_FILE} in {tempfile.gettempdir()}: {exc.strerror}") from None
 
 
 def read_jobs(path: Path, *, report: Callable[[Problem], None]) -> Jobs:
@@ -156,6 +186,7 @@ def read_jobs(path: Path, *, report: Callable[[Problem], None]) -> Jobs:
             raise CannotRun(f"{path}: {count} problem{'s' * (count > 1)}; nothing was sent")
         if not jobs:
             raise CannotRun(f"{path} holds no job")
+        jobs.flush()
     except OSError as exc:
         jobs.close()
         raise CannotRun(f"cannot read {path}: {exc.strerror}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,8 +13,10 @@ import typer
 from ..errors import JournalError
 from ..journal.base import Intent
 from ..journal.sqlite import SqliteJournal
-from .output import format_number, print_out
+from .output import escape_marks, format_number, print_out
 from .runtime import DONE, CannotRun, run_command
+
+_ALIGNED_COLUMNS = 5
 
 journal = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look into the journal of a batch.")
 
@@ -38,7 +41,7 @@ def show(
     The columns are state, ref, task id, credits and intent, which is the journal's own name for each.
     """
     # Opening a journal that is not there would make one.
-    if not file.exists():
+    if not os.path.exists(file):  # unlike `Path.exists` it never raises
         raise typer.BadParameter(f"there is no journal {file}", param_hint="FILE")
     run_command(_show(file, as_json=as_json))
 
@@ -51,17 +54,16 @@ async def _show(file: Path, *, as_json: bool) -> int:
     """
     source = SqliteJournal(file)
     try:
-        await source.open()
-        intents = await source.list_intents()
+        await source.open_file()
+        if as_json:
+            async for intent in source.iterate_intents():
+                print_out(json.dumps(_json_fields(intent), ensure_ascii=False))
+        else:
+            await _show_rows(source)
     except JournalError as exc:
         raise CannotRun(str(exc)) from None
     finally:
         await source.aclose()
-    if as_json:
-        for intent in intents:
-            print_out(json.dumps(_json_fields(intent), ensure_ascii=False))
-    else:
-        _show_rows(intents)
     return DONE
 
 
@@ -78,16 +80,25 @@ def _json_fields(intent: Intent) -> dict[str, Any]:
     }
 
 
-def _show_rows(intents: list[Intent]) -> None:
-    rows = [
-        (str(i.state), i.ref or "-", i.task_id or "-", format_number(i.credits) or "-", i.intent_id, i.reason)
-        for i in intents
-    ]
-    widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1]]
-    for *cells, reason in rows:
+async def _show_rows(source: SqliteJournal) -> None:
+    # Read twice, so that columns are as wide as they must be and no more than a few rows are in memory.
+    widths = [0] * _ALIGNED_COLUMNS
+    states: Counter[str] = Counter()
+    spent = 0.0
+    async for intent in source.iterate_intents():
+        widths = [max(width, len(cell)) for width, cell in zip(widths, _cells(intent), strict=False)]
+        states[str(intent.state)] += 1
+        spent += intent.credits or 0.0
+    async for intent in source.iterate_intents():
+        *cells, reason = _cells(intent)
         aligned = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-        print_out("  ".join([*aligned, " ".join(reason.split())]).rstrip())
-    states = Counter(str(intent.state) for intent in intents)
+        print_out("  ".join([*aligned, reason]).rstrip())
     kinds = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
-    spent = format_number(sum(intent.credits or 0.0 for intent in intents))
-    print_out(f"{len(intents)} intents{': ' if kinds else ''}{kinds}; {spent} credits")
+    print_out(f"{states.total()} intents{': ' if kinds else ''}{kinds}; {format_number(spent)} credits")
+
+
+def _cells(intent: Intent) -> tuple[str, ...]:
+    """Return what stands in the columns; the last one, which is as long as it is, is the reason."""
+    cells = (intent.ref or "-", intent.task_id or "-", format_number(intent.credits) or "-")
+    reason = " ".join(intent.reason.split())
+    return tuple(escape_marks(cell) for cell in (str(intent.state), *cells, intent.intent_id, reason))

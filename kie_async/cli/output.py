@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,27 +17,58 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ..models import TaskRecord
 
+_MARKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f]")
+"""Control characters, ends of lines, and what changes the direction of writing (Unicode's Bidi_Control)."""
+
+_BLANKS = re.compile(r"[ \t\r\n]+")
+
 _SHORTEST_HIDDEN_KEY = 8
 """A shorter one is a test's, and hiding it would garble words."""
 
 
 def print_out(line: str) -> None:
-    """Write one line to standard output, at once, but never the key."""
-    sys.stdout.write(f"{without_key(line)}\n")
+    """Write one line to standard output, at once, but never the key or what steers a terminal."""
+    sys.stdout.write(f"{make_printable(line)}\n")
     sys.stdout.flush()
 
 
 def print_err(line: str) -> None:
-    """Write one line to standard error, whatever it holds, but never the key."""
+    """Write one line to standard error, whatever it holds, but never the key or what steers a terminal."""
     # Messages of the service may have line breaks; scripts read standard error line by line.
-    sys.stderr.write(f"{without_key(' '.join(line.split()))}\n")
+    sys.stderr.write(f"{make_printable(_BLANKS.sub(' ', line).strip())}\n")
     sys.stderr.flush()
+
+
+def make_printable(line: str) -> str:
+    """Return a line without the key, and with escapes for what would not be seen on a terminal."""
+    return escape_marks(without_key(line))
+
+
+def escape_marks(text: str) -> str:
+    """Return *text* with ``\\u009b`` and the like for control characters, line ends and bidirectional marks.
+
+    They could move the cursor, or show a line in another order than it has. In JSON, where they stand in
+    texts only, these escapes mean the same characters.
+    """
+    return _MARKS.sub(lambda mark: f"\\u{ord(mark[0]):04x}", text)
 
 
 def without_key(text: str) -> str:
     """Return *text* without the API key, should the service have echoed it."""
     key = os.environ.get("KIE_API_KEY", "").strip()
     return text.replace(key, "***") if len(key) >= _SHORTEST_HIDDEN_KEY else text
+
+
+class LogFormatter(logging.Formatter):
+    """Formats the log for a terminal: one line for a record, more only for a traceback."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Return the line of a record."""
+        return make_printable(super().formatMessage(record))
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record and its traceback, if it has one."""
+        return "\n".join(make_printable(line) for line in super().format(record).split("\n"))
 
 
 def format_number(value: float | None) -> str:
@@ -75,7 +108,7 @@ def show_task(record: TaskRecord, files: Sequence[Path], *, as_json: bool, is_id
 
 
 def _print_row(name: str, value: str) -> None:
-    print_out(f"{name:<9}{value}")
+    print_out(f"{name:<9}{_BLANKS.sub(' ', value)}")
 
 
 def _rows(record: TaskRecord, files: Sequence[Path]) -> Iterator[tuple[str, str]]:

@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from .output import escape_marks
+
 _MIN_INTERVAL_S = 1.0
 _MAX_WRITING_SHARE = 0.05
 """The most of the time that goes into writing: the whole file each time, so it grows with the batch."""
@@ -62,7 +64,8 @@ class ResultsFile:
 
 
 def _encode(line: dict[str, Any]) -> bytes:
-    return json.dumps(line, ensure_ascii=False).encode(errors="replace") + b"\n"
+    # People read it on a terminal, too.
+    return escape_marks(json.dumps(line, ensure_ascii=False)).encode(errors="replace") + b"\n"
 
 
 def _replace(path: Path, lines: list[bytes]) -> None:

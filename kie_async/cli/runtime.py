@@ -14,9 +14,10 @@ from typing import Any
 
 import typer
 
+from .._validation import try_to_write
 from ..errors import AuthenticationError, CreateOutcomeUnknown, InvalidRequest, KieError, TaskError
 from ..sandbox.serving import fast_loop
-from .output import print_err
+from .output import LogFormatter, print_err
 
 DONE, FAILED, ASKED_WRONGLY, INTERRUPTED = 0, 1, 2, 130
 
@@ -45,6 +46,12 @@ def _status_of(work: Coroutine[Any, Any, int]) -> int:
         return ASKED_WRONGLY
     except KieError as exc:
         print_err(f"error: {explain(exc)}")
+        return FAILED
+    except BrokenPipeError:
+        raise  # whoever reads what is printed has gone: Typer leaves without a word
+    except OSError as exc:
+        # A traceback helps nobody whose disk is full or whose path is too long.
+        print_err(f"error: {exc}")
         return FAILED
 
 
@@ -104,13 +111,17 @@ def require_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise CannotRun(f"cannot make the folder {folder}: {exc.strerror}") from None
-    if not os.access(folder, os.W_OK):
-        raise CannotRun(f"cannot write to the folder {folder}")
+    try:
+        try_to_write(folder)
+    except OSError as exc:
+        raise CannotRun(f"cannot write to the folder {folder}: {exc.strerror}") from None
 
 
 def configure_log(*, verbose: bool) -> None:
     """Send the package's log to standard error: errors and what is said of files, or all of it."""
-    logging.basicConfig(format="%(name)s: %(message)s", level=logging.ERROR)
+    handler = logging.StreamHandler()
+    handler.setFormatter(LogFormatter("%(name)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.ERROR)
     logging.getLogger("kie_async").setLevel(logging.DEBUG if verbose else logging.ERROR)
     # What is said of files beforehand saves a task that would fail.
     logging.getLogger("kie_async.uploads").setLevel(logging.DEBUG if verbose else logging.WARNING)

@@ -62,6 +62,8 @@ class CreateCall:
         self._waits = delays(calls.rng)
         self._gate: SendGate | None = None
         self._is_stopped = False
+        self.claimed_task_id = ""
+        """What an answer named in which something else was wrong."""
 
     @property
     def may_have_left(self) -> bool:
@@ -91,7 +93,9 @@ class CreateCall:
             answer = attempt.answer
             if answer.verdict is CreateVerdict.UNKNOWN:
                 calls.breaker.record_unknown()
+                self.claimed_task_id = answer.task_id
                 raise self._unknown(attempt.reason)
+            # A refusal is an answer too: the service is up. What was not sent says nothing of it.
             if answer.verdict is not CreateVerdict.NOT_SENT:
                 calls.breaker.record_answer()
             if answer.verdict is CreateVerdict.CREATED:
@@ -101,28 +105,43 @@ class CreateCall:
             gate, self._gate = self._gate, None  # that body made no task: who gives up now stops the next one
             error = answer.error or TransportError(f"create was not sent: {attempt.reason}")
             wait_s = self._hold_back(error)  # before anything is awaited: the next in line is awake
+            # SENDING was committed and nothing came of it. It is taken back before the pause: a crash in
+            # the pause would leave an unknown create, which no restart may send again.
             if gate is not None and gate.may_be_noted:
                 await calls.journal.mark_unsent(self.intent.intent_id)
             if attempt.is_final or self._is_stopped or self._is_too_late(wait_s):
                 raise error
             calls.counters.retries += 1
+            # After a limit it waits at the rate limiter, as all do; its own pause would come on top of it.
             if not isinstance(error, RateLimited):
                 await asyncio.sleep(wait_s)
 
     async def _attempt(self) -> Attempt:
         """Send once, when it is its turn."""
         calls = self._calls
-        gate = self._gate = SendGate(self._note_sending)
+        gate = self._new_gate()
+        # The connection first: who has passed the rate limiter cannot be held back by a throttle any more.
         async with calls.transport.connection_slots:
             await calls.rate_limiter.acquire()
             try:
+                # Asked last: it may have been opened while this create waited for its turn.
                 calls.breaker.check()
                 attempt = await calls.transport.post(self._request, gate)
+                while attempt.needs_new_connection and not self._is_stopped:
+                    ended, gate = gate, self._new_gate()
+                    if ended.may_be_noted:
+                        await calls.journal.mark_unsent(self.intent.intent_id)
+                    attempt = await calls.transport.post(self._request, gate)
             finally:
+                # The service counts what reached it, whatever it answered; what stayed here is not counted.
                 calls.rate_limiter.release() if gate.sent else calls.rate_limiter.release_unused()
         if isinstance(gate.failure, KieError):
             raise gate.failure.with_traceback(None)  # its traceback leads through aiohttp's headers
         return attempt
+
+    def _new_gate(self) -> SendGate:
+        gate = self._gate = SendGate(self._note_sending)
+        return gate
 
     async def _note_sending(self) -> None:
         """Do what must be done before the first byte, or raise what keeps it from leaving."""

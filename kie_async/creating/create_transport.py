@@ -7,7 +7,6 @@ may be gone; an exception's class never does.
 from __future__ import annotations
 
 import asyncio
-import ssl
 from functools import lru_cache
 
 import aiohttp
@@ -15,6 +14,7 @@ import attrs
 from yarl import URL
 
 from .._secrets import Secret
+from ..config import Network
 from ..errors import SessionMisuse
 from ..http.backoff import read_retry_after
 from ..http.transport import (
@@ -23,17 +23,24 @@ from ..http.transport import (
     close_http_session_nowait,
     describe_failure,
     headers_for,
+    make_connector,
     open_http_session,
     read_body,
 )
 from ..wire.codes import CreateVerdict
 from ..wire.requests import WireRequest
 from ..wire.responses import CreateAnswer, WireResponse, decode_create
-from .send_gate import OneShotBody, SendGate
+from .kept_connection import CAN_PEEK, KEEP_S, KeptConnection
+from .send_gate import ConnectionEnded, OneShotBody, SendGate
 
 CREATE_TIMEOUT_S = 60.0
 
 _LATE_ANSWER_S = 0.05
+
+# What is not packed cannot be lost by an unpacker.
+_UNPACKED = {"Accept-Encoding": "identity"}
+
+_MOCKED = "nothing asked for the body; test with kie_async.Sandbox"
 
 
 @attrs.frozen(kw_only=True)
@@ -44,6 +51,8 @@ class Attempt:
     reason: str = ""
     is_final: bool = False
     """Whether trying again is useless although nothing was created: a certificate that does not fit."""
+    needs_new_connection: bool = False
+    """Whether nothing was sent only because a kept connection ended; the next one is to be taken at once."""
 
 
 class _CallTimeout:
@@ -84,6 +93,7 @@ class _CallTimeout:
     def end(self) -> bool:
         """Cut nothing any more; tell whether somebody else cancelled the task meanwhile."""
         self._timer.cancel()
+        # Our own cancel is taken back: what is left is somebody else's, and is not swallowed.
         if self._has_cut:
             self._task.uncancel()
         return self._task.cancelling() > self._cancels
@@ -92,8 +102,9 @@ class _CallTimeout:
 class CreateTransport:
     """Sends creates, and only creates.
 
-    A connection of its own for each, since a reused one may die unseen; no redirects, no cookies, no
-    proxies, no user's middleware: nothing can send a body a second time.
+    A connection carries a further one under the rule of `kept_connection`; no redirects, no cookies, no
+    user's middleware, and aiohttp repeats no POST: nothing can send a body a second time. A proxy is done
+    with before the gate: it answers a CONNECT, and what came after is the service's.
     """
 
     def __init__(
@@ -104,7 +115,7 @@ class CreateTransport:
         connections: int,
         timeout_s: float = CREATE_TIMEOUT_S,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
-        ssl_context: ssl.SSLContext | None = None,
+        network: Network = Network(),  # noqa: B008  (frozen)
     ) -> None:
         self._base_url = base_url
         self._key = key
@@ -113,8 +124,15 @@ class CreateTransport:
         self.connection_slots = asyncio.Semaphore(connections)
         """Held from before the turn at the limiter until the answer: who waits can still be held back."""
         self._http = open_http_session(
-            aiohttp.TCPConnector(limit=connections, force_close=True, ssl=ssl_context or True),
+            make_connector(
+                network,
+                limit=connections,
+                keep_alive_s=KEEP_S if CAN_PEEK else 0.0,
+                connection_type=KeptConnection,
+            ),
             timeout=aiohttp.ClientTimeout(total=None),
+            proxy=network.http_proxy_for(base_url),
+            is_for_service=True,
         )
 
     async def post(self, request: WireRequest, gate: SendGate) -> Attempt:
@@ -131,36 +149,44 @@ class CreateTransport:
             is_cancelled = patience.end()
         if not is_cancelled:
             return attempt
+        # Only a create that never left may end as cancelled; of any other the verdict must be known.
         if attempt.answer.verdict is CreateVerdict.NOT_SENT:
             raise asyncio.CancelledError
         return attrs.evolve(attempt, is_final=True)  # an id that is here is not thrown away
 
     async def _exchange(self, request: WireRequest, gate: SendGate) -> Attempt:
-        body = bytearray()
+        body, partial = OneShotBody(request.body or b"", gate), bytearray()
         response: WireResponse | None = None
-        reason, is_final = "", False
+        reason, is_final, is_cut = "", False, False
         try:
             async with self._http.post(
                 URL(self._base_url + request.path, encoded=True),
-                data=OneShotBody(request.body or b"", gate),
-                headers=headers_for(self._key, json=False),
+                data=body,
+                headers=headers_for(self._key, json=False) | _UNPACKED,
                 allow_redirects=False,
             ) as answer:
                 gate.close()  # who answers before the body has left does not get it any more
                 # Of an answer really received; an exception's status may be invented by aiohttp.
                 retry_after_s = read_retry_after(answer.headers)
                 response = WireResponse(status=answer.status, body=b"", retry_after_s=retry_after_s)
-                await read_body(answer, body)
+                await read_body(answer, partial)
+                if answer.content.at_eof():
+                    is_chunked = "Transfer-Encoding" in answer.headers
+                    body.keep_connection(bytes(partial), is_chunked=is_chunked)
         except asyncio.CancelledError:  # the time is over, or somebody wants it to be: `post` knows which
-            pass
+            is_cut = True
         except Exception as exc:  # whatever it is: the gate and the bytes decide, not its class
             reason = describe_failure(exc)
             is_final = isinstance(exc, aiohttp.ClientSSLError | aiohttp.InvalidURL)
         gate.close()
+        if not body.was_asked_for and not (is_cut or is_final or self._http.closed):
+            response, is_final = None, True
+            reason = f"{reason}; {_MOCKED}" if reason else _MOCKED
         return Attempt(
-            answer=decode_create(response, sent=gate.sent, partial=bytes(body)),
+            answer=decode_create(response, sent=gate.sent, partial=bytes(partial)),
             reason=reason or _unread(response, gate),
             is_final=is_final,
+            needs_new_connection=not is_cut and _met_an_end(body, gate, has_answer=response is not None),
         )
 
     async def aclose(self) -> None:
@@ -170,6 +196,16 @@ class CreateTransport:
     def close_nowait(self) -> None:
         """Close without an event loop."""
         close_http_session_nowait(self._http)
+
+
+def _met_an_end(body: OneShotBody, gate: SendGate, *, has_answer: bool) -> bool:
+    """Tell whether only a kept connection kept the body back: it ended, or spoke before it was asked."""
+    if gate.sent or not body.is_on_kept_connection:
+        return False
+    has_failed_otherwise = isinstance(gate.failure, Exception) and not isinstance(
+        gate.failure, ConnectionEnded
+    )
+    return has_answer or not has_failed_otherwise
 
 
 def _unread(response: WireResponse | None, gate: SendGate) -> str:

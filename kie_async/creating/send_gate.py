@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
 
+from .kept_connection import KeptConnection, connection_of
+
 
 class SendGate:
     """The line of one attempt between "surely not sent" and "may have been paid".
@@ -28,20 +30,24 @@ class SendGate:
         """Let nothing through that has not passed yet."""
         self._is_closed = True
 
-    async def pass_through(self) -> None:
-        """Note it, then open, for one body; a second one is refused."""
+    async def pass_through(self, connection: KeptConnection | None = None) -> None:
+        """Note it, then open, for one body and its *connection*; a second body is refused."""
         if self._is_used:
             raise GateClosed
+        # Before anything that may fail: after an error aiohttp could ask for the body once more.
         self._is_used = True
         try:
             self._refuse_if_closed()
             self.may_be_noted = True
             await self._before_first_byte()
+            # Asked again: the note waited for a disk, and whoever sends may have given up meanwhile.
             self._refuse_if_closed()
+            if connection is not None and not connection.may_carry():
+                raise ConnectionEnded
         except BaseException as exc:
             self.failure = exc
             raise
-        self.sent = True  # no await since the check above
+        self.sent = True  # no await since the checks above
 
     def _refuse_if_closed(self) -> None:
         if self._is_closed:
@@ -50,6 +56,10 @@ class SendGate:
 
 class GateClosed(Exception):
     """The attempt was given up before its first byte."""
+
+
+class ConnectionEnded(Exception):
+    """The kept connection shows its end, or data nobody asked for: another one must carry the body."""
 
 
 class OneShotBody(aiohttp.Payload):
@@ -61,14 +71,33 @@ class OneShotBody(aiohttp.Payload):
 
     def __init__(self, body: bytes, gate: SendGate) -> None:
         super().__init__(None, content_type="application/json")
-        self._size = len(body)
         self._sealed = body
         self._gate = gate
+        self._connection: KeptConnection | None = None
+        self.was_asked_for = False
+        """Whether a request was made with it; a mocked aiohttp makes none."""
+        self.is_on_kept_connection = False
+        """Whether the connection it came to had carried another create before."""
+
+    @property
+    def size(self) -> int:
+        """Return how long it is, which every request must know."""
+        self.was_asked_for = True
+        return len(self._sealed)
 
     async def write(self, writer: AbstractStreamWriter) -> None:
         """Write all of it at once."""
-        await self._gate.pass_through()
+        connection = self._connection = connection_of(writer)
+        self.is_on_kept_connection = connection is not None and connection.is_used
+        await self._gate.pass_through(connection)
+        if connection is not None:
+            connection.begin()
         await writer.write(self._sealed)
+
+    def keep_connection(self, answer: bytes, *, is_chunked: bool) -> None:
+        """Let its connection carry a further create: the whole *answer* has come."""
+        if self._connection is not None:
+            self._connection.keep(answer, is_chunked=is_chunked)
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         """Show nothing to whoever would send it by himself."""

@@ -27,12 +27,12 @@ from ..files.uploads import Uploads
 from ..handle import TaskHandle
 from ..inputs.fingerprint import fingerprint
 from ..inputs.request import TaskRequest
-from ..journal.base import Intent, IntentState, TaskAlreadyBound, log_failed_note
+from ..journal.base import Claim, ClaimSource, Intent, IntentState, TaskAlreadyBound, log_failed_note
 from ..limits.admission import Admission
 from ..limits.budget import BudgetLedger
 from ..wire.requests import WireRequest, encode_create, with_callback_url
 from .create_runner import CLOSED, CreateRunner
-from .pending_creates import PendingCreate
+from .pending_creates import PendingCreate, Phase
 from .reconciler import Reconciler
 from .recovery import Recovery
 from .settings import Settings
@@ -84,6 +84,7 @@ class TaskCreator:
         digest = known_fingerprint
         if digest is None:
             digest = await asyncio.to_thread(fingerprint, request)
+        # Two creates of one ref at once would both find it free, and both would be paid.
         async with self._turn_of(request.ref):
             known = await self._known(request.ref, digest, timeout_s)
             return known or await self._create(request, digest, timeout_s, wait_if_sent)
@@ -98,6 +99,7 @@ class TaskCreator:
         Raises:
             RefConflict: It stands for another request.
         """
+        # Who is still on the wire comes first: the journal would call it unknown before its answer is here.
         found = await self.runner.end_of_orphan(ref) or self._tracker.registry.by_ref(ref)
         if found is not None:
             handle, noted = found
@@ -123,6 +125,7 @@ class TaskCreator:
         wire_request = encode_create(request, None)  # says what is wrong with it while no address is in sight
         if request.callback_url is None:
             wire_request = self._addressed(wire_request, intent_id)
+        # After the uploads: they take long and cost nothing, and a slot is for what may be paid.
         await self._admission.acquire()
         intent = Intent(
             intent_id=intent_id,
@@ -130,16 +133,20 @@ class TaskCreator:
             ref=request.ref,
             fingerprint=digest,
             body=(wire_request.body or b"").decode(),
+            # A URL of the user's own takes its callbacks elsewhere: then there are only the polls.
             expects_callback=request.callback_url is None and self._callbacks.is_received,
             replaces="" if former is None else former.intent.intent_id,
         )
         pending = self._tracker.begin(attrs.evolve(intent, body=None), request)
         self._admission.hold(pending.handle)
         try:
+            # With the slot in hand: while it waited, the session may have closed and others spent the
+            # budget.
             self._admission.check_open()
         except BaseException:
             self._tracker.cancel(pending)
             raise
+        # From here, and once more when it is a task: neither waits nor retries are taken off its time.
         pending.handle.move_deadline(asyncio.get_running_loop().time() + timeout_s)
         guard = partial(self._let_leave, intent, former)
         call = self._calls.new(intent, wire_request, pending.handle.deadline, guard)
@@ -158,10 +165,14 @@ class TaskCreator:
             InvalidRequest: The create that this one replaces became a task meanwhile.
             BudgetExceeded: The budget does not allow it.
         """
-        if former is not None and (former not in self._tracker.pending or former.is_taken):
-            raise InvalidRequest("the create became a task meanwhile; nothing was sent; await its handle")
+        if former is not None and not self._is_undecided(former):
+            raise InvalidRequest("the create was decided meanwhile; nothing was sent; await its handle")
         if self._ledger is not None:
             self._ledger.reserve(intent.intent_id, intent.model)
+
+    def _is_undecided(self, former: PendingCreate) -> bool:
+        is_open = former in self._tracker.pending and not former.is_taken
+        return is_open and former.phase is Phase.UNKNOWN
 
     def _addressed(self, request: WireRequest, intent_id: str) -> WireRequest:
         """Return *request* with the intent's address in it, which no frame that can raise later holds."""
@@ -191,7 +202,7 @@ class TaskCreator:
                 return SessionMisuse(CLOSED)
             raise
         except KieError as exc:
-            await self._note_failure(pending, exc)
+            await self._note_failure(pending, exc, call.claimed_task_id)
             return exc
         try:
             await self._note_created(pending, task_id)
@@ -200,7 +211,9 @@ class TaskCreator:
         pending.handle.move_deadline(asyncio.get_running_loop().time() + timeout_s)
         handle = self._tracker.mark_created(pending, task_id)
         if self.runner.is_orphan(call):
-            _log.warning("task %s was created after its caller was cancelled; it goes on", task_id)
+            ref = "" if handle.ref is None else f" (ref {handle.ref!r})"
+            words = "task %s%s was created after its caller was cancelled; it goes on; attach its id to wait"
+            _log.warning(words, task_id, ref)
         return handle
 
     # --- what is noted -------------------------------------------------------------------------
@@ -229,23 +242,28 @@ class TaskCreator:
         except TaskAlreadyBound:
             return False
         except JournalError as exc:
-            self._tracker.cancel(pending)
+            self._tracker.mark_unnoted(pending, task_id)
+            self._reconciler.consider(pending)
             _log.critical("task %s was created and is paid, but could not be noted: %s", task_id, exc)
             raise JournalError(
                 f"task {task_id} was created and is paid, but could not be noted: {exc}"
             ) from exc
         return True
 
-    async def _note_failure(self, pending: PendingCreate, error: KieError) -> None:
+    async def _note_failure(self, pending: PendingCreate, error: KieError, claimed: str = "") -> None:
         """Note in table and journal what a create ended with, if not with a task."""
         if isinstance(error, CreateOutcomeUnknown):
             state, code, reason = IntentState.UNKNOWN, None, error.reason
+        # A limit proves that nothing was created, so its ref is free. Any other refusal keeps its ref: a
+        # callback may still show that there is a task.
         elif isinstance(error, ApiError) and not isinstance(error, RateLimited):
             state, code, reason = IntentState.REJECTED, error.code, error.message
         else:
             await self._note_nothing_created(pending)
             return
         try:
+            if claimed:
+                await self._note_claim(pending, claimed)
             with log_failed_note(f"the end of a create ({state})"):
                 await self._calls.journal.mark_ended(
                     pending.intent.intent_id, state, reason=reason, code=code
@@ -256,6 +274,12 @@ class TaskCreator:
             else:
                 self._tracker.mark_rejected(pending)
             self._reconciler.consider(pending)
+
+    async def _note_claim(self, pending: PendingCreate, task_id: str) -> None:
+        intent_id, source = pending.intent.intent_id, ClaimSource.ANSWER
+        pending.add_claim(task_id, source)
+        with log_failed_note(f"that an answer named task {task_id}"):
+            await self._calls.journal.save_claim(Claim(intent_id=intent_id, task_id=task_id, source=source))
 
     async def _note_nothing_created(self, pending: PendingCreate) -> None:
         try:
@@ -270,11 +294,14 @@ class TaskCreator:
         """Send the request of an unknown create as a new task; see `TaskHandle.resubmit`."""
         if handle.request is None:
             raise InvalidRequest("this handle does not hold its request; create a new task")
-        async with self._turn_of(handle.ref):
+        async with self._turn_of(handle.ref or handle.intent_id):
             former = self._tracker.pending.get(handle.intent_id)
-            if former is None or former.is_taken:
+            request = handle.request
+            if former is None or request is None:
                 raise InvalidRequest(f"the create became task {handle.task_id} meanwhile; await its handle")
-            return await self._replace(former, handle.request)
+            if not self._is_undecided(former):
+                raise InvalidRequest("the create was decided meanwhile; nothing was sent; await its handle")
+            return await self._replace(former, request)
 
     async def _replace(self, former: PendingCreate, request: TaskRequest) -> TaskHandle:
         """Send a request again. The first create is written off in the step in which the second leaves."""

@@ -12,7 +12,7 @@ from .._background import BackgroundTasks
 from .._validation import is_loopback
 from ..creating.create_call import CreateCalls
 from ..creating.create_transport import CreateTransport
-from ..errors import SessionMisuse, TaskDetached
+from ..errors import SessionMisuse
 from ..events import Counters
 from ..files.downloads import Downloads
 from ..files.uploads import Uploads
@@ -54,14 +54,21 @@ class Engine:
         self.background = BackgroundTasks("kie_async watcher")
 
         query_limiter = RateLimiter(limits.query, now=now)
-        self._query_transport = Transport(settings.base_url, key, connections=limits.query_connections)
+        self._query_transport = Transport(
+            settings.base_url, key, connections=limits.query_connections, network=settings.network
+        )
         self.queries = QueryClient(self._query_transport, query_limiter, counters=counters, rng=rng)
-        self.uploads = Uploads(settings.upload_url, key, rng=rng)
+        self.uploads = Uploads(settings.upload_url, key, rng=rng, network=settings.network)
         self.downloads = Downloads(
-            allow_loopback=is_loopback(settings.base_url), rng=rng, api=self._query_transport
+            allow_loopback=is_loopback(settings.base_url),
+            rng=rng,
+            network=settings.network,
+            api=self._query_transport,
         )
         self.calls = CreateCalls(
-            transport=CreateTransport(settings.base_url, key, connections=limits.create_connections),
+            transport=CreateTransport(
+                settings.base_url, key, connections=limits.create_connections, network=settings.network
+            ),
             rate_limiter=RateLimiter(limits.create, now=now),
             breaker=CircuitBreaker(now=now),
             journal=self.journal,
@@ -77,11 +84,11 @@ class Engine:
             rng=rng,
         )
         self.admission = Admission(settings.max_in_flight)
-        events = EventHook(settings.on_event)
+        self._events = EventHook(settings.on_event)
         self.ledger = None if settings.budget is None else BudgetLedger(settings.budget)
         callbacks = settings.callbacks
         self.tracker = TaskTracker(
-            self.poller, self.journal, counters, self.admission, self.ledger, events, callbacks, self
+            self.poller, self.journal, counters, self.admission, self.ledger, self._events, callbacks, self
         )
         self.reconciler = Reconciler(
             self.tracker, self.queries, self.journal, counters, callbacks, self.background
@@ -115,6 +122,7 @@ class Engine:
         except BaseException:
             await self.aclose()
             raise
+        # Callbacks only after the replay: before it, every intent of the journal would be answered 503.
         self._is_open = True
         self.reconciler.consider_all()
         if self.settings.receiver is not None:
@@ -123,14 +131,18 @@ class Engine:
 
     async def aclose(self) -> None:
         """Stop everything, at once if cancelled meanwhile; tasks in flight go on at the service."""
+        caller = asyncio.current_task()
         try:
             await self.creator.drain()
         finally:
-            self._stopping = asyncio.get_running_loop().create_task(self._stop(), name="kie_async stop")
+            # Shielded: a close cut short would leave the journal open and name no task that goes on.
+            stop = self._stop(caller)
+            self._stopping = asyncio.get_running_loop().create_task(stop, name="kie_async stop")
             await asyncio.shield(self._stopping)
 
-    async def _stop(self) -> None:
+    async def _stop(self, caller: asyncio.Task[Any] | None) -> None:
         self._is_open = False
+        # Nothing new comes in; then what was seen to end is noted; connections and the journal go last.
         if self.settings.receiver is not None and self._is_attached:
             self.settings.receiver.detach(self.inbox)
         await self.poller.aclose()
@@ -142,13 +154,15 @@ class Engine:
         self._detach_all()
         for part in (self.calls.transport, self._query_transport, self.uploads, self.downloads, self.journal):
             await part.aclose()
+        await self._events.drain(caller)
 
     def __del__(self) -> None:
         """Say what goes on, and close what can be closed, when the event loop ended without `aclose`.
 
         While the loop runs, its timers hold this; a handle outlives the session object it came from.
+        A loop that only stopped, as in a notebook or at the end of the program, is not closed.
         """
-        if self._is_open and self._loop.is_closed():
+        if self._is_open and not self._loop.is_running():
             names = [handle.task_id for handle in self.tracker.registry.handles]
             _log_what_goes_on("a session was never closed", names)
             for part in (self.calls.transport, self._query_transport, self.uploads, self.downloads):
@@ -156,14 +170,10 @@ class Engine:
 
     def _detach_all(self) -> None:
         known, unknown = self.tracker.registry.handles, self.tracker.pending.unknown_handles
-        if not known and not unknown:
-            return
         names = [handle.task_id for handle in known] + [f"intent {h.intent_id}" for h in unknown]
-        _log_what_goes_on("session closed", names)
-        for handle in known:
-            self.tracker.settle(handle, TaskDetached(handle.task_id, handle.record))
-        for handle in unknown:
-            self.tracker.expire(handle.intent_id)
+        if names:
+            _log_what_goes_on("session closed", names)
+        self.tracker.detach_all()
 
     # --- work that must not outlive the session ------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 
@@ -53,11 +54,14 @@ class CallbackInbox:
             CallbackRejected: 503, since it could not be noted: the service shall deliver it again.
         """
         tracker = self._tracker
+        tracker.silence.note_callback(asyncio.get_running_loop().time())
         pending = tracker.pending.get(delivery.intent_id)
         if pending is not None:
+            # Signed or not, it proves nothing about a create without an id: the signature covers the task's
+            # id and the time, not whose task it is. The service is asked.
             await self._accept_claim(pending, delivery)
             if pending in tracker.pending:
-                pending.add_claim(delivery.record.task_id, is_signed=delivery.is_signed, delivery=delivery)
+                pending.add_claim(delivery.record.task_id, _source_of(delivery), delivery)
                 self._reconciler.consider(pending)
                 self._counters.callbacks_accepted += 1
                 return
@@ -81,13 +85,12 @@ class CallbackInbox:
         if not pending.has_room_for(task_id):
             raise CallbackRejected("too many claims of one create", 503)
         known = pending.find_claim(task_id)
-        if known is not None and (known.is_signed or not delivery.is_signed):
+        if known is not None and (known.is_strong or not delivery.is_signed):
             return  # noted already
-        source = ClaimSource.SIGNED if delivery.is_signed else ClaimSource.UNSIGNED
         try:
             await self._make_room(pending, task_id)
             await self._journal.save_claim(
-                Claim(intent_id=delivery.intent_id, task_id=task_id, source=source)
+                Claim(intent_id=delivery.intent_id, task_id=task_id, source=_source_of(delivery))
             )
         except JournalError as exc:
             _log.warning("a callback could not be noted, so it was refused: %s", exc)
@@ -100,5 +103,11 @@ class CallbackInbox:
             await self._journal.drop_claim(pending.intent.intent_id, weakest.task_id)
 
     def note_rejection(self, reason: str) -> None:
-        """Count a delivery that was refused."""
+        """Count a delivery that was refused; one to a right address shows all the same that they come."""
+        if reason != "wrong address":
+            self._tracker.silence.note_callback(asyncio.get_running_loop().time())
         self._counters.reject(reason)
+
+
+def _source_of(delivery: Delivery) -> ClaimSource:
+    return ClaimSource.SIGNED if delivery.is_signed else ClaimSource.UNSIGNED

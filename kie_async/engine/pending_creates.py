@@ -12,7 +12,7 @@ import attrs
 from ..callbacks.base import Delivery
 from ..errors import CreateOutcomeUnknown
 from ..handle import TaskHandle
-from ..journal.base import Intent
+from ..journal.base import ClaimSource, Intent
 from .registry import REMEMBERED
 
 MAX_CLAIMS = 8
@@ -33,12 +33,17 @@ class PendingClaim:
     """That a create became a certain task, as somebody says: neither proven nor disproven."""
 
     task_id: str
-    is_signed: bool
+    source: ClaimSource
     delivery: Delivery | None = None
     """What a callback said with it; None for one that was read from the journal."""
     is_pursued: bool = False
     unseen_since: float = math.inf
     """The instant since when the service shows no task that fits, though it answers."""
+
+    @property
+    def is_strong(self) -> bool:
+        """Tell whether no stranger can have made it up."""
+        return self.source is not ClaimSource.UNSIGNED
 
 
 @attrs.define(eq=False)
@@ -69,15 +74,13 @@ class PendingCreate:
     @property
     def weakest_claim(self) -> PendingClaim | None:
         """Return what may give way to another claim: nobody signed it, and the service knows no such task."""
-        unseen = [c for c in self.claims.values() if not c.is_signed and c.unseen_since < math.inf]
+        unseen = [c for c in self.claims.values() if not c.is_strong and c.unseen_since < math.inf]
         return unseen[0] if unseen else None
 
-    def add_claim(
-        self, task_id: str, *, is_signed: bool = False, delivery: Delivery | None = None
-    ) -> PendingClaim:
+    def add_claim(self, task_id: str, source: ClaimSource, delivery: Delivery | None = None) -> PendingClaim:
         """Keep a claim; what is said again is said more strongly, or with newer news."""
-        claim = self.claims.setdefault(task_id, PendingClaim(task_id, is_signed))
-        claim.is_signed = claim.is_signed or is_signed
+        claim = self.claims.setdefault(task_id, PendingClaim(task_id, source))
+        claim.source = claim.source if claim.is_strong else source
         claim.delivery = delivery or claim.delivery
         self._show_candidate()
         return claim
@@ -88,7 +91,7 @@ class PendingCreate:
         self._show_candidate()
 
     def _show_candidate(self) -> None:
-        ranked = sorted(self.claims.values(), key=lambda claim: not claim.is_signed)
+        ranked = sorted(self.claims.values(), key=lambda claim: not claim.is_strong)
         self.handle.show_candidate(ranked[0].task_id if ranked else "")
 
 

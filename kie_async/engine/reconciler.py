@@ -19,7 +19,7 @@ from ..errors import ApiError, InvalidRequest, JournalError, TransportError
 from ..events import Counters
 from ..handle import TaskHandle
 from ..http.query_client import QueryClient
-from ..journal.base import IntentState, Journal, log_failed_note
+from ..journal.base import ClaimSource, IntentState, Journal, log_failed_note
 from ..models import TaskRecord
 from ..wire.codes import is_invisible
 from .pending_creates import PendingClaim, PendingCreate, Phase
@@ -69,7 +69,9 @@ class Reconciler:
         if pending.phase is Phase.CREATING:
             return
         for claim in pending.claims.values():
-            if not claim.is_pursued:
+            # Without an address of ours in the task nothing can prove it: then a person has to.
+            is_provable = claim.source is not ClaimSource.ANSWER or pending.intent.expects_callback
+            if is_provable and not claim.is_pursued:
                 claim.is_pursued = True
                 self._background.spawn(self._pursue(pending, claim))
 
@@ -135,6 +137,8 @@ class Reconciler:
             return _Finding.UNCLEAR, None
         if url is None:  # neither ours nor another's: the record may be a young one
             return self._count_unseen(claim, is_unseen=True), None
+        # Fail closed: without our own address in the service's record the task is left alone. A wrong
+        # binding would hide a paid task and settle the create with a stranger's result.
         is_ours = self._callbacks.is_address_of(pending.intent.intent_id, url)
         if not is_ours or not _fits(pending.handle, record):
             return _Finding.DISPROVEN, None
@@ -169,7 +173,9 @@ class Reconciler:
 
     async def resolve(self, handle: TaskHandle, task_id: str) -> None:
         """Bind an unknown create to a task; see `TaskHandle.resolve`."""
-        record = await self._queries.query(task_id)
+        record, url = await self._queries.query_confirmation(task_id)
+        if url is not None and self._callbacks.is_address_of_another(handle.intent_id, url):
+            raise InvalidRequest(f"task {task_id} came from another create: it shows that one's callback URL")
         if not _fits(handle, record):
             raise InvalidRequest(f"task {task_id} is of model {record.model}, not of {handle.model}")
         await self.adopt(handle, record, adopted_by="hand")
@@ -203,7 +209,12 @@ class Reconciler:
     async def _decide(self, decision: Coroutine[Any, Any, _T]) -> _T:
         # Note and table change together: who is cancelled in between stops waiting, and not the decision,
         # since a commit that may have happened cannot be undone in memory.
-        return await asyncio.shield(self._decisions.spawn(decision))
+        task = self._decisions.spawn(decision)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(_log_failure)
+            raise
 
     async def drain(self) -> None:
         """Wait until every decision that was begun is noted."""
@@ -223,6 +234,12 @@ class Reconciler:
             pending.is_taken = False
             if pending in self._tracker.pending:  # nothing came of it
                 self._tracker.expire_if_late(pending)
+
+
+def _log_failure(decision: asyncio.Task[Any]) -> None:
+    """Say what a decision failed in whose asker is gone."""
+    if not decision.cancelled() and (error := decision.exception()) is not None:
+        _log.error("what became of a create could not be noted: %s", error)
 
 
 def _fits(handle: TaskHandle, record: TaskRecord) -> bool:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 from ..errors import CreateOutcomeUnknown
 from ..handle import TaskHandle
-from ..journal.base import ClaimSource, Intent, IntentState, Journal
+from ..journal.base import Intent, IntentState, Journal
 from ..limits.budget import BudgetLedger
 from ..models import TaskRecord
 from ..wire.codes import error_for
@@ -15,6 +17,8 @@ from .pending_creates import PendingCreate, Phase
 from .tracker import TaskTracker, outcome_of
 
 _log = logging.getLogger("kie_async")
+
+_MAX_NAMED = 10
 
 
 class Recovery:
@@ -36,10 +40,11 @@ class Recovery:
             self._tracker.pending.add(self._pending_of(intent))
         for claim in await self._journal.list_claims():
             if (pending := self._tracker.pending.get(claim.intent_id)) is not None:
-                pending.add_claim(claim.task_id, is_signed=claim.source is ClaimSource.SIGNED)
+                pending.add_claim(claim.task_id, claim.source)
         unknown = [intent.intent_id for intent in left if intent.state is IntentState.UNKNOWN]
         if unknown:
-            _log.warning("%d creates in the journal are of unknown outcome: %s", len(unknown), unknown)
+            names = shorten_list(unknown, self._journal.path)
+            _log.warning("%d creates in the journal are of unknown outcome: %s", len(unknown), names)
         if self._ledger is not None:
             await self._restore_account(self._ledger, left)
 
@@ -110,6 +115,7 @@ class Recovery:
         handle.move_deadline(deadline)
         expects, fingerprint = intent.expects_callback, intent.fingerprint
         self._tracker.bind(handle, intent.task_id, fingerprint, expects_callback=expects, at_once=True)
+        self._tracker.join(handle, intent)
         return handle
 
     def _await(self, pending: PendingCreate, deadline: float) -> None:
@@ -117,6 +123,15 @@ class Recovery:
             pending.is_awaited = True
             pending.handle.move_deadline(deadline)
             self._tracker.await_deadline(pending.handle)
+
+
+def shorten_list(names: Sequence[str], journal: Path | None) -> str:
+    """Return the first of *names*, how many more there are, and the command that shows them all."""
+    shown = ", ".join(names[:_MAX_NAMED])
+    if len(names) <= _MAX_NAMED:
+        return shown
+    where = f"; kie-async journal show {journal}" if journal is not None else ""
+    return f"{shown} ... and {len(names) - _MAX_NAMED} more{where}"
 
 
 def _unknown_error(intent: Intent) -> CreateOutcomeUnknown:

@@ -1,27 +1,31 @@
-"""What a session was told, checked and frozen."""
+"""What a session was given, checked and frozen, and what of it the environment says."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+import ssl
+from functools import lru_cache
 from pathlib import Path
 
 import attrs
 
 from .._secrets import Secret
+from .._validation import check_proxy, is_loopback, read_environment
 from ..callbacks.address import callback_mac, is_valid_mac
 from ..callbacks.base import Delivery
 from ..callbacks.receiver import CallbackReceiver
-from ..config import Budget, Limits, PollSchedule
-from ..events import SessionEvent
+from ..config import Budget, Limits, Network, PollSchedule
+from ..errors import InvalidRequest
 from ..journal.base import Journal
+from .event_hook import Hook
 
 
 @attrs.frozen(kw_only=True)
 class CallbackPolicy:
     """Where callbacks come to, how an address is proven to be ours, and what a delivery may say by itself."""
 
-    url: str | None
+    url: str | None = attrs.field(repr=False)
+    """Its query, if it has one, may be a secret of the user's server."""
     secrets: tuple[Secret, ...] = attrs.field(repr=False)
     """The first one makes new addresses; all are tried on those that are delivered to."""
     confirm: bool | None
@@ -30,15 +34,25 @@ class CallbackPolicy:
     """Whether callbacks come to this session, and not to somebody else's server."""
 
     def address_of(self, intent_id: str) -> str | None:
-        """Return the callback URL of an intent: the path is its address, the last part proves it is ours."""
+        """Return the callback URL of an intent: the path is its address, its last part proves it is ours."""
         if self.url is None:
             return None
-        return f"{self.url}/{intent_id}/{callback_mac(intent_id, secret=self.secrets[0])}"
+        path, mark, query = self.url.partition("?")
+        return f"{path}/{intent_id}/{callback_mac(intent_id, secret=self.secrets[0])}{mark}{query}"
 
     def is_address_of(self, intent_id: str, url: str) -> bool:
-        """Tell whether a callback URL that the service shows is the one of this intent."""
-        front, _, mac = url.rpartition("/")
-        return front.endswith("/" + intent_id) and is_valid_mac(intent_id, mac, callback_secrets=self.secrets)
+        """Tell whether a callback URL that the service shows is the one of this intent.
+
+        Only the end of its path counts: host, slashes and query may come back in another form.
+        """
+        path = url.partition("#")[0].partition("?")[0]
+        owner, mac = ["", "", *filter(None, path.split("/"))][-2:]
+        return owner == intent_id and is_valid_mac(intent_id, mac, callback_secrets=self.secrets)
+
+    def is_address_of_another(self, intent_id: str, url: str) -> bool:
+        """Tell whether a callback URL that the service shows is surely the one of another intent of ours."""
+        other = url.rpartition("/")[0].rpartition("/")[2]
+        return other != intent_id and self.is_address_of(other, url)
 
     def trusts(self, delivery: Delivery) -> bool:
         """Tell whether a delivery is trusted without asking the service."""
@@ -47,7 +61,7 @@ class CallbackPolicy:
 
 @attrs.frozen(kw_only=True)
 class Settings:
-    """What a session was told, checked."""
+    """What a session was given, checked."""
 
     key: Secret
     base_url: str
@@ -57,8 +71,45 @@ class Settings:
     journal: str | Path | Journal | None
     max_in_flight: int
     limits: Limits
+    network: Network
     poll: PollSchedule
     task_timeout_s: float
     budget: Budget | None
-    on_event: Callable[[SessionEvent], None] | None
+    on_event: Hook | None
     rng: random.Random
+
+
+def with_environment(network: Network, base_url: str) -> Network:
+    """Return *network* with the proxy and the certificates that the environment names, where it has none.
+
+    A session with this machine needs neither.
+
+    Raises:
+        InvalidRequest: ``KIE_PROXY`` or ``SSL_CERT_FILE`` is wrong; the message names it.
+    """
+    if is_loopback(base_url):
+        return network
+    proxy, certificates = read_environment("KIE_PROXY"), read_environment("SSL_CERT_FILE")
+    if proxy and network.proxy is None:
+        check_proxy("KIE_PROXY", proxy)
+        network = attrs.evolve(network, proxy=proxy)
+    if certificates and network.ssl is None:
+        network = attrs.evolve(network, ssl=_trusting(certificates))
+    return network
+
+
+def _trusting(file: str) -> ssl.SSLContext:
+    try:
+        return _read_certificates(file, Path(file).stat().st_mtime_ns)
+    except (OSError, ValueError) as exc:
+        why = getattr(exc, "strerror", None) or exc
+        raise InvalidRequest(f"SSL_CERT_FILE names {file!r}, which cannot be read: {why}") from None
+
+
+@lru_cache(maxsize=4)
+def _read_certificates(file: str, changed_ns: int) -> ssl.SSLContext:
+    """Return what trusts the certificates in a file; read once per version, since that takes a while."""
+    context = ssl.create_default_context()
+    context.load_verify_locations(cafile=file)
+    context.set_alpn_protocols(["http/1.1"])
+    return context

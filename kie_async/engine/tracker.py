@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections import OrderedDict
+from datetime import UTC, datetime
 
 import attrs
 
 from .._background import BackgroundTasks
 from ..callbacks.base import Delivery
+from ..callbacks.silence import CallbackSilence
 from ..errors import (
     CreateOutcomeUnknown,
     InvalidRequest,
@@ -17,13 +20,14 @@ from ..errors import (
     KieError,
     ResultUnreadable,
     TaskAbandoned,
+    TaskDetached,
     TaskFailed,
     TaskTimedOut,
 )
 from ..events import Counters, Source
 from ..handle import HandleOwner, TaskHandle
 from ..inputs.request import TaskRequest
-from ..journal.base import Intent, Journal
+from ..journal.base import ClaimSource, Intent, Journal
 from ..limits.admission import Admission
 from ..limits.budget import BudgetLedger
 from ..models import TaskRecord, TaskResult, TaskState
@@ -32,7 +36,7 @@ from ..polling.entry import PollEntry
 from ..polling.poller import Poller
 from .event_hook import EventHook
 from .pending_creates import PendingCreate, PendingCreates, Phase
-from .registry import TaskRegistry
+from .registry import REMEMBERED, TaskRegistry
 from .settings import CallbackPolicy
 
 _log = logging.getLogger("kie_async")
@@ -66,8 +70,14 @@ class TaskTracker:
         self._callbacks = callbacks
         self._owner = owner
         self._background = BackgroundTasks("kie_async settle")
+        self.silence = CallbackSilence(callbacks.url or "")
         self._twins: dict[str, list[TaskHandle]] = {}
         """By task: handles that were given out before it was known that they are of the same task."""
+        self._ended_before: set[str] = set()
+        """Tasks in flight whose end the journal has, though not fit to be read: they are counted already."""
+        self._ended_unjoined: OrderedDict[str, None] = OrderedDict()
+        """Attached tasks that ended before it was known which create they came from: they are counted."""
+        self._is_closed = False
 
     # --- creates without a task ----------------------------------------------------------------
 
@@ -109,6 +119,18 @@ class TaskTracker:
                 self.apply(handle, claim.delivery)
         return handle
 
+    def mark_unnoted(self, pending: PendingCreate, task_id: str) -> None:
+        """Take in a task whose id could not be noted: it is adopted as soon as the journal takes it."""
+        intent = pending.intent
+        reason = f"task {task_id} was created and could not be noted"
+        pending.phase, pending.is_awaited = Phase.UNKNOWN, False
+        pending.error = CreateOutcomeUnknown(intent.intent_id, reason, datetime.now(UTC), intent.ref)
+        pending.error.handle = pending.handle
+        pending.handle.mark_unknown()
+        pending.add_claim(task_id, ClaimSource.ANSWER)
+        self._counters.creates += 1
+        self._admission.release(pending.handle)
+
     def mark_rejected(self, pending: PendingCreate) -> None:
         """Take in that the create was refused; a callback may still prove otherwise."""
         self.pending.give_up(pending, Phase.REJECTED)
@@ -134,6 +156,8 @@ class TaskTracker:
         if self._ledger is not None:
             self._ledger.note_left(handle.intent_id, handle.model)
         _log.warning("%s", error)
+        # At once: nobody knows when this ends, and a few dead connections must not stop all creates. What
+        # it may have cost stays counted in `usage`, and the breaker stops a row of them.
         self._admission.release(handle)
         self.await_deadline(handle)
         self._events.emit("unknown", handle)
@@ -151,6 +175,7 @@ class TaskTracker:
         if is_late := handle.is_done:  # too late for its awaiters; journal and counts still hear the end
             handle = self.new_handle(pending.intent)
             handle.mark_retrieved()
+        # Nobody waits with a clock: it is followed to its end, for the journal and the budget.
         if is_ghost or is_late or not pending.is_awaited:
             handle.move_deadline(math.inf)
         expects = self._callbacks.is_received
@@ -158,13 +183,16 @@ class TaskTracker:
         self._events.emit("adopted", handle)
         self._apply_record(handle, record)
         claim = pending.find_claim(record.task_id)
-        if claim is not None and claim.delivery is not None:
-            self.apply(handle, claim.delivery)
+        delivery = None if claim is None else claim.delivery
+        if delivery is not None and self._callbacks.trusts(delivery):  # else: the record was just read
+            self.apply(handle, delivery)
 
     def await_deadline(self, handle: TaskHandle) -> None:
         """Wait for the deadline of a handle that has no task to poll."""
         self._poller.forget(_entry_of(handle))
         handle.track(self._poller.track_deadline(handle.intent_id, handle.deadline))
+        if self._is_closed:
+            self.expire(handle.intent_id)
 
     # --- tasks ---------------------------------------------------------------------------------
 
@@ -200,8 +228,12 @@ class TaskTracker:
             at_once=at_once,
         )
         handle.track(entry)
+        if task_id in self._ended_unjoined:
+            self._ended_before.add(task_id)
         if self._ledger is not None and self._ledger.wants_price(handle.intent_id):
             self._poller.poll_soon(entry)
+        if self._is_closed:  # whoever asked waited for the journal meanwhile
+            self.settle(handle, TaskDetached(task_id, handle.record))
 
     def check_free(self, task_id: str, intent_id: str) -> None:
         """Refuse to bind a create to a task that came from another one.
@@ -233,6 +265,8 @@ class TaskTracker:
 
     def join(self, handle: TaskHandle, intent: Intent, request: TaskRequest | None = None) -> None:
         """Say which create an attached task came from: its end is noted, its callbacks are known."""
+        if intent.has_ended:
+            self._ended_before.add(handle.task_id)
         if handle.intent_id or handle.is_done:
             return
         self.registry.remove(handle)
@@ -262,8 +296,12 @@ class TaskTracker:
         except JournalError as exc:
             _log.info("the journal could not be asked for task %s: %s", handle.task_id, exc)
             return
-        if intent is not None:
-            self.join(handle, intent)
+        if intent is None or handle.is_done:
+            return
+        self.join(handle, intent)
+        if (record := intent.read_end()) is not None:
+            handle.observe(record)
+            self.settle(handle, outcome_of(record))
 
     # --- news ----------------------------------------------------------------------------------
 
@@ -302,6 +340,8 @@ class TaskTracker:
             return
         if (entry := _entry_of(handle)) is not None:
             self._poller.complete(entry, record, source, handle.intent_id)
+            if source is Source.POLL and entry.expects_callback:
+                self._note_silence()
             self._save_learned()
         if self._journal.is_durable:
             self._background.spawn(self._note_and_settle(handle, record, source))
@@ -309,26 +349,35 @@ class TaskTracker:
             self._journal.discard(handle.intent_id)
             self._settle_ended(handle, record, source)
 
+    def _note_silence(self) -> None:
+        """Take in that a poll, and no callback, brought an end."""
+        if warning := self.silence.note_end(asyncio.get_running_loop().time()):
+            _log.warning("%s", warning)
+
     async def _note_and_settle(self, handle: TaskHandle, record: TaskRecord, source: Source) -> None:
         try:
             if not handle.intent_id:
                 await self._join_noted(handle)
-            if handle.intent_id:
+            if handle.intent_id and not handle.is_done:
                 await self._journal.mark_settled(handle.intent_id, record)
         except KieError:  # the result is here and paid; a restart would only read it again
             _log.exception("the end of task %s could not be noted", record.task_id)
         self._settle_ended(handle, record, source)
 
     def _settle_ended(self, handle: TaskHandle, record: TaskRecord, source: Source) -> None:
-        self._counters.credits_consumed += record.credits or 0.0
+        if not handle.is_done and handle.task_id not in self._ended_before:
+            self._count_end(handle, record, source)
+        self.settle(handle, outcome_of(record), source)
+
+    def _count_end(self, handle: TaskHandle, record: TaskRecord, source: Source) -> None:
+        if not handle.intent_id:
+            self._ended_unjoined[handle.task_id] = None
+            if len(self._ended_unjoined) > REMEMBERED:
+                self._ended_unjoined.popitem(last=False)
+        self._counters.settle(record, source)
         if self._ledger is not None:
             is_failed = record.state is TaskState.FAIL
             self._ledger.settle(handle.intent_id, record.credits or 0.0 if is_failed else record.credits)
-        if source is Source.CALLBACK:
-            self._counters.settled_by_callback += 1
-        else:
-            self._counters.settled_by_poll += 1
-        self.settle(handle, outcome_of(record), source)
 
     def give_up(self, key: str, error: KieError) -> None:
         """Settle a task that the service keeps refusing to show."""
@@ -370,12 +419,21 @@ class TaskTracker:
             self._ledger.note_left(handle.intent_id, handle.model)
         self._poller.forget(_entry_of(handle))
         handle.track(None)
+        self._ended_before.discard(handle.task_id)
         self.registry.remove(handle)
         self._events.emit("settled", handle, source)  # before the awaiters: they find the hook called
         handle.settle(outcome)
         for twin in self._twins.pop(handle.task_id, ()):
             twin.settle(outcome)
         self._admission.release(handle)
+
+    def detach_all(self) -> None:
+        """Settle whoever waits still, and from now on whoever comes too late: the session is closed."""
+        self._is_closed = True
+        for handle in self.registry.handles:
+            self.settle(handle, TaskDetached(handle.task_id, handle.record))
+        for handle in self.pending.unknown_handles:
+            self.expire(handle.intent_id)
 
     async def drain(self) -> None:
         """Wait until every end that was seen is noted and settled."""

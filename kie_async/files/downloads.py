@@ -7,15 +7,16 @@ import random
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import aclosing, asynccontextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
 import aiohttp
-from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from .._background import BackgroundTasks
-from .._validation import check_task_id, is_loopback
+from .._validation import check_task_id, is_ip_address, is_loopback
+from ..config import Network
 from ..errors import (
     ApiError,
     AuthenticationError,
@@ -33,11 +34,12 @@ from ..http.transport import (
     close_http_session,
     close_http_session_nowait,
     describe_failure,
+    make_connector,
     open_http_session,
 )
 from ..wire.requests import encode_fresh_link
 from ..wire.responses import decode_fresh_link
-from .addresses import IPNetwork, NotPublicError, may_connect
+from .addresses import NotPublicError, may_connect
 from .media_types import ending_for_type, sniff
 from .part_file import PartFile, find_complete
 from .transfer import LinkRefused, Transfer
@@ -68,11 +70,14 @@ _ONE_FILE = "the file"
 _T = TypeVar("_T")
 
 
+_is_named_host: ContextVar[bool] = ContextVar("_is_named_host", default=False)
+"""Whether the connection that the running task asks for leads to a host named in `Network.allow_http_to`."""
+
+
 class Downloads:
     """Downloads result files into folders, under names made here and never by the server, or as bytes.
 
-    *api* is asked once for a fresh link where a host has no file for the first one. *allow* names networks
-    that may be connected to although they are not public.
+    *api* is asked once for a fresh link where a host has no file for the first one.
     """
 
     def __init__(
@@ -82,12 +87,11 @@ class Downloads:
         rng: random.Random,
         timeout: aiohttp.ClientTimeout = _TIMEOUT,
         max_bytes: int = MAX_DOWNLOAD_BYTES,
-        resolver: AbstractResolver | None = None,
-        allow: tuple[IPNetwork, ...] = (),
+        network: Network = Network(),  # noqa: B008  (frozen)
         api: Transport | None = None,
     ) -> None:
+        self._network = network
         self._allow_loopback = allow_loopback
-        self._allow = allow
         self._rng = rng
         self._max_bytes = max_bytes
         self._api = api
@@ -95,7 +99,7 @@ class Downloads:
         self._slots = asyncio.Semaphore(_MAX_AT_ONCE)
         self._running = BackgroundTasks("kie_async download")
         self._http = open_http_session(
-            aiohttp.TCPConnector(limit=_MAX_AT_ONCE, resolver=resolver, socket_factory=self._open_socket),
+            make_connector(network, limit=_MAX_AT_ONCE, socket_factory=self._open_socket),
             timeout=timeout,
         )
 
@@ -283,7 +287,11 @@ class Downloads:
         url = _read_url(transfer.url)
         for _ in range(_MAX_REDIRECTS + 1):
             self._check_url(url)
-            async with self._http.get(url, allow_redirects=False, headers=transfer.headers()) as answer:
+            _is_named_host.set(self._network.allows_http(url.host or ""))
+            proxy = self._network.http_proxy_for(str(url))
+            async with self._http.get(
+                url, allow_redirects=False, headers=transfer.headers(), proxy=proxy
+            ) as answer:
                 target = answer.headers.get("Location")
                 if answer.status not in _REDIRECTS or not target:
                     yield answer
@@ -292,17 +300,25 @@ class Downloads:
         raise DownloadFailed(f"redirected more than {_MAX_REDIRECTS} times")
 
     def _check_url(self, url: URL) -> None:
-        is_ours = self._allow_loopback and url.scheme == "http" and is_loopback(str(url))
+        host = url.host or ""
+        is_named = self._network.allows_http(host)
+        is_ours = url.scheme == "http" and (is_named or (self._allow_loopback and is_loopback(str(url))))
         if url.scheme != "https" and not is_ours:
             raise DownloadFailed("the address is not https")
         if url.user is not None or url.password is not None:
             raise DownloadFailed("the address carries a user name or password")
+        # A proxy connects for us: of where it leads to only this is known here.
+        if self._network.proxy and not is_named and is_ip_address(host) and not self._may_connect(host):
+            raise DownloadFailed(NotPublicError(host).advice())
+
+    def _may_connect(self, address: str) -> bool:
+        return may_connect(address, allow_loopback=self._allow_loopback, allow=self._network.allow)
 
     def _open_socket(self, address: aiohttp.AddrInfoType) -> socket.socket:
         """Open a socket to a public address only. Every connection passes here, after names are resolved."""
         # Not checked by the URL: a name may resolve to another address right after the check.
         family, kind, protocol, _, where = address
-        if not may_connect(str(where[0]), allow_loopback=self._allow_loopback, allow=self._allow):
+        if not _is_named_host.get() and not self._may_connect(str(where[0])):
             raise NotPublicError(str(where[0]))
         return socket.socket(family=family, type=kind, proto=protocol)
 

@@ -19,6 +19,7 @@ from .._background import BackgroundTasks
 from .._json import write_json
 from .._secrets import Secret
 from .._validation import check_url
+from ..config import Network
 from ..errors import (
     ApiError,
     AuthenticationError,
@@ -67,10 +68,13 @@ class Uploads:
         *,
         rng: random.Random,
         timeout_s: float = UPLOAD_TIMEOUT_S,
+        network: Network = Network(),  # noqa: B008  (frozen)
         store: UploadStore | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        self._transport = Transport(upload_url, key, connections=_MAX_AT_ONCE, timeout_s=timeout_s)
+        self._transport = Transport(
+            upload_url, key, connections=_MAX_AT_ONCE, timeout_s=timeout_s, network=network
+        )
         self._timeout_s = timeout_s
         self._rng = rng
         self._store = MemoryUploadStore() if store is None else store

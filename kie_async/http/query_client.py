@@ -65,6 +65,11 @@ class QueryClient:
         check_task_id(task_id)
         return await self._retry(lambda: self.read_record(task_id))
 
+    async def query_confirmation(self, task_id: str) -> tuple[TaskRecord, str | None]:
+        """Return what `confirm` does; transient failures are asked again a few times."""
+        check_task_id(task_id)
+        return await self._retry(lambda: self._read(task_id, decode_confirmation))
+
     async def credits(self) -> float:
         """Return the balance; see `KieSession.credits`."""
         return await self._retry(self._read_credits)

@@ -1,28 +1,39 @@
 """Sends one request that costs nothing over HTTP and turns every network failure into a `TransportError`.
 
-The key goes to one origin: redirects are not followed, and no proxy or netrc of the environment is used.
+The key goes to one origin: redirects are not followed, and no proxy is used but that of a `Network`.
 """
 
 from __future__ import annotations
 
 import os
-import ssl
+import socket
+from collections.abc import Callable
+from typing import Any, cast
 
 import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
 from .._json import MAX_JSON_BYTES
 from .._secrets import Secret
+from ..config import Network
 from ..errors import TransportError
 from ..wire.requests import WireRequest
 from ..wire.responses import WireResponse
 from .backoff import read_retry_after
+from .connector import TypedConnector
 
 USER_AGENT = "kie_async/0.1 (+https://pypi.org/project/kie-async)"
 
 QUERY_TIMEOUT_S = 30.0
 
 CONNECT_TIMEOUT_S = 10.0
+
+# aiohttp's own limits would lose an id behind a long policy or many cookies; a stranger's host keeps to them.
+AIOHTTPS_HEADER_BYTES, AIOHTTPS_HEADERS = 8190, 128
+
+MAX_HEADER_BYTES, MAX_HEADERS = 2**18, 2000
 
 # Longer than the widest poll interval: no new handshake for every poll.
 KEEP_ALIVE_S = 75.0
@@ -37,11 +48,15 @@ EXCHANGE_FAILURES = (aiohttp.ClientError, aiohttp.InvalidURL, OSError, TimeoutEr
 
 def describe_failure(exc: BaseException) -> str:
     """Return what went wrong in words that hold no header, no key and no query of a URL."""
+    if isinstance(exc, aiohttp.ClientHttpProxyError):
+        hint = "; check its user name and password" if exc.status == 407 else ""
+        return f"the proxy refused the connection (HTTP {exc.status}{hint})"
     if isinstance(exc, aiohttp.ClientConnectorError):
         why = exc.strerror or type(exc.os_error).__name__
         if exc.errno and why.startswith("Connect call failed"):  # asyncio's words leave out the reason
             why = os.strerror(exc.errno)
-        return f"cannot connect to {exc.host}:{exc.port} ({why})"
+        is_proxy = isinstance(exc, aiohttp.ClientProxyConnectionError)
+        return f"cannot connect to {'the proxy' if is_proxy else f'{exc.host}:{exc.port}'} ({why})"
     if isinstance(exc, TimeoutError):
         return "timed out"
     if isinstance(exc, aiohttp.ServerDisconnectedError):
@@ -51,16 +66,88 @@ def describe_failure(exc: BaseException) -> str:
     return f"broken exchange ({type(exc).__name__})"
 
 
+class _UserResolver(AbstractResolver):
+    """Asks the resolver of a user, and turns whatever it does wrong into an `OSError`."""
+
+    def __init__(self, resolver: AbstractResolver) -> None:
+        self._resolver = resolver
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        try:
+            found = await self._resolver.resolve(host, port, family)
+            if checked := [_checked(answer, host, port) for answer in found]:
+                return checked
+            failure = "the resolver found no address"
+        except OSError:
+            raise
+        except Exception as exc:
+            failure = f"the resolver raised {type(exc).__name__}: {exc}"
+        raise OSError(None, failure)
+
+    async def close(self) -> None:
+        """Close nothing: it is the user's."""
+
+
+def _checked(answer: ResolveResult, host: str, port: int) -> ResolveResult:
+    """Return an answer with all that aiohttp reads from it."""
+    address = answer["host"]
+    if not isinstance(address, str):
+        raise TypeError("an address is no text")
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    return ResolveResult(
+        hostname=host, host=address, port=port, family=family, proto=0, flags=socket.AI_NUMERICHOST
+    )
+
+
+def make_connector(
+    network: Network,
+    *,
+    limit: int,
+    keep_alive_s: float = KEEP_ALIVE_S,
+    connection_type: type[ResponseHandler] = ResponseHandler,
+    socket_factory: Callable[[aiohttp.AddrInfoType], socket.socket] | None = None,
+) -> aiohttp.TCPConnector:
+    """Return what makes connections the way a `Network` says; one idle for at most *keep_alive_s* is reused.
+
+    *socket_factory* opens sockets that lead to a host itself, never one that leads to a proxy.
+    """
+    options: dict[str, Any] = {"limit": limit, "ssl": network.ssl or True, "connection_type": connection_type}
+    options |= {"keepalive_timeout": keep_alive_s} if keep_alive_s else {"force_close": True}
+    if network.is_socks:
+        # Not at the top: it comes with the extra ``socks``, which `Network` has found.
+        from .socks import make_socks_connector
+
+        return make_socks_connector(cast(str, network.proxy), options)
+    if network.resolver is not None:
+        options["resolver"] = _UserResolver(network.resolver)
+    if network.proxy is None:
+        options["socket_factory"] = socket_factory
+    return TypedConnector(**options)
+
+
 def open_http_session(
-    connector: aiohttp.TCPConnector, *, timeout: aiohttp.ClientTimeout
+    connector: aiohttp.TCPConnector,
+    *,
+    timeout: aiohttp.ClientTimeout,
+    proxy: str | None = None,
+    is_for_service: bool = False,
 ) -> aiohttp.ClientSession:
-    """Return an HTTP session that keeps no cookies and reads no environment."""
+    """Return an HTTP session that keeps no cookies and reads no environment; all goes through *proxy*.
+
+    One *is_for_service* reads answers however long their headers: an id or an end may stand behind them.
+    """
     http = aiohttp.ClientSession(
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
+        proxy=proxy,
         trust_env=False,  # a proxy or netrc of the environment must not get the key
         headers={"User-Agent": USER_AGENT},
         timeout=timeout,
+        max_line_size=MAX_HEADER_BYTES if is_for_service else AIOHTTPS_HEADER_BYTES,
+        max_field_size=MAX_HEADER_BYTES if is_for_service else AIOHTTPS_HEADER_BYTES,
+        max_headers=MAX_HEADERS if is_for_service else AIOHTTPS_HEADERS,
     )
     _open_sessions.add(http)
     return http
@@ -98,14 +185,16 @@ class Transport:
         *,
         connections: int,
         timeout_s: float = QUERY_TIMEOUT_S,
-        ssl_context: ssl.SSLContext | None = None,
+        network: Network = Network(),  # noqa: B008  (frozen)
     ) -> None:
         self._base_url = base_url
         self._key = key
         self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
         self._http = open_http_session(
-            aiohttp.TCPConnector(limit=connections, keepalive_timeout=KEEP_ALIVE_S, ssl=ssl_context or True),
+            make_connector(network, limit=connections),
             timeout=self._timeout,
+            proxy=network.http_proxy_for(base_url),
+            is_for_service=True,
         )
 
     async def send(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 
+from .._validation import name_what_has_no_json
 from ..errors import InvalidRequest
 from .media import LOCAL_MEDIA, digest_media
 from .request import TaskRequest
@@ -22,7 +23,10 @@ def fingerprint(request: TaskRequest) -> bytes:
     def digest(value: object) -> object:
         if not isinstance(value, LOCAL_MEDIA):
             raise TypeError(f"{type(value).__name__} has no JSON form")
-        return {"sha256": digest_media(value)}
+        try:
+            return {"sha256": digest_media(value)}
+        except ValueError as exc:  # a stream that is closed
+            raise OSError(None, str(exc)) from None
 
     fields = {"model": request.model, "input": dict(request.input), "callback_url": request.callback_url}
     try:
@@ -30,5 +34,6 @@ def fingerprint(request: TaskRequest) -> bytes:
     except OSError as exc:
         raise InvalidRequest(f"cannot read {exc.filename or 'a stream'}: {exc.strerror or exc}") from None
     except (TypeError, ValueError, RecursionError) as exc:
-        raise InvalidRequest(f"input has no JSON form: {exc}") from None
+        named = name_what_has_no_json("input", request.input, files=LOCAL_MEDIA)
+        raise InvalidRequest(named or f"input has no JSON form: {exc}") from None
     return hashlib.sha256(text.encode()).digest()

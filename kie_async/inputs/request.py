@@ -8,9 +8,9 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 import attrs
 
-from .._validation import check_url
+from .._validation import check_url, name_what_has_no_json
 from ..errors import InvalidRequest
-from .media import check_no_paths_as_text, own_media
+from .media import LOCAL_MEDIA, check_no_paths_as_text, own_media
 
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9._-]+)?")
 
@@ -26,6 +26,8 @@ def _check_input(_: object, __: attrs.Attribute[Any], value: Mapping[str, Any]) 
     if not isinstance(value, Mapping):
         raise InvalidRequest(f"input must be a mapping of the model's fields, got {type(value).__name__}")
     check_no_paths_as_text(value)
+    if named := name_what_has_no_json("input", value, files=LOCAL_MEDIA):
+        raise InvalidRequest(named)
 
 
 def _check_ref(_: object, __: attrs.Attribute[Any], ref: str | None) -> None:

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
+from pathlib import Path
 
 import attrs
 
@@ -69,6 +70,11 @@ class Intent:
             return self.code is not None and 400 <= self.code < 500 and self.code != 408
         return self.state in {IntentState.PLANNED, IntentState.NOT_CREATED}
 
+    @property
+    def has_ended(self) -> bool:
+        """Tell whether its task was seen to end."""
+        return self.state in {IntentState.SUCCEEDED, IntentState.FAILED}
+
     def read_end(self) -> TaskRecord | None:
         """Return the terminal record, None if there is none that can be read: then poll the task again."""
         if (found := decode_note(self.record)) is None:
@@ -124,6 +130,11 @@ class Journal(ABC):
 
     is_durable: bool = False
     """Whether a restart would find what was noted."""
+
+    @property
+    def path(self) -> Path | None:
+        """Return the file it is kept in, for messages; None if there is none."""
+        return None
 
     @abstractmethod
     async def open(self) -> list[Intent]:

@@ -99,8 +99,8 @@ class MemoryJournal(Journal):
     ) -> None:
         """Remember how an intent ended without a task; forget it if its ref may be used again."""
         self._change(intent_id, state=state, reason=reason, code=code)
-        ref = self._refs.get(intent_id)
-        if ref is not None and self._by_ref[ref].intent_id == intent_id and self._by_ref[ref].frees_its_ref:
+        held = self._held_by(intent_id)
+        if held is not None and held.frees_its_ref:
             self.discard(intent_id)
             self._give_ref_back(intent_id)
 
@@ -110,9 +110,18 @@ class MemoryJournal(Journal):
 
     def discard(self, intent_id: str) -> None:
         """Forget an intent whose task has ended."""
-        ref = self._refs.pop(intent_id, None)
-        if ref is not None and self._by_ref[ref].intent_id == intent_id:
-            del self._by_ref[ref]
+        held = self._held_by(intent_id)
+        self._refs.pop(intent_id, None)
+        if held is not None and held.ref is not None:
+            del self._by_ref[held.ref]
+        for successor in [s for s, former in self._replaced.items() if former.intent_id == intent_id]:
+            del self._replaced[successor]
+
+    def _held_by(self, intent_id: str) -> Intent | None:
+        """Return what is known of an intent, as long as it has its ref."""
+        ref = self._refs.get(intent_id)
+        held = None if ref is None else self._by_ref.get(ref)
+        return held if held is not None and held.intent_id == intent_id else None
 
     def _give_ref_back(self, intent_id: str) -> None:
         """Let the intent have its ref again that this one was to be sent in the place of."""
@@ -123,6 +132,9 @@ class MemoryJournal(Journal):
             self._refs[former.intent_id] = former.ref
 
     def _change(self, intent_id: str, **changes: Any) -> None:
-        ref = self._refs.get(intent_id)
-        if ref is not None and self._by_ref[ref].intent_id == intent_id:  # else another took the ref over
-            self._by_ref[ref] = attrs.evolve(self._by_ref[ref], **changes)
+        held = self._held_by(intent_id)
+        if held is not None and held.ref is not None:  # else another took the ref over
+            self._by_ref[held.ref] = attrs.evolve(held, **changes)
+        for successor, former in self._replaced.items():
+            if former.intent_id == intent_id:  # the ref may come back to it
+                self._replaced[successor] = attrs.evolve(former, **changes)

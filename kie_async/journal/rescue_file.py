@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 
+from .exclusive_rename import rename_exclusively
+
 _START_OF_LINE = '{"intent_id"'
 
 _MAX_LOGGED_LINES = 20
@@ -73,10 +75,9 @@ class RescueFile:
         for number in count(1):
             kept = self.path.with_suffix(".unused" if number == 1 else f".unused.{number}")
             try:
-                os.link(self.path, kept)  # unlike a rename it never takes the place of another file
+                rename_exclusively(self.path, kept)
             except FileExistsError:
                 continue
-            self.path.unlink()
             return kept
         raise AssertionError  # there are always more numbers
 

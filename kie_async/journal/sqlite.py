@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import attrs
 
+from .._validation import check_count
 from ..errors import JournalError
 from ..models import TaskRecord, TaskState
 from ..wire.records import without_mac
@@ -41,6 +43,11 @@ _INTENT_FIELDS = (
 # As bytes, a record that is damaged is one that cannot be read, and not an error of the whole query.
 _INTENT_COLUMNS = ", ".join(_INTENT_FIELDS).replace("record", "CAST(record AS BLOB)")
 
+# Both may be large, and whoever reads every intent needs neither.
+_SMALL_COLUMNS = ", ".join({"body": "NULL", "record": "x''"}.get(field, field) for field in _INTENT_FIELDS)
+
+_SELECT_CHUNK = f"SELECT seq, {_SMALL_COLUMNS} FROM intent WHERE seq > ? ORDER BY seq LIMIT ?"  # noqa: S608
+
 _INSERT_SENDING = """
 INSERT INTO intent(
   intent_id, ref, model, fingerprint, body, expects_callback, replaces, planned_ms, sending_ms, state, sends
@@ -61,6 +68,10 @@ UPDATE intent SET state = ?, record = ?, credits = coalesce(?, credits), termina
 WHERE intent_id = ? AND (state = 'CREATED' OR ?)
 """
 
+_COUNT_OCCURRENCE = """
+INSERT INTO temp.occurrence VALUES (?, 1) ON CONFLICT(key) DO UPDATE SET times = times + 1
+"""
+
 _FREE_REF = "former_ref = ref, ref = NULL"
 
 _WRITE_OFF_FORMER = f"""
@@ -74,8 +85,9 @@ WHERE intent_id = ? AND task_id IS NULL AND state = 'WRITTEN_OFF'
 """
 
 _SAVE_CLAIM = """
-INSERT INTO claim VALUES (?, ?, ?, ?)
-ON CONFLICT DO UPDATE SET source = excluded.source WHERE source = 'unsigned'
+INSERT INTO claim SELECT ?1, ?2, ?3, ?4
+WHERE NOT EXISTS (SELECT 1 FROM intent WHERE intent_id = ?1 AND task_id IS NOT NULL)
+ON CONFLICT(intent_id, task_id) DO UPDATE SET source = excluded.source WHERE source = 'unsigned'
 """
 
 _ECHOES_OF_THE_REQUEST = ("param", "paramJson")
@@ -118,6 +130,11 @@ class SqliteJournal(Journal):
         return f"<SqliteJournal {self._file.path}>"
 
     @property
+    def path(self) -> Path:
+        """Return the file."""
+        return self._file.path
+
+    @property
     def rescue_path(self) -> Path:
         """Return where ids go that could not be committed; read again at the next open."""
         return self._file.rescue_path
@@ -131,6 +148,23 @@ class SqliteJournal(Journal):
             JournalError: The file is no journal of this version, is damaged or cannot be written.
             JournalLocked: Another session or process has it open.
         """
+        await self.open_file()
+        try:
+            is_recent = "(planned_ms <= 0 OR planned_ms > ?)"  # no real time: better expected for too long
+            is_given_up = f"(state IN ('REJECTED', 'WRITTEN_OFF') AND sends = 1 AND {is_recent})"
+            may_be_tasks = f"state = 'UNKNOWN' OR {is_given_up}"
+            return await self._select(may_be_tasks, _now_ms() - _GHOST_HORIZON_MS)
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def open_file(self) -> None:
+        """Open or make the file as `open` does, for one who reads it with `iterate_intents`.
+
+        Raises:
+            JournalError: The file is no journal of this version, is damaged or cannot be written.
+            JournalLocked: Another session or process has it open.
+        """
         if self._thread is not None:
             raise JournalError(f"journal {self._file.path} is open already")
         self._thread = SqliteThread(self._file)
@@ -139,10 +173,6 @@ class SqliteJournal(Journal):
             rescued = await self._do(self._replay)
             # A job of its own: the file may go only after what was read from it is committed.
             await self._do(lambda _: _put_away(rescued))
-            is_recent = "(planned_ms <= 0 OR planned_ms > ?)"  # no real time: better expected for too long
-            is_given_up = f"(state IN ('REJECTED', 'WRITTEN_OFF') AND sends = 1 AND {is_recent})"
-            may_be_tasks = f"state = 'UNKNOWN' OR {is_given_up}"
-            return await self._select(may_be_tasks, _now_ms() - _GHOST_HORIZON_MS)
         except BaseException:
             await self.aclose()
             raise
@@ -180,6 +210,21 @@ class SqliteJournal(Journal):
         """Return all intents in the order they were planned."""
         return await self._select("true")
 
+    async def iterate_intents(self, *, chunk: int = 500) -> AsyncIterator[Intent]:
+        """Yield all intents in the order they were planned, in bounded memory: without body and record.
+
+        *chunk* is how many are read at once. What is noted meanwhile comes too, if its turn is yet to come.
+
+        Raises:
+            JournalError: It cannot be read any more.
+        """
+        check_count("chunk", chunk)
+        last = 0
+        while rows := await self._do(partial(_read_chunk, after=last, count=chunk)):
+            for row in rows:
+                yield _intent(row[1:])
+            last = rows[-1][0]
+
     async def find_by_task(self, task_id: str) -> Intent | None:
         """Return the intent that became a task."""
         found = await self._select("task_id = ?", task_id)
@@ -197,7 +242,7 @@ class SqliteJournal(Journal):
     async def load_totals(self) -> Totals:
         """Return what was spent."""
         query = (
-            "SELECT count(*), count(*) FILTER (WHERE state IN ('SUCCEEDED', 'FAILED')), total(credits) "
+            "SELECT count(*), coalesce(sum(state IN ('SUCCEEDED', 'FAILED')), 0), total(credits) "
             "FROM intent WHERE sends = 1 AND state != 'REJECTED'"
         )
         return Totals(*await self._do(lambda db: db.execute(query).fetchone()))
@@ -220,11 +265,13 @@ class SqliteJournal(Journal):
 
     async def count_occurrence(self, key: bytes) -> int:
         """Count *key* and return how often it was counted since open."""
-        count = (
-            "INSERT INTO temp.occurrence VALUES (?, 1) "
-            "ON CONFLICT DO UPDATE SET times = times + 1 RETURNING times"
-        )
-        return int(await self._do(lambda db: db.execute(count, (key,)).fetchall()[0][0]))
+
+        def job(db: sqlite3.Connection) -> int:
+            db.execute(_COUNT_OCCURRENCE, (key,))
+            read = "SELECT times FROM temp.occurrence WHERE key = ?"
+            return int(db.execute(read, (key,)).fetchone()[0])
+
+        return await self._do(job)
 
     async def _select(self, where: str, *values: object) -> list[Intent]:
         return await self._do(lambda db: _intents(db, where, *values))
@@ -333,6 +380,10 @@ class SqliteJournal(Journal):
 def _intents(db: sqlite3.Connection, where: str, *values: object) -> list[Intent]:
     query = f"SELECT {_INTENT_COLUMNS} FROM intent WHERE {where} ORDER BY seq"  # noqa: S608  (no value in it)
     return [_intent(row) for row in db.execute(query, values).fetchall()]
+
+
+def _read_chunk(db: sqlite3.Connection, *, after: int, count: int) -> list[tuple[Any, ...]]:
+    return db.execute(_SELECT_CHUNK, (after, count)).fetchall()
 
 
 def _intent(row: tuple[Any, ...]) -> Intent:

@@ -7,17 +7,21 @@ would be paid again. https://www.sqlite.org/howtocorrupt.html
 from __future__ import annotations
 
 import contextlib
+import errno
+import importlib
 import os
+import re
 import secrets
 import sqlite3
 import stat
 import sys
 import threading
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from ..errors import JournalError, JournalLocked
 from .base import IntentState
+from .exclusive_rename import rename_exclusively
 
 if sys.platform != "win32":
     import fcntl
@@ -25,6 +29,8 @@ if sys.platform != "win32":
 APPLICATION_ID = 0x6B696541
 
 VERSION = 2
+
+_OLDEST_SQLITE, _FIRST_WITH_STRICT = (3, 26), (3, 37)
 
 _SMALLEST_PAGE_BYTES = 512
 """SQLite takes a shorter file for an empty database."""
@@ -86,6 +92,30 @@ CREATE TABLE IF NOT EXISTS learned(
 ) STRICT, WITHOUT ROWID
 """
 """Made at open: it is no part of the promise, and journals without it are as good."""
+
+_COLUMN = re.compile(r"^  (\w+) (TEXT|INTEGER|REAL|BLOB)\b(.*?)(,?)$", re.MULTILINE)
+
+_STORED_AS = {
+    "TEXT": "'text', 'null'",
+    "INTEGER": "'integer', 'null'",
+    "REAL": "'real', 'integer', 'null'",
+    "BLOB": "'blob', 'null'",
+}
+"""What a column of a STRICT table takes; of NULL its NOT NULL decides."""
+
+_NO_LOCK_ERRORS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+
+_NO_LOCK_CODES = {
+    sqlite3.SQLITE_IOERR_LOCK,
+    sqlite3.SQLITE_IOERR_RDLOCK,
+    sqlite3.SQLITE_IOERR_UNLOCK,
+    sqlite3.SQLITE_IOERR_CHECKRESERVEDLOCK,
+}
+
+_LOCKED_BYTE = 0x40000000 + 1024
+"""On Windows a lock keeps others from the bytes too. SQLite stores nothing here: its own locks lie before it.
+https://www.sqlite.org/fileformat2.html#the_lock_byte_page
+"""
 
 _CACHE_KIB = 256
 
@@ -149,6 +179,9 @@ class JournalFile:
         self.distrust, self._is_overwritten, self._marks = "", False, None
         self._target = _resolved(self.path)
         self._is_link = self._target != self.path
+        if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
+            needed = ".".join(map(str, _OLDEST_SQLITE))
+            raise JournalError(f"a journal needs SQLite {needed}; this Python has {sqlite3.sqlite_version}")
         if not self._target.exists():
             self._refuse_to_replace_a_lost_one()
             _make(self._target)
@@ -213,6 +246,13 @@ class JournalFile:
             return JournalError(f"{name} cannot be opened for writing: {exc.strerror or exc}")
         if kind in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
             return self._locked()
+        if code in _NO_LOCK_CODES:
+            return self._no_locks()
+        if '"STRICT"' in str(exc) and not has_strict_tables():
+            newer = ".".join(map(str, _FIRST_WITH_STRICT))
+            return JournalError(
+                f"{name} was made with SQLite {newer} or newer; this Python has {sqlite3.sqlite_version}"
+            )
         if kind == sqlite3.SQLITE_CANTOPEN:
             return JournalError(f"{name} cannot be opened: its folder must be there and writable")
         if kind in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
@@ -236,7 +276,7 @@ class JournalFile:
             self._check_content(db, has_log=has_log)
             if _select_one(db, "PRAGMA user_version") == 1:
                 for statement in _FROM_VERSION_1:  # in one transaction: it is brought up to date or as it was
-                    db.execute(statement)
+                    db.execute(schema_text(statement))
             db.execute("COMMIT")
             if _select_one(db, "PRAGMA journal_mode = WAL") != "wal":
                 raise JournalError(f"journal {self.path}: this file system cannot hold a write-ahead log")
@@ -246,7 +286,7 @@ class JournalFile:
         try:
             db.execute("PRAGMA synchronous = FULL")
             db.execute("PRAGMA fullfsync = ON")
-            db.execute(_LEARNED_TABLE)
+            db.execute(schema_text(_LEARNED_TABLE))
             db.execute(_OCCURRENCE_TABLE)
             # SQLite's default cache is 2 MB each; the operating system caches the file as well.
             for schema in ("main", "temp"):
@@ -309,6 +349,8 @@ class JournalFile:
                     raise JournalError(f"journal {self.path} was replaced while it was opened; try again")
             except BaseException as exc:
                 os.close(descriptor)
+                if isinstance(exc, OSError) and exc.errno in _NO_LOCK_ERRORS:
+                    raise self._no_locks() from None
                 raise self._locked() if isinstance(exc, BlockingIOError) else exc from None
             _held[key], self._key = descriptor, key
 
@@ -319,6 +361,12 @@ class JournalFile:
 
     def _locked(self) -> JournalLocked:
         return JournalLocked(f"journal {self.path} is open in another session or process")
+
+    def _no_locks(self) -> JournalError:
+        return JournalError(
+            f"journal {self.path}: its file system has no file locks, which keep two runs from paying twice;"
+            " put it on a local disk"
+        )
 
     def _read_marks(self) -> tuple[_Marks, _Marks]:
         """Return the marks of the file and its log.
@@ -367,6 +415,28 @@ def _rescue_path(path: Path) -> Path:
     return path.with_name(path.name + ".rescue.jsonl")
 
 
+def has_strict_tables() -> bool:
+    """Tell whether this SQLite knows STRICT tables."""
+    return sqlite3.sqlite_version_info >= _FIRST_WITH_STRICT
+
+
+def schema_text(tables: str, *, is_strict: bool | None = None) -> str:
+    """Return the text that makes *tables* here: where SQLite knows no STRICT, a CHECK of each column instead.
+
+    A file made in either way is good for both; only a STRICT one cannot be read by an SQLite without.
+    """
+    if has_strict_tables() if is_strict is None else is_strict:
+        return tables
+    checked = _COLUMN.sub(
+        lambda column: (
+            f"  {column[1]} {column[2]}{column[3]}"
+            f" CHECK(typeof({column[1]}) IN ({_STORED_AS[column[2]]})){column[4]}"
+        ),
+        tables,
+    )
+    return checked.replace(") STRICT, ", ") ").replace(") STRICT", ")")
+
+
 def _make(path: Path) -> None:
     """Make an empty journal, whole or not at all: a crash must not leave a file that looks cut off."""
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
@@ -374,11 +444,11 @@ def _make(path: Path) -> None:
         os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         db = sqlite3.connect(draft, isolation_level=None)
         try:
-            db.executescript(f"BEGIN; {SCHEMA} COMMIT")
+            db.executescript(f"BEGIN; {schema_text(SCHEMA)} COMMIT")
         finally:
             db.close()
         with contextlib.suppress(FileExistsError):  # another process was faster; its journal is as good
-            os.link(draft, path)
+            rename_exclusively(draft, path)
     finally:
         draft.unlink(missing_ok=True)
 
@@ -395,8 +465,30 @@ def _select_one(db: sqlite3.Connection, query: str) -> object:
 
 
 def _lock(descriptor: int) -> None:
-    if sys.platform != "win32":
+    """Lock a file until its descriptor is closed.
+
+    Raises:
+        BlockingIOError: Another process has it.
+        OSError: Here no file can be locked.
+    """
+    if sys.platform == "win32":
+        lock_with_msvcrt(descriptor)
+    else:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def lock_with_msvcrt(descriptor: int) -> None:
+    """Lock a file as Windows does: one byte of it, wherever that file ends.
+
+    Raises:
+        BlockingIOError: Another process has it.
+    """
+    windows: Any = importlib.import_module("msvcrt")
+    os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
+    try:
+        windows.locking(descriptor, windows.LK_NBLCK, 1)
+    except PermissionError as exc:
+        raise BlockingIOError(exc.errno, exc.strerror) from None
 
 
 def _let_go_after_fork() -> None:

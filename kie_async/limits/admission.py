@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Protocol
 
 from ..errors import SessionMisuse
+
+
+class SlotHolder(Protocol):
+    """Who remembers whether it holds a slot: a set of all holders would take 80 bytes for each."""
+
+    def take_slot(self) -> None:
+        """Hold a slot from now on."""
+
+    def drop_slot(self) -> bool:
+        """Hold no slot any more; tell whether it held one."""
 
 
 class Admission:
@@ -12,7 +23,6 @@ class Admission:
 
     def __init__(self, max_in_flight: int) -> None:
         self._slots = asyncio.Semaphore(max_in_flight)
-        self._holders: set[object] = set()
         self._is_closing = False
 
     @property
@@ -29,22 +39,21 @@ class Admission:
         """Wait for a slot; `hold` says whose it is."""
         await self._slots.acquire()
 
-    def hold(self, holder: object) -> None:
+    def hold(self, holder: SlotHolder) -> None:
         """Note whose slot the one just acquired is."""
-        self._holders.add(holder)
+        holder.take_slot()
 
-    def transfer(self, holder: object, to: object) -> None:
+    def transfer(self, holder: SlotHolder, to: SlotHolder) -> None:
         """Let another hold the slot of *holder*; a second one for the same comes back."""
-        if holder in self._holders and to in self._holders:
-            self.release(holder)
-        elif holder in self._holders:
-            self._holders.remove(holder)
-            self._holders.add(to)
+        if holder.drop_slot():
+            self.release(to)
+            to.take_slot()
 
-    def release(self, holder: object) -> None:
+    def release(self, holder: SlotHolder) -> None:
         """Give the holder's slot back, if it has one."""
-        if holder in self._holders:
-            self._holders.remove(holder)
+        # By holder and not by count: a handle ends in several ways, some of them one after the other, and a
+        # slot given back twice would admit one task too many.
+        if holder.drop_slot():
             self._slots.release()
 
     def close(self) -> None:

@@ -36,6 +36,7 @@ class RateLimiter:
         A cancelled wait takes none.
         """
         now = self._now()
+        # Behind those that wait, even if a permit is free in this very turn: first come, first served.
         if self._waiting_count or self._wait_s(now) > 0:
             self._waiting_count += 1
             try:
@@ -49,6 +50,8 @@ class RateLimiter:
         async with self._turn:
             while (wait_s := self._wait_s(now := self._now())) > 0:
                 self._changed.clear()
+                # Without an end when every permit is out and unanswered: only a release changes that. Never
+                # shorter than a clock can measure, or this would spin.
                 with suppress(TimeoutError):
                     async with asyncio.timeout(
                         None if wait_s == math.inf else max(wait_s, _SHORTEST_SLEEP_S)
@@ -78,6 +81,7 @@ class RateLimiter:
         while self._back_at and self._back_at[0] <= now:
             self._back_at.popleft()
             self._unused += 1
+        # A pause stops every permit: the service itself has said when to come again.
         if self._paused_until > now:
             return self._paused_until - now
         if self._unused:

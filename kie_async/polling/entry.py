@@ -8,6 +8,8 @@ import attrs
 
 from ..models import TaskRecord
 
+_CLOSED = -math.inf
+
 
 @attrs.define
 class PollFailures:
@@ -33,6 +35,7 @@ class PollEntry:
     model: str
     """Empty until a record of an attached task names it."""
     deadline: float
+    """Before all time once the entry is closed: a flag of its own would take 16 bytes more for each."""
     begun_at: float
     expects_callback: bool
     next_at: float = math.inf
@@ -47,8 +50,11 @@ class PollEntry:
     is_urgent: bool = False
     is_queued: bool = False
     is_polling: bool = False
-    is_closed: bool = False
-    """Never to be polled again; what is left of it in the wheel is void."""
+
+    @property
+    def is_closed(self) -> bool:
+        """Tell whether it is never polled again; what is left of it in the wheel is void."""
+        return self.deadline == _CLOSED
 
     @property
     def last_polled_s(self) -> float:
@@ -82,5 +88,5 @@ class PollEntry:
 
     def close(self) -> None:
         """Keep nothing of the task alive."""
-        self.is_closed = True
+        self.deadline = _CLOSED
         self.last_record = None

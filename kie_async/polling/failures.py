@@ -55,6 +55,7 @@ class FailurePolicy:
             return self._record_denial()
         if entry.is_closed:  # it settled while the answer was on its way
             return Decision.POLL_LATER
+        # The service's trouble or the network's: the task runs on, so no number of these gives it up.
         if isinstance(error, ServerError) or not isinstance(error, ApiError):
             _note_failure(entry, error)
         elif not self._may_be_invisible(entry, error, now):
@@ -65,6 +66,8 @@ class FailurePolicy:
         return Decision.POLL_LATER
 
     def _record_denial(self) -> Decision:
+        # Counted over all tasks, since it is the key that is refused; and more than once, since one odd
+        # answer of a proxy must not end thousands of paid tasks.
         self._denials += 1
         if self._denials < _FATAL_IN_A_ROW:
             return Decision.POLL_LATER

@@ -24,6 +24,8 @@ class Learner:
     ) -> None:
         """Take in that a task has ended, and which side said so first."""
         age_s = now - entry.begun_at
+        # A callback that names no duration came at the end: its arrival says how long the task ran. A poll
+        # may have come long after.
         is_said = record.duration_s is not None or source is not Source.CALLBACK
         ran_s = _ran_s(entry, age_s, record.duration_s if is_said else age_s)
         if ran_s is not None:

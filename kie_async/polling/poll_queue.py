@@ -64,6 +64,7 @@ class PollQueue:
             self._round.clear()
         if self._round or not self._again or self._again[0].next_at + PATIENCE_S >= now:
             return
+        # Ranked once for a while and not for each poll: with thousands waiting, sorting would cost more.
         waiting = [entry for entry in self._again if not entry.is_closed]
         ranked = sorted(waiting, key=lambda entry: self._rank(entry, now, chance), reverse=True)
         self._round = deque(ranked[: max(_ROUND_LENGTH, len(ranked) // 4)])

@@ -65,6 +65,8 @@ class Poller:
         self._failures = FailurePolicy(rate_limiter, grace_s=self._schedule.visibility_grace_s, rng=rng)
         self._workers = BackgroundTasks("kie_async poller")
         self._idle = 0
+        self._worker_count = 0
+        """Counted here and not in `_workers`: an eager task runs before its owner has it."""
         self._probes: set[PollEntry] = set()
         """Polled as if no callback were expected, until one came or was missed."""
         self._grace: asyncio.TimerHandle | None = None
@@ -86,6 +88,8 @@ class Poller:
             entry.last_seen_running_s = math.inf
             entry.next_at = entry.begun_at + self._schedule.first_s * self._rng.random()
         else:
+            # Until a callback has come nobody knows whether the address is right: some tasks are polled as
+            # if they had none, so that a wrong one is noticed early.
             if expects_callback and self._planner.should_probe():
                 self._probes.add(entry)
             entry.next_at = self._plan(entry, self._rng.random(), entry.begun_at)
@@ -219,6 +223,7 @@ class Poller:
                 continue
             if entry.deadline <= now:
                 self._sink.expire(entry.key)
+            # Void unless its time has come: when that moves, what stands in the wheel is left there.
             elif entry.next_at <= now and not (
                 entry.is_queued or entry.is_polling or self._is_put_off(entry, now)
             ):
@@ -253,13 +258,16 @@ class Poller:
 
     def _dispatch(self) -> None:
         """Have one worker more at hand than polls right now, as long as there is anything to poll."""
-        if not self._idle and self._due and len(self._workers) < self._connections and not self._is_closed:
+        has_room = self._worker_count < self._connections and not self._is_closed
+        if not self._idle and self._due and has_room:
             self._idle += 1
+            self._worker_count += 1
             self._workers.spawn(self._poll_while_due())
 
     async def _poll_while_due(self) -> None:
         try:
             while self._due:
+                # The permit first and the choice after it: what matters most may change in the wait.
                 now = await self._rate_limiter.acquire()
                 entry = self._due.pop(now, self._chance)
                 if entry is None or entry.is_closed:
@@ -274,6 +282,7 @@ class Poller:
                 entry = None  # whoever waits for a permit keeps no task alive
         finally:
             self._idle -= 1
+            self._worker_count -= 1
 
     async def _poll(self, entry: PollEntry, now: float) -> None:
         """Read one record and hand it to the sink."""
@@ -296,12 +305,14 @@ class Poller:
 
     def _act_on_failure(self, entry: PollEntry, error: Exception) -> None:
         decision = self._failures.record_failure(entry, error, self._now())
+        # A mistake of ours must not cost a paid task: only what the service itself said can end one.
         if not isinstance(error, KieError):
             return
         if decision is Decision.GIVE_UP:
             self._sink.give_up(entry.key, error)
         elif decision is Decision.GIVE_UP_ALL:
             for other in self._wheel.list_entries():
+                # A create without an id has nothing to poll: a refused key proves nothing about it.
                 if other.next_at < math.inf:
                     self._sink.give_up(other.key, error)
 
@@ -311,6 +322,8 @@ class Poller:
         if not record.state.is_terminal:
             self._learner.record_running(entry, record)
         elif record.state is TaskState.SUCCESS and not record.has_result:
+            # The state may be written before the URLs are: a paid result is asked for a few times more
+            # before it is called unreadable.
             delays_s, failures = self._schedule.recheck_s, entry.need_failures()
             if failures.empty_successes < len(delays_s):
                 failures.empty_successes += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import secrets
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from .durations import Durations, Fixed
 from .endpoints import Endpoints
 from .faults import Faults
 from .films import Films, require_renderer
-from .inspection import Inspection
+from .inspection import ControlGuard, Inspection, is_loopback_name
 from .tasks import Delivery, EndState, SandboxTask
 from .uploads import FileHost
 from .window import Window
@@ -57,7 +58,11 @@ class Sandbox:
         callback_retries_s: tuple[float, ...] = (),
         render: bool = False,
         faults: Faults | None = None,
+        control_token: str | None = None,
     ) -> None:
+        if not control_token:
+            control_token = None if is_loopback_name(host) else secrets.token_urlsafe(24)
+        self._guard = ControlGuard(token=control_token)
         limits = {"create": create_limit, "query": query_limit}
         self._host, self._port = host, port
         self._callbacks = callbacks
@@ -136,7 +141,7 @@ class Sandbox:
         app.add_routes(endpoints.routes())
         films = None if self._films is None else self._films.of
         app.add_routes(FileHost(world=self._world, films=films).routes())
-        app.add_routes(Inspection(world=self._world, finish=self.finish).routes())
+        app.add_routes(Inspection(world=self._world, finish=self.finish, guard=self._guard).routes())
         return app
 
     # -- what it shows ---------------------------------------------------------------------------
@@ -151,6 +156,14 @@ class Sandbox:
     def upload_url(self) -> str:
         """The upload API's base URL: the same server."""
         return self.url
+
+    @property
+    def control_token(self) -> str | None:
+        """What ``/sandbox/`` endpoints want in the header ``X-Sandbox-Token``; None where none is needed.
+
+        Listening on this machine alone they want none; elsewhere one is made up if none is given.
+        """
+        return self._guard.token
 
     @property
     def tasks(self) -> dict[str, SandboxTask]:

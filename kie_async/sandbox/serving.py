@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import importlib
 import math
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -15,7 +16,10 @@ import attrs
 
 from .durations import Durations, parse_durations
 from .faults import Faults
+from .inspection import TOKEN_HEADER
 from .server import Sandbox
+
+TOKEN_VARIABLE = "KIE_SANDBOX_TOKEN"  # noqa: S105  (its name)
 
 _DEFAULT_DURATIONS = "fixed:2"
 
@@ -88,6 +92,13 @@ class ServeOptions:
     drop_callbacks: float = _share("callbacks that never arrive")
     lose_answer: float = _share("creates whose answer is lost")
     fail_rate: float = _share("tasks that fail")
+    control_token: str | None = _option(
+        None,
+        f"what /sandbox/ endpoints want in the header {TOKEN_HEADER}; {TOKEN_VARIABLE} if not given, made up "
+        "and printed if there is neither and others can reach --host",
+        is_secret=True,
+        metavar="TOKEN",
+    )
 
     def sandbox(self) -> Sandbox:
         """Return the sandbox these options describe, not yet started.
@@ -110,11 +121,14 @@ class ServeOptions:
             hmac_key=self.hmac_key,
             render=self.render,
             faults=faults,
+            control_token=self.control_token,
         )
 
 
 async def serve(options: ServeOptions, *, announce: Callable[[str], None] | None = None) -> None:
     """Run a sandbox until SIGINT or SIGTERM; *announce* is given its URL once it listens.
+
+    A control token that nobody has chosen is printed after that.
 
     Raises:
         RuntimeError: Rendering is wanted and PyAV is not installed.
@@ -127,6 +141,10 @@ async def serve(options: ServeOptions, *, announce: Callable[[str], None] | None
     try:
         async with options.sandbox() as sandbox:
             (announce or _print_line)(sandbox.url)
+            if sandbox.control_token not in {None, options.control_token}:
+                _print_line(
+                    f"{sandbox.url}/sandbox/ wants the header {TOKEN_HEADER}: {sandbox.control_token}"
+                )
             await stop.wait()
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -146,7 +164,9 @@ def parse_options(arguments: Sequence[str] | None = None, *, prog: str | None = 
     )
     for field in attrs.fields(ServeOptions):
         parser.add_argument(f"--{field.name.replace('_', '-')}", **field.metadata["argument"])
-    return ServeOptions(**vars(parser.parse_args(arguments)))
+    given = vars(parser.parse_args(arguments))
+    given["control_token"] = given["control_token"] or os.environ.get(TOKEN_VARIABLE, "").strip() or None
+    return ServeOptions(**given)
 
 
 def fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:

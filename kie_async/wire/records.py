@@ -22,9 +22,11 @@ _logged: set[str] = set()
 
 _MAX_CODE = 1_000_000
 
-_MAC_IN_JSON = re.compile(r'(callBackUrl\\*"\s*:\s*\\*"[^"]*(?:/|\\u002[fF]))[a-z2-7]{26}(?=\\*")')
+_URL_IN_JSON = re.compile(r'(callBackUrl\\*"\s*:\s*\\*")([^"]*)(?=")')
 
-_MAC_IN_URL = re.compile(r"(?<=/)[a-z2-7]{26}\Z")
+_QUERY = re.compile(r"\?|\\+u003[fF]")
+
+_MAC_AT_END = re.compile(r"(?:/|\\u002[fF])([a-z2-7]{26})\Z")
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
@@ -139,12 +141,32 @@ def _without_macs(data: Mapping[str, object]) -> dict[str, object]:
 
 def without_mac(text: str) -> str:
     """Return JSON text without the secret last parts of the callback addresses in it."""
-    return _MAC_IN_JSON.sub(lambda found: f"{found[1]}***", text)
+    return _URL_IN_JSON.sub(lambda found: found[1] + _masked(found[2]), text)
+
+
+def _masked(url: str) -> str:
+    """Return a URL with stars for a mac that ends its path, and for a query then, which may be secret too.
+
+    It may stand in JSON, escapes and all; the backslashes that end it belong to what comes after.
+    """
+    body = url.rstrip("\\")
+    path, *query = _QUERY.split(body, maxsplit=1)
+    stem = _without_slashes(path)
+    if _MAC_AT_END.search(stem[-40:]) is None:
+        return url
+    return f"{stem[:-26]}***" + ("?***" if query else "") + url[len(body) :]
+
+
+def _without_slashes(path: str) -> str:
+    """Return a path in JSON text without the slashes that end it, escaped or not."""
+    while (stem := path.rstrip("\\/")).endswith(("\\u002f", "\\u002F")):
+        path = stem[: -len("\\u002f")]
+    return stem
 
 
 def _mask_url(found: dict[str, object]) -> dict[str, object]:
     url = found.get("callBackUrl")
-    return {**found, "callBackUrl": _MAC_IN_URL.sub("***", url)} if isinstance(url, str) else found
+    return {**found, "callBackUrl": _masked(url)} if isinstance(url, str) else found
 
 
 def is_url(value: object) -> bool:

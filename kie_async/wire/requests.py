@@ -5,6 +5,7 @@ from __future__ import annotations
 import attrs
 
 from .._json import NotJson, write_json
+from .._validation import name_what_has_no_json
 from ..errors import InvalidRequest
 from ..inputs.request import TaskRequest
 
@@ -33,7 +34,8 @@ def encode_create(request: TaskRequest, callback_url: str | None) -> WireRequest
     try:
         encoded = write_json(body)
     except NotJson as exc:
-        raise InvalidRequest(f"input has no JSON form: {exc}") from None
+        named = name_what_has_no_json("input", request.input)
+        raise InvalidRequest(named or f"input has no JSON form: {exc}") from None
     made = WireRequest(method="POST", path="/api/v1/jobs/createTask", body=encoded)
     return made if callback_url is None else with_callback_url(made, callback_url)
 

@@ -22,10 +22,11 @@ from pathlib import Path
 import aiohttp
 import attrs
 from support import inside
-from support.create_faults import KEY
-from support.misbehaving import Misbehaving, Peer, answer, certified, created, refused
+from support.create_faults import KEY, after_a_create, warm_up
+from support.misbehaving import Misbehaving, Peer, answer, certified, created, refused, trusting
 
-from kie_async import CreateOutcomeUnknown, KieError, KieSession, Limits, Rate, TaskHandle
+from campaign._loops import add_option, run_on
+from kie_async import CreateOutcomeUnknown, KieError, KieSession, Limits, Network, Rate, TaskHandle
 from kie_async.journal.base import Intent, IntentState, Journal
 from kie_async.journal.memory import MemoryJournal
 from kie_async.journal.sqlite import SqliteJournal
@@ -50,6 +51,8 @@ class Point:
     server: str = "answers"
     answer_s: float = 0.0
     tls: bool = False
+    is_kept: bool = False
+    """Whether its connection carried another create before."""
 
     @property
     def is_torn_down(self) -> bool:
@@ -73,6 +76,7 @@ def points(count: int, rng: random.Random) -> Iterator[Point]:
                 how=_HOWS[number // 80 % 2],
                 tls=number // 80 % 2 == 1,
                 journal=("none", "file")[number // 160 % 2],
+                is_kept=rng.random() < 0.5,
             )
         else:
             yield Point(
@@ -83,6 +87,7 @@ def points(count: int, rng: random.Random) -> Iterator[Point]:
                 server=rng.choice(_SERVERS),
                 answer_s=rng.uniform(0, 0.004),
                 tls=rng.random() < 0.3,
+                is_kept=rng.random() < 0.5,
             )
 
 
@@ -130,11 +135,15 @@ async def probe(point: Point, folder: Path) -> Seen:
     tasks = _Tasks(point)
     path = folder / f"{secrets.token_hex(8)}.db"
     tls = certified() if point.tls else None
-    async with Misbehaving(tasks.behave, tls=tls) as server:
+    behave = after_a_create(tasks.behave) if point.is_kept else tasks.behave
+    async with Misbehaving(behave, tls=tls) as server:
         journal = _journal_of(point, path)
-        async with KieSession(KEY, base_url=server.url, limits=_LIMITS, journal=journal) as kie:
-            if point.tls:
-                await inside.trust_the_authority(kie, server.url)
+        trust = Network(ssl=trusting())
+        async with KieSession(
+            KEY, base_url=server.url, limits=_LIMITS, journal=journal, network=trust
+        ) as kie:
+            if point.is_kept:
+                await warm_up(inside.transport_of(kie), server)
             outcome = await _give_up(kie, point)
             word, objection = await judge(kie, point, outcome, server, tasks)
             if word.startswith("unknown") and point.server == "answers" and not point.is_torn_down:
@@ -248,10 +257,11 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.campaign cancel", description=__doc__)
     parser.add_argument("--points", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=1)
+    add_option(parser)
     asked = parser.parse_args(argv)
     logging.getLogger("kie_async").setLevel(logging.CRITICAL)
     print(f"Python {platform.python_version()}, aiohttp {aiohttp.__version__}, {asked.points} points")
-    words, wrong = asyncio.run(sweep(asked.points, asked.seed))
+    words, wrong = run_on(asked.loop, sweep(asked.points, asked.seed))
     for word, count in words.most_common():
         print(f"{count:6} {word or 'WRONG'}")
     for complaint in wrong:

@@ -257,7 +257,7 @@ def swapped_mac(rng: random.Random, side: Side) -> Delivery:
 def spelled_mac(rng: random.Random, side: Side) -> Delivery:
     handle = rng.choice(side.live)
     tail = side.tail(handle.task_id)
-    changed = rng.choice([tail.upper(), tail + "x", tail[:-1], tail.replace("/", "//"), tail * 2])
+    changed = rng.choice([tail.upper(), tail + "x", tail[:-1], tail.replace("/", "."), tail * 2])
     return Delivery("misspelled mac", changed, signed(handle.task_id), _forged(rng, side, handle), _only(404))
 
 
@@ -350,7 +350,8 @@ def truncated(rng: random.Random, side: Side) -> Delivery:
     handle = rng.choice(side.live)
     whole = _forged(rng, side, handle)
     body = whole[: rng.randrange(len(whole))]
-    return Delivery("cut off", side.tail(handle.task_id), signed(handle.task_id), body, _only(400))
+    # Cut off behind the id it asks for a poll, as any word from a right address does.
+    return Delivery("cut off", side.tail(handle.task_id), signed(handle.task_id), body, _only(200, 400))
 
 
 @_kind
@@ -394,7 +395,8 @@ def bomb(rng: random.Random, side: Side) -> Delivery:
         body = b'{"code":200,"data":"' + b"x" * rng.randrange(262_144, 1_000_000) + b'"}'
     else:
         body = json.dumps({"code": 200, "data": {f"{n:x}" * 8: n for n in range(6000)}}).encode()
-    return Delivery(f"bomb, {shape}", tail, {}, body, _only(400, 413))
+    statuses = _only(401 if side.is_signed else 200) if len(body) > 262_144 else _only(400)
+    return Delivery(f"bomb, {shape}", tail, {}, body, statuses)
 
 
 _PACKED_BOMB = gzip.compress(bytes(16 * 1024 * 1024), 9)

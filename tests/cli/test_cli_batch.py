@@ -305,6 +305,9 @@ async def test_whatever_is_wrong_with_the_file_is_told_before_a_key_is_asked_for
         (("batch",), "Missing argument"),
         (("batch", "nowhere.csv"), "cannot read nowhere.csv: No such file or directory"),
         (("batch", "jobs.txt"), "ends in .csv or .jsonl"),
+        (("batch", "."), ". is a folder"),
+        (("batch", ".."), ".. is a folder"),
+        (("batch", "/"), "/ is a folder"),
         (("batch", "empty.jsonl"), "empty.jsonl holds no job"),
         (("batch", "jobs.csv", "--port", "8080"), "goes with --callback-url"),
         (("batch", "jobs.csv", "--budget-credits", "0"), "must be above zero"),
@@ -397,7 +400,11 @@ async def test_one_that_fails_and_one_unknown_are_told_and_the_rest_is_done(
 @pytest.mark.parametrize(
     ("options", "balance", "words"),
     [
-        (("--budget-credits", "2"), 100.0, "error: the budget of 2 credits is spent; nothing was sent"),
+        (
+            ("--budget-credits", "2"),
+            100.0,
+            "error: the budget of 2 credits is spent; nothing was sent (2 settled, 0 held for what is not)",
+        ),
         ((), 2.0, "error: code 402: Insufficient credits"),
     ],
     ids=["budget", "402"],

@@ -265,6 +265,17 @@ def test_a_quote_that_is_never_closed_does_not_take_minutes(folder: Path) -> Non
     assert found[0].startswith("line 2, column prompt: the quotes are not closed or doubled")
 
 
+def test_where_nothing_can_be_kept_meanwhile_that_is_said(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", fail)
+    with pytest.raises(CannotRun, match=r"temporary file, .*set TMPDIR.*: No usable temp"):
+        read_jobs(jobs_file(folder, "ref,model\na,m\n"), report=print)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [

@@ -27,7 +27,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from support.raw_server import Asked, NoWait, RawServer, http, silence
 from support.tables import together
 
-from kie_async import DownloadFailed, InvalidRequest, ResultExpired
+from kie_async import DownloadFailed, InvalidRequest, Network, ResultExpired
 from kie_async._secrets import Secret
 from kie_async.files import downloads as downloads_module
 from kie_async.files.addresses import may_connect
@@ -344,15 +344,15 @@ async def test_what_the_user_allows_is_connected_to_and_nothing_else(tmp_path: P
     trustme.CA().issue_cert("files.example").configure_cert(tls)
     async with RawServer(http(FILM), tls=tls) as server:
         port = server.url.rpartition(":")[2]
-        options = {"allow": (ipaddress.ip_network("127.0.0.0/8"),), "resolver": Rebinding(["127.0.0.1"])}
-        downloads = make(allow_loopback=False, **options)
+        network = Network(allow=["127.0.0.0/8"], resolver=Rebinding(["127.0.0.1"]))
+        downloads = make(allow_loopback=False, network=network)
         words = await fails(downloads, f"https://files.example:{port}/x", tmp_path)
         assert "certificate verify failed" in words  # the name is still the one that is proven
         await downloads.aclose()
 
 
 async def test_the_refusal_of_a_fake_address_names_the_whole_network(tmp_path: Path) -> None:
-    downloads = make(allow_loopback=False, resolver=Rebinding(["198.18.0.56"]))
+    downloads = make(allow_loopback=False, network=Network(resolver=Rebinding(["198.18.0.56"])))
     words = await fails(downloads, "https://files.example/x", tmp_path)
     assert "198.18.0.56 is not a public address" in words
     assert "Network(allow=['198.18.0.0/15'])" in words
@@ -427,7 +427,7 @@ async def test_a_name_that_leads_inside_is_refused_at_the_socket(
     resolver = Rebinding(addresses)
     async with RawServer(http(FILM)) as server:
         port = server.url.rpartition(":")[2]
-        downloads = make(allow_loopback=False, resolver=resolver)
+        downloads = make(allow_loopback=False, network=Network(resolver=resolver))
         words = await fails(downloads, f"https://files.example:{port}/x", tmp_path)
         await downloads.aclose()
     network = addresses[0]
@@ -440,13 +440,13 @@ async def test_a_name_that_leads_inside_is_refused_at_the_socket(
 
 
 async def test_a_name_that_sounds_like_this_machine_is_still_checked(tmp_path: Path) -> None:
-    downloads = make(resolver=Rebinding(["10.0.0.1"]))
+    downloads = make(network=Network(resolver=Rebinding(["10.0.0.1"])))
     assert "not a public address" in await fails(downloads, "http://localhost:1/x", tmp_path)
     await downloads.aclose()
 
 
 async def test_of_several_addresses_only_the_harmless_are_tried(tmp_path: Path) -> None:
-    downloads = make(resolver=Rebinding(["10.0.0.1", "127.0.0.1", "169.254.169.254"]))
+    downloads = make(network=Network(resolver=Rebinding(["10.0.0.1", "127.0.0.1", "169.254.169.254"])))
     async with RawServer(http(FILM)) as server:
         url = server.url.replace("127.0.0.1", "localhost")
         async with asyncio.timeout(2):
@@ -457,7 +457,7 @@ async def test_of_several_addresses_only_the_harmless_are_tried(tmp_path: Path) 
 
 async def test_a_name_that_changes_its_mind_is_checked_at_each_connection(tmp_path: Path) -> None:
     resolver = Rebinding(["127.0.0.1"], ["10.0.0.1"])
-    downloads = make(resolver=resolver)
+    downloads = make(network=Network(resolver=resolver))
     async with RawServer(http(FILM)) as server, RawServer(http(FILM)) as other:
         first, second = (each.url.replace("127.0.0.1", "localhost") for each in (server, other))
         server.answers = [moved(second)]

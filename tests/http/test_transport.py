@@ -12,7 +12,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from support.create_faults import KEY, Fault, rows
+from support.create_faults import KEY, LONG_HEADERS, Fault, rows
 from support.create_situations import set_in_environment
 from support.misbehaving import (
     TASK_ID,
@@ -30,7 +30,7 @@ from support.misbehaving import (
 )
 from support.tables import together
 
-from kie_async import TransportError
+from kie_async import Network, TransportError
 from kie_async._json import MAX_JSON_BYTES
 from kie_async._secrets import Secret
 from kie_async.http.transport import USER_AGENT, Transport, describe_failure
@@ -65,6 +65,12 @@ async def test_an_answer_comes_back_whole() -> None:
     assert response.status == 429
     assert response.body == b'{"code": 429, "msg": "no", "data": null}'
     assert response.retry_after_s == 7
+
+
+@pytest.mark.parametrize("headers", LONG_HEADERS.values(), ids=LONG_HEADERS)
+async def test_no_long_header_hides_an_answer(headers: str) -> None:
+    response = await ask(says(answer({"code": 200, "data": 42}, headers=headers)))
+    assert response.body == b'{"code": 200, "data": 42}'
 
 
 async def test_a_question_says_who_asks_and_for_what() -> None:
@@ -114,7 +120,7 @@ async def test_a_question_ends_in_an_answer_or_a_transport_error(fault: Fault) -
     async with Misbehaving(fault.server, tls=tls) as server:
         with fault.place() if fault.place else nobody() as port:
             url = f"{scheme}://{fault.host}:{port if fault.place else server.port}"
-            async with asking(url, timeout_s=0.3, ssl_context=trusting()) as transport:
+            async with asking(url, timeout_s=0.3, network=Network(ssl=trusting())) as transport:
                 [outcome] = await asyncio.gather(transport.send(encode_credits()), return_exceptions=True)
     assert time.monotonic() - began < 5
     assert isinstance(outcome, WireResponse | TransportError)
@@ -196,7 +202,7 @@ async def test_only_public_authorities_are_trusted_by_default(certificate: str) 
 
 async def test_an_authority_of_ones_own_is_trusted_when_it_is_given() -> None:
     async with Misbehaving(says(OK), tls=certified()) as server:
-        async with asking(server.url, ssl_context=trusting()) as transport:
+        async with asking(server.url, network=Network(ssl=trusting())) as transport:
             assert (await transport.send(encode_credits())).status == 200
 
 

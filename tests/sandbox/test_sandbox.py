@@ -27,7 +27,7 @@ import pytest
 from aiohttp import web
 
 import kie_async.sandbox as sandbox_package
-from kie_async.sandbox import Fixed, Lognormal, Never, Sandbox, ServeOptions, Uniform, parse_durations
+from kie_async.sandbox import Fixed, Lognormal, Never, Sandbox, ServeOptions, Uniform, parse_durations, serve
 from kie_async.sandbox.serving import parse_options
 
 CREATE, QUERY = "/api/v1/jobs/createTask", "/api/v1/jobs/recordInfo"
@@ -697,6 +697,101 @@ async def test_other_processes_may_look_and_finish_without_a_key() -> None:
         for body, status in (({"task_id": "x"}, 404), ({"task_id": task_id, "state": "odd"}, 400), ([], 400)):
             async with stranger.post(f"{url}/sandbox/finish", json=body) as answer:
                 assert answer.status == status
+
+
+CONTROL = (("GET", "state"), ("POST", "faults"), ("POST", "finish"))
+
+
+async def control_status(sandbox: Sandbox, method: str, name: str, **headers: str) -> int:
+    """Return the status of one request to a control endpoint; underscores in names stand for dashes."""
+    named = {key.replace("_", "-"): value for key, value in headers.items()}
+    url = f"{sandbox.url}/sandbox/{name}"
+    async with aiohttp.ClientSession() as stranger:
+        async with stranger.request(method, url, data=b"{}", headers=named) as answer:
+            return answer.status
+
+
+@pytest.mark.parametrize(("method", "name"), CONTROL)
+@pytest.mark.parametrize(
+    ("headers", "is_answered"),
+    [
+        ({}, True),
+        ({"Host": "localhost"}, True),
+        ({"Host": "LOCALHOST:8800"}, True),
+        ({"Host": "127.0.0.9:1"}, True),
+        ({"Host": "[::1]:8800"}, True),
+        ({"Host": "localhost:8800", "Origin": "http://localhost:8800"}, True),
+        ({"Sec_Fetch_Site": "same-origin"}, True),
+        ({"Sec_Fetch_Site": "none"}, True),
+        ({"Host": "evil.example"}, False),
+        ({"Host": "evil.example:8800", "Origin": "http://evil.example:8800"}, False),
+        ({"Host": "localhost.evil.example"}, False),
+        ({"Host": "127.0.0.1.nip.example"}, False),
+        ({"Host": "localhost@evil.example"}, False),
+        ({"Host": "192.168.1.5:8800"}, False),
+        ({"Host": "[::1"}, False),
+        ({"Host": ""}, False),
+        ({"Host": "localhost:8800", "Origin": "http://localhost:3000"}, False),
+        ({"Host": "localhost:8800", "Origin": "http://127.0.0.1:8800"}, False),
+        ({"Host": "localhost:8800", "Origin": "file://localhost:8800"}, False),
+        ({"Origin": "https://evil.example"}, False),
+        ({"Origin": "null"}, False),
+        ({"Sec_Fetch_Site": "cross-site"}, False),
+        ({"Sec_Fetch_Site": "same-site"}, False),
+    ],
+    ids=str,
+)
+async def test_control_endpoints_answer_this_machine_and_no_foreign_page(
+    method: str, name: str, headers: dict[str, str], is_answered: bool
+) -> None:
+    async with Sandbox(durations=Never()) as sandbox:
+        assert (await control_status(sandbox, method, name, **headers) != 403) == is_answered
+
+
+@pytest.mark.parametrize(("method", "name"), CONTROL)
+async def test_where_others_can_reach_it_control_takes_the_token(method: str, name: str) -> None:
+    async with Sandbox(host="0.0.0.0", durations=Never()) as sandbox:  # noqa: S104
+        assert sandbox.control_token
+        assert await control_status(sandbox, method, name) == 403
+        for wrong in ("", "wrong", f"{sandbox.control_token}x", "\u00e4"):
+            assert await control_status(sandbox, method, name, X_Sandbox_Token=wrong) == 403
+        good = {"X_Sandbox_Token": sandbox.control_token, "Host": "sandbox:8800"}
+        assert await control_status(sandbox, method, name, **good) != 403
+        assert await control_status(sandbox, method, name, **good, Origin="http://evil.example") == 403
+
+
+async def test_a_token_of_ones_own_is_wanted_everywhere() -> None:
+    assert Sandbox().control_token is None
+    assert Sandbox(host="0.0.0.0").control_token != Sandbox(host="0.0.0.0").control_token  # noqa: S104
+    async with Sandbox(control_token="t0ken") as sandbox:
+        assert await control_status(sandbox, "GET", "state") == 403
+        assert await control_status(sandbox, "GET", "state", X_Sandbox_Token="t0ken") == 200
+
+
+def test_the_control_token_is_an_option_or_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parse_options([]).control_token is None
+    monkeypatch.setenv("KIE_SANDBOX_TOKEN", " of-the-environment ")
+    assert parse_options([]).control_token == "of-the-environment"
+    options = parse_options(["--control-token=given"])
+    assert options.control_token == options.sandbox().control_token == "given"
+    assert "given" not in repr(options)
+
+
+@pytest.mark.parametrize("given", ["", "given"])
+async def test_a_token_that_was_made_up_is_printed_at_the_start(
+    capsys: pytest.CaptureFixture[str], given: str
+) -> None:
+    options = ServeOptions(host="0.0.0.0", port=0, control_token=given or None)  # noqa: S104
+    serving = asyncio.create_task(serve(options))
+    shown = ""
+    async with asyncio.timeout(10):
+        while shown.count("\n") < 1:
+            await asyncio.sleep(0.01)
+            shown += capsys.readouterr().out
+    serving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await serving
+    assert ("X-Sandbox-Token: " in shown) == (not given)
 
 
 def test_durations_draw_what_they_say() -> None:

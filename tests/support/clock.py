@@ -20,6 +20,8 @@ class SteeredLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self.now = 1000.0
         self.advancing = 0
+        self.threads = 0
+        """How many threads are at work that will speak up: until then no time passes."""
         super().__init__(_Selector(self))
 
     def time(self) -> float:
@@ -34,6 +36,8 @@ class _Selector(selectors.DefaultSelector):
         self._loop = loop
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if self._loop.threads:
+            return super().select(None if timeout is None or timeout > 0 else timeout)
         if not self._loop.advancing or timeout is None or timeout <= 0:
             return super().select(timeout)
         has_sockets = len(self.get_map()) > 1  # the loop's own pipe is always there

@@ -10,16 +10,15 @@ import asyncio
 import gzip
 import json
 import random
-import ssl
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractContextManager, asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from enum import StrEnum
 from functools import partial
 
 import attrs
 
 from kie_async._secrets import Secret
-from kie_async.config import Rate
+from kie_async.config import Network, Rate
 from kie_async.creating.create_call import CreateCall, CreateCalls
 from kie_async.creating.create_transport import CreateTransport
 from kie_async.errors import (
@@ -121,6 +120,12 @@ class Fault:
     connect_timeout_s: float = 5.0
 
     @property
+    def ways(self) -> tuple[str, ...]:
+        """Return how it is run: on a fresh connection, and on a kept one where there can be one."""
+        is_reached = self.place is None and self.certificate in {"good", "old"}
+        return self.over + (tuple(f"{over}, kept" for over in self.over) if is_reached else ())
+
+    @property
     def may_end(self) -> frozenset[Word]:
         return frozenset({self.ends}) if isinstance(self.ends, Word) else self.ends
 
@@ -171,7 +176,7 @@ async def creating(
     connections: int = 4,
     timeout_s: float = 5.0,
     connect_timeout_s: float = 5.0,
-    ssl_context: ssl.SSLContext | None = None,
+    network: Network | None = None,
 ) -> AsyncIterator[CreateTransport]:
     """Open and close a transport for creates."""
     transport = CreateTransport(
@@ -180,7 +185,7 @@ async def creating(
         connections=connections,
         timeout_s=timeout_s,
         connect_timeout_s=connect_timeout_s,
-        ssl_context=ssl_context or trusting(),
+        network=network or Network(ssl=trusting()),
     )
     try:
         yield transport
@@ -188,30 +193,51 @@ async def creating(
         await transport.aclose()
 
 
-async def judge(fault: Fault, over: str) -> Finding:
-    """Run one row, ``plain`` or over ``TLS``."""
+async def judge(fault: Fault, way: str, network: Network | None = None) -> Finding:
+    """Run one row, ``plain`` or over ``TLS``, on a fresh or a ``kept`` connection, perhaps by a proxy."""
+    over, _, kept = way.partition(", ")
     tls = certified(fault.certificate) if over == "TLS" and fault.certificate else None
     scheme = "https" if over == "TLS" else "http"
-    async with Misbehaving(fault.server, tls=tls) as server:
-        if fault.place is None:
-            return await _create(fault, f"{scheme}://{fault.host}:{server.port}", server)
-        with fault.place() as port:
-            return await _create(fault, f"{scheme}://{fault.host}:{port}", server)
+    behave = after_a_create(fault.server) if kept else fault.server
+    async with Misbehaving(behave, tls=tls) as server:
+        with fault.place() if fault.place else nullcontext(server.port) as port:
+            url = f"{scheme}://{fault.host}:{port}"
+            timeouts = {"timeout_s": fault.timeout_s, "connect_timeout_s": fault.connect_timeout_s}
+            async with creating(url, network=network, **({} if kept else timeouts)) as transport:
+                if kept:
+                    await warm_up(transport, server)
+                    transport._timeout_s, transport._connect_timeout_s = timeouts.values()
+                return await _create(fault, transport, server)
 
 
-async def _create(fault: Fault, url: str, server: Misbehaving) -> Finding:
+def after_a_create(behave: Behaviour) -> Behaviour:
+    """Return the behaviour of a server that makes one task as it should, then treats the connection so."""
+
+    async def answers_once(peer: Peer) -> None:
+        if peer.number == 1:
+            await peer.request()
+            await peer.send(answer(created("task_before")))
+        await behave(peer)
+
+    return answers_once
+
+
+async def warm_up(transport: CreateTransport, server: Misbehaving) -> None:
+    """Let the transport have a connection that carried a create; the server forgets that it did."""
+    assert await creation(transport, patience_s=5).run() == "task_before"
+    for noted in (server.heads, server.bodies, server.read_at):
+        noted.clear()
+
+
+async def _create(fault: Fault, transport: CreateTransport, server: Misbehaving) -> Finding:
     notes = Notes(fault.commit)
     patience_s = 30.0 if fault.ends is Word.HOPELESS else 0.1
     task_id, error = "", None
-    async with creating(
-        url, timeout_s=fault.timeout_s, connect_timeout_s=fault.connect_timeout_s
-    ) as transport:
-        try:
-            async with asyncio.timeout(10):
-                run = creation(transport, journal=notes, body=fault.body, patience_s=patience_s).run()
-                task_id = await run
-        except Exception as exc:  # the judge must see whatever escapes
-            error = exc
+    try:
+        async with asyncio.timeout(10):
+            task_id = await creation(transport, journal=notes, body=fault.body, patience_s=patience_s).run()
+    except Exception as exc:  # the judge must see whatever escapes
+        error = exc
     if error is not None:
         await asyncio.sleep(0.01)  # what left late would arrive now
     return Finding(
@@ -239,7 +265,7 @@ def word_for(error: BaseException | None, *, patience_s: float = 0.1) -> str:
     return next((word for kind, word in words if isinstance(error, kind)), f"ESCAPED {error!r}")
 
 
-def objection(fault: Fault, found: Finding) -> str:
+def objection(fault: Fault, found: Finding, *, way: str = "") -> str:
     """Return what is wrong with a finding, or nothing."""
     if found.word not in fault.may_end:
         return f"{found.word}, not {' or '.join(sorted(fault.may_end))} ({found.error})"
@@ -249,6 +275,8 @@ def objection(fault: Fault, found: Finding) -> str:
         return "called not sent, but a body was read"
     if found.bodies != fault.bodies:
         return f"{found.bodies} bodies read, not {fault.bodies}: the row does not test what it says"
+    if way.endswith("kept") and fault.bodies and not fault.commit and found.connections != 1:
+        return f"{found.connections} connections: the row does not test a kept one"
     if found.word == Word.CREATED and found.task_id != TASK_ID:
         return f"another id: {found.task_id}"
     if found.error is not None and (found.error.__cause__ or found.error.__context__):
@@ -270,6 +298,13 @@ def _objection_to_notes(found: Finding) -> str:
 
 _OK = answer(created())
 _ENVELOPE = json.dumps(created()).encode()
+LONG_HEADERS = {
+    "a header of 64 kB": f"Content-Security-Policy: {'x' * 2**16}\r\n",
+    "a cookie of 64 kB": f"Set-Cookie: a={'x' * 2**16}; path=/\r\n",
+    "200 cookies": "".join(f"Set-Cookie: c{number}=d; path=/\r\n" for number in range(200)),
+    "1,000 headers of 500 B": "".join(f"X-H{number}: {'y' * 500}\r\n" for number in range(1000)),
+    "a header's name of 64 kB": f"{'X' * 2**16}: a\r\n",
+}
 SHORT_S = 0.15  # enough for loopback, short enough for a suite
 _EITHER = frozenset({Word.CREATED, Word.UNKNOWN})
 
@@ -403,7 +438,7 @@ def _no_answer() -> list[Fault]:
 def _unparsable() -> list[Fault]:
     """Answers aiohttp reports as a status 400 that nobody sent: A12."""
     ok, length = b"HTTP/1.1 200 OK\r\n", b"Content-Length: %d\r\n" % len(_ENVELOPE)
-    many = b"".join(b"X-%d: 1\r\n" % number for number in range(200))
+    many = b"".join(b"X-%d: 1\r\n" % number for number in range(3000))
     answers = {
         "not HTTP at all": b"SSH-2.0-OpenSSH_9.6\r\n\r\n",
         "a status that is no number": b"HTTP/1.1 OK 200\r\n\r\n",
@@ -411,8 +446,8 @@ def _unparsable() -> list[Fault]:
         "chunks and a length": ok + b"Transfer-Encoding: chunked\r\n" + length + b"\r\n" + _ENVELOPE,
         "two lengths": ok + length + b"Content-Length: 3\r\n\r\n" + _ENVELOPE,
         "a length that is no number": ok + b"Content-Length: -1\r\n\r\n" + _ENVELOPE,
-        "a header of 20 kB": ok + b"X-Long: " + b"x" * 20_000 + b"\r\n" + length + b"\r\n" + _ENVELOPE,
-        "200 headers": ok + many + length + b"\r\n" + _ENVELOPE,
+        "a header of 1 MB": ok + b"X-Long: " + b"x" * 2**20 + b"\r\n" + length + b"\r\n" + _ENVELOPE,
+        "3,000 headers": ok + many + length + b"\r\n" + _ENVELOPE,
         "a chunk size that is no number": ok + b"Transfer-Encoding: chunked\r\n\r\nZZ\r\n" + _ENVELOPE,
         "NUL in a header": ok + b"X-Nul: a\x00b\r\n" + length + b"\r\n" + _ENVELOPE,
     }
@@ -646,6 +681,7 @@ def _oddities() -> list[Fault]:
     bare = b"HTTP/1.1 200 OK\r\n\r\n" + _ENVELOPE
     cookie = "Set-Cookie: a=b; Domain=;;; =x; Path=\r\nSet-Cookie: \t@[]={}\r\n"
     yes = {
+        **{what: answer(created(), headers=headers) for what, headers in LONG_HEADERS.items()},
         "two answers": _OK + answer(created("another")),
         "103, then the answer": b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + _OK,
         "100, then the answer": b"HTTP/1.1 100 Continue\r\n\r\n" + _OK,

@@ -23,6 +23,7 @@ from kie_async import (
     KieError,
     KieSession,
     Limits,
+    Network,
     PollSchedule,
     Rate,
     RefConflict,
@@ -31,6 +32,7 @@ from kie_async import (
     TaskRequest,
 )
 from kie_async.creating.create_transport import CreateTransport
+from kie_async.creating.kept_connection import KEEP_S
 from kie_async.creating.send_gate import SendGate
 from kie_async.events import Counters
 from kie_async.journal.base import Intent, Journal
@@ -42,9 +44,12 @@ from support.create_faults import (
     BODY,
     KEY,
     SHORT_S,
+    Notes,
     Word,
+    after_a_create,
     creating,
     creation,
+    warm_up,
     word_for,
 )
 from support.misbehaving import (
@@ -57,6 +62,7 @@ from support.misbehaving import (
     created,
     refused,
     says,
+    trusting,
 )
 
 ECHO = TaskRequest(model="test/echo", input={"prompt": "a lighthouse"})
@@ -67,12 +73,25 @@ TURNS = 40
 
 
 class Stage:
-    """Where a situation plays: a server, and sessions on it that trust its certificate."""
+    """Where a situation plays: a server, and sessions on it that trust its certificate.
 
-    def __init__(self, server: Misbehaving, folder: Path, over: str) -> None:
+    With *is_kept* each of them has a connection that carried a create before.
+    """
+
+    def __init__(
+        self,
+        server: Misbehaving,
+        folder: Path,
+        over: str,
+        network: Network | None,
+        *,
+        is_kept: bool = False,
+    ) -> None:
         self.server = server
         self.folder = folder
         self.over = over
+        self.network = network or Network(ssl=trusting())
+        self._is_cold = is_kept
 
     @property
     def journal(self) -> Path:
@@ -82,16 +101,27 @@ class Stage:
     async def session(self, **options: Any) -> AsyncIterator[KieSession]:
         """Open a session; it polls no task but one it finds again."""
         rates = Limits(create=Rate(1000, per_s=0.01))
-        given = {"limits": rates, "poll": PollSchedule.fixed(60)} | options
+        given = {"limits": rates, "poll": PollSchedule.fixed(60), "network": self.network} | options
         async with KieSession(KEY, base_url=self.server.url, **given) as kie:
-            if self.over == "TLS":
-                await inside.trust_the_authority(kie, self.server.url)
+            await self._warm_up(inside.transport_of(kie))
             yield kie
+
+    @asynccontextmanager
+    async def creating(self, **options: Any) -> AsyncIterator[CreateTransport]:
+        """Open what sends creates, without a session."""
+        async with creating(self.server.url, network=self.network, **options) as transport:
+            await self._warm_up(transport)
+            yield transport
+
+    async def _warm_up(self, transport: CreateTransport) -> None:
+        if self._is_cold:
+            await warm_up(transport, self.server)
+            self._is_cold = False
 
     async def until_read(self, count: int = 1) -> None:
         """Wait until the server has read so many bodies."""
         async with asyncio.timeout(5):
-            while len(self.server.bodies) < count:  # noqa: ASYNC110
+            while self._is_cold or len(self.server.bodies) < count:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
 
     async def intents(self) -> list[Intent]:
@@ -121,10 +151,20 @@ class Situation:
     ends: str
     play: Play
     """Plays it and returns its words."""
+    ends_kept: str = ""
+    """How they end on a connection that was kept, if not alike."""
+    bodies_kept: int | None = None
+    is_at_once: bool = False
+    """Whether it needs a server right beside us: what it does must be seen in the next moment."""
     bodies: int | None = 1
     """None if that is left to chance."""
     server: Behaviour | None = None
     """By default one that makes a task of each body."""
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """Return how it is played."""
+        return "plain", "TLS", "plain, kept", "TLS, kept"
 
     def __str__(self) -> str:
         return f"{self.id} {self.what}"
@@ -138,23 +178,29 @@ class Seen:
     bodies: int
 
 
-async def see(situation: Situation, over: str) -> Seen:
-    """Play a situation, ``plain`` or over ``TLS``."""
+async def see(situation: Situation, way: str, network: Network | None = None) -> Seen:
+    """Play a situation, ``plain`` or over ``TLS``, on a fresh or a ``kept`` connection, maybe by a proxy."""
+    over, _, kept = way.partition(", ")
     tls = certified() if over == "TLS" else None
-    async with Misbehaving(situation.server or makes_tasks(), tls=tls) as server:
+    behave = situation.server or makes_tasks()
+    async with Misbehaving(after_a_create(behave) if kept else behave, tls=tls) as server:
         with tempfile.TemporaryDirectory() as folder:
             async with asyncio.timeout(20):
-                words = await situation.play(Stage(server, Path(folder), over))
+                stage = Stage(server, Path(folder), over, network, is_kept=bool(kept))
+                words = await situation.play(stage)
             await asyncio.sleep(0.01)  # what left late would arrive now
     return Seen(word=", ".join(words), bodies=len(server.bodies))
 
 
-def protest(situation: Situation, seen: Seen) -> str:
+def protest(situation: Situation, seen: Seen, way: str) -> str:
     """Return what is wrong with what was seen, or nothing."""
-    if seen.word != situation.ends:
-        return f"{seen.word}, not {situation.ends}"
-    if situation.bodies not in (None, seen.bodies):
-        return f"{seen.bodies} bodies were read, not {situation.bodies}"
+    ends, bodies = situation.ends, situation.bodies
+    if way.endswith("kept"):
+        ends, bodies = situation.ends_kept or ends, situation.bodies_kept or bodies
+    if seen.word != ends:
+        return f"{seen.word}, not {ends}"
+    if bodies not in (None, seen.bodies):
+        return f"{seen.bodies} bodies were read, not {bodies}"
     return ""
 
 
@@ -237,6 +283,8 @@ def _places_and_files() -> list[Situation]:
             ends="not sent, not hot",
             play=_without_files,
             bodies=0,
+            ends_kept="created, 0 retries",  # it needs no further one
+            bodies_kept=1,
         ),
     ]
 
@@ -249,14 +297,13 @@ async def _waits_for_the_pool(stage: Stage) -> list[str]:
         attempt = await transport.post(request, SendGate(partial(asyncio.sleep, 0)))
         return attempt.answer.verdict.value.replace("_", " ")
 
-    async with creating(stage.server.url, connections=1, timeout_s=SHORT_S) as transport:
-        first = asyncio.create_task(post(transport))
-        await stage.until_read()
-        return [await post(transport), await first][::-1]
+    async with stage.creating(connections=1, timeout_s=SHORT_S) as transport:
+        first, second = asyncio.create_task(post(transport)), asyncio.create_task(post(transport))
+        return [await first, await second]
 
 
 async def _waits_for_a_place(stage: Stage) -> list[str]:
-    async with creating(stage.server.url, connections=1, timeout_s=SHORT_S) as transport:
+    async with stage.creating(connections=1, timeout_s=SHORT_S) as transport:
         first = asyncio.create_task(creation(transport).run())
         await stage.until_read()
         waiting = creation(transport)
@@ -269,7 +316,7 @@ async def _waits_for_a_place(stage: Stage) -> list[str]:
 
 async def _without_files(stage: Stage) -> list[str]:
     counters = Counters()
-    async with creating(stage.server.url) as transport:
+    async with stage.creating() as transport:
         with no_more_files():
             word = await outcome_of(creation(transport, counters=counters, patience_s=0.8).run())
     return [word, "not hot" if 1 <= counters.retries <= 3 else f"{counters.retries} retries"]
@@ -289,22 +336,8 @@ def no_more_files() -> Iterator[None]:
 
 def _connections_and_ids() -> list[Situation]:
     """What one create may not take over from another: A15, A23."""
-    stays = answer(created(), headers="Connection: keep-alive\r\n")
-
-    async def keeps_alive(peer: Peer) -> None:
-        await peer.request()
-        await peer.send(stays)
-        await peer.hang()
-
     return [
-        Situation(
-            id="A15",
-            what="a server that keeps connections alive",
-            ends="created, created, created, 3 connections",
-            play=_three_in_a_row,
-            bodies=3,
-            server=keeps_alive,
-        ),
+        *_kept_connections(),
         Situation(
             id="A23",
             what="one id for two creates",
@@ -324,10 +357,144 @@ def _connections_and_ids() -> list[Situation]:
     ]
 
 
-async def _three_in_a_row(stage: Stage) -> list[str]:
-    async with creating(stage.server.url, connections=1) as transport:
-        words = [await outcome_of(creation(transport).run()) for _ in range(3)]
-    return [*words, f"{stage.server.connections} connections"]
+def _kept_connections() -> list[Situation]:
+    """When a connection carries a second create, and that nothing is sent on one that shows its end: A15."""
+    row = partial(Situation, id="A15", bodies=2)
+    another = answer(created("another"))
+    tails = {"another answer": another, "half an answer": another[:30], "a byte": b"H"}
+    close = "Connection: close\r\n"
+    one, two = "created, created, 1 connection", "created, created, 2 connections"
+    noted_twice = f"{two}, sending, sending, unsent, sending"
+    slow = partial(_two_in_a_row, commit_s=SHORT_S)
+    return [
+        row(what="it stays", ends=one, play=_two_in_a_row, server=keeps()),
+        row(what="the answer came in chunks", ends=one, play=_two_in_a_row, server=keeps(is_chunked=True)),
+        row(what="it is told to close", ends=two, play=_two_in_a_row, server=keeps(headers=close)),
+        row(what="HTTP/1.0", ends=two, play=_two_in_a_row, server=keeps(version=b"1.0")),
+        row(
+            what="a second later",
+            ends=two,
+            play=partial(_two_in_a_row, pause_s=KEEP_S + 0.05),
+            server=keeps(),
+        ),
+        row(
+            what="the note takes a second",
+            ends=noted_twice,
+            ends_kept="created, created, 3 connections, sending, unsent, sending, sending, unsent, sending",
+            play=partial(_two_in_a_row, commit_s=KEEP_S + 0.05),
+            server=keeps(),
+        ),
+        *(
+            row(
+                what=f"it {what} at once",
+                ends=two,
+                play=_two_in_a_row,
+                server=keeps(then=then),
+                is_at_once=True,
+            )
+            for what, then in _ends(another).items()
+        ),
+        *(
+            row(
+                what=f"it {what}, and a moment passes",
+                ends=two,
+                play=partial(_two_in_a_row, pause_s=0.05),
+                server=keeps(then=then),
+            )
+            for what, then in _ends(another).items()
+        ),
+        *(
+            row(
+                what=f"it {what} while it is noted",
+                ends=noted_twice,
+                play=slow,
+                server=keeps(then=then, after_s=SHORT_S / 2),
+            )
+            for what, then in _ends(another).items()
+        ),
+        *(
+            row(what=f"{what} in the same packet", ends=two, play=_two_in_a_row, server=keeps(tail=tail))
+            for what, tail in tails.items()
+        ),
+        row(
+            what="it ends, and nobody listens any more",
+            ends="created, not sent, 1 connection",
+            play=partial(_two_in_a_row, stops=True),
+            server=keeps(then=_closes_it),
+            bodies=1,
+        ),
+    ]
+
+
+Then = Callable[[Peer], Awaitable[None]]
+
+
+async def _closes_it(peer: Peer) -> None:
+    peer.close()
+
+
+def _ends(another: bytes) -> dict[str, Then]:
+    """Return what a server may do to a connection that waits."""
+
+    async def resets(peer: Peer) -> None:
+        peer.reset()
+
+    async def answers_again(peer: Peer) -> None:
+        await peer.send(another)
+
+    async def begins_to_answer(peer: Peer) -> None:
+        await peer.send(another[:30])
+
+    return {
+        "closes": _closes_it,
+        "resets": resets,
+        "answers again": answers_again,
+        "begins to answer again": begins_to_answer,
+    }
+
+
+def keeps(
+    *,
+    headers: str = "",
+    version: bytes = b"1.1",
+    is_chunked: bool = False,
+    tail: bytes = b"",
+    then: Then | None = None,
+    after_s: float = 0.0,
+) -> Behaviour:
+    """Make a task of each body and keep the connection; the first one meets its end early."""
+
+    async def behave(peer: Peer) -> None:
+        while True:
+            await peer.request()
+            raw = answer(created(f"task_{len(peer.server.bodies)}"), headers=headers)
+            if is_chunked:
+                body = raw.partition(b"\r\n\r\n")[2]
+                raw = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n" % (len(body), body)
+                raw += b"0\r\n\r\n"
+            await peer.send(raw.replace(b"1.1", version, 1) + tail)
+            if then is not None and peer.number == 1:
+                await asyncio.sleep(after_s)
+                await then(peer)
+
+    return behave
+
+
+async def _two_in_a_row(
+    stage: Stage, *, pause_s: float = 0.0, commit_s: float = 0.0, stops: bool = False
+) -> list[str]:
+    notes = Notes((lambda: asyncio.sleep(commit_s)) if commit_s else None)
+    counters = Counters()
+    async with stage.creating(connections=1) as transport:
+        words = [await outcome_of(creation(transport, journal=notes, counters=counters).run())]
+        if stops:
+            stage.server.stop_listening()
+        await asyncio.sleep(pause_s)
+        words.append(await outcome_of(creation(transport, journal=notes, counters=counters).run()))
+    connections = stage.server.connections
+    words.append(f"{connections} connection{'s' if connections > 1 else ''}")
+    words += notes.notes if commit_s else []
+    return words + ([f"{counters.retries} retries"] if counters.retries else [])
 
 
 async def _two_creates(stage: Stage) -> list[str]:

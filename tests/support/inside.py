@@ -9,10 +9,8 @@ import asyncio
 from typing import Any
 
 from kie_async import KieSession, TaskHandle
-from kie_async._secrets import Secret
 from kie_async.creating.create_transport import CreateTransport
 from kie_async.engine.pending_creates import Phase
-from support.create_faults import KEY, trusting
 
 
 def _engine_of(kie: KieSession) -> Any:
@@ -52,8 +50,7 @@ async def drain(kie: KieSession) -> None:
     await _engine_of(kie).creator.drain()
 
 
-async def trust_the_authority(kie: KieSession, url: str) -> None:
-    """Let the creates of a session trust the tests' authority, which no public option does."""
-    calls = _engine_of(kie).calls
-    await calls.transport.aclose()
-    calls.transport = CreateTransport(url, Secret(KEY), connections=4, ssl_context=trusting())
+def transport_of(kie: KieSession) -> CreateTransport:
+    """Return what sends the session's creates."""
+    transport: CreateTransport = _engine_of(kie).calls.transport
+    return transport

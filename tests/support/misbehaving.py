@@ -67,6 +67,10 @@ class Peer:
         self._writer.write(raw)
         await self._writer.drain()
 
+    def close(self) -> None:
+        """End the connection, and read what still comes."""
+        self._writer.close()
+
     def reset(self) -> None:
         """End the connection with a TCP reset."""
         linger = struct.pack("ii", 1, 0)
@@ -118,6 +122,10 @@ class Misbehaving:
         for serving in list(self._serving):
             serving.cancel()
         await asyncio.gather(*self._serving, return_exceptions=True)
+
+    def stop_listening(self) -> None:
+        """Refuse every further connection."""
+        self._server.close()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1

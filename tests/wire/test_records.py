@@ -450,6 +450,23 @@ def test_the_mac_is_cut_from_a_bare_key_too() -> None:
     assert record.raw["callBackUrl"] == ADDRESS.replace(MAC, "***")
 
 
+@together("behind", ["/", "//", "?code=s3cret", "/?code=s3cret&x=/y", "?"])
+@together("escape", ["none", "slashes", "unicode", "twice"])
+def test_the_mac_is_cut_with_slashes_and_a_query_behind_it(behind: str, escape: str) -> None:
+    url = ADDRESS + behind
+    text = json.dumps({"callBackUrl": url, "model": "a/b"})
+    if escape == "slashes":
+        text = text.replace("/", "\\/")
+    if escape == "unicode":
+        text = text.replace("/", "\\u002f").replace("?", "\\u003f").replace("=", "\\u003d")
+    if escape == "twice":
+        text = json.dumps({"inner": text})
+    for raw in (decoded(param=text).raw, decoded(callBackUrl=url).raw):
+        assert MAC not in str(raw)
+        assert "s3cret" not in str(raw)
+    assert json.loads(str(decoded(param=text).raw["param"]))
+
+
 def test_what_is_left_of_param_can_still_be_read() -> None:
     record = decoded(param=texts_with_address()["slashes escaped"])
     assert record.param == {"callBackUrl": ADDRESS.replace(MAC, "***"), "model": "a/b", "input": {}}

@@ -154,7 +154,7 @@ def test_any_input_arrives_as_it_was_given(fields: dict[str, Any]) -> None:
 
 @together("value", [float("nan"), float("inf"), "\ud800", {1, 2}, b"x", object(), 10**5000])
 def test_an_input_without_json_form_is_refused_before_anything_is_sent(value: object) -> None:
-    with pytest.raises(InvalidRequest, match="input has no JSON form"):
+    with pytest.raises(InvalidRequest, match=r"input\.x has no JSON form"):
         encode_create(TaskRequest(model="a/b", input={"x": value}), None)
 
 
