@@ -108,15 +108,13 @@ def batch(
     Exit status: 0 all done; 1 some failed, are unknown or still open; 2 asked wrongly, nothing was sent;
     130 interrupted before all was done.
     """
-    if not jobs.name or jobs.is_dir():
-        raise typer.BadParameter(f"{jobs} is a folder, not a .csv or .jsonl file", param_hint="JOBS")
     if port is not None and callback_url is None:
         raise typer.BadParameter("goes with --callback-url only", param_hint="--port")
     if budget_credits is not None and not budget_credits > 0:
         raise typer.BadParameter("must be above zero", param_hint="--budget-credits")
     # os.path, since pathlib's own questions raise for paths that cannot be reached.
     if os.path.isdir(jobs):
-        raise typer.BadParameter(f"{jobs} is a folder; a .csv or .jsonl file is wanted", param_hint="JOBS")
+        raise typer.BadParameter(f"{jobs} is a folder, not a .csv or .jsonl file", param_hint="JOBS")
     options = BatchOptions(
         jobs=jobs,
         journal=journal or jobs.with_name(f"{jobs.name}.db"),
@@ -190,12 +188,17 @@ class _CommandRun:
                 for handle in await kie.resume():
                     self._ledger.record_task(handle.ref, handle.task_id)
                 # The batch joins these by their refs, so none is created again.
-                if await self._takes_key(kie):
+                if await self._can_save() and await self._takes_key(kie):
                     await self._consume(self._begin(kie, requests))
         finally:
             # If it never opened, the file is another's: a former run's, or that of whoever has the journal.
             if is_open:
                 await self._write_results()
+
+    async def _can_save(self) -> bool:
+        """Tell whether the results file can be written."""
+        await self._write_results()
+        return not self._problem
 
     async def _takes_key(self, kie: KieSession) -> bool:
         """Tell whether the service takes the key; if it cannot be asked now, the batch will see."""

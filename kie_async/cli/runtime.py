@@ -47,12 +47,6 @@ def _status_of(work: Coroutine[Any, Any, int]) -> int:
     except KieError as exc:
         print_err(f"error: {explain(exc)}")
         return FAILED
-    except BrokenPipeError:
-        raise  # whoever reads what is printed has gone: Typer leaves without a word
-    except OSError as exc:
-        # A traceback helps nobody whose disk is full or whose path is too long.
-        print_err(f"error: {exc}")
-        return FAILED
 
 
 async def _interruptible(work: Coroutine[Any, Any, int]) -> int:

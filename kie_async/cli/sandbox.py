@@ -26,7 +26,7 @@ async def _serve(options: ServeOptions) -> int:
     """Serve until SIGINT or SIGTERM, which are the ordinary end.
 
     Raises:
-        CannotRun: PyAV is wanted and missing, or the port is taken.
+        CannotRun: PyAV is wanted and missing, the port is taken, or the host is none.
     """
     if options.render:
         require_renderer()
@@ -42,4 +42,6 @@ async def _serve(options: ServeOptions) -> int:
         # asyncio gives some of these errors a text of its own, with the address in it once more.
         reason = os.strerror(exc.errno) if exc.errno is not None and exc.errno > 0 else str(exc)
         raise CannotRun(f"cannot listen on {options.host}:{options.port}: {reason}") from None
+    except UnicodeError:  # asyncio's, of a host with an empty label or one of more than 63 letters
+        raise CannotRun(f"{options.host} is no name of a host") from None
     return DONE

@@ -277,9 +277,10 @@ class TaskCreator:
 
     async def _note_claim(self, pending: PendingCreate, task_id: str) -> None:
         intent_id, source = pending.intent.intent_id, ClaimSource.ANSWER
-        pending.add_claim(task_id, source)
+        claim = pending.add_claim(task_id, source)
         with log_failed_note(f"that an answer named task {task_id}"):
             await self._calls.journal.save_claim(Claim(intent_id=intent_id, task_id=task_id, source=source))
+            claim.is_noted = True
 
     async def _note_nothing_created(self, pending: PendingCreate) -> None:
         try:

@@ -200,7 +200,7 @@ class Engine:
 
     async def resolve(self, handle: TaskHandle, task_id: str) -> None:
         """Bind an unknown create to a task; see `TaskHandle.resolve`."""
-        await self.reconciler.resolve(handle, task_id)
+        await self.until_closed(self.reconciler.resolve(handle, task_id))
 
     def write_off(self, handle: TaskHandle) -> None:
         """Settle an unknown create as lost; see `TaskHandle.write_off`."""

@@ -61,7 +61,8 @@ class CallbackInbox:
             # id and the time, not whose task it is. The service is asked.
             await self._accept_claim(pending, delivery)
             if pending in tracker.pending:
-                pending.add_claim(delivery.record.task_id, _source_of(delivery), delivery)
+                claim = pending.add_claim(delivery.record.task_id, _source_of(delivery), delivery)
+                claim.is_noted = True
                 self._reconciler.consider(pending)
                 self._counters.callbacks_accepted += 1
                 return
@@ -85,8 +86,8 @@ class CallbackInbox:
         if not pending.has_room_for(task_id):
             raise CallbackRejected("too many claims of one create", 503)
         known = pending.find_claim(task_id)
-        if known is not None and (known.is_strong or not delivery.is_signed):
-            return  # noted already
+        if known is not None and known.is_noted and (known.is_strong or not delivery.is_signed):
+            return
         try:
             await self._make_room(pending, task_id)
             await self._journal.save_claim(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -36,6 +37,8 @@ class PendingClaim:
     source: ClaimSource
     delivery: Delivery | None = None
     """What a callback said with it; None for one that was read from the journal."""
+    is_noted: bool = False
+    """Whether a restart would know it."""
     is_pursued: bool = False
     unseen_since: float = math.inf
     """The instant since when the service shows no task that fits, though it answers."""
@@ -57,11 +60,16 @@ class PendingCreate:
     """By task id, side by side: a stranger's must not take the place of the genuine one."""
     next_check_at: float = -math.inf
     """Not before then is another claim looked into."""
-    is_taken: bool = False
-    """Somebody is just deciding what became of it: nobody else may."""
+    turn: asyncio.Lock = attrs.field(factory=asyncio.Lock)
+    """Of those who decide what became of it: one at a time."""
     is_awaited: bool = True
     """False for one read from a journal that nobody has asked for yet."""
     error: CreateOutcomeUnknown | None = None
+
+    @property
+    def is_taken(self) -> bool:
+        """Tell whether somebody is just deciding what became of it."""
+        return self.turn.locked()
 
     def find_claim(self, task_id: str) -> PendingClaim | None:
         """Return what is claimed of a task."""

@@ -167,6 +167,8 @@ class Reconciler:
         self._tracker.check_free(record.task_id, handle.intent_id)
         async with self._taken(handle) as pending:
             if pending is None:
+                if handle.task_id == record.task_id:  # somebody was faster, and found the same
+                    return
                 raise InvalidRequest("the outcome of this create is not unknown any more")
             await self._journal.mark_created(handle.intent_id, record.task_id, adopted_by=adopted_by)
             self._tracker.adopt(pending, record)
@@ -222,16 +224,15 @@ class Reconciler:
 
     @asynccontextmanager
     async def _taken(self, handle: TaskHandle) -> AsyncIterator[PendingCreate | None]:
-        """Decide alone on a create while the block runs; None if it is decided, or somebody does just now."""
+        """Decide alone on a create while the block runs; None if it is decided."""
         pending = self._tracker.pending.get(handle.intent_id)
-        if pending is None or pending.is_taken:
+        if pending is None:
             yield None
             return
-        pending.is_taken = True
         try:
-            yield pending
+            async with pending.turn:
+                yield pending if pending in self._tracker.pending else None
         finally:
-            pending.is_taken = False
             if pending in self._tracker.pending:  # nothing came of it
                 self._tracker.expire_if_late(pending)
 

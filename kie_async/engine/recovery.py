@@ -40,7 +40,7 @@ class Recovery:
             self._tracker.pending.add(self._pending_of(intent))
         for claim in await self._journal.list_claims():
             if (pending := self._tracker.pending.get(claim.intent_id)) is not None:
-                pending.add_claim(claim.task_id, claim.source)
+                pending.add_claim(claim.task_id, claim.source).is_noted = True
         unknown = [intent.intent_id for intent in left if intent.state is IntentState.UNKNOWN]
         if unknown:
             names = shorten_list(unknown, self._journal.path)

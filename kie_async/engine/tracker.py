@@ -75,8 +75,8 @@ class TaskTracker:
         """By task: handles that were given out before it was known that they are of the same task."""
         self._ended_before: set[str] = set()
         """Tasks in flight whose end the journal has, though not fit to be read: they are counted already."""
-        self._ended_unjoined: OrderedDict[str, None] = OrderedDict()
-        """Attached tasks that ended before it was known which create they came from: they are counted."""
+        self._counted_ends: OrderedDict[str, None] = OrderedDict()
+        """The last tasks whose end was counted: attached again, or bound late, they end once more."""
         self._is_closed = False
 
     # --- creates without a task ----------------------------------------------------------------
@@ -154,7 +154,7 @@ class TaskTracker:
         handle.mark_unknown()
         self._counters.unknown_creates += 1
         if self._ledger is not None:
-            self._ledger.note_left(handle.intent_id, handle.model)
+            self._ledger.note_left(handle.intent_id)
         _log.warning("%s", error)
         # At once: nobody knows when this ends, and a few dead connections must not stop all creates. What
         # it may have cost stays counted in `usage`, and the breaker stops a row of them.
@@ -168,6 +168,8 @@ class TaskTracker:
         is_ghost = pending.phase in {Phase.REJECTED, Phase.WRITTEN_OFF}
         if is_ghost:
             self._counters.ghost_creates += 1
+            if self._ledger is not None:
+                self._ledger.reopen(pending.intent.intent_id, pending.intent.model)
             _log.error(
                 "task %s exists although its create was %s; it is billed", record.task_id, pending.phase.value
             )
@@ -218,7 +220,7 @@ class TaskTracker:
             handle.bind(before)
             raise
         if self._ledger is not None and handle.intent_id:
-            self._ledger.note_tracked(handle.intent_id, handle.model)
+            self._ledger.note_tracked(handle.intent_id)
         self._poller.forget(_entry_of(handle))
         entry = self._poller.track(
             task_id,
@@ -228,7 +230,7 @@ class TaskTracker:
             at_once=at_once,
         )
         handle.track(entry)
-        if task_id in self._ended_unjoined:
+        if task_id in self._counted_ends:
             self._ended_before.add(task_id)
         if self._ledger is not None and self._ledger.wants_price(handle.intent_id):
             self._poller.poll_soon(entry)
@@ -365,19 +367,18 @@ class TaskTracker:
         self._settle_ended(handle, record, source)
 
     def _settle_ended(self, handle: TaskHandle, record: TaskRecord, source: Source) -> None:
+        if self._ledger is not None:  # by intent, once: it may have been attached, and ended, before
+            is_failed = record.state is TaskState.FAIL
+            self._ledger.settle(handle.intent_id, record.credits or 0.0 if is_failed else record.credits)
         if not handle.is_done and handle.task_id not in self._ended_before:
             self._count_end(handle, record, source)
         self.settle(handle, outcome_of(record), source)
 
     def _count_end(self, handle: TaskHandle, record: TaskRecord, source: Source) -> None:
-        if not handle.intent_id:
-            self._ended_unjoined[handle.task_id] = None
-            if len(self._ended_unjoined) > REMEMBERED:
-                self._ended_unjoined.popitem(last=False)
+        self._counted_ends[handle.task_id] = None
+        if len(self._counted_ends) > REMEMBERED:
+            self._counted_ends.popitem(last=False)
         self._counters.settle(record, source)
-        if self._ledger is not None:
-            is_failed = record.state is TaskState.FAIL
-            self._ledger.settle(handle.intent_id, record.credits or 0.0 if is_failed else record.credits)
 
     def give_up(self, key: str, error: KieError) -> None:
         """Settle a task that the service keeps refusing to show."""
@@ -416,7 +417,7 @@ class TaskTracker:
         if handle.is_done:
             return
         if self._ledger is not None and handle.intent_id and handle.task_id and not handle.is_settling:
-            self._ledger.note_left(handle.intent_id, handle.model)
+            self._ledger.note_left(handle.intent_id)
         self._poller.forget(_entry_of(handle))
         handle.track(None)
         self._ended_before.discard(handle.task_id)

@@ -101,6 +101,17 @@ def _checked(answer: ResolveResult, host: str, port: int) -> ResolveResult:
     )
 
 
+class _TunnelConnector(TypedConnector):
+    """Makes connections through an HTTP proxy, and hands out none that has ended already."""
+
+    async def _start_tls_connection(self, *args: Any, **options: Any) -> Any:
+        made = await super()._start_tls_connection(*args, **options)
+        # uvloop returns one without TLS when an HTTPS proxy hangs up: a body given to it would count as sent.
+        if made[0].is_closing():
+            raise aiohttp.ClientOSError(None, "the proxy closed the connection")
+        return made
+
+
 def make_connector(
     network: Network,
     *,
@@ -122,9 +133,9 @@ def make_connector(
         return make_socks_connector(cast(str, network.proxy), options)
     if network.resolver is not None:
         options["resolver"] = _UserResolver(network.resolver)
-    if network.proxy is None:
-        options["socket_factory"] = socket_factory
-    return TypedConnector(**options)
+    if network.proxy is not None:
+        return _TunnelConnector(**options)
+    return TypedConnector(socket_factory=socket_factory, **options)
 
 
 def open_http_session(

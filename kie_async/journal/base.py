@@ -58,7 +58,7 @@ class Intent:
     planned_ms: int = 0
     """Unix time in milliseconds, by the clock of the run that planned it."""
     replaces: str = ""
-    """The intent of unknown outcome that this one is sent in the place of: somebody accepted to pay for both."""
+    """The intent of unknown outcome in whose place this one is sent: somebody accepted to pay for both."""
 
     @property
     def frees_its_ref(self) -> bool:

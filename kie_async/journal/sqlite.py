@@ -79,9 +79,10 @@ UPDATE intent SET state = 'WRITTEN_OFF', {_FREE_REF}
 WHERE intent_id = ? AND task_id IS NULL AND state IN ('UNKNOWN', 'WRITTEN_OFF')
 """  # noqa: S608  (made of constants)
 
+# It may have become a task meanwhile: then too the ref is its own again, or the next create would pay once more.
 _TAKE_BACK = """
-UPDATE intent SET state = 'UNKNOWN', ref = former_ref, former_ref = NULL
-WHERE intent_id = ? AND task_id IS NULL AND state = 'WRITTEN_OFF'
+UPDATE intent SET state = iif(state = 'WRITTEN_OFF', 'UNKNOWN', state), ref = former_ref, former_ref = NULL
+WHERE intent_id = ? AND ref IS NULL
 """
 
 _SAVE_CLAIM = """

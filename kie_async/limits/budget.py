@@ -56,6 +56,16 @@ class BudgetLedger:
             self._open.setdefault(intent_id, _Commitment(model, is_live=False))
 
     @property
+    def tasks(self) -> int:
+        """Return how many tasks were created, may have been, or are reserved."""
+        return self._tasks
+
+    @property
+    def spent(self) -> float:
+        """Return the credits that settled tasks took."""
+        return self._spent
+
+    @property
     def held(self) -> float:
         """Return what unsettled creates cost, or are expected to."""
         return sum(self._cost(commitment) for commitment in self._open.values())
@@ -154,17 +164,22 @@ class BudgetLedger:
             commitment.hold = credits
             self._news.set()
 
-    def note_left(self, intent_id: str, model: str) -> None:
+    def note_left(self, intent_id: str) -> None:
         """Take in that nobody reads the record any more: what it may cost stays reserved."""
-        commitment = self._open.setdefault(intent_id, _Commitment(model))
-        commitment.is_live = False
-        self._news.set()
+        if (commitment := self._open.get(intent_id)) is not None:
+            commitment.is_live = False
+            self._news.set()
 
-    def note_tracked(self, intent_id: str, model: str) -> None:
+    def note_tracked(self, intent_id: str) -> None:
         """Take in that a task's record is read from now on, perhaps again."""
+        if (commitment := self._open.get(intent_id)) is not None:  # else its end is counted already
+            commitment.is_live = True
+
+    def reopen(self, intent_id: str, model: str) -> None:
+        """Count a create again that was refused and became a task all the same."""
         if intent_id not in self._open:
             self._tasks += 1
-        self._open.setdefault(intent_id, _Commitment(model)).is_live = True
+            self._open[intent_id] = _Commitment(model)
 
     def settle(self, intent_id: str, credits: float | None) -> None:
         """Take in what a task has cost at its end: 0 after a failure, None if the record does not say."""

@@ -8,7 +8,8 @@ import attrs
 
 from ..models import TaskRecord
 
-_CLOSED = -math.inf
+CLOSED = -math.inf
+"""The deadline of a closed entry."""
 
 
 @attrs.define
@@ -35,7 +36,7 @@ class PollEntry:
     model: str
     """Empty until a record of an attached task names it."""
     deadline: float
-    """Before all time once the entry is closed: a flag of its own would take 16 bytes more for each."""
+    """`CLOSED` once the entry is: a flag of its own would take 16 bytes more for each."""
     begun_at: float
     expects_callback: bool
     next_at: float = math.inf
@@ -54,7 +55,7 @@ class PollEntry:
     @property
     def is_closed(self) -> bool:
         """Tell whether it is never polled again; what is left of it in the wheel is void."""
-        return self.deadline == _CLOSED
+        return self.deadline == CLOSED
 
     @property
     def last_polled_s(self) -> float:
@@ -88,5 +89,5 @@ class PollEntry:
 
     def close(self) -> None:
         """Keep nothing of the task alive."""
-        self.deadline = _CLOSED
+        self.deadline = CLOSED
         self.last_record = None

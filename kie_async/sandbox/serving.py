@@ -183,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with asyncio.Runner(loop_factory=fast_loop()) as runner:
             runner.run(serve(options))
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, UnicodeError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
     return 0

@@ -24,31 +24,23 @@ from typing import Any
 
 import attrs
 from support.clock import SteeredLoop
-from support.model_service import MODEL, ModelService, ServiceTask, Wire
-from support.slow_journals import CommitWeather, Disk, Gate, ModelJournal, Row, SteadySqliteJournal
+from support.model_client import ModelClient, headers_of, tail_of
+from support.model_service import ModelService, ServiceTask
+from support.slow_journals import CommitGate, CommitWeather, Disk, ModelJournal, Row, SteadySqliteJournal
 
 from kie_async import (
     Budget,
-    CallbackReceiver,
     CreateOutcomeUnknown,
     JournalError,
     KieError,
-    KieSession,
     SqliteJournal,
     TaskFailed,
     TaskHandle,
-    TaskRequest,
     TaskResult,
 )
-from kie_async.callbacks.address import callback_mac
-from kie_async.inputs.fingerprint import fingerprint
 from kie_async.journal.base import IntentState, Journal
 from kie_async.journal.memory import MemoryJournal
-from kie_async.sandbox.bodies import signature_headers
 
-HMAC_KEY = "hmac-key-of-the-campaign"
-SECRET = "secret-of-the-campaign"
-MOUNT = "http://127.0.0.1:8080/kie"
 REFS = ("a", "b", None)
 LOOPS_S = (0.0, 0.0, 0.0, 0.001, 0.02, 0.02, 0.1, 1.0, 1.0, 5.0, 30.0, 400.0)
 """How long to wait between two steps."""
@@ -86,41 +78,25 @@ class Watched:
     outcomes: list[object] = attrs.field(factory=list)
 
 
-class Life:
-    """One process: a session, its receiver, its journal, and whoever uses it."""
+class Life(ModelClient):
+    """One process, and whoever uses it."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: Order, journal: Journal, gate: CommitGate) -> None:
+        super().__init__(
+            order.service,
+            journal,
+            gate,
+            is_signed=order.is_signed,
+            max_in_flight=order.max_in_flight,
+            confirm_callbacks=order.confirms,
+            budget=order.budget,
+            rng=random.Random(order.rng.random()),
+        )
         self.order = order
-        self.wire = Wire(order.service)
-        self.gate = Gate(order.weather)
-        self.journal = order.new_journal(self.gate)
-        self.receiver = CallbackReceiver(order.keys, now=order.now)
-        self.is_dead = False
+        self.gate = gate
         self.handles: list[Watched] = []
         self.users: list[asyncio.Task[None]] = []
         self.awaiters: list[asyncio.Task[None]] = []
-        with self.wire.installed():
-            self.kie = KieSession(
-                "key-of-the-campaign",
-                base_url="http://127.0.0.1:9",
-                receiver=self.receiver,
-                callback_url=MOUNT,
-                callback_secrets=[SECRET],
-                journal=self.journal,
-                max_in_flight=order.max_in_flight,
-                task_timeout_s=900.0,
-                confirm_callbacks=order.confirms,
-                budget=order.budget,
-                rng=random.Random(order.rng.random()),
-            )
-
-    async def open(self) -> None:
-        with self.wire.installed():
-            await self.kie.open()
-
-    @property
-    def engine(self) -> Any:
-        return self.kie._engine
 
     def begin(self, work: Coroutine[Any, Any, None]) -> None:
         self.users.append(asyncio.create_task(self._reported(work)))
@@ -150,7 +126,7 @@ class Life:
             outcome = exc
         watched.outcomes.append(outcome)
         if not self.is_dead and isinstance(outcome, TaskResult | TaskFailed):
-            self.order.check_end_is_noted(handle.task_id, self)
+            self.order.check_end_is_noted(handle, self)
 
     async def end(self) -> None:
         """Close in order; whoever waits must hear of it."""
@@ -166,10 +142,9 @@ class Life:
             if not awaiter.done():
                 self.order.complain(f"an awaiter still waits after the close: {awaiter}")
 
-    async def die(self) -> None:
+    async def kill(self) -> None:
         """End as by SIGKILL: nothing is sent or noted any more."""
-        self.is_dead = self.gate.is_dead = True
-        self.wire.cut()
+        self.die()
         self.order.save_file()
         for work in (*self.users, *self.awaiters):
             work.cancel()
@@ -199,7 +174,6 @@ class Order:
         self._folder = folder
         self._files = 0
         self.is_signed = rng.random() < 0.6
-        self.keys = (HMAC_KEY,) if self.is_signed else ()
         self.confirms = rng.choice((None, None, None, True))
         self.budget = rng.choice((None, None, Budget(tasks=rng.randint(2, 6)), Budget(credits=20.0)))
         self.max_in_flight = rng.choice((1, 2, 50))
@@ -211,9 +185,6 @@ class Order:
 
     # --- words ---------------------------------------------------------------------------------
 
-    def now(self) -> float:
-        return 1_800_000_000 + asyncio.get_running_loop().time()
-
     def note(self, what: str) -> None:
         if self._verbose:
             print(f"{asyncio.get_running_loop().time():10.3f} {what}", file=sys.stderr)
@@ -224,7 +195,11 @@ class Order:
 
     # --- the journal ---------------------------------------------------------------------------
 
-    def new_journal(self, gate: Gate) -> Journal:
+    def _new_life(self) -> Life:
+        gate = CommitGate(self.weather)
+        return Life(self, self._new_journal(gate), gate)
+
+    def _new_journal(self, gate: CommitGate) -> Journal:
         if self.kind == "memory":
             return MemoryJournal()
         if self.kind == "sqlite":
@@ -240,9 +215,7 @@ class Order:
         if self.kind == "sqlite":
             before = self._path.parent
             self._files += 1
-            shutil.copytree(
-                before, self._path.parent, ignore=lambda _, names: [n for n in names if "lock" in n]
-            )
+            shutil.copytree(before, self._path.parent, ignore=shutil.ignore_patterns("*lock*"))
 
     def row_of(self, task: ServiceTask) -> Row | None:
         return self.disk.rows.get(task.intent_id)
@@ -278,7 +251,7 @@ class Order:
 
     async def _reopen(self) -> None:
         while True:
-            life = Life(self)
+            life = self._new_life()
             try:
                 await life.open()
                 break
@@ -340,14 +313,7 @@ class Order:
         ref = self.rng.choice(REFS)
         prompt = ref or f"unnamed {self.rng.random()}"
         timeout_s = self.rng.choice(TIMEOUTS_S)
-        life.begin(
-            self._created(life, TaskRequest(model=MODEL, input={"prompt": prompt}, ref=ref), timeout_s)
-        )
-
-    async def _created(self, life: Life, request: TaskRequest, timeout_s: float) -> None:
-        digest = fingerprint(request) if request.ref else None
-        work = life.engine.creator.create(request, timeout_s, known_fingerprint=digest)
-        await self._got(life, work)
+        life.begin(self._got(life, life.create(prompt, ref=ref, timeout_s=timeout_s)))
 
     async def _got(self, life: Life, work: Coroutine[Any, Any, TaskHandle]) -> None:
         try:
@@ -441,8 +407,8 @@ class Order:
             body, task_id = json.dumps({"code": 200, "msg": "", "data": record}).encode(), record["taskId"]
         else:
             body, task_id = self.service.callback(said.task_id), said.task_id
-        headers = self._headers(task_id) if said is not None else {}  # who has no key replays a signed one
-        verdict = await life.receiver.feed(self._tail(at.intent_id), headers, body)
+        headers = headers_of(task_id) if said is not None else {}  # who has no key replays a signed one
+        verdict = await life.receiver.feed(tail_of(at.intent_id), headers, body)
         self.note(f"    forged {task_id} at the address of {at.task_id}: {verdict.status} {verdict.reason}")
 
     async def _close(self, life: Life) -> None:
@@ -456,13 +422,15 @@ class Order:
         """Now and then, wait for all creates before the close, and count what they cost."""
         if self.rng.random() < 0.5:
             return
-        while any(not work.done() for work in life.users) or len(life.engine.creator.runner):
+        for _ in range(10_000):
+            if all(work.done() for work in life.users) and not len(life.engine.creator.runner):
+                break
             await asyncio.sleep(1.0)
         await self._check_usage(life, is_last=False)
 
     async def _crash(self, life: Life) -> None:
         self.life = None
-        await life.die()
+        await life.kill()
         await self._reopen()
 
     async def _kill(self, life: Life) -> None:
@@ -474,18 +442,11 @@ class Order:
 
     # --- deliveries ----------------------------------------------------------------------------
 
-    def _headers(self, task_id: str) -> dict[str, str]:
-        return dict(signature_headers(task_id, int(self.now()), hmac_key=HMAC_KEY))
-
-    def _tail(self, intent_id: str) -> str:
-        return f"{intent_id}/{callback_mac(intent_id, secret=SECRET.encode())}"
-
     async def _deliver(self, task: ServiceTask) -> None:
         life = self.life
         if life is None:
             return
-        body = self.service.callback(task.task_id)
-        verdict = await life.receiver.feed(self._tail(task.intent_id), self._headers(task.task_id), body)
+        verdict = await life.call_back(task)
         self.note(f"    callback of {task.task_id}: {verdict.status} {verdict.reason}")
         if life.is_dead:
             return
@@ -503,11 +464,11 @@ class Order:
         found = [w.handle for w in life.handles if not w.handle.task_id and not w.handle.is_done]
         return self.rng.choice(found) if found else None
 
-    def check_end_is_noted(self, task_id: str, life: Life) -> None:
+    def check_end_is_noted(self, handle: TaskHandle, life: Life) -> None:
         """An end is committed before anybody hears of it."""
-        task = self.service.tasks[task_id]
+        task = self.service.tasks[handle.task_id]
         row = self.row_of(task)
-        if self.kind != "model" or life.gate.is_dead or row is None or row.intent.task_id != task_id:
+        if self.kind != "model" or life.gate.is_dead or row is None or not handle.intent_id:
             return
         is_excused = {f"settled {task.intent_id}", "find_by_task"} & set(life.gate.failed)
         if row.intent.state not in _STATES.values() and not is_excused:
@@ -548,13 +509,20 @@ class Order:
         """What the session counts for a budget is what the journal holds."""
         if life.gate.failed or life.gate.is_dead:
             return
-        totals, usage = await life.journal.load_totals(), life.engine.tracker.usage()
-        if usage.tasks + 1 != totals.tasks:
-            self.complain(f"{usage.tasks + 1} tasks are counted, the journal has {totals.tasks}")
-        # Of an attached task it may not be known yet which create it came from.
-        is_more = not is_last and usage.settled > totals.settled and usage.spent >= totals.credits
-        if (usage.settled, usage.spent) != (totals.settled, totals.credits) and not is_more:
-            self.complain(f"the session counts {usage}, the journal {totals}")
+        assert life.journal is not None
+        ledger = life.engine.ledger
+        if ledger is None:
+            return
+        try:
+            totals = await life.journal.load_totals()
+        except JournalError:
+            return
+        if ledger.tasks != totals.tasks:
+            self.complain(f"{ledger.tasks} tasks are counted, the journal has {totals.tasks}")
+        # An end that is just being noted counts in the session first.
+        is_more = not is_last and ledger.spent >= totals.credits
+        if ledger.spent != totals.credits and not is_more:
+            self.complain(f"the session counts {ledger.spent} credits, the journal {totals}")
 
     def _check_rows(self) -> None:
         """In the end everything is bound, noted, and was sent as often as somebody accepted."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import signal
@@ -456,8 +457,11 @@ async def test_a_download_that_failed_is_made_up_for_by_another_run(
 async def test_results_that_cannot_be_written_end_nothing_that_is_paid(
     command: Command, service: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    tries = itertools.count()
+
     def refuse(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+        if next(tries):  # the first is before anything is sent
+            raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(results_file, "_replace", refuse)
     write_jobs(tmp_path, 2)
@@ -531,6 +535,48 @@ async def test_however_it_ends_another_run_completes_it_and_pays_nothing_twice(
     assert (code, err) == (0, "")
     assert prompts_at(patient) == Counter(str(number) for number in range(6))
     assert outcomes_in(path) == {"done": 6}
+
+
+# --- what is tried first, and what stops a batch -------------------------------------------------------
+
+
+async def test_a_wrong_key_is_found_before_anything_is_uploaded_or_created(
+    command: Command, tmp_path: Path
+) -> None:
+    write_media(tmp_path)
+    (tmp_path / "jobs.csv").write_text(f"ref,model,image_url,audio_url\na,{AVATAR},face.png,voice.wav\n")
+    async with Sandbox(api_key="another-key", durations=Fixed(0.05)) as service:
+        code, _, err = await command(service, "batch", "jobs.csv")
+    assert code == 1
+    assert "check KIE_API_KEY" in err
+    assert service.counts["credit"] == service.counts.total() - service.counts["credit.401"] == 1
+    assert results_in(tmp_path / "kie-batch" / "results.jsonl")[0]["outcome"] == "pending"
+
+
+async def test_a_results_file_that_cannot_be_written_ends_a_batch_before_it_sends(
+    command: Command, service: Sandbox, tmp_path: Path
+) -> None:
+    write_jobs(tmp_path, 3)
+    code, _, err = await command(service, "batch", "jobs.csv", "--results", "x" * 300)
+    assert code == 1
+    assert "error: cannot write xxx" in err
+    assert not service.counts
+
+
+@pytest.mark.parametrize(("options", "failed"), [((), 8), (("3",), 3), (("0",), 8)])
+async def test_a_model_that_only_fails_stops_a_batch(
+    command: Command, service: Sandbox, tmp_path: Path, options: tuple[str, ...], failed: int
+) -> None:
+    service.faults.fail_rate, service.faults.fail_msg = 1.0, "out of memory"
+    write_jobs(tmp_path, 8)
+    given = [*with_callbacks(), *(f"--max-failures-in-a-row={number}" for number in options)]
+    code, out, err = await command(service, "batch", "jobs.csv", "--max-in-flight", "1", *given)
+    assert code == 1
+    assert len(service.tasks) == failed
+    assert out.startswith(f"8 jobs: 0 done, {failed} failed")
+    words = f"error: {failed} tasks of sandbox/echo failed in a row without a success, the last: task "
+    assert (words in err) == (failed < 8)
+    assert err.count("out of memory (500)") == failed + (failed < 8)
 
 
 # --- journal show ----------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ async def test_another_model_need_not_wait(clock: Clock) -> None:
         (lambda ledger: ledger.settle("a", 0.0), True),
         (lambda ledger: ledger.settle("a", 60.0), False),
         (lambda ledger: ledger.settle("a", None), False),
-        (lambda ledger: ledger.note_left("a", "m/x"), False),
+        (lambda ledger: ledger.note_left("a"), False),
     ],
 )
 async def test_what_becomes_of_a_reservation(end: object, is_free: bool) -> None:

@@ -67,6 +67,13 @@ class ModelService:
         self.bodies: list[tuple[str, str, str]] = []
         """Intent, prompt and fate of every body that arrived."""
         self.counts: Counter[str] = Counter()
+        self.create_fates: list[str] = []
+        self.query_fates: list[str] = []
+        """What becomes of the next ones, whatever the weather."""
+        self.lasts_s: float | None = None
+        self.answer_gate: asyncio.Event | None = None
+        self.query_gate: asyncio.Event | None = None
+        """Answers wait for them."""
 
     def create(self, body: bytes) -> tuple[str, int, Any]:
         """Take in a body; return what becomes of the answer, and the answer."""
@@ -75,6 +82,8 @@ class ModelService:
         intent_id = url.rsplit("/", 2)[1] if url else ""
         prompt = asked["input"]["prompt"]
         fate = self._draw(_CREATES) if self.is_bad else "created"
+        if self.create_fates:
+            fate = self.create_fates.pop(0)
         if fate in {"no connection", "dropped before the body"}:
             fate = "created"  # it came through: that was decided before
         self.bodies.append((intent_id, prompt, fate))
@@ -100,9 +109,14 @@ class ModelService:
         now, rng = asyncio.get_running_loop().time(), self.rng
         task_id = f"task{len(self.tasks):03d}"
         lasts_s = rng.choice((0.0, 0.1, 1.0, 5.0, 60.0, 500.0))
+        lasts_s = lasts_s if self.lasts_s is None else self.lasts_s
         end = rng.choice(("success", "success", "fail"))
         task = self.tasks[task_id] = ServiceTask(task_id, prompt, intent_id, url, now, now + lasts_s, end)
         return task
+
+    def finish(self, task: ServiceTask) -> None:
+        """Let a task end now, and well."""
+        task.ends_at, task.end = asyncio.get_running_loop().time(), "success"
 
     def make_foreign(self) -> ServiceTask:
         """Make a task that somebody else asked for."""
@@ -110,7 +124,10 @@ class ModelService:
 
     def query(self, task_id: str) -> tuple[str, int, Any]:
         """Return what becomes of a query's answer, and the answer."""
+        self.counts["query"] += 1
         fate = self._draw(_QUERIES) if self.is_bad else "ok"
+        if self.query_fates:
+            fate = self.query_fates.pop(0)
         if fate == "500":
             return "answer", 200, {"code": 500, "msg": "oops", "data": None}
         if fate == "401":
@@ -190,6 +207,21 @@ class Wire:
             return
         raise aiohttp.ServerDisconnectedError
 
+    async def until(self, gate: asyncio.Event) -> None:
+        """Wait for a gate to open.
+
+        Raises:
+            aiohttp.ServerDisconnectedError: The process is gone.
+        """
+        waits = [asyncio.ensure_future(event.wait()) for event in (gate, self._is_dead)]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        if self.is_dead:
+            raise aiohttp.ServerDisconnectedError
+
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Let sessions that are made in the block use this instead of sockets."""
@@ -206,6 +238,7 @@ class Wire:
 
 
 class _Session:
+    closed = False
     """Stands for aiohttp's session, as far as the package uses it."""
 
     def __init__(self, wire: Wire, service: ModelService) -> None:
@@ -217,6 +250,8 @@ class _Session:
 
     def request(self, method: str, url: Any, **_: Any) -> _Exchange:
         return _Exchange(self._wire, self._service, str(url), None)
+
+    connector = None
 
     async def close(self) -> None:
         self._wire.cut()
@@ -233,6 +268,7 @@ class _Exchange:
         await wire.pass_time(service.latency_s())
         if self._data is None:
             task_id = parse_qs(urlsplit(self._url).query)["taskId"][0]
+            gate = service.query_gate
             kind, status, answer = service.query(task_id)
         else:
             if (fate := service.connects()) == "no connection":
@@ -241,7 +277,10 @@ class _Exchange:
                 raise aiohttp.ServerDisconnectedError
             writer = _Writer(wire)
             await self._data.write(writer)
+            gate = service.answer_gate
             kind, status, answer = service.create(writer.body)
+        if gate is not None:
+            await wire.until(gate)
         if kind == "silent":
             await wire.pass_time(service.rng.choice((25.0, 65.0)))
         await wire.pass_time(service.latency_s())

@@ -54,7 +54,7 @@ class CommitWeather:
         return self.rng.choice((0.0, 0.001))
 
 
-class Gate:
+class CommitGate:
     """What every commit passes, in the order they came: it delays, fails, or ends them all by a crash."""
 
     def __init__(self, weather: CommitWeather) -> None:
@@ -142,7 +142,7 @@ class ModelJournal(Journal):
 
     is_durable = True
 
-    def __init__(self, disk: Disk, gate: Gate) -> None:
+    def __init__(self, disk: Disk, gate: CommitGate) -> None:
         self._disk = disk
         self._gate = gate
 
@@ -315,8 +315,10 @@ class ModelJournal(Journal):
         if former is None:
             return
         self._free_ref(row)
-        if former.intent.state is IntentState.WRITTEN_OFF and not former.intent.task_id:
-            self._set(former, state=IntentState.UNKNOWN, ref=former.former_ref)
+        if former.intent.ref is None:
+            state = former.intent.state
+            state = IntentState.UNKNOWN if state is IntentState.WRITTEN_OFF else state
+            self._set(former, state=state, ref=former.former_ref)
             former.former_ref = None
 
     def _holder(self, task_id: str) -> Intent | None:
@@ -341,9 +343,9 @@ def _may_be_task(row: Row) -> bool:
 
 
 class SteadySqliteJournal(SqliteJournal):
-    """The real journal behind a `Gate`; time stands still while its thread works."""
+    """The real journal behind a `CommitGate`; time stands still while its thread works."""
 
-    def __init__(self, path: Path, gate: Gate) -> None:
+    def __init__(self, path: Path, gate: CommitGate) -> None:
         super().__init__(path)
         self._commits = gate
         self._is_opening = True
@@ -357,6 +359,7 @@ class SteadySqliteJournal(SqliteJournal):
 
     async def aclose(self) -> None:
         await self._commits.drain()
+        self._commits.is_dead = True
         with standing_still():
             await super().aclose()
 

@@ -86,7 +86,7 @@ class Account:
         self.taken[intent] = self.rng.uniform(least, most)
         self.most = max(self.most, sum(self.taken.values()))
         if luck > 1 - self.world.unknown:
-            self.ledger.note_left(intent, model)
+            self.ledger.note_left(intent)
             return False
         return True
 
