@@ -43,6 +43,7 @@ from .errors import (
 from .events import SessionEvent, SessionStats
 from .handle import TaskHandle
 from .inputs.kling import KlingAvatar
+from .inputs.media import Media
 from .inputs.request import TaskRequest
 from .journal.sqlite import SqliteJournal
 from .models import TaskRecord, TaskResult, TaskState, UploadedFile
@@ -77,6 +78,7 @@ __all__ = [
     "KlingAvatar",
     "Limits",
     "Maintenance",
+    "Media",
     "Network",
     "NotFound",
     "Outcome",

@@ -10,6 +10,7 @@ from enum import StrEnum
 import attrs
 
 from ._json import decode_object
+from .errors import InvalidRequest
 
 TASK_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 """What an id of the service looks like; anything else never goes into a URL or a signature."""
@@ -100,6 +101,18 @@ class TaskRecord:
         return is_known and (self.state is not TaskState.SUCCESS or self.has_result)
 
 
+def only_url(urls: tuple[str, ...]) -> str:
+    """Return the URL of a result that is one file.
+
+    Raises:
+        InvalidRequest: It is several files, or none.
+    """
+    if len(urls) != 1:
+        several = f"{len(urls)} files: take one of its urls"
+        raise InvalidRequest(f"the result is {several if urls else 'no file: see result_object'}")
+    return urls[0]
+
+
 @attrs.frozen(kw_only=True)
 class TaskResult:
     """What a successful task yields."""
@@ -115,6 +128,15 @@ class TaskResult:
     def urls(self) -> tuple[str, ...]:
         """Return where the results lie; download them at once, they expire."""
         return self.record.urls
+
+    @property
+    def url(self) -> str:
+        """Return where the result lies, of a result that is one file.
+
+        Raises:
+            InvalidRequest: It is several files, or none.
+        """
+        return only_url(self.urls)
 
     @property
     def result_object(self) -> Mapping[str, object] | None:
@@ -134,10 +156,14 @@ class TaskResult:
 
 @attrs.frozen(kw_only=True)
 class UploadedFile:
-    """A file the service keeps for three days."""
+    """A file the service keeps for a day."""
 
     url: str
     name: str = ""
     size: int | None = None
     """Bytes."""
     mime_type: str = ""
+    uploaded_at: datetime | None = None
+    """By the clock of the service, if its answer says so."""
+    expires_at: datetime | None = None
+    """When the service deletes it, if its answer says so; else that is 24 hours later."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -35,13 +36,16 @@ from .engine.settings import CallbackPolicy, Settings, with_environment
 from .errors import InvalidRequest, SessionMisuse
 from .events import Counters, SessionEvent, SessionStats
 from .handle import TaskHandle
+from .inputs.media import Media
 from .inputs.request import TaskRequest, TypedInput, as_request
 from .journal.base import Journal
-from .models import TaskRecord, TaskResult, UploadedFile
+from .models import TaskRecord, TaskResult, UploadedFile, only_url
 
 BASE_URL = "https://api.kie.ai"
 _log = logging.getLogger("kie_async")
 UPLOAD_URL = "https://kieai.redpandaai.co"
+
+MAX_READ_BYTES = 64 * 1024 * 1024
 
 
 class KieSession(BoundToLoop):
@@ -326,27 +330,27 @@ class KieSession(BoundToLoop):
         engine = self._engine
         return await engine.until_closed(engine.queries.credits())
 
-    async def upload(self, file: str | Path | bytes | bytearray) -> UploadedFile:
-        """Give the service a local file, its bytes, or a file it shall fetch from a URL; kept three days.
+    async def upload(self, file: Media) -> UploadedFile:
+        """Give the service a local file, bytes, a binary stream, or a file it shall fetch from a URL.
 
-        Images are JPEG, PNG or WebP, audio is MP3, WAV, AAC, M4A or OGG, told by their first bytes.
+        It is kept for a day. A local file that the service still has is not sent again; bytes and streams
+        are, and a stream is read from its beginning. Files of any kind go up, of any size: images of 10 MB
+        and audio of 100 MB are the most the service takes.
 
         Raises:
-            InvalidRequest: The file is missing, too large or of another kind; nothing was sent.
+            InvalidRequest: The file is missing or too large; nothing was sent.
             UploadRefused: The upload service said no.
             TransportError: It could not be reached.
             AuthenticationError: The key is not good.
             SessionMisuse: The session is not open here, or closed meanwhile.
         """
-        engine = self._engine
-        check_kind("file", file, (str, Path, bytes, bytearray), "a path, a URL or bytes")
-        return await engine.uploads.upload(bytes(file) if isinstance(file, bytearray) else file)
+        return await self._engine.uploads.upload(file)
 
     async def download(self, result: TaskResult | TaskRecord, folder: str | Path) -> list[Path]:
         """Fetch all files of a result into *folder* and return their paths, in the order of the URLs.
 
-        Names are ours: task id, number, and an ending told by the content. A file appears under its
-        name only when it is complete.
+        Names are ours: task id, number, and an ending by the content, else by the type. A file appears
+        under its name only when it is complete; one that broke off goes on where its host allows.
 
         Raises:
             ResultExpired: The service no longer has a file.
@@ -358,6 +362,35 @@ class KieSession(BoundToLoop):
         check_kind("result", result, (TaskResult, TaskRecord), "a TaskResult, which awaiting a handle yields")
         check_path("folder", folder)
         return await engine.downloads.download(result.urls, folder, task_id=result.task_id)
+
+    async def read(self, result: TaskResult | TaskRecord | str, *, max_bytes: int = MAX_READ_BYTES) -> bytes:
+        """Return the one file of a result, or of a URL of a result, as bytes.
+
+        Raises:
+            ResultExpired: The service no longer has the file.
+            DownloadFailed: It could not be fetched, or has more than *max_bytes*.
+            InvalidRequest: The result is several files, or none.
+            SessionMisuse: The session is not open here.
+        """
+        engine = self._engine
+        check_count("max_bytes", max_bytes)
+        return await engine.downloads.read(_url_of(result), max_bytes=max_bytes)
+
+    async def stream(self, result: TaskResult | TaskRecord | str) -> AsyncGenerator[bytes, None]:
+        """Yield the file of a URL, or of a result, block by block: ``async for block in kie.stream(url)``.
+
+        A connection that breaks is made again, and the file goes on where it broke off. A loop that is left
+        early keeps its connection until the generator is closed: ``contextlib.aclosing`` does that at once.
+
+        Raises:
+            ResultExpired: The service no longer has the file.
+            DownloadFailed: It could not be fetched to its end.
+            InvalidRequest: The result is several files, or none.
+            SessionMisuse: The session is not open here.
+        """
+        async with aclosing(self._engine.downloads.stream(_url_of(result))) as blocks:
+            async for block in blocks:
+                yield block
 
     def stats(self) -> SessionStats:
         """Return what the session did so far."""
@@ -388,3 +421,11 @@ def _base_url(given: str | None, network: Network) -> str:
 def _upload_url_for(base_url: str) -> str:
     """Return where files go: a sandbox takes them itself."""
     return UPLOAD_URL if base_url == BASE_URL else base_url
+
+
+def _url_of(result: TaskResult | TaskRecord | str) -> str:
+    if isinstance(result, TaskResult | TaskRecord):
+        return only_url(result.urls)
+    if not isinstance(result, str):
+        raise InvalidRequest(f"result must be a TaskResult or a URL, got {type(result).__name__}")
+    return result

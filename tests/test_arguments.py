@@ -25,7 +25,6 @@ from kie_async import (
     TaskRequest,
     TaskResult,
 )
-from kie_async.inputs.fingerprint import fingerprint
 
 HOOKED = "https://a.org/kie"
 
@@ -175,12 +174,6 @@ async def test_it_is_named_before_a_file_beside_it_is_uploaded(kie: KieSession, 
     with pytest.raises(InvalidRequest, match=r"input\.x has no JSON form"):
         await kie.create("sandbox/echo", {"image_url": Path(__file__), "x": float("nan")})
     assert not sandbox.counts["upload"]
-
-
-def test_bytes_that_nothing_uploads_are_named_too() -> None:
-    request = TaskRequest(model="a/b", input={"a": [b"x"]})
-    with pytest.raises(InvalidRequest, match=r"input\.a\[0\] has no JSON form: it is of type bytes"):
-        fingerprint(request)
 
 
 @together("given", [{"x": None, "y": True, "z": [1, 2.5, ("a", {})]}, {"x": {1: "its key becomes text"}}])

@@ -16,6 +16,7 @@ from kie_async import (
     KieSession,
     KlingAvatar,
     Limits,
+    Media,
     Network,
     Outcome,
     PollSchedule,
@@ -70,12 +71,19 @@ async def use(face: Path, voice: str) -> None:
         assert_type(await kie.create("any/model", {"prompt": "", "n": 0, "deep": {"a": [None]}}), TaskHandle)
         result = await kie.run(TaskRequest(model="m", input={}))
         assert_type(result.urls, tuple[str, ...])
+        assert_type(result.url, str)
+        assert_type(await kie.read(result, max_bytes=1000), bytes)
+        async for block in kie.stream(result.url):
+            assert_type(block, bytes)
         assert_type(result.credits, float | None)
         assert_type(kie.attach("id"), TaskHandle)
         assert_type(await kie.resume(), list[TaskHandle])
         assert_type(await kie.query("id"), TaskRecord)
         assert_type(await kie.credits(), float)
         assert_type(await kie.upload(face), UploadedFile)
+        with face.open("rb") as stream:
+            media: list[Media] = [voice, face, b"", bytearray(), stream, await kie.upload(stream)]
+        KlingAvatar(image_url=media[0], audio_url=media[2])
         assert_type(await kie.download(result, "out"), list[Path])
         assert_type(kie.stats(), SessionStats)
         async with kie.batch([avatar], download_to="out") as batch:

@@ -9,7 +9,7 @@ import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import attrs
 import typer
@@ -149,7 +149,7 @@ async def _make_all(
 async def _upload(kie: KieSession, request: KlingAvatar, console: Console) -> None:
     """Upload what all jobs share."""
     # The session would do it at the first create; done here, a bad file ends the demo, not every job.
-    files = [Path(request.image_url), Path(request.audio_url)]
+    files = cast(Path, request.image_url), cast(Path, request.audio_url)
     for file in files:
         await kie.upload(file)
     console.print(f"uploaded   {files[0]} and {files[1]}, once for all jobs", soft_wrap=True)

@@ -25,8 +25,9 @@ import attrs
 
 from .._json import NotJson, parse_json
 from ..errors import InvalidRequest
+from ..files.local_media import kind_of
 from ..files.media_types import HEAD_BYTES, check_media
-from ..inputs.kling import AVATAR_MODELS, KlingAvatar
+from ..inputs.kling import AVATAR_MEDIA, AVATAR_MODELS, KlingAvatar
 from ..inputs.request import TaskRequest
 from .runtime import CannotRun
 
@@ -38,7 +39,6 @@ _VALID_AVATAR: Mapping[str, Any] = {
     "prompt": "",
 }
 """The fields of an avatar, each with a value nothing is wrong with: so another can be judged alone."""
-_MEDIA_FAMILY = {"image_url": "image", "audio_url": "audio"}
 _MAX_QUOTES_TRIED = 200
 _NO_TEMPORARY_FILE = (
     "the jobs need a temporary file, which cannot be written; set TMPDIR to a folder that can"
@@ -362,6 +362,8 @@ def _check_job(row: _Row, jobs: Jobs, folder: Path) -> TaskRequest | None:
         and model in AVATAR_MODELS
     ):
         fields = _check_avatar(row, model, fields, folder)
+    for name, value in fields.items():
+        _try_to_make(row, name, partial(TaskRequest, model="any", input={name: value}))
     return None if row.problems or row.absent else TaskRequest(model=model, input=fields, ref=ref)
 
 
@@ -391,29 +393,32 @@ def _check_avatar(row: _Row, model: str, given: Mapping[str, Any], folder: Path)
             row.add_problem(name, f"{model} has no such field; it takes {', '.join(_VALID_AVATAR)}")
     fields: dict[str, Any] = {}
     for name in _VALID_AVATAR:
-        if name not in given and name in _MEDIA_FAMILY:
+        if name not in given and name in AVATAR_MEDIA:
             row.add_problem(name, "missing")
             continue
         # The class stops at the first wrong field; made once for each field, it finds them all.
         avatar = _try_to_make(row, name, partial(KlingAvatar, **{**_VALID_AVATAR, name: given.get(name, "")}))
         value = getattr(avatar, name, None)
         fields[name] = folder / value if isinstance(value, Path) else value
-        if isinstance(value, Path) and (reason := _media_problem(fields[name], _MEDIA_FAMILY[name])):
+        if isinstance(value, Path) and (reason := _media_problem(fields[name], name)):
             row.add_problem(name, reason)
     return fields
 
 
 @lru_cache(maxsize=4096)
-def _media_problem(path: Path, family: str) -> str:
-    """Return why a local file cannot be uploaded as an image, or as audio; nothing if it can."""
+def _media_problem(path: Path, field: str) -> str:
+    """Return why a local file cannot be uploaded for a field of an avatar; nothing if it can."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for its writer
             return f"{path} is not a file"
         with path.open("rb") as file:
-            kind = check_media(str(path), file.read(HEAD_BYTES), status.st_size)
+            head = file.read(HEAD_BYTES)
+            seen = kind_of(file, head, status.st_size, path, field)
+            kind = check_media(str(path), head, status.st_size, seen)
     except InvalidRequest as exc:
         return str(exc)
     except (OSError, ValueError) as exc:
         return f"cannot read {path}: {getattr(exc, 'strerror', None) or exc}"
+    family = AVATAR_MEDIA[field]
     return "" if kind.family == family else f"{path} is {kind.family}, not {family}, by its content"

@@ -136,7 +136,7 @@ class TaskCreator:
         former: PendingCreate | None = None,
     ) -> TaskHandle:
         intent_id = new_intent_id()
-        request = await self._uploads.replace_paths(request)
+        request = await self._uploads.replace_media(request)
         wire_request = encode_create(request, None)  # says what is wrong with it while no address is in sight
         if request.callback_url is None:
             wire_request = self._addressed(wire_request, intent_id)

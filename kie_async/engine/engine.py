@@ -66,7 +66,10 @@ class Engine:
         self.queries = QueryClient(self._query_transport, query_limiter, counters=counters, rng=rng)
         self.uploads = Uploads(settings.upload_url, key, rng=rng, network=settings.network, redactor=redactor)
         self.downloads = Downloads(
-            allow_loopback=is_loopback(settings.base_url), rng=rng, network=settings.network
+            allow_loopback=is_loopback(settings.base_url),
+            rng=rng,
+            network=settings.network,
+            api=self._query_transport,
         )
         self.calls = CreateCalls(
             transport=CreateTransport(

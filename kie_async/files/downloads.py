@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import ipaddress
 import random
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import aclosing, asynccontextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import aiohttp
 from yarl import URL
@@ -18,19 +17,32 @@ from yarl import URL
 from .._background import BackgroundTasks
 from .._validation import check_task_id, is_ip_address, is_loopback
 from ..config import Network
-from ..errors import DownloadFailed, ResultExpired, TransportError
-from ..http.backoff import retry
+from ..errors import (
+    ApiError,
+    AuthenticationError,
+    DownloadFailed,
+    RateLimited,
+    ResultExpired,
+    ServerError,
+    TransportError,
+)
+from ..http.backoff import MAX_ATTEMPTS, delays
 from ..http.transport import (
     CONNECT_TIMEOUT_S,
     EXCHANGE_FAILURES,
+    Transport,
     close_http_session,
     close_http_session_nowait,
     describe_failure,
     make_connector,
     open_http_session,
 )
-from .media_types import UNKNOWN_ENDING, sniff
+from ..wire.requests import encode_fresh_link
+from ..wire.responses import decode_fresh_link
+from .addresses import NotPublicError, may_connect
+from .media_types import ending_for_type, sniff
 from .part_file import PartFile, find_complete
+from .transfer import LinkRefused, Transfer
 
 MAX_DOWNLOAD_BYTES = 4 * 1024**3
 
@@ -38,31 +50,22 @@ STALL_TIMEOUT_S = 60.0
 
 FETCH_TIMEOUT_S = 3600.0
 
+_TIMEOUT = aiohttp.ClientTimeout(
+    total=FETCH_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S, sock_read=STALL_TIMEOUT_S
+)
+
 _MAX_AT_ONCE = 8
 
 _MAX_REDIRECTS = 3
 
 _BLOCK_BYTES = 262_144
 
+# A transfer that came on by so much has its attempts anew: a large file over a bad line needs many.
+_PROGRESS_BYTES = 1024**2
+
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
-_GONE_STATUSES = frozenset({403, 404, 410})
-
-_RETRY_STATUSES = frozenset({408, 425, 429})
-
-_UNICAST = ipaddress.ip_network("2000::/3")
-
-_INTERNAL_NETWORKS = (
-    ipaddress.ip_network("2002::/16"),  # 6to4, which may wrap any IPv4 address
-    ipaddress.ip_network("192.0.0.0/24"),  # Oracle's metadata service lies here
-    ipaddress.ip_network("168.63.129.16/32"),  # Azure's
-)
-
-# No API key here: result files lie on hosts that have no business with it.
-_REQUEST_HEADERS = {"Accept-Encoding": "identity"}
-
-# Refused: media gain nothing by compression, a zip bomb gains much, and a cut stream would go unnoticed.
-_COMPRESSED = frozenset({"gzip", "x-gzip", "deflate", "br", "zstd"})
+_ONE_FILE = "the file"
 
 _T = TypeVar("_T")
 
@@ -71,36 +74,33 @@ _is_named_host: ContextVar[bool] = ContextVar("_is_named_host", default=False)
 """Whether the connection that the running task asks for leads to a host named in `Network.allow_http_to`."""
 
 
-class _NotPublicError(OSError):
-    """The address is not public, so no connection is opened to it."""
-
-
 class Downloads:
-    """Downloads result files into folders; their names are made here, never by the server."""
+    """Downloads result files into folders, under names made here and never by the server, or as bytes.
+
+    *api* is asked once for a fresh link where a host has no file for the first one.
+    """
 
     def __init__(
         self,
         *,
         allow_loopback: bool,
         rng: random.Random,
-        connect_timeout_s: float = CONNECT_TIMEOUT_S,
-        stall_timeout_s: float = STALL_TIMEOUT_S,
-        fetch_timeout_s: float = FETCH_TIMEOUT_S,
+        timeout: aiohttp.ClientTimeout = _TIMEOUT,
         max_bytes: int = MAX_DOWNLOAD_BYTES,
         network: Network = Network(),  # noqa: B008  (frozen)
+        api: Transport | None = None,
     ) -> None:
         self._network = network
         self._allow_loopback = allow_loopback
         self._rng = rng
         self._max_bytes = max_bytes
+        self._api = api
         # Not the connector's own limit: aiohttp's timeouts would run while a download waits for its turn.
         self._slots = asyncio.Semaphore(_MAX_AT_ONCE)
         self._running = BackgroundTasks("kie_async download")
         self._http = open_http_session(
             make_connector(network, limit=_MAX_AT_ONCE, socket_factory=self._open_socket),
-            timeout=aiohttp.ClientTimeout(
-                total=fetch_timeout_s, sock_connect=connect_timeout_s, sock_read=stall_timeout_s
-            ),
+            timeout=timeout,
         )
 
     async def aclose(self) -> None:
@@ -126,63 +126,176 @@ class Downloads:
         check_task_id(task_id)
         folder = Path(folder)
         await _on_disk(folder, lambda: folder.mkdir(parents=True, exist_ok=True))
-        fetches = [
-            self._running.spawn(self._fetch_unless_there(url, folder, f"{task_id}-{at}"))
-            for at, url in enumerate(urls, start=1)
-        ]
-        paths: list[Path] = []
-        for outcome in await asyncio.gather(*fetches, return_exceptions=True):
+        named = [(url, f"{task_id}-{at}") for at, url in enumerate(urls, start=1)]
+        return await self._until_closed([self._save_unless_there(url, folder, name) for url, name in named])
+
+    async def read(self, url: str, *, max_bytes: int) -> bytes:
+        """Return a file as bytes; see `KieSession.read`.
+
+        Raises:
+            ResultExpired: The service no longer has the file.
+            DownloadFailed: It could not be fetched, or is too large.
+        """
+        (content,) = await self._until_closed([self._read(url, max_bytes)])
+        return content
+
+    async def stream(self, url: str) -> AsyncGenerator[bytes, None]:
+        """Yield a file block by block; see `KieSession.stream`.
+
+        Raises:
+            ResultExpired: The service no longer has the file.
+            DownloadFailed: It could not be fetched to its end.
+        """
+        given = 0
+        async with aclosing(self._blocks(Transfer(url), _ONE_FILE, self._max_bytes)) as blocks:
+            # Step by step in tasks of our own: closing a connection wakes nobody who waits for its bytes.
+            while placed := (await self._until_closed([_next(blocks)]))[0]:
+                offset, block = placed
+                if offset != given:
+                    raise DownloadFailed("the file broke off, and its host does not send the rest alone")
+                given += len(block)
+                yield block
+
+    async def _until_closed(self, work: Sequence[Coroutine[Any, Any, _T]]) -> list[_T]:
+        """Do all of *work* side by side, and then raise the first error; it ends when the session closes."""
+        done: list[_T] = []
+        running = [self._running.spawn(each) for each in work]
+        for outcome in await asyncio.gather(*running, return_exceptions=True):
             if isinstance(outcome, asyncio.CancelledError):
                 raise DownloadFailed("the session closed before the file was complete")
             if isinstance(outcome, BaseException):
                 raise outcome
-            paths.append(outcome)
-        return paths
+            done.append(outcome)
+        return done
 
-    async def _fetch_unless_there(self, url: str, folder: Path, name: str) -> Path:
+    # --- where a file goes -----------------------------------------------------------------------
+
+    async def _save_unless_there(self, url: str, folder: Path, name: str) -> Path:
         # A file has its name only once it is complete, so one that lies there need not be fetched again.
         there = await _on_disk(folder, find_complete, folder, name, url)
-        if there is not None:
-            return there
+        return there or await self._save(url, folder, name)
+
+    async def _save(self, url: str, folder: Path, name: str) -> Path:
+        """Write a file to disk and return where."""
+        transfer, part = Transfer(url), PartFile(folder, name)
         try:
-            return await retry(lambda: self._fetch(url, folder, name), rng=self._rng)
-        except TransportError as exc:
-            failure = str(exc)
-        raise DownloadFailed(failure)
+            async with aclosing(self._blocks(transfer, name, self._max_bytes)) as blocks:
+                async for offset, block in blocks:
+                    if not offset:
+                        await _on_disk(folder, part.begin)
+                    await _on_disk(folder, part.write, block)
+            kind = sniff(part.head)
+            ending = kind.ending if kind else ending_for_type(transfer.content_type)
+            return await _on_disk(folder, part.seal, name + ending)
+        finally:
+            part.discard()
 
-    async def _fetch(self, url: str, folder: Path, name: str) -> Path:
-        async with self._slots:
-            return await self._fetch_once(url, folder, name)
+    async def _read(self, url: str, max_bytes: int) -> bytes:
+        content = bytearray()
+        async with aclosing(self._blocks(Transfer(url), _ONE_FILE, max_bytes)) as blocks:
+            async for offset, block in blocks:
+                del content[offset:]
+                content += block
+        return bytes(content)
 
-    async def _fetch_once(self, url: str, folder: Path, name: str) -> Path:
-        """Send one request and save its body.
+    # --- attempts --------------------------------------------------------------------------------
+
+    async def _blocks(
+        self, transfer: Transfer, name: str, max_bytes: int
+    ) -> AsyncGenerator[tuple[int, bytes], None]:
+        """Yield a file, each block with its position; one at 0 after others begins the file anew.
 
         Raises:
+            ResultExpired: The service no longer has the file.
+            DownloadFailed: It could not be fetched, four times in a row without progress, or never can be.
+        """
+        failures, best, waits = 0, 0, delays(self._rng)
+        while True:
+            try:
+                async with self._slots, aclosing(self._attempt(transfer, max_bytes)) as blocks:
+                    async for placed in blocks:
+                        yield placed
+                return
+            except (TransportError, DownloadFailed) as exc:
+                failure: TransportError | DownloadFailed | None = exc
+            except LinkRefused as exc:
+                failure, refused = None, exc.status
+            # Outside the except block: what is raised here must not carry the old error in its context.
+            failure = failure or await self._renew(transfer, refused)
+            if failure is None:
+                continue
+            if transfer.received - best >= _PROGRESS_BYTES:
+                failures, best, waits = 0, transfer.received, delays(self._rng)
+            failures += 1
+            if isinstance(failure, DownloadFailed):
+                raise type(failure)(f"{name}: {failure}")
+            if failures == MAX_ATTEMPTS:
+                raise DownloadFailed(f"{name}: {failure}")
+            await asyncio.sleep(next(waits))
+
+    async def _renew(self, transfer: Transfer, status: int) -> TransportError | ResultExpired | None:
+        """Change how a file is asked for that its host refused; None if there is a way left, else why not."""
+        if status == 403 and not transfer.is_as_from_page:
+            transfer.is_as_from_page = True
+            return None
+        gone = f"the service no longer has the file (HTTP {status})"
+        if self._api is None:
+            return ResultExpired(gone)
+        if transfer.is_fresh_link:
+            return ResultExpired(f"{gone}, under a fresh link too")
+        try:
+            answer = await self._api.send(encode_fresh_link(transfer.url))
+            transfer.url, transfer.is_fresh_link = decode_fresh_link(answer), True
+        except TransportError as exc:
+            return TransportError(f"HTTP {status}, and no fresh link came: {exc}")
+        except ApiError as exc:
+            if _may_pass(exc):
+                return TransportError(f"HTTP {status}, and no fresh link came: code {exc.code}")
+            return ResultExpired(f"{gone}; a fresh link was refused (code {exc.code})")
+        return None
+
+    async def _attempt(self, transfer: Transfer, max_bytes: int) -> AsyncGenerator[tuple[int, bytes], None]:
+        """Send one request and yield its body.
+
+        Raises:
+            LinkRefused: The host has no file for this link, or not for us.
             TransportError: The next time it may work.
             DownloadFailed: It will not.
         """
         try:
-            return await self._follow(_read_url(url), folder, name)
-        except (TransportError, DownloadFailed) as exc:
-            raise type(exc)(f"{name}: {exc}") from None
+            async with self._respond(transfer) as answer:
+                transfer.accept(answer.status, answer.headers, answer.content_length)
+                transfer.content_type = answer.content_type
+                _check_size(transfer.total or 0, max_bytes)
+                while block := await _read_block(answer.content):
+                    _check_size(transfer.received + len(block), max_bytes)
+                    if not transfer.received and answer.content_type == "text/html" and sniff(block) is None:
+                        raise TransportError("a web page came in place of the file")
+                    transfer.received += len(block)
+                    yield transfer.received - len(block), block
+                transfer.check_end()
+            return
         except EXCHANGE_FAILURES as exc:
             kind = DownloadFailed if self._http.closed or _is_hopeless(exc) else TransportError
-            failure = kind(f"{name}: {describe_failure(exc)}")
+            failure = kind(_describe(exc))
         # Raised outside the except block: aiohttp's error would carry the URL along in its context.
         raise failure
 
-    async def _follow(self, url: URL, folder: Path, name: str) -> Path:
+    @asynccontextmanager
+    async def _respond(self, transfer: Transfer) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Ask for a file, or for the rest of it, where redirects lead to; every hop is checked."""
+        url = _read_url(transfer.url)
         for _ in range(_MAX_REDIRECTS + 1):
             self._check_url(url)
             _is_named_host.set(self._network.allows_http(url.host or ""))
             proxy = self._network.http_proxy_for(str(url))
             async with self._http.get(
-                url, allow_redirects=False, headers=_REQUEST_HEADERS, proxy=proxy
+                url, allow_redirects=False, headers=transfer.headers(), proxy=proxy
             ) as answer:
                 target = answer.headers.get("Location")
                 if answer.status not in _REDIRECTS or not target:
-                    _check_status(answer.status)
-                    return await self._save(answer, folder, name)
+                    yield answer
+                    return
                 url = url.join(_read_url(target))
         raise DownloadFailed(f"redirected more than {_MAX_REDIRECTS} times")
 
@@ -196,65 +309,44 @@ class Downloads:
             raise DownloadFailed("the address carries a user name or password")
         # A proxy connects for us: of where it leads to only this is known here.
         if self._network.proxy and not is_named and is_ip_address(host) and not self._may_connect(host):
-            raise DownloadFailed(f"{host} is not a public address")
+            raise DownloadFailed(NotPublicError(host).advice())
 
     def _may_connect(self, address: str) -> bool:
-        return may_connect(address, allow_loopback=self._allow_loopback) or self._network.allows_address(
-            address
-        )
+        return may_connect(address, allow_loopback=self._allow_loopback, allow=self._network.allow)
 
     def _open_socket(self, address: aiohttp.AddrInfoType) -> socket.socket:
         """Open a socket to a public address only. Every connection passes here, after names are resolved."""
         # Not checked by the URL: a name may resolve to another address right after the check.
         family, kind, protocol, _, where = address
         if not _is_named_host.get() and not self._may_connect(str(where[0])):
-            raise _NotPublicError(errno.EACCES, "not a public address")
+            raise NotPublicError(str(where[0]))
         return socket.socket(family=family, type=kind, proto=protocol)
 
-    async def _save(self, answer: aiohttp.ClientResponse, folder: Path, name: str) -> Path:
-        """Write a body to disk and return where."""
-        if answer.headers.get("Content-Encoding", "").strip().lower() in _COMPRESSED:
-            raise DownloadFailed("the file came packed, which was not asked for")
-        part = PartFile(folder, name)
-        try:
-            await _on_disk(folder, part.open)
-            self._check_size(answer.content_length or 0)
-            while block := await _read_block(answer.content):
-                self._check_size(part.size + len(block))
-                await _on_disk(folder, part.write, block)
-            kind = sniff(part.head)
-            if not part.size:
-                raise TransportError("the file is empty")
-            if kind is None and answer.content_type == "text/html":
-                raise TransportError("a web page came in place of the file")
-            return await _on_disk(folder, part.seal, name + (kind.ending if kind else UNKNOWN_ENDING))
-        finally:
-            part.discard()
 
-    def _check_size(self, size: int) -> None:
-        if size > self._max_bytes:
-            raise DownloadFailed(f"the file has more than {self._max_bytes} bytes")
+async def _next(blocks: AsyncGenerator[_T, None]) -> _T | None:
+    return await anext(blocks, None)
 
 
-def may_connect(address: str, *, allow_loopback: bool) -> bool:
-    """Return whether an IP address lies on the public internet, or on this machine if that is allowed.
+def _check_size(size: int, most: int) -> None:
+    if size > most:
+        raise DownloadFailed(f"the file has more than {most} bytes")
 
-    Of IPv6 only global unicast is public: mapped, translated and tunnelled IPv4 could lead anywhere.
-    """
-    try:
-        host = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return False
-    if host.is_loopback:
-        return allow_loopback
-    if host.version == 6 and host not in _UNICAST:
-        return False
-    return host.is_global and not host.is_multicast and not any(host in net for net in _INTERNAL_NETWORKS)
+
+def _may_pass(error: ApiError) -> bool:
+    """Return whether a refusal says nothing about the file: a busy service, or a page in front of it."""
+    is_page = isinstance(error, AuthenticationError) and error.http_status == 403
+    return is_page or isinstance(error, RateLimited | ServerError)
 
 
 def _is_hopeless(exc: Exception) -> bool:
     """Return whether trying again is useless: a bad URL, a bad certificate or a private address."""
-    return isinstance(exc, ValueError) or isinstance(getattr(exc, "os_error", None), _NotPublicError)
+    return isinstance(exc, ValueError) or isinstance(getattr(exc, "os_error", None), NotPublicError)
+
+
+def _describe(exc: Exception) -> str:
+    if isinstance(exc, aiohttp.ClientConnectorError) and isinstance(exc.os_error, NotPublicError):
+        return f"cannot connect to {exc.host}:{exc.port} ({exc.os_error.advice()})"
+    return describe_failure(exc)
 
 
 def _read_url(text: str) -> URL:
@@ -265,20 +357,15 @@ def _read_url(text: str) -> URL:
         raise DownloadFailed("the address is not a URL") from None
 
 
-def _check_status(status: int) -> None:
-    if status in _GONE_STATUSES:
-        raise ResultExpired(f"the service no longer has the file (HTTP {status})")
-    if status >= 500 or status in _RETRY_STATUSES:
-        raise TransportError(f"HTTP {status}")
-    if status != 200:
-        raise DownloadFailed(f"HTTP {status}")
-
-
 async def _read_block(content: aiohttp.StreamReader) -> bytes:
     """Return the next part of a body, large enough to be worth a trip to the disk; b"" at the end."""
     block = bytearray()
-    while len(block) < _BLOCK_BYTES and (chunk := await content.readany()):
-        block += chunk
+    try:
+        while len(block) < _BLOCK_BYTES and (chunk := await content.readany()):
+            block += chunk
+    except EXCHANGE_FAILURES:
+        if not block:  # else what has come is good, and the next read fails again
+            raise
     return bytes(block)
 
 

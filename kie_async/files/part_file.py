@@ -10,7 +10,7 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-from .media_types import ENDINGS, HEAD_BYTES
+from .media_types import ENDINGS, ENDINGS_BY_TYPE, HEAD_BYTES
 
 
 class PartFile:
@@ -22,17 +22,23 @@ class PartFile:
         self._path = folder / f".{name}.{secrets.token_hex(8)}.part"
         self._file: BinaryIO = io.BytesIO()  # until it is open
 
-    def open(self) -> None:
-        """Create the file, readable by its owner alone until it is complete."""
+    def begin(self) -> None:
+        """Create the file, readable by its owner alone until it is complete; or empty it, to begin anew."""
+        if self.size:
+            self._file.seek(0)
+            self._file.truncate()
+            self.size, self.head = 0, b""
+            return
         self._file = open(self._path, "xb", opener=_open_new)  # noqa: SIM115  closed in seal or discard
         # Read back, since the umask cannot be asked for without changing it for every thread.
         self._mode = stat.S_IMODE(os.fstat(self._file.fileno()).st_mode)
         self._change_mode(0o600)
 
     def write(self, block: bytes) -> None:
-        """Append *block*; the first one holds all of the head."""
+        """Append *block*."""
         self.size += len(block)
-        self.head = self.head or block[:HEAD_BYTES]
+        if len(self.head) < HEAD_BYTES:
+            self.head = (self.head + block)[:HEAD_BYTES]
         self._file.write(block)
 
     def seal(self, name: str) -> Path:
@@ -64,6 +70,8 @@ def find_complete(folder: Path, name: str, url: str) -> Path | None:
     """Return the complete file of that name; others may lie beside it, a poster made of a film."""
     address = url.partition("?")[0].lower()
     for ending in sorted(ENDINGS, key=lambda ending: not address.endswith(ending)):
+        if ending in ENDINGS_BY_TYPE and not address.endswith(ending):
+            continue  # subtitles and notes are what people put beside a film
         path = folder / (name + ending)
         with contextlib.suppress(FileNotFoundError):
             status = path.lstat()

@@ -1,16 +1,15 @@
-"""Uploads local files, each version of a file once, and puts the URLs in place of paths in a request."""
+"""Uploads local media, each content once a day, and puts their URLs in the place of media in a request."""
 
 from __future__ import annotations
 
 import asyncio
-import io
-import os
+import logging
 import random
 import secrets
-import stat
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -25,89 +24,39 @@ from ..errors import (
     ApiError,
     AuthenticationError,
     InvalidRequest,
+    KieError,
     SessionMisuse,
+    TransportError,
     UploadRefused,
 )
 from ..http.backoff import retry
 from ..http.transport import Transport
+from ..inputs.media import LOCAL_MEDIA, Media, has_scheme, is_media_field, leaves, own_media, with_urls
 from ..inputs.request import TaskRequest
 from ..models import UploadedFile
 from ..wire.redaction import Redactor
 from ..wire.requests import WireRequest
 from ..wire.responses import decode_upload
-from .media_types import HEAD_BYTES, MAX_UPLOAD_BYTES, MediaKind, check_media
+from .local_media import MediaSource, examine
+from .media_types import MEDIA_ENDINGS
+from .upload_body import UploadBody
+from .upload_store import ForwardClock, MemoryUploadStore, StoredUpload, UploadStore
 
 UPLOAD_FOLDER = "kie_async"
 
 UPLOAD_TIMEOUT_S = 300.0
 
-# The service keeps an upload for 72 hours; a task that waits long in its queue must still find the file.
-REUSE_UPLOAD_S = 48 * 3600.0
+# A large file gets more time, at the speed of a slow line.
+_SLOWEST_BYTES_PER_S = 100_000
 
 _MAX_AT_ONCE = 4
-
-_MAX_SHOWN_PATH = 200
 
 _CLOSED_MESSAGE = "the session closed before the file was uploaded"
 
 _T = TypeVar("_T")
 
-_Version = tuple[int, int, int, int, int]
-"""Device, inode, size, time of modification and of change: no two contents of a file share them."""
-
-
-@attrs.frozen
-class _Source:
-    """A checked local file."""
-
-    path: Path
-    kind: MediaKind
-    version: _Version
-
-    @classmethod
-    def check(cls, path: Path) -> _Source:
-        """Return the file at *path* as it is now.
-
-        Raises:
-            InvalidRequest: It is missing, empty, too large or of another kind.
-        """
-        name = _shown(path)
-        try:
-            status = path.stat()
-            # Before it is opened: opening a pipe would wait for its writer.
-            if not stat.S_ISREG(status.st_mode):
-                raise InvalidRequest(f"{name} is not a file")
-            with path.open("rb") as opened:
-                head = opened.read(HEAD_BYTES)
-        except InvalidRequest:
-            raise
-        except (OSError, ValueError) as exc:
-            raise InvalidRequest(f"cannot read {name}: {getattr(exc, 'strerror', None) or exc}") from None
-        return cls(path, check_media(name, head, status.st_size), _version_of(status))
-
-    def read(self) -> bytes:
-        """Return the content that was checked.
-
-        Raises:
-            InvalidRequest: The file has changed since.
-        """
-        try:
-            with self.path.open("rb") as opened:
-                content = opened.read(MAX_UPLOAD_BYTES[self.kind] + 1)
-                is_same = _version_of(os.fstat(opened.fileno())) == self.version
-        except OSError:
-            is_same = False
-        if not is_same:
-            raise InvalidRequest(f"{_shown(self.path)} changed before it was uploaded; ask again")
-        return content
-
-
-def _shown(path: Path) -> str:
-    return repr(str(path)[:_MAX_SHOWN_PATH])
-
-
-def _version_of(status: os.stat_result) -> _Version:
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+# By a name of its own, which the command line lets through.
+_log = logging.getLogger("kie_async.uploads")
 
 
 class Uploads:
@@ -122,6 +71,8 @@ class Uploads:
         timeout_s: float = UPLOAD_TIMEOUT_S,
         network: Network = Network(),  # noqa: B008  (frozen)
         redactor: Redactor | None = None,
+        store: UploadStore | None = None,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self._transport = Transport(
             upload_url,
@@ -131,12 +82,16 @@ class Uploads:
             network=network,
             redactor=redactor,
         )
+        self._timeout_s = timeout_s
         self._rng = rng
+        self._store = MemoryUploadStore() if store is None else store
+        self._clock = clock or ForwardClock(asyncio.get_running_loop().time).now
         self._slots = asyncio.Semaphore(_MAX_AT_ONCE)
         self._is_closed = False
+        self._has_warned = False
         self._running = BackgroundTasks("kie_async upload")
-        self._shared: dict[_Version, tuple[float, asyncio.Task[UploadedFile]]] = {}
-        """Uploads under way and done by what they upload, with their begin; oldest first."""
+        self._shared: dict[bytes, asyncio.Task[UploadedFile]] = {}
+        """Uploads under way, by what they upload."""
 
     async def aclose(self) -> None:
         """Close all connections; uploads under way are given up."""
@@ -148,72 +103,115 @@ class Uploads:
         """Close without an event loop."""
         self._transport.close_nowait()
 
-    async def replace_paths(self, request: TaskRequest) -> TaskRequest:
-        """Return *request* with the URL of an upload in place of each `Path` in its input or in a list there.
+    async def replace_media(self, request: TaskRequest) -> TaskRequest:
+        """Return *request* with the URL of an upload in place of each local medium in its input.
 
-        All files are checked before the first one is sent.
+        All media are checked before the first one is sent.
 
         Raises:
-            InvalidRequest: A file is missing, too large or of another kind; the message names the field.
+            InvalidRequest: A medium is missing, too large or of another kind; the message names the field.
             UploadRefused: The upload service said no; the message names the field.
             AuthenticationError: The key is not good.
             TransportError: The upload service could not be reached.
         """
-        fields = dict(_paths_in(request))
-        if not fields:
+        found = list(leaves(request.input))
+        self._warn_of_queries((path, name, value) for path, name, value in found if isinstance(value, str))
+        media = [(path, name, value) for path, name, value in found if isinstance(value, LOCAL_MEDIA)]
+        if not media:
             return request
-        sources = {field: await _naming_field(field, _check(path)) for field, path in fields.items()}
-        for field, source in sources.items():
-            _check_family(field, source)
-        uploads = {field: self._share(source) for field, source in sources.items()}
-        urls: dict[Path, str] = {}
-        for field, upload in uploads.items():
-            urls[fields[field]] = (await _naming_field(field, _join(upload))).url
-        filled = {name: _replaced(value, urls) for name, value in request.input.items()}
-        return attrs.evolve(request, input=filled)
+        # All are examined before the first one is sent.
+        sources = [
+            await _naming_field(path, asyncio.to_thread(examine, value, model=request.model, field=name))
+            for path, name, value in media
+        ]
+        sharing = [
+            _naming_field(path, self._share(source))
+            for (path, _, _), source in zip(media, sources, strict=True)
+        ]
+        urls = [file.url for file in await _all_of(sharing)]
+        return attrs.evolve(request, input=with_urls(request.input, iter(urls)))
 
-    async def upload(self, file: str | Path | bytes) -> UploadedFile:
-        """Upload a file, bytes, or let the service fetch a URL; see `KieSession.upload`."""
-        if isinstance(file, bytes):
-            kind = check_media("the upload", file[:HEAD_BYTES], len(file))
-            return await self._upload_alone(lambda: self._send_bytes(file, kind))
-        if isinstance(file, str) and "://" in file:
+    async def upload(self, file: Media) -> UploadedFile:
+        """Upload a local medium, or let the service fetch a URL; see `KieSession.upload`."""
+        if isinstance(file, UploadedFile):
+            return file
+        if isinstance(file, str) and has_scheme(file):
             check_url("file", file)
             return await self._upload_alone(lambda: self._send_url(file))
-        return await _join(self._share(await _check(Path(file))))
+        media = Path(file) if isinstance(file, str) else own_media(file)
+        if not isinstance(media, LOCAL_MEDIA):
+            raise InvalidRequest(
+                f"file must be a path, a URL, bytes or a binary stream, got {type(file).__name__}"
+            )
+        source = await asyncio.to_thread(examine, media)
+        if isinstance(media, Path):
+            return await self._share(source)
+        return await self._upload_alone(lambda: self._send_source(source))
+
+    def _warn_of_queries(self, texts: Iterable[tuple[str, str, str]]) -> None:
+        """Say once that the service will not see what a presigned URL is; it tells the type from the end."""
+        if self._has_warned:
+            return
+        for path, name, text in texts:
+            if is_media_field(name) and "?" in text and not text.lower().endswith(MEDIA_ENDINGS):
+                self._has_warned = True
+                _log.warning(
+                    "%s is a URL with a query, as presigned ones are; the service tells the type of a file "
+                    "from the end of its URL and may refuse it; pass what `await kie.upload(url)` returns, "
+                    "or a local file (said once for a session)",
+                    path,
+                )
+                return
 
     # --- one upload, shared by all its callers ---------------------------------------------------
 
-    def _share(self, source: _Source) -> asyncio.Task[UploadedFile]:
-        """Return the upload of this version of a file, begun now unless there is one."""
-        now = asyncio.get_running_loop().time()
-        self._forget_before(now - REUSE_UPLOAD_S)
-        _, upload = self._shared.get(source.version, (now, None))
-        if upload is None or _has_failed(upload):
-            upload = self._begin(lambda: self._send_file(source))
-            self._shared.pop(source.version, None)  # the new one goes to the end: oldest first
-            self._shared[source.version] = now, upload
-        return upload
+    async def _share(self, source: MediaSource) -> UploadedFile:
+        """Return the upload of this content: one the service still has, one under way, or a new one.
 
-    def _forget_before(self, begun: float) -> None:
-        old = [version for version, (at, _) in self._shared.items() if at < begun]
-        for version in old:
-            del self._shared[version]
+        A cancel ends the wait of one caller, not the upload.
+        """
+        key = await asyncio.to_thread(source.key)
+        if self._is_closed:
+            raise SessionMisuse(_CLOSED_MESSAGE)
+        if key not in self._shared and (stored := await self._find_usable(key)) is not None:
+            return stored.file
+        upload = self._shared.get(key)  # read only now: another caller may have begun it meanwhile
+        if upload is None:
+            upload = self._begin(partial(self._upload_and_save, key, source))
+            self._shared[key] = upload
+            upload.add_done_callback(lambda _: self._shared.pop(key, None))
+        return await _join(upload)
+
+    async def _find_usable(self, key: bytes) -> StoredUpload | None:
+        try:
+            stored = await self._store.find_upload(key)
+        except KieError as exc:
+            _log.warning("uploads of former sessions cannot be read, so the file goes up again: %s", exc)
+            return None
+        return stored if stored is not None and stored.is_usable(self._clock()) else None
+
+    async def _upload_and_save(self, key: bytes, source: MediaSource) -> UploadedFile:
+        file = await self._upload_with_retries(lambda: self._send_source(source))
+        try:
+            await self._store.save_upload(key, StoredUpload.of(file, self._clock()))
+        except KieError as exc:
+            _log.warning("an upload cannot be kept for later sessions: %s", exc)
+        return file
 
     # --- one upload, begun and sent --------------------------------------------------------------
 
     async def _upload_alone(self, send: Callable[[], Awaitable[UploadedFile]]) -> UploadedFile:
         """Upload for one caller; a cancel ends the upload too."""
-        upload = self._begin(send)
+        upload = self._begin(partial(self._upload_with_retries, send))
         try:
             return await _join(upload)
         finally:
             upload.cancel()
 
-    def _begin(self, send: Callable[[], Awaitable[UploadedFile]]) -> asyncio.Task[UploadedFile]:
+    def _begin(self, work: Callable[[], Coroutine[None, None, UploadedFile]]) -> asyncio.Task[UploadedFile]:
         if self._is_closed:
             raise SessionMisuse(_CLOSED_MESSAGE)
-        upload = self._running.spawn(self._upload_with_retries(send))
+        upload = self._running.spawn(work())
         # Retrieves the error, should no caller be waiting any more: asyncio would log it as never retrieved.
         upload.add_done_callback(_has_failed)
         return upload
@@ -233,17 +231,26 @@ class Uploads:
         async with self._slots:
             return await send()
 
-    async def _send_file(self, source: _Source) -> UploadedFile:
-        return await self._send_bytes(await asyncio.to_thread(source.read), source.kind)
-
-    async def _send_bytes(self, content: bytes, kind: MediaKind) -> UploadedFile:
-        name = _new_name(kind.ending)
-        form = aiohttp.FormData()
-        form.add_field("file", io.BytesIO(content), filename=name, content_type=kind.mime_type)
-        form.add_field("uploadPath", UPLOAD_FOLDER)
-        form.add_field("fileName", name)
-        request = WireRequest(method="POST", path="/api/file-stream-upload")
-        return decode_upload(await self._transport.send(request, form=form))
+    async def _send_source(self, source: MediaSource) -> UploadedFile:
+        """Send a medium block by block: however large, it is never whole in memory."""
+        name = _new_name(source.ending)
+        opened = await asyncio.to_thread(source.open)
+        try:
+            body = UploadBody(source, opened)
+            form = aiohttp.FormData()
+            form.add_field("file", body, filename=name, content_type=source.mime_type)
+            form.add_field("uploadPath", UPLOAD_FOLDER)
+            form.add_field("fileName", name)
+            request = WireRequest(method="POST", path="/api/file-stream-upload")
+            timeout_s = self._timeout_s + source.size / _SLOWEST_BYTES_PER_S
+            try:
+                return decode_upload(await self._transport.send(request, form=form, timeout_s=timeout_s))
+            except TransportError:
+                if body.failure is None:
+                    raise
+            raise body.failure
+        finally:
+            opened.close()
 
     async def _send_url(self, url: str) -> UploadedFile:
         ending = Path(urlsplit(url).path).suffix[:8]
@@ -270,10 +277,6 @@ async def _join(upload: asyncio.Task[UploadedFile]) -> UploadedFile:
     return upload.result()
 
 
-async def _check(path: Path) -> _Source:
-    return await asyncio.to_thread(_Source.check, path)
-
-
 async def _naming_field(field: str, work: Awaitable[_T]) -> _T:
     """Do *work*, and name *field* in the error if there is one."""
     try:
@@ -282,29 +285,10 @@ async def _naming_field(field: str, work: Awaitable[_T]) -> _T:
         raise type(exc)(f"{field}: {exc}") from None
 
 
-def _paths_in(request: TaskRequest) -> Iterator[tuple[str, Path]]:
-    for name, value in request.input.items():
-        if isinstance(value, Path):
-            yield name, value
-        elif isinstance(value, (list, tuple)):
-            yield from ((f"{name}[{at}]", item) for at, item in enumerate(value) if isinstance(item, Path))
-
-
-def _check_family(field: str, source: _Source) -> None:
-    """Refuse audio in a field for images, and the reverse: the task would fail and may be paid for.
-
-    Raises:
-        InvalidRequest: The message names *field*.
-    """
-    for family in ("image", "audio"):
-        if field.startswith(family) and source.kind.family != family:
-            kind = source.kind.mime_type
-            raise InvalidRequest(f"{field}: {_shown(source.path)} is {kind}, not {family}")
-
-
-def _replaced(value: Any, urls: Mapping[Path, str]) -> Any:
-    if isinstance(value, Path):
-        return urls[value]
-    if isinstance(value, list | tuple):
-        return [urls[item] if isinstance(item, Path) else item for item in value]
-    return value
+async def _all_of(work: Iterable[Coroutine[None, None, _T]]) -> list[_T]:
+    """Do all of *work* side by side; wait for the ends of all before an error is raised."""
+    outcomes = await asyncio.gather(*work, return_exceptions=True)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+    return [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]

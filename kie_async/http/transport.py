@@ -205,15 +205,18 @@ class Transport:
         self._base_url = base_url
         self._key = key
         self._redactor = redactor or Redactor([key])
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
         self._http = open_http_session(
             make_connector(network, limit=connections),
-            timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S),
+            timeout=self._timeout,
             proxy=network.http_proxy_for(base_url),
             is_for_service=True,
         )
 
-    async def send(self, request: WireRequest, *, form: aiohttp.FormData | None = None) -> WireResponse:
-        """Send *request* once; *form* takes the place of its body.
+    async def send(
+        self, request: WireRequest, *, form: aiohttp.FormData | None = None, timeout_s: float | None = None
+    ) -> WireResponse:
+        """Send *request* once; *form* takes the place of its body, *timeout_s* that of the usual timeout.
 
         Raises:
             TransportError: No complete answer came; the message holds no secret.
@@ -222,6 +225,9 @@ class Transport:
         target = f"{request.path}?{request.query}" if request.query else request.path
         url = URL(self._base_url + target, encoded=True)
         body = bytearray()
+        timeout = self._timeout
+        if timeout_s is not None:
+            timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
         try:
             async with self._http.request(
                 request.method,
@@ -229,6 +235,7 @@ class Transport:
                 data=request.body if form is None else form,
                 headers=headers_for(self._key, json=form is None),
                 allow_redirects=False,
+                timeout=timeout,
             ) as answer:
                 await read_body(
                     answer, body, max_bytes=MAX_RECORD_BYTES if answer.status == 200 else MAX_JSON_BYTES

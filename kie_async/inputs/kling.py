@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import attrs
 
 from .._validation import check_url
 from ..errors import InvalidRequest
+from .media import LOCAL_MEDIA, LocalMedia, Media, has_scheme, own_media
 from .request import TaskRequest
 
 AvatarModel = Literal[
@@ -25,17 +26,24 @@ AVATAR_MODELS: tuple[AvatarModel, ...] = (
 
 MAX_PROMPT = 5000
 
-_URL_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+AVATAR_MEDIA: Mapping[str, Literal["image", "audio"]] = {"image_url": "image", "audio_url": "audio"}
+"""What the avatar models take in which field; both kinds are checked before anything is sent."""
 
 
-def _url_or_path(value: str | Path) -> str | Path:
-    """Return a URL as text and a local file as a path."""
-    return Path(value) if isinstance(value, str) and not _URL_SCHEME.match(value) and value.strip() else value
+def _url_or_file(value: Media) -> str | LocalMedia:
+    """Return a URL as text, and what is uploaded as a request keeps it."""
+    if isinstance(value, str) and value.strip() and not has_scheme(value):
+        return Path(value)
+    return cast("str | LocalMedia", own_media(value))
 
 
-def _check_media(_: object, attribute: attrs.Attribute[Any], value: str | Path) -> None:
-    if not isinstance(value, Path):
+def _check_media(_: object, attribute: attrs.Attribute[Any], value: str | LocalMedia) -> None:
+    if not isinstance(value, LOCAL_MEDIA):
         check_url(attribute.name, value)
+
+
+def _shown(value: str | LocalMedia) -> str:
+    return f"<{len(value)} bytes>" if isinstance(value, bytes) else repr(value)
 
 
 def _check_prompt(_: object, __: attrs.Attribute[Any], prompt: str) -> None:
@@ -60,10 +68,10 @@ class KlingAvatar:
         InvalidRequest: A field is out of its range; the message names it.
     """
 
-    image_url: str | Path = attrs.field(converter=_url_or_path, validator=_check_media)
-    """An http(s) URL the service can fetch, or a local JPEG, PNG or WebP file of at most 10 MB."""
-    audio_url: str | Path = attrs.field(converter=_url_or_path, validator=_check_media)
-    """An http(s) URL the service can fetch, or a local MP3, WAV, AAC, M4A or OGG file."""
+    image_url: str | LocalMedia = attrs.field(converter=_url_or_file, validator=_check_media, repr=_shown)
+    """An http(s) URL the service can fetch, or a JPEG, PNG, WebP up to 10 MB: a path, bytes, a stream."""
+    audio_url: str | LocalMedia = attrs.field(converter=_url_or_file, validator=_check_media, repr=_shown)
+    """An http(s) URL the service can fetch, or an MP3, WAV, AAC, M4A or OGG: a path, bytes, a stream."""
     prompt: str = attrs.field(default="", repr=False, validator=_check_prompt)
     """What the face should express; at most 5000 characters. Sent even when empty, as the model wants."""
     model: AvatarModel = attrs.field(default="kling/v1-avatar-standard", validator=_check_avatar_model)

@@ -4,25 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import PurePath
 from typing import Any, Protocol, cast, runtime_checkable
 
 import attrs
 
 from .._validation import check_url, name_what_has_no_json
 from ..errors import InvalidRequest
-from ..models import UploadedFile
+from .media import LOCAL_MEDIA, check_no_paths_as_text, own_media
 
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9._-]+)?")
-
-
-@runtime_checkable
-class _Readable(Protocol):
-    def read(self, size: int, /) -> object: ...
-
-
-_FILES = (PurePath, bytes, bytearray, memoryview, _Readable, UploadedFile)
-"""What an upload may turn into a URL; whether it does is decided there."""
 
 _HALF_CHARACTER = re.compile(r"[\ud800-\udfff]")
 
@@ -35,7 +25,8 @@ def _check_model(_: object, __: attrs.Attribute[Any], model: str) -> None:
 def _check_input(_: object, __: attrs.Attribute[Any], value: Mapping[str, Any]) -> None:
     if not isinstance(value, Mapping):
         raise InvalidRequest(f"input must be a mapping of the model's fields, got {type(value).__name__}")
-    if named := name_what_has_no_json("input", value, files=_FILES):
+    check_no_paths_as_text(value)
+    if named := name_what_has_no_json("input", value, files=LOCAL_MEDIA):
         raise InvalidRequest(named)
 
 
@@ -51,13 +42,19 @@ def _check_callback_url(_: object, __: attrs.Attribute[Any], url: str | None) ->
         check_url("callback_url", url)
 
 
-def _own(value: Any) -> Any:
+def _own(value: Any, path: str = "") -> Any:
     """Return *value* with its mappings and lists copied: what the caller does to his stays his."""
     if isinstance(value, str):  # most are, and this check is faster than the next
         return value
     if isinstance(value, Mapping):
-        return {key: _own(inner) for key, inner in value.items()}
-    return [_own(inner) for inner in value] if isinstance(value, list) else value
+        return {key: _own(inner, f"{path}.{key}" if path else str(key)) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        owned = [_own(inner, f"{path}[{at}]") for at, inner in enumerate(value)]
+        return owned if isinstance(value, list) else tuple(owned)
+    try:
+        return own_media(value)
+    except InvalidRequest as exc:
+        raise InvalidRequest(f"{path}: {exc}") from None
 
 
 def _frozen_input(value: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -75,7 +72,9 @@ class TaskRequest:
     input: Mapping[str, Any] = attrs.field(
         repr=False, hash=False, converter=_frozen_input, validator=_check_input
     )
-    """The model's own fields, sent as they are. A `pathlib.Path` as a value is uploaded first."""
+    """The model's own fields, sent as they are. Local media at any depth are uploaded first and become URLs:
+    a `pathlib.Path`, bytes, a binary stream, which is read from its beginning. An `UploadedFile` becomes its
+    URL. Text is never read as a path; where a path stands in the place of a URL, it is refused."""
     ref: str | None = attrs.field(default=None, validator=_check_ref)
     """The caller's own key for this task, unique in a journal."""
     callback_url: str | None = attrs.field(default=None, repr=False, validator=_check_callback_url)

@@ -286,6 +286,17 @@ def read_time(value: object) -> datetime | None:
         return None
 
 
+def read_instant(value: object) -> datetime | None:
+    """Return an instant written as ISO 8601 or as a unix time; without a zone it is UTC."""
+    if not isinstance(value, str) or value.isdigit():
+        return read_time(value)
+    try:
+        instant = datetime.fromisoformat(value.strip())
+        return (instant if instant.tzinfo else instant.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
 def read_state(word: object) -> TaskState:
     """Return the state a wire word names; an unknown word counts as running."""
     if not isinstance(word, str):

@@ -54,3 +54,11 @@ def encode_query(task_id: str) -> WireRequest:
 def encode_credits() -> WireRequest:
     """Return the request for the account's balance."""
     return WireRequest(method="GET", path="/api/v1/chat/credit")
+
+
+def encode_fresh_link(url: str) -> WireRequest:
+    """Return the request for a fresh link to a file of the service, good for twenty minutes.
+
+    Source: https://docs.kie.ai/common-api/download-url
+    """
+    return WireRequest(method="POST", path="/api/v1/common/download-url", body=write_json({"url": url}))

@@ -15,7 +15,17 @@ from .._json import MAX_JSON_BYTES, NotJson, decode_object, parse_json, salvage_
 from ..errors import AnswerUnreadable, ApiError, CallbackRejected, KieError, RateLimited
 from ..models import TASK_ID, TaskRecord, TaskState, UploadedFile
 from .codes import TASK_FAILURE_CODES, CreateVerdict, create_verdict, error_for, error_for_page
-from .records import clean_text, decode_record, failed_record, read_code, read_number, read_text, read_url
+from .records import (
+    clean_text,
+    decode_record,
+    failed_record,
+    is_url,
+    read_code,
+    read_instant,
+    read_number,
+    read_text,
+    read_url,
+)
 from .redaction import MACS_ONLY, Redactor
 
 _log = logging.getLogger("kie_async")
@@ -330,7 +340,24 @@ def decode_upload(response: WireResponse) -> UploadedFile:
         name=read_text(data.get("fileName")),
         size=None if size is None else int(size),
         mime_type=read_text(data.get("mimeType")),
+        uploaded_at=read_instant(data.get("uploadedAt") or data.get("uploadTime")),
+        expires_at=read_instant(data.get("expiresAt")),
     )
+
+
+def decode_fresh_link(response: WireResponse) -> str:
+    """Return the fresh link in an answer of download-url.
+
+    Raises:
+        ApiError: The service said no: it has no such file.
+        AnswerUnreadable: There is no URL in the answer.
+    """
+    data = decode_answer(response)
+    if isinstance(data, dict):
+        data = data.get("downloadUrl") or data.get("download_url") or data.get("url")
+    if not is_url(data):
+        raise AnswerUnreadable("the answer holds no link")
+    return str(data)
 
 
 def decode_callback(body: bytes, redactor: Redactor = MACS_ONLY) -> TaskRecord:

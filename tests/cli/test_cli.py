@@ -133,6 +133,15 @@ def is_one_line(text: str) -> bool:
     return text.count("\n") == 1 and text.endswith("\n")
 
 
+async def test_a_presigned_url_is_warned_of_on_the_command_line(kie: Sandbox, tmp_path: Path) -> None:
+    fields = json.dumps({"audio_url": "https://b.example/v.mp3?X-Amz-Signature=canary"})
+    arguments = ("run", "sandbox/echo", "--input", fields, "--out", str(tmp_path))
+    code, _, err = await (await start(*arguments, **service(kie))).end()
+    assert code == 0
+    assert "audio_url is a URL with a query" in err
+    assert "canary" not in err
+
+
 # --- asking ----------------------------------------------------------------------------------------
 
 

@@ -75,7 +75,7 @@ def test_a_csv_holds_text_and_an_empty_cell_is_no_field_but_an_empty_prompt_is(f
     path = jobs_file(
         folder,
         "ref,model,prompt,count,size:json,on:json,image_url\n"
-        'a,m/x,,007,"{""w"": [1, null]}",true,media/face.png\n'
+        'a,m/x,,007,"{""w"": [1, null]}",true,https://e.org/f.png\n'
         "b,m/x, spaces stay ,,,false,\n",
     )
     assert [fields for *_, fields in read(path)] == [
@@ -84,10 +84,18 @@ def test_a_csv_holds_text_and_an_empty_cell_is_no_field_but_an_empty_prompt_is(f
             "count": "007",
             "size": {"w": [1, None]},
             "on": True,
-            "image_url": "media/face.png",
+            "image_url": "https://e.org/f.png",
         },
         {"prompt": " spaces stay ", "on": False},
     ]
+
+
+def test_a_path_where_any_model_takes_a_url_is_a_problem_of_its_column(folder: Path) -> None:
+    head = "ref,model,prompt,image_url,input_urls:json\n"
+    path = jobs_file(folder, head + 'a,m/x,p,C:\\face.png,"[""b.png""]"\n')
+    one, two = problems_in(path)
+    assert one.startswith("line 2, column image_url: is no URL: ")
+    assert two.startswith("line 2, column input_urls: input_urls[0] is no URL: 'b.png'")
 
 
 def test_jsonl_means_what_it_says(folder: Path) -> None:

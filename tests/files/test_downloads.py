@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gzip
+import ipaddress
+import json
 import os
 import random
+import re
 import resource
 import socket
 import ssl
@@ -17,16 +20,19 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import trustme
 from aiohttp.abc import AbstractResolver, ResolveResult
-from support.raw_server import NoWait, RawServer, http, silence
+from support.raw_server import Asked, NoWait, RawServer, http, silence
 from support.tables import together
 
 from kie_async import DownloadFailed, InvalidRequest, Network, ResultExpired
+from kie_async._secrets import Secret
 from kie_async.files import downloads as downloads_module
-from kie_async.files.downloads import Downloads, may_connect
-from kie_async.http.transport import USER_AGENT
+from kie_async.files.addresses import may_connect
+from kie_async.files.downloads import Downloads
+from kie_async.http.transport import USER_AGENT, Transport
 
 FILM = b"\x00\x00\x00\x20ftypisom\x00\x00\x02\x00" + bytes(range(256))
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
@@ -37,6 +43,10 @@ SIGNED = "/a?token=canary&sig=canary"
 
 def make(*, allow_loopback: bool = True, **options: Any) -> Downloads:
     return Downloads(allow_loopback=allow_loopback, **{"rng": NoWait(), **options})
+
+
+def timeout(*, total: float = 60.0, connect: float = 10.0, stall: float = 60.0) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=total, sock_connect=connect, sock_read=stall)
 
 
 @pytest.fixture
@@ -77,7 +87,7 @@ async def fails(downloads: Downloads, url: str, folder: Path, error: type[Except
         (FILM, ".mp4"),
         (PNG, ".png"),
         (b"ID3\x04" + bytes(50), ".mp3"),
-        (b"{}", ".bin"),
+        (b"{}", ".webm"),
         (FILM * 10_000, ".mp4"),
     ],
 )
@@ -89,6 +99,29 @@ async def test_a_file_arrives_whole_its_ending_chosen_by_its_content(
         (path,) = await downloads.download([server.url + "/a.webp"], tmp_path / "new" / "er", task_id=ID)
     assert path == tmp_path / "new" / "er" / f"{ID}-1{ending}"
     assert lying_in(path.parent) == {path.name: content}
+
+
+@pytest.mark.parametrize(
+    ("content_type", "ending"),
+    [
+        ("text/plain; charset=utf-8", ".txt"),
+        ("application/json", ".json"),
+        ("text/vtt", ".vtt"),
+        ("Audio/X-WAV", ".wav"),
+        ("model/gltf-binary", ".glb"),
+        ("application/octet-stream", ".bin"),
+        ("application/x-msdownload", ".bin"),
+        ("text/x-python", ".bin"),
+        ("", ".bin"),
+    ],
+)
+async def test_where_the_content_says_nothing_the_type_does(
+    downloads: Downloads, tmp_path: Path, content_type: str, ending: str
+) -> None:
+    async with RawServer(http(b"1 2 3", 200, f"Content-Type: {content_type}")) as server:
+        url = server.url + "/a.exe"
+        (path,) = await downloads.download([url], tmp_path, task_id=ID)
+    assert path.name == f"{ID}-1{ending}"
 
 
 async def test_the_kind_is_recognized_although_the_first_byte_comes_alone(
@@ -253,6 +286,7 @@ async def test_a_redirect_to_nowhere_fails(downloads: Downloads, tmp_path: Path)
 # --- the inside of a network ----------------------------------------------------------------------
 
 PUBLIC = ["8.8.8.8", "1.1.1.1", "104.16.132.229", "2606:4700::6810:84e5", "2a00:1450:4001:81b::200e"]
+PUBLIC += ["64:ff9b::808:808", "64:ff9b::6810:84e5"]  # NAT64 of the addresses above
 PRIVATE = [
     "127.0.0.1 127.8.8.8 ::1",
     "0.0.0.0 0.1.2.3 ::",
@@ -261,7 +295,7 @@ PRIVATE = [
     "192.0.0.192 168.63.129.16 192.0.2.1 203.0.113.1 240.0.0.1 255.255.255.255",
     "224.0.0.1 239.255.255.250 ff02::1 ff0e::1",
     "::ffff:127.0.0.1 ::ffff:10.0.0.1 ::ffff:8.8.8.8 ::127.0.0.1 ::ffff:0:7f00:1",
-    "64:ff9b::7f00:1 64:ff9b::a9fe:a9fe 64:ff9b:1::a00:1",
+    "64:ff9b::7f00:1 64:ff9b::a9fe:a9fe 64:ff9b::a00:1 64:ff9b::c612:1 64:ff9b:1::a00:1 64:ff9b:1::808:808",
     "2002:7f00:1:: 2002:a9fe:a9fe::1 2001:0:7f00:1::1 2001:db8::1 100::1",
     "2130706433 0x7f.1 127.1 0177.0.0.1 localhost files.example 127.0.0.1.",
 ]
@@ -283,6 +317,46 @@ def test_this_machine_is_open_where_the_service_is_on_it() -> None:
     assert may_connect("::1", allow_loopback=True)
     assert not may_connect("10.0.0.1", allow_loopback=True)
     assert not may_connect("0.0.0.0", allow_loopback=True)  # noqa: S104  never bound
+
+
+ALLOWED = [
+    ("198.18.0.56", ["198.18.0.0/15"], True),
+    ("64:ff9b::c612:38", ["198.18.0.0/15"], True),
+    ("fdfe:dcba:9876::5", ["fdfe:dcba:9876::/64"], True),
+    ("10.1.2.3", ["198.18.0.0/15", "10.1.2.3/32"], True),
+    ("127.0.0.1", ["127.0.0.0/8"], True),
+    ("198.20.0.1", ["198.18.0.0/15"], True),  # public anyway
+    ("10.1.2.4", ["198.18.0.0/15", "10.1.2.3/32"], False),
+    ("169.254.169.254", ["198.18.0.0/15"], False),
+    ("::ffff:10.0.0.1", ["198.18.0.0/15"], False),
+    ("files.example", ["0.0.0.0/0", "::/0"], False),
+]
+
+
+@together(("address", "networks", "may"), ALLOWED)
+def test_a_network_of_the_users_own_is_let_in(address: str, networks: list[str], may: bool) -> None:
+    allow = tuple(map(ipaddress.ip_network, networks))
+    assert may_connect(address, allow_loopback=False, allow=allow) is may
+
+
+async def test_what_the_user_allows_is_connected_to_and_nothing_else(tmp_path: Path) -> None:
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("files.example").configure_cert(tls)
+    async with RawServer(http(FILM), tls=tls) as server:
+        port = server.url.rpartition(":")[2]
+        network = Network(allow=["127.0.0.0/8"], resolver=Rebinding(["127.0.0.1"]))
+        downloads = make(allow_loopback=False, network=network)
+        words = await fails(downloads, f"https://files.example:{port}/x", tmp_path)
+        assert "certificate verify failed" in words  # the name is still the one that is proven
+        await downloads.aclose()
+
+
+async def test_the_refusal_of_a_fake_address_names_the_whole_network(tmp_path: Path) -> None:
+    downloads = make(allow_loopback=False, network=Network(resolver=Rebinding(["198.18.0.56"])))
+    words = await fails(downloads, "https://files.example/x", tmp_path)
+    assert "198.18.0.56 is not a public address" in words
+    assert "Network(allow=['198.18.0.0/15'])" in words
+    await downloads.aclose()
 
 
 @pytest.mark.parametrize(
@@ -310,7 +384,7 @@ def test_this_machine_is_open_where_the_service_is_on_it() -> None:
 async def test_no_spelling_of_this_machine_gets_through(tmp_path: Path, host: str) -> None:
     async with RawServer(http(FILM)) as server:
         port = server.url.rpartition(":")[2]
-        downloads = make(allow_loopback=False, connect_timeout_s=1.0)
+        downloads = make(allow_loopback=False, timeout=timeout(connect=1.0))
         await fails(downloads, f"https://{host}:{port}/x", tmp_path)
         await downloads.aclose()
     assert server.connections == 0
@@ -356,7 +430,11 @@ async def test_a_name_that_leads_inside_is_refused_at_the_socket(
         downloads = make(allow_loopback=False, network=Network(resolver=resolver))
         words = await fails(downloads, f"https://files.example:{port}/x", tmp_path)
         await downloads.aclose()
-    assert words == f"{ID}-1: cannot connect to files.example:{port} (not a public address)"
+    network = addresses[0]
+    assert words == (
+        f"{ID}-1: cannot connect to files.example:{port} ({addresses[0]} is not a public address; "
+        f"if it is of your network: Network(allow=['{network}']))"
+    )
     assert server.connections == 0
     assert resolver.asked == 1  # refused for good
 
@@ -646,7 +724,274 @@ async def test_what_is_gone_is_gone(
     async with RawServer(http(b"<html>", status)) as server:
         words = await fails(downloads, server.url, tmp_path, error)
     assert words == f"{ID}-1: the service no longer has the file (HTTP {status})"
+    assert len(server.asked) == (2 if status == 403 else 1)  # and once more as from the service's page
+
+
+# --- refused by the host, and had all the same ---------------------------------------------------
+
+
+class Files:
+    """A host of results and the API beside it; a link is good if its host says so."""
+
+    def __init__(
+        self,
+        statuses: list[int],
+        fresh: bytes | Callable[[str], object] = b"",
+        *,
+        wants_referer: bool = False,
+    ) -> None:
+        self.statuses = list(statuses)
+        self.fresh = fresh
+        self.wants_referer = wants_referer
+        self.paths: list[str] = []
+        self.referers: list[str | None] = []
+
+    async def __call__(self, server: RawServer) -> bytes:
+        asked = server.asked[-1]
+        self.paths.append(asked.path)
+        if asked.path.startswith("/api/"):
+            assert asked.header("Authorization") == "Bearer key"
+            assert json.loads(asked.body)["url"].endswith("/a?sig=canary")
+            return self.fresh if isinstance(self.fresh, bytes) else said(self.fresh(server.url))
+        assert asked.header("Authorization") is None
+        self.referers.append(asked.header("Referer"))
+        if self.wants_referer and asked.header("Referer") != "https://kie.ai/":
+            return http(b"<html>", 403)
+        status = 200 if asked.path == "/fresh" else self.statuses.pop(0)
+        return http(FILM) if status == 200 else http(b"<html>", status, "Content-Type: text/html")
+
+
+def said(data: object, code: int = 200, status: int = 200) -> bytes:
+    return http(json.dumps({"code": code, "msg": "words", "data": data}).encode(), status)
+
+
+def link(url: str) -> object:
+    return url + "/fresh"
+
+
+ALWAYS = 9
+PAGE = http(b"<html>Just a moment...</html>", 403, "Content-Type: text/html")
+REFUSED_LINKS: list[tuple[str, Files, str, int]] = [
+    ("403, then not", Files([403, 200]), "", 0),
+    ("403 but from the page", Files([200], wants_referer=True), "", 0),
+    ("403 for ever, fresh link", Files([403] * ALWAYS, link), "", 1),
+    ("404, fresh link", Files([404], link), "", 1),
+    ("410, fresh link in an object", Files([410], lambda url: {"downloadUrl": url + "/fresh"}), "", 1),
+    ("404, fresh link wants the page", Files([404], link, wants_referer=True), "", 1),
+    ("404, no fresh link", Files([404] * ALWAYS, said(None, 422)), "code 422", 1),
+    ("404, no such endpoint", Files([404] * ALWAYS, http(b"<html>", 404)), "code 404", 1),
+    ("404, fresh link 404", Files([404] * ALWAYS, lambda url: url + "/other"), "under a fresh link too", 1),
+    ("404, busy, then there", Files([404, 404, 200], said(None, 429)), "", 2),
+    ("404, a page, then there", Files([404, 200], PAGE), "", 1),
+    ("404, unreadable, then there", Files([404, 200], http(b"?")), "", 1),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "words", "fresh"), REFUSED_LINKS, ids=[r[0] for r in REFUSED_LINKS]
+)
+async def test_a_file_is_given_up_only_when_a_fresh_link_fails_too(
+    tmp_path: Path, name: str, files: Files, words: str, fresh: int
+) -> None:
+    server = RawServer()
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(await files(server))
+
+    server.answers = [answer]
+    async with server:
+        api = Transport(server.url, Secret("key"), connections=2)
+        downloads = make(api=api)
+        fetching = downloads.download([server.url + "/a?sig=canary"], tmp_path, task_id=ID)
+        if words:
+            with pytest.raises(ResultExpired, match=words) as caught:
+                await fetching
+            assert type(caught.value) is ResultExpired
+            assert "canary" not in str(caught.value)
+        else:
+            assert await fetching == [tmp_path / f"{ID}-1.mp4"]
+            assert lying_in(tmp_path) == {f"{ID}-1.mp4": FILM}
+        await downloads.aclose()
+        await api.aclose()
+    assert sum(path.startswith("/api/") for path in files.paths) == fresh
+
+
+async def test_a_fresh_link_that_never_comes_is_no_end(tmp_path: Path) -> None:
+    async with RawServer(http(b"", 404)) as host, RawServer(http(b"", 503)) as service:
+        api = Transport(service.url, Secret("key"), connections=2)
+        downloads = make(api=api)
+        words = await fails(downloads, host.url, tmp_path)
+        await downloads.aclose()
+        await api.aclose()
+    assert "HTTP 404, and no fresh link came: code 503" in words
+    assert len(service.asked) == 4
+
+
+# --- the rest of a file ---------------------------------------------------------------------------
+
+LONG = FILM + os.urandom(500_000)
+
+
+class Host:
+    """Sends a file in pieces: each connection breaks after so many bytes of it."""
+
+    def __init__(self, content: bytes, *breaks: int, how: str = "") -> None:
+        self.content = content
+        self.breaks = list(breaks)
+        self.how = how
+        self.begins: list[int] = []
+
+    def __call__(self, asked: Asked) -> bytes:
+        content, size = self.content, len(self.content)
+        if self.how == "another file" and self.begins:
+            content = self.content = PNG * 2000
+            size = len(content)
+        wanted = asked.header("Range")
+        tag = f'"{len(self.begins)}"' if self.how == "new tags" else '"one"'
+        headers = [] if self.how == "no validator" else [f"ETag: {tag}"]
+        if self.how == "dates":
+            headers = ["Last-Modified: Sat, 28 Nov 2026 10:00:00 GMT"]
+        begin, status = 0, 200
+        if wanted and self.how not in {"no ranges", "another file"}:
+            begin, status = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1]), 206  # type: ignore[index]
+            if self.how == "416":
+                self.how = ""
+                self.begins.append(-1)
+                return http(b"", 416)
+            shown = begin - 1 if self.how == "wrong place" else begin
+            total = size + 1 if self.how == "wrong total" else "*" if self.how == "no total" else size
+            headers.append(f"Content-Range: bytes {shown}-{size - 1}/{total}")
+        self.begins.append(begin)
+        end = begin + self.breaks.pop(0) if self.breaks else size
+        return http(content[begin:end], status, *headers, length=size - begin)
+
+
+GOES_ON: list[tuple[str, list[int]]] = [
+    ("", [0, 1000, 301_000]),
+    ("dates", [0, 1000, 301_000]),
+    ("no validator", [0, 1000, 301_000]),
+    ("no total", [0, 1000, 301_000]),
+    ("no ranges", [0, 0, 0]),
+    ("416", [0, -1, 0, 300_000]),
+]
+
+
+@pytest.mark.parametrize(("how", "begins"), GOES_ON, ids=[how or "plain" for how, _ in GOES_ON])
+async def test_a_download_goes_on_where_it_broke_off(
+    downloads: Downloads, tmp_path: Path, how: str, begins: list[int]
+) -> None:
+    host = Host(LONG, 1000, 300_000, how=how)
+    async with serving(host) as server:
+        await downloads.download([server.url], tmp_path, task_id=ID)
+    assert lying_in(tmp_path) == {f"{ID}-1.mp4": LONG}
+    assert host.begins == begins
+
+
+@pytest.mark.parametrize("how", ["new tags", "wrong place", "wrong total", "another file"])
+async def test_the_rest_of_another_file_is_never_put_behind(
+    downloads: Downloads, tmp_path: Path, how: str
+) -> None:
+    host = Host(LONG, 1000, how=how)
+    async with serving(host) as server:
+        (path,) = await downloads.download([server.url], tmp_path, task_id=ID)
+    assert lying_in(tmp_path) == {path.name: host.content}
+    assert path.suffix == (".png" if how == "another file" else ".mp4")
+    assert host.begins[0] == host.begins[-1] == 0
+
+
+async def test_as_long_as_a_large_file_comes_on_it_is_not_given_up(
+    downloads: Downloads, tmp_path: Path
+) -> None:
+    content = FILM + os.urandom(10_000_000)
+    host = Host(content, *[1_200_000] * 8)
+    async with serving(host) as server:
+        await downloads.download([server.url], tmp_path, task_id=ID)
+    assert lying_in(tmp_path) == {f"{ID}-1.mp4": content}
+    assert len(host.begins) == 9
+
+
+async def test_a_redirected_download_goes_on_too(downloads: Downloads, tmp_path: Path) -> None:
+    host = Host(LONG, 1000)
+    async with serving(host) as last, RawServer(moved(last.url + "/b")) as first:
+        await downloads.download([first.url], tmp_path, task_id=ID)
+    assert lying_in(tmp_path) == {f"{ID}-1.mp4": LONG}
+    assert host.begins == [0, 1000]
+
+
+@contextlib.asynccontextmanager
+async def serving(host: Host) -> AsyncIterator[RawServer]:
+    server = RawServer()
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(host(server.asked[-1]))
+
+    server.answers = [answer]
+    async with server:
+        yield server
+
+
+# --- as bytes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["", "no ranges"])
+async def test_a_file_can_be_read_as_bytes(downloads: Downloads, how: str) -> None:
+    async with serving(Host(LONG, 1000, how=how)) as server:
+        assert await downloads.read(server.url, max_bytes=len(LONG)) == LONG
+
+
+@pytest.mark.parametrize("answer", [http(FILM), http(FILM, length=10_000_000), "endless"])
+async def test_what_is_read_is_bounded(downloads: Downloads, answer: Any) -> None:
+    async with RawServer(endless if answer == "endless" else answer) as server:
+        with pytest.raises(DownloadFailed, match="the file has more than 100 bytes"):
+            await downloads.read(server.url, max_bytes=100)
     assert len(server.asked) == 1
+
+
+async def test_a_file_can_be_streamed_over_a_broken_connection(downloads: Downloads) -> None:
+    async with serving(Host(LONG, 1000, 300_000)) as server:
+        blocks = [block async for block in downloads.stream(server.url)]
+    assert b"".join(blocks) == LONG
+    assert len(blocks) > 2
+
+
+async def test_what_was_streamed_cannot_be_taken_back(downloads: Downloads) -> None:
+    got = bytearray()
+    async with serving(Host(LONG, 1000, how="no ranges")) as server:
+        stream = downloads.stream(server.url)
+        got += await anext(stream)
+        with pytest.raises(DownloadFailed, match="does not send the rest alone"):
+            await anext(stream)
+    assert got == LONG[:1000]
+
+
+async def test_a_stream_that_is_left_gives_its_connection_back(downloads: Downloads) -> None:
+    before = asyncio.all_tasks()
+    async with RawServer(endless) as server:
+        for _ in range(20):
+            async with contextlib.aclosing(downloads.stream(server.url)) as blocks:
+                async for _ in blocks:
+                    break
+    assert asyncio.all_tasks() == before
+
+
+async def test_closing_ends_a_stream_and_a_read(tmp_path: Path) -> None:
+    downloads = make(timeout=timeout(stall=30), rng=random.Random())
+
+    async def begin(writer: asyncio.StreamWriter) -> None:
+        writer.write(http(LONG, length=10_000_000))
+        await asyncio.sleep(60)
+
+    async with RawServer(begin) as server:
+        reading = asyncio.create_task(downloads.read(server.url, max_bytes=10**8))
+        stream = downloads.stream(server.url)
+        assert len(await anext(stream)) > 200_000
+        waiting = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(0.01)
+        await downloads.aclose()
+        async with asyncio.timeout(2):
+            for work in (reading, waiting):
+                with pytest.raises(DownloadFailed):
+                    await work
 
 
 @pytest.mark.parametrize("status", [204, 206, 300, 304, 400, 401, 405, 416, 451])
@@ -700,7 +1045,7 @@ async def trickle(writer: asyncio.StreamWriter) -> None:
 
 @pytest.mark.parametrize("answer", [silence, stall, trickle])
 async def test_a_body_that_stalls_is_given_up(tmp_path: Path, answer: Any) -> None:
-    downloads = make(stall_timeout_s=0.05, fetch_timeout_s=0.12)
+    downloads = make(timeout=timeout(stall=0.05, total=0.12))
     async with RawServer(answer, http(FILM)) as server:
         await downloads.download([server.url], tmp_path, task_id=ID)
     async with RawServer(answer) as server:
@@ -714,7 +1059,7 @@ async def test_time_in_the_queue_is_not_counted(tmp_path: Path) -> None:
         await asyncio.sleep(0.08)
         writer.write(http(FILM))
 
-    downloads = make(fetch_timeout_s=0.3)
+    downloads = make(timeout=timeout(total=0.3))
     async with RawServer(slow) as server:
         paths = await downloads.download([server.url] * 40, tmp_path, task_id=ID)
     assert len(set(paths)) == 40 == len(server.asked)
@@ -776,7 +1121,7 @@ async def test_a_cancel_waits_for_the_thread_that_holds_the_file(
 
 
 async def test_closing_ends_a_download_soon(tmp_path: Path) -> None:
-    downloads = make(stall_timeout_s=30, rng=random.Random())
+    downloads = make(timeout=timeout(stall=30), rng=random.Random())
     async with RawServer(stall) as server:
         fetching = asyncio.create_task(downloads.download([server.url], tmp_path, task_id=ID))
         await eventually(lambda: bool(server.asked))

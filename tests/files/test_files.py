@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -105,12 +106,46 @@ async def test_a_bad_file_creates_nothing(
     await asyncio.gather(*(session.run("sandbox/echo", {}) for _ in range(3)))  # no slot was lost
 
 
-async def test_a_path_deeper_in_the_input_is_refused(
-    session: KieSession, sandbox: Sandbox, face: Path
+async def test_media_at_any_depth_go_up(
+    session: KieSession, sandbox: Sandbox, face: Path, voice: Path
 ) -> None:
-    with pytest.raises(InvalidRequest):
-        await session.create("sandbox/echo", {"elements": [{"image": face}]})
-    assert not sandbox.tasks
+    elements = [{"image": face, "sounds": (voice, voice)}, {"image": PNG}]
+    await session.run("sandbox/echo", {"elements": elements}, ref="once")
+    (sent,) = inputs(sandbox)
+    first, second = sent["elements"]
+    assert first["image"] == second["image"]
+    assert first["sounds"][0] == first["sounds"][1]
+    assert sandbox.counts["upload"] == 2
+
+
+async def test_bytes_come_out_as_they_went_in(session: KieSession, sandbox: Sandbox) -> None:
+    result = await session.run(KlingAvatar(image_url=PNG, audio_url=io.BytesIO(MP3)))
+    content = await session.read(result)
+    assert content == await session.read(result.record) == await session.read(result.url)
+    assert b"".join([block async for block in session.stream(result.url)]) == content
+    with pytest.raises(DownloadFailed, match="more than 5 bytes"):
+        await session.read(result, max_bytes=5)
+    assert sandbox.counts["file.with_key"] == 0
+
+
+async def test_a_result_of_several_files_is_read_by_its_urls(session: KieSession, sandbox: Sandbox) -> None:
+    result = await session.run("sandbox/echo", {"result_urls": [sandbox.url + "/a", sandbox.url + "/b"]})
+    for read in (session.read, lambda result: anext(session.stream(result))):
+        with pytest.raises(InvalidRequest, match="the result is 2 files: take one of its urls"):
+            await read(result)
+        with pytest.raises(InvalidRequest, match="result must be a TaskResult or a URL, got int"):
+            await read(7)  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequest, match="max_bytes must be a whole number"):
+        await session.read(result.urls[0], max_bytes=0)
+
+
+async def test_a_presigned_url_is_warned_of_in_a_session(
+    session: KieSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2):
+        await session.run("sandbox/echo", {"audio_url": "https://b.example/v.mp3?X-Amz-Signature=canary"})
+    (text,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+    assert text.startswith("audio_url is a URL with a query")
 
 
 async def test_upload_takes_a_file_its_bytes_or_a_url(session: KieSession, face: Path) -> None:

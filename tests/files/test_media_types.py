@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kie_async import InvalidRequest
 from kie_async.files.media_types import (
     AAC,
+    AMR,
+    AVI,
+    AVIF,
+    BMP,
     ENDINGS,
+    FLAC,
     GIF,
     HEAD_BYTES,
+    HEIC,
     JPEG,
+    KINDS,
     M4A,
     MAX_UPLOAD_BYTES,
+    MKV,
+    MOV,
     MP3,
     MP4,
     OGG,
     PNG,
+    SVG,
+    TIFF,
     UNKNOWN_ENDING,
     WAV,
     WEBM,
     WEBP,
     MediaKind,
     check_media,
+    families_of_tracks,
     sniff,
 )
 
@@ -48,6 +62,17 @@ KNOWN = [
     pytest.param(b"\x00\x00\x00\x20ftypisom\x00\x00\x02\x00", MP4, id="mp4"),
     pytest.param(b"\x00\x00\x00\x18ftypmp42\x00\x00\x00\x00", MP4, id="mp4 version 2"),
     pytest.param(b"\x1aE\xdf\xa3\x01\x00\x00\x00", WEBM, id="webm"),
+    pytest.param(b"\x1aE\xdf\xa3\xa3B\x86\x81\x01B\x82\x88matroska", MKV, id="mkv"),
+    pytest.param(b"\x00\x00\x00\x14ftypqt  \x00\x00\x02\x00", MOV, id="mov"),
+    pytest.param(b"RIFF\x24\x00\x00\x00AVI LIST", AVI, id="avi"),
+    pytest.param(b"\x00\x00\x00\x1cftypheic\x00\x00\x00\x00", HEIC, id="heic"),
+    pytest.param(b"\x00\x00\x00\x1cftypavif\x00\x00\x00\x00", AVIF, id="avif"),
+    pytest.param(b"fLaC\x00\x00\x00\x22", FLAC, id="flac"),
+    pytest.param(b"#!AMR\n\x3c", AMR, id="amr"),
+    pytest.param(b"BM\x36\x00\x0c\x00\x00\x00\x00\x00\x36", BMP, id="bmp"),
+    pytest.param(b"II*\x00\x08\x00\x00\x00", TIFF, id="tiff"),
+    pytest.param(b"RF64\xff\xff\xff\xffWAVEds64", WAV, id="wav of more than 4 GB"),
+    pytest.param(b"<?xml version='1.0'?>\n<svg xmlns=''>", SVG, id="svg"),
 ]
 STRANGE = [
     pytest.param(b"", id="nothing"),
@@ -55,10 +80,10 @@ STRANGE = [
     pytest.param(b"\xff\xfb", id="two bytes of mp3"),
     pytest.param(b"%PDF-1.7\n", id="pdf"),
     pytest.param(b"<!DOCTYPE html><", id="html"),
-    pytest.param(b"RIFF\x24\x00\x00\x00AVI LIST", id="avi"),
+    pytest.param(b"RIFF\x24\x00\x00\x00CDXALIST", id="another riff"),
     pytest.param(b"RIFF", id="riff, cut"),
-    pytest.param(b"\x00\x00\x00\x1cftypheic\x00\x00\x00\x00", id="heic"),
-    pytest.param(b"\x00\x00\x00\x1cftypavif\x00\x00\x00\x00", id="avif"),
+    pytest.param(b"BM, said the text", id="text like a bmp"),
+    pytest.param(b"<?xml version='1.0'?><note>", id="xml"),
     pytest.param("\ufeffa text of windows".encode("utf-16-le"), id="utf-16 text"),
     pytest.param(b"\xff\xff\xff\xff\xff\xff", id="erased flash"),
     pytest.param(b"\xff\xeb\x90\x64", id="mpeg of a reserved version"),
@@ -89,17 +114,18 @@ def test_any_bytes_are_a_kind_or_none_and_the_rest_does_not_matter(content: byte
 
 
 def test_the_endings_are_all_different() -> None:
-    assert len(set(ENDINGS)) == len(ENDINGS) == 12
-    assert UNKNOWN_ENDING in ENDINGS
+    assert len(set(ENDINGS)) == len(ENDINGS)
+    assert {kind.ending for kind in KINDS} | {UNKNOWN_ENDING} <= set(ENDINGS)
+    assert len({kind.ending for kind in KINDS}) == len(KINDS)
 
 
 @pytest.mark.parametrize(("head", "kind"), KNOWN)
-def test_images_and_audio_may_go_up_and_nothing_else(head: bytes, kind: MediaKind) -> None:
+def test_an_avatar_takes_a_few_images_and_audio_and_nothing_else(head: bytes, kind: MediaKind) -> None:
     if kind in MAX_UPLOAD_BYTES:
         assert check_media("face", head, len(head)) is kind
         assert kind.family in {"image", "audio"}
     else:
-        assert kind.family == "video" or kind is GIF
+        assert kind.family == "video" or kind in {GIF, HEIC, AVIF, BMP, TIFF, SVG, FLAC, AMR}
         with pytest.raises(InvalidRequest, match="face is neither JPEG"):
             check_media("face", head, len(head))
 
@@ -121,3 +147,17 @@ def test_an_empty_file_is_called_empty() -> None:
 def test_an_unknown_kind_is_refused_whatever_its_size() -> None:
     with pytest.raises(InvalidRequest, match="neither JPEG"):
         check_media("face", b"%PDF-1.7", 8)
+
+
+@given(st.binary(max_size=400))
+@example(b"\0\0\0\x08moov" * 10)
+@example(b"\0\0\0\0moov\0\0\0\0trak\0\0\0\0mdia\0\0\0\0hdlr" + b"vide")
+@example(b"\0\0\0\x01moov" + b"\xff" * 8)
+def test_any_bytes_have_tracks_or_none(content: bytes) -> None:
+    for kind in (MP4, WEBM):
+        assert families_of_tracks(kind, io.BytesIO(content), len(content)) <= {"audio", "video"}
+
+
+def test_a_box_of_a_million_boxes_is_not_read_to_its_end() -> None:
+    content = b"\0\0\0\x08free" * 200_000
+    assert not families_of_tracks(MP4, io.BytesIO(content), len(content))

@@ -9,8 +9,10 @@ import json
 import os
 import re
 import time
+import tracemalloc
 import wave
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,18 @@ from kie_async import (
     AnswerUnreadable,
     AuthenticationError,
     InvalidRequest,
+    JournalError,
+    KlingAvatar,
     SessionMisuse,
     TaskRequest,
     TransportError,
+    UploadedFile,
     UploadRefused,
 )
 from kie_async._secrets import Secret
-from kie_async.files.uploads import REUSE_UPLOAD_S, UPLOAD_FOLDER, Uploads
+from kie_async.files.upload_store import ForwardClock, MemoryUploadStore, StoredUpload
+from kie_async.files.uploads import UPLOAD_FOLDER, Uploads
+from kie_async.inputs.fingerprint import fingerprint
 from kie_async.sandbox import Sandbox
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
@@ -178,7 +185,6 @@ async def test_a_file_is_refused_here_before_anything_is_sent(
 ) -> None:
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.png").write_text("I am a picture")
-    (tmp_path / "film.png").write_bytes(b"\x00\x00\x00\x20ftypisom" + bytes(20))
     with (tmp_path / "large.png").open("wb") as large:
         large.write(PNG)
         large.truncate(10 * 1024**2 + 1)
@@ -188,7 +194,6 @@ async def test_a_file_is_refused_here_before_anything_is_sent(
         "none.png": "cannot read '.*none.png': No such file",
         "empty.png": "empty.png' is empty",
         "text.png": "text.png' is neither JPEG",
-        "film.png": "film.png' is neither JPEG",
         "large.png": "has 10485761 bytes",
         "pipe": "pipe' is not a file",
         "loop": "cannot read '.*loop': Too many levels",
@@ -198,8 +203,8 @@ async def test_a_file_is_refused_here_before_anything_is_sent(
     }.items():
         with pytest.raises(InvalidRequest, match=words):
             await uploads.upload(tmp_path / name)
-    with pytest.raises(InvalidRequest, match="the upload is neither JPEG"):
-        await uploads.upload(b"I am a picture")
+    with pytest.raises(InvalidRequest, match="the upload is empty"):
+        await uploads.upload(b"")
     with pytest.raises(InvalidRequest, match="http"):
         await uploads.upload("ftp://files.example/face.png")
     with pytest.raises(InvalidRequest, match="user name"):
@@ -215,7 +220,7 @@ async def test_a_picture_for_a_voice_is_refused_before_anything_is_sent(
     path.write_bytes(content)
 
     with pytest.raises(InvalidRequest, match=f"{field}: .*swapped' is .*, not {field[:5]}"):
-        await uploads.replace_paths(TaskRequest(model="sandbox/echo", input={field: path}))
+        await uploads.replace_media(TaskRequest(model="sandbox/echo", input={field: path}))
 
     assert not sandbox.counts
 
@@ -228,7 +233,7 @@ async def test_a_file_behind_a_link_goes_up(uploads: Uploads, face: Path, tmp_pa
 async def test_a_file_that_changes_before_its_turn_is_not_sent(tmp_path: Path) -> None:
     first, late, gone = (tmp_path / name for name in ("first", "late", "gone"))
     for path in (first, late, gone):
-        path.write_bytes(PNG)
+        path.write_bytes(PNG + path.name.encode())
     async with RawServer(silence) as server:
         uploads = make(server.url)
         fill = [asyncio.create_task(uploads.upload(PNG)) for _ in range(4)]  # all there is room for
@@ -255,7 +260,7 @@ async def test_a_hundred_who_ask_at_once_share_one_upload(
 ) -> None:
     (tmp_path / "link").symlink_to(face)
     asking = [uploads.upload(face if number % 2 else tmp_path / "link") for number in range(50)]
-    asking_too = [uploads.replace_paths(request_of(image_url=face)) for _ in range(50)]
+    asking_too = [uploads.replace_media(request_of(image_url=face)) for _ in range(50)]
     files, requests = await asyncio.gather(asyncio.gather(*asking), asyncio.gather(*asking_too))
     assert len({file.url for file in files} | {filled.input["image_url"] for filled in requests}) == 1
     assert sandbox.counts["upload"] == 1
@@ -283,7 +288,20 @@ def changed(face: Path, change: str) -> bytes:
     return face.read_bytes()
 
 
-@pytest.mark.parametrize("change", ["longer", "touched", "replaced", "rewritten"])
+async def test_a_file_of_the_same_content_is_not_sent_again(
+    sandbox: Sandbox, uploads: Uploads, face: Path, tmp_path: Path
+) -> None:
+    first = await uploads.upload(face)
+    changed(face, "touched")
+    (tmp_path / "copy.png").write_bytes(PNG)
+    request = request_of(image_url=PNG, image_urls=[io.BytesIO(PNG), bytearray(PNG), tmp_path / "copy.png"])
+    filled = await uploads.replace_media(request)
+    assert (await uploads.upload(face)).url == first.url
+    assert filled.input == {"image_url": first.url, "image_urls": [first.url] * 3}
+    assert sandbox.counts["upload"] == 1
+
+
+@pytest.mark.parametrize("change", ["longer", "replaced", "rewritten"])
 async def test_a_changed_file_goes_up_again(
     sandbox: Sandbox, uploads: Uploads, face: Path, change: str
 ) -> None:
@@ -344,7 +362,7 @@ async def test_an_upload_whose_callers_all_left_fails_in_silence(
         only.cancel()
         await asyncio.wait([only])
         gate.set()
-        ((_, upload),) = uploads._shared.values()
+        (upload,) = uploads._shared.values()
         await asyncio.wait([upload])
         del only, upload
         await uploads.aclose()
@@ -354,17 +372,431 @@ async def test_an_upload_whose_callers_all_left_fails_in_silence(
     assert not caplog.records
 
 
-async def test_an_upload_is_used_again_for_two_days_only(
-    sandbox: Sandbox, uploads: Uploads, face: Path, tmp_path: Path
+# --- for how long ---------------------------------------------------------------------------------
+
+
+class Clocks:
+    """A clock of the machine and one of the loop, which may stand still or be set apart."""
+
+    def __init__(self) -> None:
+        self.wall_s = 1_764_000_000.0
+        self.loop_s = 50.0
+
+    def make(self) -> ForwardClock:
+        return ForwardClock(lambda: self.loop_s, lambda: self.wall_s)
+
+
+HOUR = 3600.0
+KEPT: list[tuple[str, dict[str, Any], float, float, int]] = [
+    ("a while later", {}, 21 * HOUR, 21 * HOUR, 1),
+    ("too near the end", {}, 23 * HOUR, 23 * HOUR, 2),
+    ("a day later", {}, 25 * HOUR, 25 * HOUR, 2),
+    ("the machine slept", {}, 25 * HOUR, 60.0, 2),
+    ("the clock was set back", {}, -90 * HOUR, 25 * HOUR, 2),
+    ("set back, and soon", {}, -90 * HOUR, 60.0, 1),
+    ("it said an hour", {"expiresAt": 1}, 0.5 * HOUR, 0.5 * HOUR, 1),
+    ("it said an hour, and that is over", {"expiresAt": 1}, 2 * HOUR, 2 * HOUR, 2),
+    ("it said three days", {"expiresAt": 72}, 60 * HOUR, 60 * HOUR, 1),
+    ("it said three days long ago", {"expiresAt": 72}, 73 * HOUR, 73 * HOUR, 2),
+    ("its clock is not ours", {"uploadedAt": 400, "expiresAt": 401}, 0.5 * HOUR, 0.5 * HOUR, 1),
+    ("its clock is not ours, and it is over", {"uploadedAt": 400, "expiresAt": 401}, 2 * HOUR, 2 * HOUR, 2),
+    ("what it says is no time", {"expiresAt": None}, 21 * HOUR, 21 * HOUR, 1),
+]
+
+
+@pytest.mark.parametrize(("name", "said", "wall_s", "loop_s", "sent"), KEPT, ids=[row[0] for row in KEPT])
+async def test_an_upload_is_used_again_while_the_service_has_it(
+    name: str, said: dict[str, Any], wall_s: float, loop_s: float, sent: int, face: Path
 ) -> None:
-    (tmp_path / "other").write_bytes(PNG + b"other")
-    first = await uploads.upload(face)
-    await uploads.upload(tmp_path / "other")
-    for version, (begun, upload) in uploads._shared.items():
-        uploads._shared[version] = begun - REUSE_UPLOAD_S, upload
-    assert (await uploads.upload(face)).url != first.url
-    assert sandbox.counts["upload"] == 3
-    assert len(uploads._shared) == 1  # and forgotten, so that a bot of months does not grow
+    clocks = Clocks()
+    now = datetime.fromtimestamp(clocks.wall_s, UTC)
+    times = {
+        field: "soon" if hours is None else (now + timedelta(hours=hours)).isoformat()
+        for field, hours in said.items()
+    }
+    async with RawServer(envelope(downloadUrl="https://files.example/face.png", **times)) as server:
+        uploads = make(server.url, clock=clocks.make().now)
+        await uploads.upload(face)
+        clocks.wall_s += wall_s
+        clocks.loop_s += loop_s
+        await uploads.upload(face)
+        await uploads.aclose()
+    assert len(server.asked) == sent
+
+
+async def test_what_a_wrong_clock_stored_in_the_future_is_not_used() -> None:
+    stored = StoredUpload.of(UploadedFile(url="https://files.example/face.png"), 2_000_000_000.0)
+    assert stored.is_usable(2_000_000_001.0)
+    assert not stored.is_usable(1_764_000_000.0)
+
+
+async def test_uploads_are_remembered_by_what_is_given_so_the_next_session_finds_them(
+    sandbox: Sandbox, face: Path
+) -> None:
+    store = MemoryUploadStore()
+    for _ in range(2):
+        uploads = make(sandbox.upload_url, store=store)
+        await uploads.upload(face)
+        await uploads.aclose()
+    assert sandbox.counts["upload"] == 1
+    assert len(store) == 1
+
+
+async def test_a_store_that_fails_costs_an_upload_and_no_task(
+    sandbox: Sandbox, face: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(MemoryUploadStore):
+        async def find_upload(self, key: bytes) -> StoredUpload | None:
+            raise JournalError("the disk is gone")
+
+        async def save_upload(self, key: bytes, upload: StoredUpload) -> None:
+            raise JournalError("the disk is gone")
+
+    uploads = make(sandbox.upload_url, store=Broken())
+    assert (await uploads.upload(face)).url
+    await uploads.aclose()
+    assert sum("the disk is gone" in text for text in caplog.messages) == 2
+
+
+async def test_a_store_in_memory_is_bounded_and_forgets_the_oldest() -> None:
+    store = MemoryUploadStore(3)
+    file = StoredUpload.of(UploadedFile(url="https://files.example/face.png"), 0.0)
+    for key in (b"a", b"b", b"c", b"a", b"d"):
+        await store.save_upload(key, file)
+    assert len(store) == 3
+    assert [await store.find_upload(key) is not None for key in (b"a", b"b", b"c", b"d")] == [1, 0, 1, 1]
+
+
+# --- media of any kind ----------------------------------------------------------------------------
+
+
+def box(kind: bytes, *content: bytes) -> bytes:
+    body = b"".join(content)
+    return (8 + len(body)).to_bytes(4, "big") + kind + body
+
+
+def track(handler: bytes) -> bytes:
+    return box(b"trak", box(b"tkhd", bytes(84)), box(b"mdia", box(b"hdlr", bytes(8), handler, bytes(12))))
+
+
+def mp4(brand: bytes, *handlers: bytes, is_moov_last: bool = False) -> bytes:
+    moov = box(b"moov", box(b"mvhd", bytes(100)), *map(track, handlers)) if handlers else b""
+    parts = [box(b"mdat", bytes(500)), moov] if is_moov_last else [moov, box(b"mdat", bytes(500))]
+    return box(b"ftyp", brand, bytes(4), brand) + b"".join(parts)
+
+
+def webm(*codecs: bytes) -> bytes:
+    entries = b"".join(b"\xae\x8a\x86" + bytes([0x80 + len(codec)]) + codec for codec in codecs)
+    return b"\x1aE\xdf\xa3\x84webm" + bytes(40) + b"\x16\x54\xae\x6b\x90" + entries
+
+
+BRANDS = (b"mp42", b"isom", b"3gp4", b"dash")
+SOUND, FILM = (b"soun",), (b"vide", b"soun")
+VOICES = [
+    *((f"{brand.decode()} with sound", mp4(brand, *SOUND), "v.mp4") for brand in (b"mp42", b"isom", b"3gp4")),
+    *(
+        (f"{brand.decode()} without moov", mp4(brand), "v.m4a")
+        for brand in (b"mp42", b"isom", b"3gp4", b"dash")
+    ),
+    ("moov behind the sound", mp4(b"isom", *SOUND, is_moov_last=True), "v"),
+    ("no tracks and no name", mp4(b"iso5"), "v"),
+    ("m4a", mp4(b"M4A "), "v.m4a"),
+    ("RF64", b"RF64\xff\xff\xff\xffWAVEds64" + bytes(64), "v.wav"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "file"), VOICES, ids=[row[0] for row in VOICES])
+@pytest.mark.parametrize("form", ["path", "bytes", "stream"])
+async def test_a_voice_of_a_phone_or_a_browser_is_a_voice(
+    sandbox: Sandbox, uploads: Uploads, tmp_path: Path, name: str, content: bytes, file: str, form: str
+) -> None:
+    path = tmp_path / file
+    path.write_bytes(content)
+    given = {"path": path, "bytes": content, "stream": io.BytesIO(content)}[form]
+    request = KlingAvatar(image_url="https://files.example/f.png", audio_url=given).as_request()
+    url = (await uploads.replace_media(request)).input["audio_url"]
+    assert url.endswith((".m4a", ".wav"))
+    assert stored(sandbox, url).mime in {"audio/mp4", "audio/wav"}
+    assert stored(sandbox, url).content == content
+
+
+@pytest.mark.parametrize("form", ["path", "bytes"])
+@pytest.mark.parametrize("is_moov_last", [False, True])
+async def test_a_film_is_no_voice(
+    sandbox: Sandbox, uploads: Uploads, tmp_path: Path, form: str, is_moov_last: bool
+) -> None:
+    film = mp4(b"isom", *FILM, is_moov_last=is_moov_last)
+    (tmp_path / "voice.m4a").write_bytes(film)
+    given = tmp_path / "voice.m4a" if form == "path" else film
+    with pytest.raises(InvalidRequest, match=r"^audio_url: "):
+        await uploads.replace_media(request_of(audio_url=given))
+    with pytest.raises(InvalidRequest, match=r"^video_url: .* is audio/mp4, not video"):
+        await uploads.replace_media(request_of(video_url=mp4(b"isom", *SOUND)))
+    assert sandbox.counts["upload"] == 0
+
+
+HEIC = b"\0\0\0\x18ftypheic" + bytes(64)
+FLAC = b"fLaC" + bytes(64)
+ANY_FILES: list[tuple[str, bytes, str, str]] = [
+    ("video_url", mp4(b"isom", *FILM), "a.bin", ".mp4"),
+    ("video_url", mp4(b"qt  ", *FILM), "a.mov", ".mov"),
+    ("video_urls", webm(b"V_VP9", b"A_OPUS"), "a", ".webm"),
+    ("audio_url", webm(b"A_OPUS"), "a.webm", ".webm"),
+    ("audio_url", FLAC, "a.flac", ".flac"),
+    ("image_url", HEIC, "a.heic", ".heic"),
+    ("image_input", b"BM" + bytes(64), "a.bmp", ".bmp"),
+    ("subtitle", b"1\n00:00:01,000 --> 00:00:02,000\nhi\n", "a.srt", ".srt"),
+    ("mesh", b"glTF\2\0\0\0" + bytes(40), "a.GLB", ".glb"),
+    ("image_url", bytes(range(1, 80)), "raw.cr3", ".cr3"),
+    ("anything", bytes(range(1, 80)), "a.not an ending", ".bin"),
+    ("anything", bytes(range(1, 80)), "noname", ".bin"),
+]
+
+
+@pytest.mark.parametrize(("field", "content", "file", "ending"), ANY_FILES)
+async def test_a_file_of_any_kind_goes_up_where_the_field_is_not_known_to_us(
+    sandbox: Sandbox, uploads: Uploads, tmp_path: Path, field: str, content: bytes, file: str, ending: str
+) -> None:
+    path = tmp_path / file
+    path.write_bytes(content)
+    url = (await uploads.replace_media(request_of(**{field: path}))).input[field]
+    assert Path(url).suffix == ending
+    assert stored(sandbox, url).content == content
+    if field != "anything":
+        assert Path((await uploads.upload(path)).url).suffix == ending
+
+
+@pytest.mark.parametrize("field", ["image_url", "audio_url"])
+@pytest.mark.parametrize(
+    "content", [HEIC, b"fLaC" + bytes(64), webm(b"A_OPUS"), mp4(b"isom", *FILM), bytes(64)]
+)
+async def test_nothing_else_goes_up_for_an_avatar(
+    sandbox: Sandbox, uploads: Uploads, field: str, content: bytes
+) -> None:
+    given: dict[str, Any] = {
+        "image_url": "https://e.org/f.png",
+        "audio_url": "https://e.org/v.mp3",
+        field: content,
+    }
+    with pytest.raises(InvalidRequest, match=rf"^{field}: the upload is neither JPEG"):
+        await uploads.replace_media(KlingAvatar(**given).as_request())
+    assert sandbox.counts["upload"] == 0
+
+
+class Unseekable(io.RawIOBase):
+    """A pipe, or the body of an answer."""
+
+    def __init__(self, content: bytes) -> None:
+        self._left = io.BytesIO(content)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        block = self._left.read(min(7, len(buffer)))
+        buffer[: len(block)] = block
+        return len(block)
+
+
+class OnlyRead:
+    """A stream of somebody's own."""
+
+    def __init__(self, content: bytes) -> None:
+        self._left = io.BytesIO(content)
+
+    def read(self, size: int = -1) -> bytes:
+        return self._left.read(size)
+
+
+def spent(content: bytes) -> io.BytesIO:
+    """Return a stream as it stands after it was written."""
+    stream = io.BytesIO()
+    stream.write(content)
+    return stream
+
+
+FORMS: list[tuple[str, Callable[[Path, bytes], Any]]] = [
+    ("path", lambda path, _: path),
+    ("bytes", lambda _, content: content),
+    ("bytearray", lambda _, content: bytearray(content)),
+    ("memoryview", lambda _, content: memoryview(content)),
+    ("file", lambda path, _: path.open("rb")),
+    ("raw file", lambda path, _: path.open("rb", buffering=0)),
+    ("BytesIO", lambda _, content: io.BytesIO(content)),
+    ("BytesIO at its end", lambda _, content: spent(content)),
+    ("pipe", lambda _, content: io.BufferedReader(Unseekable(content))),
+    ("raw pipe", lambda _, content: Unseekable(content)),
+    ("read() alone", lambda _, content: OnlyRead(content)),
+]
+
+
+@pytest.fixture
+def large_face(face: Path) -> Path:
+    face.write_bytes(PNG + os.urandom(600_000))
+    return face
+
+
+@pytest.mark.parametrize(("name", "form"), FORMS, ids=[row[0] for row in FORMS])
+async def test_media_as_people_and_programs_have_them(
+    sandbox: Sandbox, uploads: Uploads, large_face: Path, name: str, form: Callable[[Path, bytes], Any]
+) -> None:
+    face, content = large_face, large_face.read_bytes()  # noqa: ASYNC240
+    for given in (form(face, content), form(face, content)):
+        request = request_of(deep=[{"frames": ({"image": given},)}], prompt="hi")
+        digest = await asyncio.to_thread(fingerprint, request)
+        assert digest == await asyncio.to_thread(fingerprint, request)
+        filled = await uploads.replace_media(request)
+        (url,) = (frame["image"] for frame in filled.input["deep"][0]["frames"])
+        assert stored(sandbox, url).content == content
+        assert filled.input["prompt"] == "hi"
+        if hasattr(given, "close"):
+            given.close()
+    assert sandbox.counts["upload"] == 1
+    given = form(face, content)
+    assert stored(sandbox, (await uploads.upload(given)).url).content == content
+    if hasattr(given, "close"):
+        given.close()
+
+
+async def test_fields_whose_paths_read_alike_are_not_mixed_up(sandbox: Sandbox, uploads: Uploads) -> None:
+    other = PNG + b"other"
+    filled = await uploads.replace_media(
+        request_of(**{"a.b": PNG, "a": {"b": other}, "c[0]": PNG, "c": [other]})
+    )
+    one, two = filled.input["a.b"], filled.input["a"]["b"]
+    assert (stored(sandbox, one).content, stored(sandbox, two).content) == (PNG, other)
+    assert filled.input == {"a.b": one, "a": {"b": two}, "c[0]": one, "c": [two]}
+
+
+async def test_what_was_uploaded_stands_for_its_url(sandbox: Sandbox, uploads: Uploads) -> None:
+    file = await uploads.upload(PNG)
+    request = request_of(image_url=file, deep={"a": [file]})
+    assert request.input == {"image_url": file.url, "deep": {"a": [file.url]}}
+    assert await uploads.replace_media(request) is request
+    assert await uploads.upload(file) is file
+    assert KlingAvatar(image_url=file, audio_url="https://e.org/v.mp3").image_url == file.url
+
+
+async def test_many_requests_may_share_a_stream(sandbox: Sandbox, uploads: Uploads) -> None:
+    content = PNG + os.urandom(900_000)
+    with io.BytesIO(content) as stream:
+        filling = [uploads.replace_media(request_of(image_url=stream, seed=seed)) for seed in range(20)]
+        (url,) = {filled.input["image_url"] for filled in await asyncio.gather(*filling)}
+    assert stored(sandbox, url).content == content
+    assert sandbox.counts["upload"] == 1
+
+
+async def awaited(size: int = -1) -> bytes:
+    return PNG
+
+
+STRANGE: list[tuple[str, Callable[[], Any], str]] = [
+    ("None", lambda: None, "file must be a path, a URL, bytes or a binary stream, got NoneType"),
+    ("a list", lambda: [PNG], "got list"),
+    ("a number", lambda: 7, "got int"),
+    ("a class", lambda: io.BytesIO, "got (ABCMeta|type)"),
+    ("text", lambda: io.StringIO("x"), "open in binary mode"),
+    ("an awaitable read", lambda: type("Upload", (), {"read": staticmethod(awaited)})(), "must be awaited"),
+    ("no bytes", lambda: type("Odd", (), {"read": lambda self, size=-1: "x"})(), "cannot read the stream"),
+    ("closed", lambda: (stream := io.BytesIO(PNG), stream.close())[0], "cannot read the stream: .*closed"),
+    ("empty", lambda: io.BytesIO(), "the stream is empty"),
+]
+
+
+@pytest.mark.parametrize(("name", "given", "words"), STRANGE, ids=[row[0] for row in STRANGE])
+async def test_what_is_no_medium_is_refused_in_words(
+    sandbox: Sandbox, uploads: Uploads, name: str, given: Callable[[], Any], words: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=words):
+        await uploads.upload(given())
+    if "got" not in words:
+        with pytest.raises(InvalidRequest, match=r"^frames\[1\]\.image: .*" + words):
+            await uploads.replace_media(request_of(frames=[{}, {"image": given()}]))
+    assert sandbox.counts["upload"] == 0
+
+
+async def test_a_large_file_is_never_whole_in_memory(tmp_path: Path) -> None:
+    large, size = tmp_path / "large.mp4", 64 * 1024**2
+    with large.open("wb") as file:
+        file.write(mp4(b"isom"))
+        file.truncate(size)
+    received = 0
+
+    async def sink(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal received
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        left = int(re.findall(r"Content-Length: (\d+)", head)[0])
+        while left:
+            block = await reader.read(min(left, 65_536))
+            left -= len(block)
+            received += len(block)
+        writer.write(UPLOADED)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(sink, "127.0.0.1", 0)
+    uploads = make(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    tracemalloc.start()
+    await uploads.replace_media(request_of(video_url=large))
+    with large.open("rb") as stream:
+        await uploads.upload(stream)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    await uploads.aclose()
+    server.close()
+    await server.wait_closed()
+    assert received > 2 * size
+    assert most < 8 * 1024**2
+
+
+async def test_a_file_that_changes_while_it_is_sent_is_not_taken(tmp_path: Path) -> None:
+    path = tmp_path / "large.png"
+    path.write_bytes(PNG + bytes(9_000_000))
+    is_done = asyncio.Event()
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1000)
+        path.write_bytes(PNG + b"x" * 9_000_000)
+        while await reader.read(1 << 20):
+            pass
+        writer.close()
+        is_done.set()
+
+    server = await asyncio.start_server(slow, "127.0.0.1", 0)
+    uploads = make(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    with pytest.raises(InvalidRequest, match="changed before it was uploaded"):
+        await uploads.upload(path)
+    await uploads.aclose()
+    await is_done.wait()
+    server.close()
+    await server.wait_closed()
+
+
+# --- presigned URLs -------------------------------------------------------------------------------
+
+QUERIES = [
+    ({"audio_url": "https://b.example/v.mp3?X-Amz-Signature=canary"}, "audio_url"),
+    ({"image_urls": ["https://b.example/a.png", "https://b.example/b.png?sig=canary"]}, r"image_urls\[1\]"),
+    ({"frames": [{"first_frame_url": "https://b.example/get?id=canary"}]}, r"frames\[0\]\.first_frame_url"),
+    ({"input_urls": ("https://b.example/get?id=canary",)}, r"input_urls\[0\]"),
+    ({"audio_url": "https://b.example/v.mp3"}, ""),
+    ({"audio_url": "https://b.example/get?file=v.mp3"}, ""),
+    ({"prompt": "what is https://b.example/v.mp3?X=1"}, ""),
+]
+
+
+@pytest.mark.parametrize(("fields", "named"), QUERIES)
+async def test_a_presigned_url_is_warned_of_once(
+    uploads: Uploads, caplog: pytest.LogCaptureFixture, fields: dict[str, Any], named: str
+) -> None:
+    for _ in range(3):
+        await uploads.replace_media(request_of(**fields))
+    assert len(caplog.records) == bool(named)
+    for record in caplog.records:
+        assert record.levelname == "WARNING"
+        assert re.match(named, record.getMessage())
+        assert "kie.upload(url)" in record.getMessage()
+        assert "canary" not in record.getMessage()
 
 
 # --- in place of paths ----------------------------------------------------------------------------
@@ -387,7 +819,7 @@ async def test_paths_are_replaced_and_nothing_else_is_touched(
         deep={"image": [1]},
         none=None,
     )
-    filled = await uploads.replace_paths(asked)
+    filled = await uploads.replace_media(asked)
     image, audio = filled.input["image_url"], filled.input["audio_url"]
     assert stored(sandbox, image).content == PNG
     assert stored(sandbox, audio).content == sound.read_bytes()
@@ -406,7 +838,7 @@ async def test_paths_are_replaced_and_nothing_else_is_touched(
 
 async def test_without_paths_the_request_stays_the_same(sandbox: Sandbox, uploads: Uploads) -> None:
     asked = request_of(image_urls=["https://files.example/x.png"], pair=(1, 2), prompt="")
-    assert await uploads.replace_paths(asked) is asked
+    assert await uploads.replace_media(asked) is asked
     assert sandbox.counts["upload"] == 0
 
 
@@ -414,10 +846,10 @@ async def test_one_bad_file_keeps_the_good_ones_home_and_its_field_is_named(
     sandbox: Sandbox, uploads: Uploads, face: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InvalidRequest, match=r"^audio_url: cannot read '.*none.wav'"):
-        await uploads.replace_paths(request_of(image_url=face, audio_url=tmp_path / "none.wav"))
+        await uploads.replace_media(request_of(image_url=face, audio_url=tmp_path / "none.wav"))
     (tmp_path / "text").write_text("I am a picture")
     with pytest.raises(InvalidRequest, match=r"^image_urls\[1\]: '.*text' is neither"):
-        await uploads.replace_paths(request_of(image_url=face, image_urls=[face, tmp_path / "text"]))
+        await uploads.replace_media(request_of(image_url=face, image_urls=[face, tmp_path / "text"]))
     assert sandbox.counts["upload"] == 0
 
 
@@ -425,7 +857,7 @@ async def test_a_refused_upload_names_its_field(face: Path) -> None:
     async with RawServer(envelope(400)) as server:
         uploads = make(server.url)
         with pytest.raises(UploadRefused, match=r"^image_url: code 400: words$"):
-            await uploads.replace_paths(request_of(image_url=face))
+            await uploads.replace_media(request_of(image_url=face))
         await uploads.aclose()
 
 
@@ -441,7 +873,7 @@ async def test_the_files_of_a_request_go_up_side_by_side(tmp_path: Path) -> None
 
     async with RawServer(later) as server:
         uploads = make(server.url)
-        filling = asyncio.create_task(uploads.replace_paths(request_of(image_urls=paths)))
+        filling = asyncio.create_task(uploads.replace_media(request_of(image_urls=paths)))
         await eventually(lambda: len(server.asked) == 3)
         gate.set()
         assert len((await filling).input["image_urls"]) == 3

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import io
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -123,6 +127,79 @@ def test_a_request_can_stand_in_a_set() -> None:
     assert len({TaskRequest(model="a/b", input={"p": [1]}), TaskRequest(model="a/b", input={"p": [1]})}) == 1
 
 
+PATHS = [
+    "face.png",
+    "./face.png",
+    "/tmp/face.png",
+    "dir with blank/face.png",
+    "C:\\Users\\a\\face.png",
+    "C:/Users/a/face.png",
+    "c:face.png",
+    "\\\\server\\share\\face.png",
+    "ada:1.png",
+    "12:30.mp3",
+    "s3:copy.png",
+    "~/face.png",
+]
+MEDIA_FIELDS: list[Callable[[str], dict[str, Any]]] = [
+    lambda text: {"image_url": text},
+    lambda text: {"image_urls": [FACE, text]},
+    lambda text: {"image_input": (text,)},
+    lambda text: {"input_urls": [text]},
+    lambda text: {"elements": [{"deep": {"first_frame_url": text}}]},
+]
+
+
+@together("path", PATHS)
+@together("fields", MEDIA_FIELDS)
+def test_a_path_in_the_place_of_a_url_is_refused_with_what_to_do(
+    path: str, fields: Callable[[str], dict[str, Any]]
+) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        TaskRequest(model="a/b", input=fields(path))
+    assert f"pass Path({path!r}) to upload it" in str(caught.value)
+    assert re.match(r"[\w.\[\]]+ is no URL: ", str(caught.value))
+
+
+@together(
+    "text",
+    [
+        "",
+        " ",
+        FACE,
+        "HTTP://e.org/x",
+        "asset://7",
+        "s3://b/x",
+        "data:image/png;base64,AA",
+        " https://e.org/x",
+    ],
+)
+@together("fields", MEDIA_FIELDS)
+def test_other_text_passes_untouched(text: str, fields: Callable[[str], dict[str, Any]]) -> None:
+    assert TaskRequest(model="a/b", input=fields(text)).input == fields(text)
+
+
+@together("name", ["prompt", "url", "image", "style", "voice"])
+def test_a_path_is_text_in_any_other_field(name: str) -> None:
+    assert TaskRequest(model="a/b", input={name: "face.png"}).input == {name: "face.png"}
+
+
+def test_media_are_owned_from_then_on() -> None:
+    given = bytearray(b"one")
+    request = TaskRequest(model="a/b", input={"a": [given], "b": (given, {"c": memoryview(given)})})
+    given[:] = b"two"
+    assert request.input == {"a": [b"one"], "b": (b"one", {"c": b"one"})}
+
+
+@together(
+    ("stream", "words"),
+    [(io.StringIO("x"), "binary mode"), (asyncio.StreamReader.__new__(asyncio.StreamReader), "be awaited")],
+)
+def test_a_stream_that_gives_no_bytes_is_refused_by_its_place(stream: Any, words: str) -> None:
+    with pytest.raises(InvalidRequest, match=rf"^a\.b\[0\]: .*{words}"):
+        TaskRequest(model="a/b", input={"a": {"b": [stream]}})
+
+
 # --- the avatar ----------------------------------------------------------------------------------
 
 
@@ -160,7 +237,7 @@ def test_a_prompt_out_of_range_is_refused(prompt: Any, said: str) -> None:
 
 
 @together("field", ["image_url", "audio_url"])
-@together("path", ["face.png", "./face.png", "/tmp/face.png", "dir with blank/face.png"])
+@together("path", PATHS)
 def test_text_without_a_scheme_is_a_local_file(field: str, path: str) -> None:
     assert getattr(avatar(**{field: path}), field) == Path(path)
 
@@ -173,7 +250,7 @@ def test_a_path_stays_a_path(field: str) -> None:
 @together("field", ["image_url", "audio_url"])
 @together(
     "bad",
-    ["", "  ", "ftp://a.example/x.png", "file:///etc/passwd", "data:image/png;base64,AA", None, 7, b"x"],
+    ["", "  ", "ftp://a.example/x.png", "file:///etc/passwd", "data:image/png;base64,AA", None, 7, [FACE]],
 )
 def test_what_the_service_cannot_fetch_is_refused_by_name(field: str, bad: Any) -> None:
     with pytest.raises(InvalidRequest, match=field):
@@ -277,6 +354,22 @@ def test_a_file_counts_by_what_is_in_it(tmp_path: Path) -> None:
     assert fingerprint(request_for(f=[one])) != fingerprint(request_for(f=[other]))
 
 
+def test_a_file_its_bytes_and_a_stream_of_them_are_the_same(tmp_path: Path) -> None:
+    face = tmp_path / "face"
+    face.write_bytes(b"face")
+    forms = [face, b"face", bytearray(b"face"), io.BytesIO(b"face")]
+    assert len({fingerprint(request_for(f=[form])) for form in forms}) == 1
+    assert fingerprint(request_for(f=[io.BytesIO(b"voice")])) != fingerprint(request_for(f=[face]))
+
+
+def test_a_stream_that_cannot_be_read_is_refused() -> None:
+    stream = io.BytesIO(b"face")
+    request = request_for(f=stream)
+    stream.close()
+    with pytest.raises(InvalidRequest, match=r"^cannot read a stream: .*closed file"):
+        fingerprint(request)
+
+
 def test_a_file_that_changes_counts_anew(tmp_path: Path) -> None:
     face = tmp_path / "face"
     face.write_bytes(b"one")
@@ -291,7 +384,7 @@ def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
         fingerprint(request_for(f=tmp_path / "missing.png"))
 
 
-@together("value", [object(), {1, 2}, b"bytes"])
+@together("value", [object(), {1, 2}, 1j])
 def test_an_input_without_json_form_has_no_fingerprint(value: object) -> None:
     with pytest.raises(InvalidRequest, match="no JSON form"):
         fingerprint(request_for(p=value))
