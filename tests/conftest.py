@@ -43,7 +43,7 @@ FAST = PollSchedule(
     recheck_s=(0.01,),
     ring_gap_s=0.01,
 )
-"""Looks at every tick."""
+"""Polls at every tick."""
 NO_LIMITS = Limits(
     create=Rate(1_000_000, per_s=0.001),
     query=Rate(1_000_000, per_s=0.001),

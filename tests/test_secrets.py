@@ -40,6 +40,7 @@ from kie_async._secrets import Secret
 from kie_async.callbacks.address import callback_mac
 from kie_async.creating.create_transport import CreateTransport
 from kie_async.http.transport import Transport
+from kie_async.journal.base import Intent
 from kie_async.wire.requests import encode_credits
 
 KEY = "kie-canary-api-key"
@@ -57,10 +58,12 @@ class Plans(Notes):
 
     def follow(self, tracker: Any) -> None:
         begin = tracker.begin
-        tracker.begin = lambda intent, request: (
-            self.planned.append(intent.intent_id),
-            begin(intent, request),
-        )[1]
+
+        def noted(intent: Intent, *more: Any) -> Any:
+            self.planned.append(intent.intent_id)
+            return begin(intent, *more)
+
+        tracker.begin = noted
 
     @property
     def macs(self) -> list[str]:

@@ -9,7 +9,8 @@ import attrs
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from ..models import TaskRecord
-from ..wire.redaction import Redactor
+from ..wire.redaction import MACS_ONLY as MACS_ONLY
+from ..wire.redaction import Redactor as Redactor
 
 _ACCEPTED_BODY = b'{"code":200,"msg":"success"}'
 

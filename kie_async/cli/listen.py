@@ -15,11 +15,10 @@ from typing import Annotated
 import typer
 
 from ..callbacks.address import derive_callback_secret
-from ..callbacks.base import BodyReader, CallbackVerdict, Delivery, Headers
+from ..callbacks.base import MACS_ONLY, BodyReader, CallbackVerdict, Delivery, Headers, Redactor
 from ..callbacks.receiver import CallbackReceiver
 from ..callbacks.server import serve
 from ..errors import CallbackRejected
-from ..wire.redaction import MACS_ONLY, Redactor
 from .output import print_err, print_out
 from .runtime import DONE, FAILED, CannotRun, run_command
 

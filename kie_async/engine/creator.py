@@ -48,6 +48,10 @@ class _RefTurn(asyncio.Lock):
         self.made: tuple[TaskHandle, bytes] | None = None
         """What the last one made: it may have settled, and be forgotten, before the next one's turn comes."""
 
+    def remember(self, handle: TaskHandle, digest: bytes) -> None:
+        """Keep what was made for whoever waits."""
+        self.made = handle, digest
+
 
 class TaskCreator:
     """Turns requests into handles, so many unsettled at once, first come first served."""
@@ -101,7 +105,7 @@ class TaskCreator:
                 known = turn.made[0]
             if known is None:
                 known = await self._create(request, digest, timeout_s, wait_if_sent)
-                turn.made = known, digest
+                turn.remember(known, digest)
             return known
 
     def _turn_of(self, ref: str) -> _RefTurn:

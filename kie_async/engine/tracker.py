@@ -182,7 +182,7 @@ class TaskTracker:
                 "task %s exists although its create was %s; it is billed", record.task_id, pending.phase.value
             )
         handle = pending.handle
-        if is_late := handle.is_done:  # too late for its awaiters; journal and counts still hear the end
+        if is_late := handle.is_done:  # too late for its awaiters; journal and counts still take in the end
             handle = self.new_handle(pending.intent)
             handle.mark_retrieved()
         # Nobody waits with a clock: it is followed to its end, for the journal and the budget.

@@ -46,7 +46,7 @@ class PollFailures:
 
 @attrs.define(eq=False, weakref_slot=False)
 class PollEntry:
-    """One tracked task. It holds no handle: whoever hears of it finds that by *key*.
+    """One tracked task. It holds no handle: whoever is given it finds that by *key*.
 
     Instants are on the loop's clock, ages count from *begun_at*. There may be a hundred thousand of
     these: what most never need is made when it is needed.

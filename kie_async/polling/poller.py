@@ -23,7 +23,7 @@ from .timer_wheel import TICK_S, TimerWheel
 
 
 class PollSink(Protocol):
-    """Who hears what polling found: the tracker; a list in tests. Keys are those of the entries."""
+    """Who takes in what polling found: the tracker; a list in tests. Keys are those of the entries."""
 
     def deliver(self, record: TaskRecord, source: Source) -> None:
         """Take in one observation of a task."""
@@ -77,7 +77,7 @@ class Poller:
     # --- what is tracked -----------------------------------------------------------------------
 
     def start(self, sink: PollSink) -> None:
-        """Say who hears what is found; before that nothing may be tracked."""
+        """Say who takes in what is found; before that nothing may be tracked."""
         self._sink = sink
 
     def track(

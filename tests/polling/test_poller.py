@@ -1,4 +1,4 @@
-"""One scheduler looks at all tasks: when their schedule says so, within one limit, whatever comes back.
+"""One scheduler polls all tasks: when their schedule says so, within one limit, whatever comes back.
 
 The first part asks a poller alone, in virtual time; the second asks the sandbox over sockets.
 """
@@ -121,7 +121,7 @@ class Bench:
         return entry
 
     def times(self, task_id: str = "t") -> list[float]:
-        """Return when a task was looked at, in seconds since the clock began."""
+        """Return when a task was polled, in seconds since the clock began."""
         return [at - 1000.0 for at, polled in self.polls if polled == task_id]
 
     def gaps(self, task_id: str = "t") -> list[float]:
