@@ -334,8 +334,6 @@ def _check_size(size: int, most: int) -> None:
 
 def _may_pass(error: ApiError) -> bool:
     """Return whether a refusal says nothing about the file: a busy service, or a page in front of it."""
-    if error.http_status in {404, 405, 410}:  # also on a page: there is nobody who could make a link
-        return False
     is_page = isinstance(error, AuthenticationError) and error.http_status == 403
     return is_page or isinstance(error, RateLimited | ServerError)
 

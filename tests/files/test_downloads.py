@@ -779,7 +779,7 @@ REFUSED_LINKS: list[tuple[str, Files, str, int]] = [
     ("410, fresh link in an object", Files([410], lambda url: {"downloadUrl": url + "/fresh"}), "", 1),
     ("404, fresh link wants the page", Files([404], link, wants_referer=True), "", 1),
     ("404, no fresh link", Files([404] * ALWAYS, said(None, 422)), "code 422", 1),
-    ("404, no such endpoint", Files([404] * ALWAYS, http(b"<html>", 404)), "code 404", 1),
+    ("404, no link for it", Files([404] * ALWAYS, said(None, 404)), "code 404", 1),
     ("404, fresh link 404", Files([404] * ALWAYS, lambda url: url + "/other"), "under a fresh link too", 1),
     ("404, busy, then there", Files([404, 404, 200], said(None, 429)), "", 2),
     ("404, a page, then there", Files([404, 200], PAGE), "", 1),
