@@ -45,14 +45,17 @@ class CallbackPolicy:
 
         Only the end of its path counts: host, slashes and query may come back in another form.
         """
-        path = url.partition("#")[0].partition("?")[0]
-        owner, mac = ["", "", *filter(None, path.split("/"))][-2:]
-        return owner == intent_id and is_valid_mac(intent_id, mac, callback_secrets=self.secrets)
+        return self._owner_of(url) == intent_id
 
     def is_address_of_another(self, intent_id: str, url: str) -> bool:
         """Tell whether a callback URL that the service shows is surely the one of another intent of ours."""
-        other = url.rpartition("/")[0].rpartition("/")[2]
-        return other != intent_id and self.is_address_of(other, url)
+        return self._owner_of(url) not in {"", intent_id}
+
+    def _owner_of(self, url: str) -> str:
+        """Return whose callback address a URL is, "" if it is none of ours."""
+        path = url.partition("#")[0].partition("?")[0]
+        owner, mac = ["", "", *filter(None, path.split("/"))][-2:]
+        return owner if is_valid_mac(owner, mac, callback_secrets=self.secrets) else ""
 
     def trusts(self, delivery: Delivery) -> bool:
         """Tell whether a delivery is trusted without asking the service."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import logging
 import multiprocessing
@@ -611,10 +612,15 @@ def run_seed(seed: int, *, verbose: bool = False) -> Report:
 
 def run_range(seeds: Sequence[int]) -> Report:
     """Run some orders, one after the other."""
-    logging.getLogger("kie_async").setLevel(logging.CRITICAL + 1)
-    report = Report()
-    for seed in seeds:
-        report.add(run_seed(seed))
+    log = logging.getLogger("kie_async")
+    before, report = log.level, Report()
+    log.setLevel(logging.CRITICAL + 1)
+    try:
+        for seed in seeds:
+            report.add(run_seed(seed))
+    finally:
+        gc.collect()  # handles that nobody awaited say so when they go
+        log.setLevel(before)
     return report
 
 

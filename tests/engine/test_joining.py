@@ -213,7 +213,6 @@ async def test_an_answered_create_and_all_else_that_names_its_task_are_one(
         ("lost", "none"),
         ("lost", "slow"),
         ("garbled, with an id", "file"),
-        ("garbled, with an id", "slow"),
         ("500, created", "slow"),
     ],
 )
