@@ -72,7 +72,8 @@ class TaskRecord:
     duration_s: float | None = None
     """From creation to completion, queueing included."""
     raw: Mapping[str, object] = attrs.field(factory=dict, repr=False, eq=False)
-    """All the service sent, unknown keys included. Callback addresses in it have lost their last part."""
+    """All the service sent, unknown keys included, but for what was broken. Keys, and the last parts
+    of callback addresses, are stars in it."""
 
     @property
     def param(self) -> Mapping[str, object] | None:
