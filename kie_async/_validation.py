@@ -338,7 +338,7 @@ def check_path(field: str, path: object) -> None:
     Raises:
         InvalidRequest: The message names *field*.
     """
-    if not isinstance(path, str | os.PathLike) or not str(path) or "\0" in str(path):
+    if not isinstance(path, str | os.PathLike) or not str(path).strip() or "\0" in str(path):
         raise InvalidRequest(f"{field} must be a path, got {str(path)[:80]!r}")
 
 
