@@ -34,6 +34,7 @@ from kie_async import (
 from kie_async.callbacks.address import callback_mac
 from kie_async.callbacks.base import Delivery
 from kie_async.sandbox import Never
+from kie_async.wire.redaction import MACS_ONLY
 
 from . import tls
 from .decode import readers
@@ -60,6 +61,8 @@ class Inbox:
 
     callback_secrets: tuple[bytes, ...] = (SECRET,)
     accepted: int = 0
+
+    redactor = MACS_ONLY
 
     def owner_of(self, intent_id: str) -> str | None:
         return TASK

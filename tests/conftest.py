@@ -51,7 +51,7 @@ NO_LIMITS = Limits(
     query_connections=64,
 )
 LOOP = os.environ.get("KIE_TESTS_LOOP", "plain")
-"""``plain``, ``eager`` (tasks that begin at once) or ``uvloop``; tests that steer the clock have their own."""
+"""``plain``, ``eager`` (tasks that begin at once) or ``uvloop``; steered clocks have their own loop."""
 OpenSession = Callable[..., Awaitable[KieSession]]
 
 

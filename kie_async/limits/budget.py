@@ -1,4 +1,4 @@
-"""Keeps the account of a budget: what was spent, what is held, and what is reserved before a body may leave."""
+"""Keeps the account of a budget: what was spent, what is held, and what is reserved before a body leaves."""
 
 from __future__ import annotations
 
@@ -114,10 +114,11 @@ class BudgetLedger:
     def _is_spent(self, model: str) -> bool:
         """Tell whether it would be too much even if all that runs came back."""
         fixed = sum(self._cost(c) for c in self._open.values() if not c.is_live)
-        tasks, credits = self._budget.tasks, self._budget.credits
-        if tasks is not None and self._tasks >= tasks:
+        budget = self._budget
+        if budget.tasks is not None and self._tasks >= budget.tasks:
             return True
-        return credits is not None and self._is_over(self._spent + fixed + self._expected(model), credits)
+        needed = self._spent + fixed + self._expected(model)
+        return budget.credits is not None and self._is_over(needed, budget.credits)
 
     def reserve(self, intent_id: str, model: str) -> None:
         """Reserve what a create is expected to cost; its body leaves in the same step.

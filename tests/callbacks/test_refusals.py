@@ -13,6 +13,7 @@ from kie_async import CallbackReceiver, Sandbox
 from kie_async.callbacks.address import callback_mac
 from kie_async.callbacks.base import Delivery
 from kie_async.callbacks.silence import ENDS_WITHOUT_CALLBACK, SILENCE_S, WARN_EVERY_S, CallbackSilence
+from kie_async.wire.redaction import MACS_ONLY
 from kie_async.wire.signatures import sign
 
 INTENT, SECRET, TASK, KEY, NOW = "0123456789abcdef" * 2, b"a secret", "task_12345678", "k", 1_700_000_000
@@ -24,6 +25,8 @@ class Inbox:
     """A session that knows one intent."""
 
     callback_secrets: Sequence[bytes] = (SECRET,)
+
+    redactor = MACS_ONLY
 
     def __init__(self) -> None:
         self.tasks: dict[str, str] = {INTENT: TASK}

@@ -18,6 +18,7 @@ from kie_async import CallbackReceiver, CallbackRejected, CallbackVerdict, PollS
 from kie_async.callbacks import handover
 from kie_async.callbacks.address import callback_mac
 from kie_async.callbacks.base import Delivery
+from kie_async.wire.redaction import MACS_ONLY
 
 INTENT, SECRET, TASK = "0123456789abcdef" * 2, b"a secret", "task_12345678"
 TAIL = f"{INTENT}/{callback_mac(INTENT, secret=SECRET)}"
@@ -30,6 +31,8 @@ class Inbox:
     """A session that notes on which threads it was touched."""
 
     callback_secrets: Sequence[bytes] = (SECRET,)
+
+    redactor = MACS_ONLY
 
     def __init__(self) -> None:
         self.threads: list[tuple[str, int]] = []

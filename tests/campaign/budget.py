@@ -1,4 +1,4 @@
-"""Spends budgets in thousands of random worlds, in virtual time: none is overrun by more than one surprise."""
+"""Spends budgets in thousands of random worlds, in virtual time: none is overrun by more than a surprise."""
 
 from __future__ import annotations
 
