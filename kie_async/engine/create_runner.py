@@ -10,9 +10,9 @@ from typing import Any
 from ..creating.create_call import CreateCall
 from ..errors import KieError, SessionMisuse
 from ..handle import TaskHandle
+from ..limits.admission import CLOSED
 
 SHUTDOWN_GRACE_S = 10.0
-CLOSED = "the session is closed; open a new one"
 
 Work = Coroutine[Any, Any, TaskHandle | KieError]
 """A whole create. It returns its error: there may be nobody left to raise it to."""

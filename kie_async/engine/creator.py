@@ -27,10 +27,10 @@ from ..handle import TaskHandle
 from ..inputs.fingerprint import fingerprint
 from ..inputs.request import TaskRequest
 from ..journal.base import Claim, ClaimSource, Intent, IntentState, TaskAlreadyBound, log_failed_note
-from ..limits.admission import Admission
+from ..limits.admission import CLOSED, Admission
 from ..limits.budget import BudgetLedger
 from ..wire.requests import WireRequest, encode_create, with_callback_url
-from .create_runner import CLOSED, CreateRunner
+from .create_runner import CreateRunner
 from .pending_creates import PendingCreate, Phase
 from .reconciler import Reconciler
 from .recovery import Recovery

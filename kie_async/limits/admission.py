@@ -7,6 +7,8 @@ from typing import Protocol
 
 from ..errors import SessionMisuse
 
+CLOSED = "the session is closed; open a new one"
+
 
 class SlotHolder(Protocol):
     """Who remembers whether it holds a slot: a set of all holders would take 80 bytes for each."""
@@ -68,4 +70,4 @@ class Admission:
             SessionMisuse: It is closing.
         """
         if self._is_closing:
-            raise SessionMisuse("the session is closed; open a new one")
+            raise SessionMisuse(CLOSED)
