@@ -13,6 +13,7 @@ from .batch import batch
 from .demo import demo
 from .journal import journal
 from .listen import listen
+from .report import report
 from .runtime import configure_log
 from .sandbox import PASS_OPTIONS_ON, sandbox
 from .tasks import balance, run, status
@@ -52,6 +53,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "run": run,
     "batch": batch,
+    "report": report,
     "status": status,
     "credits": balance,
     "listen": listen,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -26,6 +27,7 @@ from .batch_ledger import BatchLedger
 from .batch_progress import BatchProgress, open_progress
 from .jobs_file import read_jobs
 from .output import print_err, print_out
+from .report import report_results
 from .runtime import DONE, FAILED, INTERRUPTED, CannotRun, explain, require_folder, require_key, run_command
 
 _DEFAULT_PORT = 8080
@@ -102,6 +104,8 @@ def batch(
 
     The whole file is checked first. If anything is wrong, all of it is listed and nothing is sent.
 
+    At the end report.html and results.csv, beside the results, show what became of every job.
+
     Run the same command again after a crash, a Ctrl-C or an error: it goes on, and nothing is paid twice.
     Ctrl-C once sends nothing more and waits for what is paid, twice leaves at once.
 
@@ -147,12 +151,14 @@ async def run_batch(options: BatchOptions) -> int:
         require_key()
         for folder in (options.out, options.results.parent, options.journal.parent):
             require_folder(folder)
-        ledger = BatchLedger(jobs, options.results)
+        ledger, began = BatchLedger(jobs, options.results), time.time()
         with open_progress() as progress:
             run = _CommandRun(options, ledger, progress)
             await run.run(jobs.requests())
     print_out(f"{len(jobs)} jobs: {ledger.summary()}; see {options.results}")
-    return run.report_status()
+    status = run.report_status()
+    await report_results(options.results, title=options.jobs.name, began=began, journal=options.journal)
+    return status
 
 
 class _CommandRun:
@@ -315,6 +321,7 @@ class _CommandRun:
             self._ledger.record_task(event.ref, event.task_id)
         elif event.kind == "settled":
             self._settled_count += 1
+            self._ledger.record_end(event.ref, event.source)
 
     async def _update_progress(self) -> None:
         loop = asyncio.get_running_loop()

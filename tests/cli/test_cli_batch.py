@@ -233,7 +233,7 @@ async def test_the_results_file_is_whole_at_every_moment(patient: Sandbox, tmp_p
 async def test_a_writing_that_was_given_up_on_does_not_undo_a_later_one(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    may_end, has_ended, replace = threading.Event(), threading.Event(), results_file._replace
+    may_end, has_ended, replace = threading.Event(), threading.Event(), results_file.replace_file
 
     def slowly(path: Path, lines: list[bytes]) -> None:
         if b"running" in lines[0]:
@@ -242,7 +242,7 @@ async def test_a_writing_that_was_given_up_on_does_not_undo_a_later_one(
         if b"running" in lines[0]:
             has_ended.set()
 
-    monkeypatch.setattr(results_file, "_replace", slowly)
+    monkeypatch.setattr(results_file, "replace_file", slowly)
     results = results_file.ResultsFile(tmp_path / "results.jsonl", [{"outcome": "running"}])
     given_up = asyncio.create_task(results.write())
     await asyncio.sleep(0.01)
@@ -259,13 +259,13 @@ async def test_a_writing_that_was_given_up_on_does_not_undo_a_later_one(
 async def test_a_writing_that_was_overtaken_leaves_the_newer_one(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    written, replace = [], results_file._replace
+    written, replace = [], results_file.replace_file
 
     def counted(path: Path, lines: list[bytes]) -> None:
         replace(path, lines)
         written.append(lines)
 
-    monkeypatch.setattr(results_file, "_replace", counted)
+    monkeypatch.setattr(results_file, "replace_file", counted)
     results = results_file.ResultsFile(tmp_path / "results.jsonl", [{"outcome": "running"}])
     with results._write_lock:
         overtaken = asyncio.create_task(results.write())
@@ -463,7 +463,7 @@ async def test_results_that_cannot_be_written_end_nothing_that_is_paid(
         if next(tries):  # the first is before anything is sent
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(results_file, "_replace", refuse)
+    monkeypatch.setattr(results_file, "replace_file", refuse)
     write_jobs(tmp_path, 2)
     code, out, err = await command(service, "batch", "jobs.csv", *with_callbacks())
     assert code == 1
