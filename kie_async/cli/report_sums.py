@@ -37,6 +37,9 @@ _PARTICULARS = re.compile(
 """What differs from one job to the next in the same message."""
 
 
+_FILE_NAME = re.compile(r"the task-\d+(\.\w{1,5})?\b")
+
+
 @attrs.frozen(kw_only=True)
 class Reason:
     """Why jobs are not done, and which."""
@@ -121,10 +124,12 @@ def _reasons(rows: Iterable[Row]) -> list[Reason]:
 def plain_reason(row: Row) -> str:
     """Return why a job is not done in words that are the same for all jobs of that kind."""
     text = row.reason
-    for name, word in ((row.task_id, "task"), (row.ref, "row")):
-        if len(name) > 2:
-            text = re.sub(rf"(\b{word} )?['\"]?(?<!\w){re.escape(name)}(?!\w)['\"]?", f"the {word}", text)
-    return " ".join(_PARTICULARS.sub("…", text).split()).removeprefix("the task failed: ")
+    if row.task_id:
+        text = text.replace(f"task {row.task_id}", "the task").replace(row.task_id, "the task")
+    if row.ref:
+        text = text.replace(repr(row.ref), "the row")
+    text = _FILE_NAME.sub("the file", _PARTICULARS.sub("…", text))
+    return " ".join(text.split()).removeprefix("the task failed: ").removeprefix("the file: ")
 
 
 def _series(ended: Sequence[Row]) -> Series | None:

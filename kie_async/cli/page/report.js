@@ -84,7 +84,7 @@
     const tasks = `${number(sums.all_tasks)} ${sums.all_tasks === 1 ? "task" : "tasks"}`;
     addTile("Credits of all runs", number(sums.all_credits), "", `${usd(sums.all_credits)} · ${tasks}`);
     if (sums.median_s !== null) {
-      addTile("Took, median", duration(sums.median_s), "", `nine of ten within ${duration(sums.slowest_s)}`);
+      addTile("Took, median", duration(sums.median_s), "", `90 % within ${duration(sums.slowest_s)}`);
     }
     const sources = Object.values(sums.sources).reduce((a, b) => a + b, 0);
     if (sources) {
@@ -102,6 +102,7 @@
 
   // --- over time -----------------------------------------------------------------------------------
 
+  const TICKS_S = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400, 172800, 604800, 2592000, 31536000];
   const SVG = "http://www.w3.org/2000/svg";
 
   function draw(tag, attributes, text) {
@@ -134,6 +135,8 @@
       if (share && Number.isInteger(mostEnds * share)) svg.append(draw("text", { x: left - 8, y: y(share) + 4, "text-anchor": "end" }, number(mostEnds * share)));
       if (share && total) svg.append(draw("text", { class: "right", x: right + 8, y: y(share) + 4 }, number(mostCredits * share)));
     }
+    const points = [`${left},${bottom}`, ...series.credits.map((sum, step) => `${x(step + 1)},${y(sum / mostCredits)}`)];
+    if (total) svg.append(draw("polygon", { class: "under", points: [...points, `${right},${bottom}`].join(" ") }));
     const room = (right - left) / steps, wide = Math.max(1, Math.min(room * 0.72, 34));
     for (let step = 0; step < steps; step++) {
       const done = series.done[step], failed = series.failed[step];
@@ -142,20 +145,19 @@
       bar.append(draw("title", {}, `${stepName(series, step)}: ${number(done)} done, ${number(failed)} not done`));
       const from = x(step) + (room - wide) / 2, split = y(done / mostEnds), end = y((done + failed) / mostEnds);
       if (done) bar.append(draw("rect", { class: "bars-done", x: from, width: wide, y: split, height: bottom - split, rx: Math.min(3, wide / 3) }));
-      if (failed) bar.append(draw("rect", { class: "bars-failed", x: from, width: wide, y: end, height: split - end, rx: Math.min(3, wide / 3) }));
+      if (failed) bar.append(draw("rect", { class: "bars-failed", x: from, width: wide, y: end, height: Math.max(1, split - end - 1), rx: Math.min(3, wide / 3) }));
       svg.append(bar);
     }
-    if (total) {
-      const points = [`${left},${bottom}`, ...series.credits.map((sum, step) => `${x(step + 1)},${y(sum / mostCredits)}`)];
-      svg.append(draw("polygon", { class: "under", points: [...points, `${right},${bottom}`].join(" ") }));
-      svg.append(draw("polyline", { class: "spent", points: points.join(" ") }));
-    }
-    const labels = Math.max(2, Math.min(7, Math.floor(width / 130), steps));
-    const length = series.step_s * steps;
-    for (let label = 0; label <= labels; label++) {
-      const time = series.begin + (length * label) / labels;
-      const text = length > 172800 ? new Date(time * 1000).toLocaleDateString("en-GB", { day: "numeric", month: "short" }) : clock(time, length < 600);
-      svg.append(draw("text", { x: x((steps * label) / labels), y: height - 6, "text-anchor": label === 0 ? "start" : label === labels ? "end" : "middle" }, text));
+    if (total) svg.append(draw("polyline", { class: "spent", points: points.join(" ") }));
+    const length = series.step_s * steps, most = Math.max(1, Math.floor((right - left) / 85));
+    const between = TICKS_S.find((tick) => length / tick <= most) || length;
+    // Ticks are full hours and the like of the reader's own clock.
+    const shift = new Date(series.begin * 1000).getTimezoneOffset() * 60;
+    for (let time = Math.ceil((series.begin - shift) / between) * between + shift; time <= series.begin + length; time += between) {
+      const text = between >= 86400 ? new Date(time * 1000).toLocaleDateString("en-GB", { day: "numeric", month: "short" }) : clock(time, between < 60);
+      const where = left + ((right - left) * (time - series.begin)) / length;
+      svg.append(draw("line", { class: "grid", x1: where, x2: where, y1: bottom, y2: bottom + 5 }));
+      svg.append(draw("text", { x: where, y: height - 5, "text-anchor": "middle" }, text));
     }
     chart.replaceChildren(svg);
   }
@@ -233,10 +235,13 @@
     const body = make("div", { class: "body" },
       make("div", { class: "name" }, make("h3", { dir: "auto" }, row.ref || row.task_id || "no ref"), pill(row.state)),
       ...prompt(row),
-      row.reason && row.state !== "done" ? make("p", { class: "why", dir: "auto" }, row.reason) : null,
+      row.state === "done" || !why(row) ? null : make("p", { class: "why", dir: "auto" }, why(row)),
       facts(row), files(row));
     return make("li", { class: "card", "data-state": row.state }, media, body);
   }
+
+  // Of a create that is perhaps paid all is said, since its intent is what one searches for.
+  const why = (row) => (row.why === undefined || row.state === "perhaps paid" ? row.reason : sums.reasons[row.why].text);
 
   function prompt(row) {
     if (!row.prompt) return [];
@@ -253,11 +258,11 @@
 
   function facts(row) {
     const list = make("dl", { class: "facts" });
-    const add = (name, value, wide) => list.append(make("div", wide ? { class: "wide" } : {}, make("dt", {}, name), make("dd", { dir: "auto" }, value)));
+    const add = (name, value, wide) => list.append(make("div", wide ? { class: "wide" } : {}, make("dt", {}, name), make("dd", { dir: "auto", title: wide ? value : false }, value)));
     if (row.took_s !== undefined) add("took", duration(row.took_s));
     if (row.credits !== undefined) add("credits", number(row.credits));
     if (row.told_by) add("told by", row.told_by);
-    if (row.ended_at) add("ended", moment(row.ended_at));
+    if (row.ended_at) add("at", moment(row.ended_at));
     if (row.model) add("model", row.model, true);
     if (row.task_id) add("task", row.task_id, true);
     return list;
@@ -266,8 +271,8 @@
   function files(row) {
     const links = [];
     for (const file of row.files || []) {
-      if (file.src && safeUrl(file.src) && !file.missing) links.push(make("a", { href: safeUrl(file.src) }, file.name));
-      else links.push(make("span", {}, `${file.name} (missing)`));
+      if (file.src && safeUrl(file.src) && !file.missing) links.push(make("a", { href: safeUrl(file.src), title: file.name }, file.name));
+      else links.push(make("span", { title: file.name }, `missing: ${file.name}`));
     }
     if (!links.length || (row.files || []).some((file) => file.missing)) {
       (row.urls || []).filter(safeUrl).forEach((url, index, all) => links.push(
@@ -295,7 +300,8 @@
     if (file.kind === "video") {
       const poster = safeUrl(row.poster);
       // Without a poster a phone shows a frame only if it is asked for a moment in the film.
-      media.append(make("video", { src: poster ? src : `${src}#t=0.1`, poster: poster || false, controls: true, playsinline: true, preload: "metadata", "aria-label": `Video of ${row.ref}`, onerror }));
+      const video = make("video", { src: poster ? src : `${src}#t=0.1`, poster: poster || false, playsinline: true, preload: "metadata", "aria-label": `Video of ${row.ref}`, onerror });
+      media.append(video, make("button", { type: "button", class: "play", "aria-label": `Play the video of ${row.ref}`, onclick: (event) => play(video, event.currentTarget) }));
     } else if (file.kind === "image") {
       media.append(make("img", { src, alt: `Result of ${row.ref}`, onerror }));
     } else if (file.kind === "audio") {
@@ -305,9 +311,18 @@
     }
   }
 
+  function play(video, button) {
+    for (const other of document.querySelectorAll("video")) if (other !== video) other.pause();
+    button.remove();
+    video.controls = true;
+    video.currentTime = 0;
+    video.play().catch(() => {});
+    video.focus();
+  }
+
   function empty(media) {
     const player = media.querySelector("video, audio");
-    if (!player || !player.paused || player.currentTime > 0.2) return;
+    if (!player || player.controls && (!player.paused || player.currentTime > 0)) return;
     player.removeAttribute("src");
     player.load();
     media.replaceChildren();
