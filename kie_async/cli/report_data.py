@@ -237,7 +237,7 @@ def _row_of_intent(intent: Intent, files: Iterable[Path]) -> Row:
 def _files_by_task(folder: Path) -> dict[str, list[Path]]:
     """Return the files of a folder by the task whose id their names begin with: ``ID-1.mp4``."""
     found: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.iterdir()) if os.path.isdir(folder) else ():
         task_id, separator, _ = path.stem.rpartition("-")
         if separator and path.is_file() and not path.name.startswith("."):
             found.setdefault(task_id, []).append(path)
@@ -247,7 +247,7 @@ def _files_by_task(folder: Path) -> dict[str, list[Path]]:
 def find_results(journal: Path, intents: Iterable[Intent]) -> Path | None:
     """Return the results file, beside a journal or one folder below, that names tasks of this journal."""
     tasks = {intent.task_id for intent in intents if intent.task_id}
-    home = journal.absolute().parent
+    home = journal.parent
     for results in sorted([*home.glob(RESULTS_NAME), *home.glob(f"*/{RESULTS_NAME}")]):
         try:
             if any(line.get("task_id") in tasks for line in islice(read_lines(results), _LINES_COMPARED)):

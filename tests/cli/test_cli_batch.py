@@ -190,7 +190,10 @@ async def test_a_batch_uploads_once_downloads_all_and_sends_nothing_when_run_aga
 
     code, out, err = await command(service, *arguments)
     assert (code, err) == (0, "")
-    assert out == ("5 jobs: 5 done, 0 failed, 0 unknown, 0 running, 80 credits; see deep/out/results.jsonl\n")
+    assert out == (
+        "5 jobs: 5 done, 0 failed, 0 unknown, 0 running, 80 credits; see deep/out/results.jsonl\n"
+        "deep/out/report.html\n"
+    )
     assert service.counts["upload"] == 2
     assert service.counts["create"] == 5
     assert prompts_at(service) == Counter(f"smile, {number}" for number in range(5))
@@ -204,7 +207,7 @@ async def test_a_batch_uploads_once_downloads_all_and_sends_nothing_when_run_aga
         assert (tmp_path / line["files"][0]).stat().st_size
         assert line["urls"]
     files = {Path(file).name for line in found for file in line["files"]}
-    assert files_in(tmp_path / "deep/out") == files | {"results.jsonl"}
+    assert files_in(tmp_path / "deep/out") == files | {"results.jsonl", "results.csv", "report.html"}
 
     before, first = service.counts.copy(), (tmp_path / "deep/out/results.jsonl").read_bytes()
     code, out, err = await command(service, *arguments)
@@ -227,7 +230,7 @@ async def test_the_results_file_is_whole_at_every_moment(patient: Sandbox, tmp_p
         assert [line["ref"] for line in found] == [f"r{each}" for each in range(12)]
     assert (await running.end())[0] == 0
     assert outcomes_in(path) == {"done": 12}
-    assert len(files_in(path.parent)) == 13
+    assert len(files_in(path.parent)) == 12 + len({"results.jsonl", "results.csv", "report.html"})
 
 
 async def test_a_writing_that_was_given_up_on_does_not_undo_a_later_one(

@@ -1,4 +1,4 @@
-"""A headless Chromium, steered by its DevTools protocol: opens a page, evaluates, presses keys, takes pictures."""
+"""Steers a headless Chromium by its DevTools protocol: opens pages, evaluates, presses keys, takes pictures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FLAGS = (
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars"),
     *("--disable-extensions", "--remote-debugging-port=0"),
 )
-PATIENCE_S = 30.0
+PATIENCE_S = 15.0
 WIDE, NARROW = (1440, 1000), (390, 844)
 
 
@@ -102,12 +102,15 @@ class Tab:
             deviceScaleFactor=1,
             mobile=width < 600,
         )
+        # A page that is not in front draws nothing and has no focus.
+        await self.send("Page.bringToFront")
+        await self.send("Emulation.setFocusEmulationEnabled", enabled=True)
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         await self.send("Emulation.setEmulatedMedia", features=features)
 
-    async def open(self, page: Path) -> None:
-        """Go to a page on the disk and wait until it is drawn."""
-        await self.send("Page.navigate", url=page.absolute().as_uri())
+    async def open(self, url: str) -> None:
+        """Go to a page and wait until it is drawn."""
+        await self.send("Page.navigate", url=url)
         await self.until("document.readyState == 'complete'")
 
     async def evaluate(self, expression: str) -> Any:
@@ -120,9 +123,11 @@ class Tab:
 
     async def until(self, expression: str) -> None:
         """Wait until an expression of the page holds."""
+        # Without a screen a frame is drawn only where somebody asks for one, and observers wait for frames.
+        after_a_frame = f"new Promise((end) => requestAnimationFrame(() => end(Boolean({expression}))))"
         async with asyncio.timeout(PATIENCE_S):
-            while not await self.evaluate(expression):
-                await asyncio.sleep(0.02)
+            while not await self.evaluate(after_a_frame):
+                pass
 
     async def press(self, key: str, code: int) -> None:
         """Press a key: its name, and its number on Windows."""
@@ -130,11 +135,15 @@ class Tab:
         text = {"Enter": "\r"}.get(key, key if len(key) == 1 else "")
         await self.send("Input.dispatchKeyEvent", type="keyDown", **key_of, text=text)
         await self.send("Input.dispatchKeyEvent", type="keyUp", **key_of)
+        await self.until("true")
 
-    async def write_picture(self, path: Path) -> None:
-        """Save what is seen as a PNG."""
-        picture = await self.send("Page.captureScreenshot", format="png")
-        path.write_bytes(base64.b64decode(picture["data"]))
+    async def picture(self) -> bytes:
+        """Return what is seen as a PNG."""
+        return base64.b64decode((await self.send("Page.captureScreenshot", format="png"))["data"])
+
+
+def _url_of(page: Path) -> str:
+    return page.absolute().as_uri()
 
 
 @asynccontextmanager
@@ -145,5 +154,8 @@ async def opened_tab(
     async with aiohttp.ClientSession() as http, http.ws_connect(address, max_msg_size=0) as socket:
         tab = Tab(socket)
         await tab.begin(size, scheme)
-        await tab.open(page)
-        yield tab
+        await tab.open(_url_of(page))
+        try:
+            yield tab
+        finally:
+            await tab.send("Page.close")
