@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -13,22 +15,13 @@ import attrs
 import typer
 
 from ..errors import JournalError, JournalLocked
-from ..journal.base import Intent
+from ..journal.base import Totals
 from .output import print_err, print_out
-from .report_csv import encode_csv, is_ours
-from .report_data import (
-    RESULTS_NAME,
-    Row,
-    Spent,
-    find_results,
-    is_file,
-    read_intents,
-    rows_of_journal,
-    rows_of_results,
-    spent_in,
-)
-from .report_page import About, encode_page, is_page
-from .report_sums import sum_up
+from .report_csv import encode_csv, is_table
+from .report_data import RESULTS_NAME, Row, is_file, rows_of_results
+from .report_journal import read_journal, rows_of_journal
+from .report_page import About, KeptRows, encode_page, is_page
+from .report_sums import Tally
 from .results_file import replace_file
 from .runtime import DONE, CannotRun, require_folder, run_command
 
@@ -41,10 +34,10 @@ _IN_USE = "The batch is running: this page shows how it stood when the results w
 class _Found:
     """What a report is made of."""
 
-    rows: Sequence[Row]
+    rows: Iterable[Row]
     folder: Path
     """Where the results are."""
-    spent: Spent | None = None
+    totals: Totals | None = None
     notice: str = ""
 
 
@@ -92,8 +85,8 @@ async def _report(results: Path | None, journal: Path | None, out: Path | None, 
     found = await _find(results, journal, out)
     folder = out or found.folder
     require_folder(folder)
-    path = await _write(found, folder, About(title=title, made_at=time.time(), notice=found.notice))
-    print_out(str(path))
+    about = About(title=title, made_at=time.time(), notice=found.notice)
+    print_out(str(await asyncio.to_thread(_write_files, found, folder, about)))
     return DONE
 
 
@@ -105,68 +98,84 @@ async def report_results(results: Path, *, title: str, began: float, journal: Pa
     try:
         found = await _find(results if is_file(results) else None, journal, results.parent)
         about = About(title=title, made_at=time.time(), began=began, notice=found.notice)
-        print_out(str(await _write(found, results.parent, about)))
+        print_out(str(await asyncio.to_thread(_write_files, found, results.parent, about)))
     except CannotRun as exc:
         print_err(f"no report: {exc}")
 
 
 async def _find(results: Path | None, journal: Path | None, folder: Path | None) -> _Found:
-    """Gather the rows; without *results*, those that belong to the journal are used if they are found.
+    """Find out what there is to report; without *results*, those of the journal are used if they are found.
 
     Raises:
-        CannotRun: Nothing of it can be read.
+        CannotRun: It cannot be read.
     """
-    intents, notice = await _read_journal(journal, is_needed=results is None)
-    if results is None and journal is not None:
-        results = await asyncio.to_thread(find_results, journal, intents)
-    home = (results or journal or Path()).parent
+    facts, notice = None, ""
     try:
-        rows = rows_of_results(results, intents) if results else rows_of_journal(intents, folder or home)
-        gathered = await asyncio.to_thread(list, rows)
+        if results is not None and not is_file(results):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        if journal is not None:
+            facts = await read_journal(journal, results)
     except OSError as exc:
         raise CannotRun(
-            f"cannot read {results or home}: {exc.strerror};"
-            " give the folder with a batch's results, or its journal"
+            f"cannot read {results}: {exc.strerror}; give the folder with a batch's results, or its journal"
         ) from None
-    spent = spent_in(intents) if journal and not notice else None
-    return _Found(rows=gathered, folder=home, spent=spent, notice=notice)
-
-
-async def _read_journal(journal: Path | None, *, is_needed: bool) -> tuple[list[Intent], str]:
-    """Return the intents of a journal, and what a reader must know if there are none.
-
-    Raises:
-        CannotRun: It is needed and cannot be read.
-    """
-    if journal is None:
-        return [], ""
-    try:
-        return await read_intents(journal, with_records=is_needed), ""
     except JournalError as exc:
-        if is_needed:
+        if results is None:
             raise CannotRun(str(exc)) from None
-        return [], _IN_USE if isinstance(exc, JournalLocked) else f"The journal could not be read: {exc}"
-
-
-async def _write(found: _Found, folder: Path, about: About) -> Path:
-    """Write both files and return the path of the page.
-
-    Raises:
-        CannotRun: They cannot be written.
-    """
-    return await asyncio.to_thread(_write_files, found, folder, about)
+        notice = _IN_USE if isinstance(exc, JournalLocked) else f"The journal could not be read: {exc}"
+    if facts is not None:
+        results = facts.results
+    home = (results or journal or Path()).parent
+    intents = facts.intents if facts else ()
+    return _Found(
+        rows=rows_of_results(results, intents) if results else rows_of_journal(intents, folder or home),
+        folder=home,
+        totals=facts.totals if facts else None,
+        notice=notice,
+    )
 
 
 def _write_files(found: _Found, folder: Path, about: About) -> Path:
+    """Write both files and return the path of the page.
+
+    Raises:
+        CannotRun: The results cannot be read, or the page not written.
+    """
     page, table = folder / PAGE_NAME, folder / TABLE_NAME
-    sums = sum_up(found.rows, began=about.began, spent=found.spent)
-    try:
-        # A jobs file may have one of these names; it is nobody's to replace.
-        for path, is_own in ((page, is_page), (table, is_ours)):
-            if os.path.lexists(path) and not is_own(path):
-                raise CannotRun(f"{path} is another's file; move it, or give another folder with --out")
-        replace_file(table, encode_csv(found.rows))
-        replace_file(page, [encode_page(found.rows, sums, about, folder)])
-    except OSError as exc:
-        raise CannotRun(f"cannot write {page}: {exc.strerror}") from None
+    tally, kept = Tally(about.began), KeptRows()
+    lines = encode_csv(_counted(found.rows, tally, kept))
+    problem = _try_to_write(table, lines, is_table)
+    deque(lines, maxlen=0)  # the page needs what the table did not take
+    if problem:
+        print_err(f"no {TABLE_NAME}: {problem}")
+    sums = tally.sums(found.totals)
+    if problem := _try_to_write(page, [encode_page(kept.rows(), sums, about, folder)], is_page):
+        raise CannotRun(problem)
     return page
+
+
+def _counted(rows: Iterable[Row], tally: Tally, kept: KeptRows) -> Iterator[Row]:
+    """Yield all rows, each counted and perhaps kept for the page: there may be a million.
+
+    Raises:
+        CannotRun: They cannot be read.
+    """
+    try:
+        for row in rows:
+            tally.add(row)
+            kept.add(row)
+            yield row
+    except OSError as exc:
+        raise CannotRun(f"cannot read the results: {exc.strerror}") from None
+
+
+def _try_to_write(path: Path, lines: Iterable[bytes], is_ours: Callable[[Path], bool]) -> str:
+    """Write a file; return why that cannot be, nothing if it was done."""
+    try:
+        # A jobs file may have this name; it is nobody's to replace.
+        if os.path.lexists(path) and not is_ours(path):
+            return f"{path} is another's file; move it away"
+        replace_file(path, lines)
+    except OSError as exc:
+        return f"cannot write {path}: {exc.strerror}"
+    return ""

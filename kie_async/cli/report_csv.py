@@ -24,7 +24,7 @@ _FORMULA = re.compile(r"\s*[=+\-@＝＋－＠]")
 """What spreadsheets would compute. https://owasp.org/www-community/attacks/CSV_Injection"""
 
 
-def is_ours(path: Path) -> bool:
+def is_table(path: Path) -> bool:
     """Tell whether a file is a table that was written here."""
     with path.open("rb") as file:
         return file.readline() == _encode(COLUMNS, mark=_MARK)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from hashlib import sha256
 from importlib.resources import files
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -51,6 +52,27 @@ class About:
     began: float | None = None
     """When this run did, None for a report of all runs."""
     notice: str = ""
+
+
+class KeptRows:
+    """Keeps of any number of rows those that a page shows, in their order."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._done: list[tuple[int, Row]] = []
+        self._others: list[tuple[int, Row]] = []
+
+    def add(self, row: Row) -> None:
+        """Keep a row, if there is room."""
+        kept = self._done if row.state == "done" else self._others
+        if len(kept) < _MOST_ROWS:
+            kept.append((self._count, row))
+        self._count += 1
+
+    def rows(self) -> list[Row]:
+        """Return the rows kept: those that are done only as far as the others leave room."""
+        kept = sorted([*self._others, *self._done][:_MOST_ROWS], key=itemgetter(0))
+        return [row for _, row in kept]
 
 
 def is_page(path: Path) -> bool:
@@ -101,15 +123,8 @@ def _data(rows: Sequence[Row], sums: Sums, about: About, folder: Path) -> dict[s
         "notice": about.notice,
         "usd_per_credit": USD_PER_CREDIT,
         "sums": attrs.asdict(sums),
-        "rows": [_row_data(row, reasons, places) for row in _kept(rows)],
+        "rows": [_row_data(row, reasons, places) for row in rows],
     }
-
-
-def _kept(rows: Sequence[Row]) -> Iterable[Row]:
-    if len(rows) <= _MOST_ROWS:
-        return rows
-    order = sorted(range(len(rows)), key=lambda index: rows[index].state == "done")[:_MOST_ROWS]
-    return (rows[index] for index in sorted(order))
 
 
 def _row_data(row: Row, reasons: Mapping[tuple[str, str], int], places: _Places) -> dict[str, Any]:

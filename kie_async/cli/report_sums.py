@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import re
+from array import array
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from statistics import median
 
 import attrs
 
-from .report_data import STATES, Row, Spent
+from ..journal.base import Totals
+from .report_data import STATES, Row
 
 USD_PER_CREDIT = 0.005
 
@@ -86,39 +88,76 @@ class Sums:
     series: Series | None
 
 
-def sum_up(rows: Sequence[Row], *, began: float | None = None, spent: Spent | None = None) -> Sums:
-    """Return the sums; *began* is when this run did, *spent* what the journal knows of all runs."""
-    states = Counter(row.state for row in rows)
-    in_run = [row for row in rows if began is None or (row.ended_at or 0.0) >= began]
-    took = sorted(row.took_s for row in rows if row.took_s is not None)
-    spent_here = math.fsum(row.credits or 0.0 for row in rows)
-    reasons = _reasons(rows)
-    return Sums(
-        total=len(rows),
-        states={state: states[state] for state in STATES if states[state]},
-        sources=dict(Counter(row.source for row in rows if row.source)),
-        run_ended=sum(row.ended_at is not None for row in in_run),
-        run_credits=math.fsum(row.credits or 0.0 for row in in_run if row.ended_at is not None),
-        all_credits=max(spent_here, spent.credits) if spent else spent_here,
-        all_tasks=spent.tasks if spent else sum(bool(row.task_id) for row in rows),
-        median_s=median(took) if took else None,
-        slowest_s=took[math.ceil(0.9 * len(took)) - 1] if took else None,
-        reasons=reasons[:_MOST_REASONS],
-        more_reasons=max(0, len(reasons) - _MOST_REASONS),
-        series=_series([row for row in rows if row.ended_at is not None]),
-    )
+class Tally:
+    """Sums up rows one by one, in little memory for each; *began* is when this run did."""
 
+    def __init__(self, began: float | None = None) -> None:
+        self._began = began or 0.0
+        self._states: Counter[str] = Counter()
+        self._sources: Counter[str] = Counter()
+        self._reasons: dict[tuple[str, str], _Refs] = {}
+        self._took = array("d")
+        self._ends = array("d")
+        """Of each row that ended: when, whether it is done, and its credits."""
+        self._credits = 0.0
+        self._tasks = 0
 
-def _reasons(rows: Iterable[Row]) -> list[Reason]:
-    refs: dict[tuple[str, str], list[str]] = {}
-    for row in rows:
+    def add(self, row: Row) -> None:
+        """Count a row."""
+        self._states[row.state] += 1
+        self._sources.update([row.source] if row.source else ())
+        self._credits += row.credits or 0.0
+        self._tasks += bool(row.task_id)
+        if row.took_s is not None:
+            self._took.append(row.took_s)
+        if row.ended_at is not None:
+            self._ends.extend((row.ended_at, row.state.startswith("done"), row.credits or 0.0))
         if row.state in _NEEDS_CARE:
-            refs.setdefault((row.state, plain_reason(row)), []).append(row.ref)
-    reasons = [
-        Reason(state=state, text=text, count=len(found), refs=found[:_MOST_REFS])
-        for (state, text), found in refs.items()
-    ]
-    return sorted(reasons, key=lambda reason: (_NEEDS_CARE.index(reason.state), -reason.count))
+            self._reasons.setdefault((row.state, plain_reason(row)), _Refs()).add(row.ref)
+
+    def sums(self, totals: Totals | None = None) -> Sums:
+        """Return the sums; *totals* is what the journal knows of all runs."""
+        took, reasons = sorted(self._took), self._sorted_reasons()
+        ends = list(zip(*[iter(self._ends)] * 3, strict=True))
+        in_run = [spent for ended_at, _, spent in ends if ended_at >= self._began]
+        return Sums(
+            total=self._states.total(),
+            states={state: self._states[state] for state in STATES if self._states[state]},
+            sources=dict(self._sources),
+            run_ended=len(in_run),
+            run_credits=_rounded(math.fsum(in_run)),
+            all_credits=_rounded(max(self._credits, totals.credits if totals else 0.0)),
+            all_tasks=totals.tasks if totals else self._tasks,
+            median_s=median(took) if took else None,
+            slowest_s=took[math.ceil(0.9 * len(took)) - 1] if took else None,
+            reasons=reasons[:_MOST_REASONS],
+            more_reasons=max(0, len(reasons) - _MOST_REASONS),
+            series=_series(ends) if ends else None,
+        )
+
+    def _sorted_reasons(self) -> list[Reason]:
+        reasons = [
+            Reason(state=state, text=text, count=refs.count, refs=refs.first)
+            for (state, text), refs in self._reasons.items()
+        ]
+        return sorted(reasons, key=lambda reason: (_NEEDS_CARE.index(reason.state), -reason.count))
+
+
+class _Refs:
+    """The first refs of many, and their number."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first: list[str] = []
+
+    def add(self, ref: str) -> None:
+        self.count += 1
+        if len(self.first) < _MOST_REFS:
+            self.first.append(ref)
+
+
+def _rounded(spent: float) -> float:
+    return round(spent, 3)
 
 
 def plain_reason(row: Row) -> str:
@@ -132,18 +171,15 @@ def plain_reason(row: Row) -> str:
     return " ".join(text.split()).removeprefix("the task failed: ").removeprefix("the file: ")
 
 
-def _series(ended: Sequence[Row]) -> Series | None:
-    times = [row.ended_at or 0.0 for row in ended]
-    if not times:
-        return None
-    length = max(times) - min(times)
-    step_s = _STEPS_S[min(bisect_right(_STEPS_S, length / _MOST_STEPS), len(_STEPS_S) - 1)]
-    begin = min(times) // step_s * step_s
-    count = min(int((max(times) - begin) // step_s) + 1, 10 * _MOST_STEPS)
+def _series(ends: Sequence[tuple[float, ...]]) -> Series:
+    first, last = min(ends)[0], max(ends)[0]
+    step_s = _STEPS_S[min(bisect_right(_STEPS_S, (last - first) / _MOST_STEPS), len(_STEPS_S) - 1)]
+    begin = first // step_s * step_s
+    count = min(int((last - begin) // step_s) + 1, 10 * _MOST_STEPS)
     done, failed, prices = [0] * count, [0] * count, [0.0] * count
-    for row, at in zip(ended, times, strict=True):
-        step = min(int((at - begin) // step_s), count - 1)
-        (done if row.state.startswith("done") else failed)[step] += 1
-        prices[step] += row.credits or 0.0
-    sums = [round(spent, 3) for spent in accumulate(prices)]
+    for ended_at, is_done, price in ends:
+        step = min(int((ended_at - begin) // step_s), count - 1)
+        (done if is_done else failed)[step] += 1
+        prices[step] += price
+    sums = [_rounded(spent) for spent in accumulate(prices)]
     return Series(begin=begin, step_s=step_s, done=done, failed=failed, credits=sums)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from test_cli_batch import Command, command, with_callbacks, write_jobs  # noqa:
 
 from kie_async.cli.report import report_results
 from kie_async.cli.report_csv import protect
-from kie_async.cli.report_data import STATES, Row, Spent, rows_of_journal, rows_of_results
-from kie_async.cli.report_page import About, encode_data, encode_page
-from kie_async.cli.report_sums import plain_reason, sum_up
-from kie_async.journal.base import Intent, IntentState
+from kie_async.cli.report_data import STATES, Row, rows_of_results
+from kie_async.cli.report_journal import rows_of_journal
+from kie_async.cli.report_page import About, KeptRows, encode_data, encode_page
+from kie_async.cli.report_sums import Sums, Tally, plain_reason
+from kie_async.journal.base import Intent, IntentState, Totals
 from kie_async.journal.sqlite import SqliteJournal
 from kie_async.sandbox import Faults, Fixed, Sandbox
 
@@ -46,9 +47,18 @@ def data_in(page: Path) -> dict[str, Any]:
     return data
 
 
+def sum_up(rows: Iterable[Row], *, began: float | None = None, totals: Totals | None = None) -> Sums:
+    tally = Tally(began)
+    for row in rows:
+        tally.add(row)
+    return tally.sums(totals)
+
+
 def page_of(*rows: Row, folder: Path) -> dict[str, Any]:
-    page = folder / "report.html"
-    page.write_bytes(encode_page(rows, sum_up(rows), About(title="night", made_at=0.0), folder))
+    page, kept = folder / "report.html", KeptRows()
+    for row in rows:
+        kept.add(row)
+    page.write_bytes(encode_page(kept.rows(), sum_up(rows), About(title="night", made_at=0.0), folder))
     return data_in(page)
 
 
@@ -143,7 +153,7 @@ def rows_of_a_night() -> list[Row]:
 
 def test_the_sums_add_up() -> None:
     rows = rows_of_a_night()
-    sums = sum_up(rows, began=NIGHT.timestamp(), spent=Spent(tasks=4, credits=30.0))
+    sums = sum_up(rows, began=NIGHT.timestamp(), totals=Totals(tasks=4, credits=30.0))
     assert sums.states == {"done": 2, "failed": 1, "perhaps paid": 1, "not sent": 1}
     assert sum(sums.states.values()) == sums.total == len(rows)
     assert (sums.run_ended, sums.run_credits) == (2, 16.0)
@@ -278,15 +288,25 @@ def test_of_very_many_rows_the_page_keeps_those_that_are_not_done(tmp_path: Path
 # --- who writes it ---------------------------------------------------------------------------------
 
 
-async def test_a_file_that_is_not_ours_is_not_replaced(
+async def test_a_table_that_is_not_ours_is_not_replaced_and_the_page_is_written_all_the_same(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "results.csv").write_text("ref,model\nanna,m\n")
     await report_results(write_results(tmp_path, {"ref": "a"}), title="night", began=0.0)
     assert (tmp_path / "results.csv").read_text() == "ref,model\nanna,m\n"
+    assert data_in(tmp_path / "report.html")["sums"]["total"] == 1
+    assert "results.csv is another's file" in capsys.readouterr().err
+
+
+async def test_a_page_that_is_not_ours_is_not_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "report.html").write_text("mine")
+    await report_results(write_results(tmp_path, {"ref": "a"}), title="night", began=0.0)
+    assert (tmp_path / "report.html").read_text() == "mine"
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert "results.csv is another's file" in shown.err
+    assert shown.err == f"no report: {tmp_path}/report.html is another's file; move it away\n"
 
 
 async def test_batch_and_report_agree_and_a_second_run_keeps_what_the_first_saw(

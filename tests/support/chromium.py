@@ -1,4 +1,4 @@
-"""Steers a headless Chromium by its DevTools protocol: opens pages, evaluates, presses keys, takes pictures."""
+"""Steers a headless Chromium by its DevTools protocol: evaluates, presses keys, takes pictures."""
 
 from __future__ import annotations
 
