@@ -47,6 +47,8 @@ _MAX_DOWNLOADS = 8
 """Results fetched at once."""
 _BALANCE = 1e9
 
+_NOTICE = "Made with the sandbox on this machine: nothing was paid. The credits are the service's prices."
+
 _PROMPTS = (
     *("a warm smile", "calm, with a slow nod", "surprised and delighted", "thoughtful, eyes to the side"),
     *("a wink at the end", "serious, like a newsreader", "about to laugh", "proud and a little shy"),
@@ -142,7 +144,7 @@ async def _write_report(report: Report, avatar: KlingAvatar, began: float) -> No
     except OSError as exc:
         print_err(f"no report: cannot write {results.path}: {exc.strerror}")
     else:
-        await report_results(results.path, title="The demo", began=began)
+        await report_results(results.path, title="The demo", began=began, notice=_NOTICE)
 
 
 def _make_request(options: DemoOptions) -> KlingAvatar:

@@ -90,14 +90,17 @@ async def _report(results: Path | None, journal: Path | None, out: Path | None, 
     return DONE
 
 
-async def report_results(results: Path, *, title: str, began: float, journal: Path | None = None) -> None:
+async def report_results(
+    results: Path, *, title: str, began: float, journal: Path | None = None, notice: str = ""
+) -> None:
     """Write the report of a run beside its results and print its path, or print why there is none.
 
-    *began* is when the run did, as unix time. What is wrong here must not change how the run itself ended.
+    *began* is when the run did, as unix time; *notice* is what a reader must know. What is wrong here must
+    not change how the run itself ended.
     """
     try:
         found = await _find(results if is_file(results) else None, journal, results.parent)
-        about = About(title=title, made_at=time.time(), began=began, notice=found.notice)
+        about = About(title=title, made_at=time.time(), began=began, notice=notice or found.notice)
         print_out(str(await asyncio.to_thread(_write_files, found, results.parent, about)))
     except CannotRun as exc:
         print_err(f"no report: {exc}")

@@ -39,8 +39,8 @@ def encode_csv(rows: Iterable[Row]) -> Iterator[bytes]:
 
 def _encode(cells: Iterable[str], *, mark: str = "") -> bytes:
     line = io.StringIO()
-    csv.writer(line, quoting=csv.QUOTE_ALL).writerow(cells)
-    return f"{mark}{line.getvalue()}".encode(errors="replace")
+    csv.writer(line, quoting=csv.QUOTE_ALL, lineterminator="").writerow(cells)
+    return f"{mark}{escape_marks(without_key(line.getvalue()))}\r\n".encode(errors="replace")
 
 
 def _cells(row: Row) -> Iterator[str]:
@@ -59,5 +59,5 @@ def _in_utc(time: float | None) -> str:
 
 def protect(text: str) -> str:
     """Return text in one line that a spreadsheet shows as it stands: before a formula it gets a quote."""
-    text = escape_marks(without_key(" ".join(text.split())))
+    text = " ".join(text.split())
     return f"'{text}" if _FORMULA.match(text) else text

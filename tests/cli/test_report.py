@@ -270,11 +270,14 @@ def test_a_portrait_is_the_poster_where_it_is_local(tmp_path: Path) -> None:
     assert "poster" not in second
 
 
-def test_the_key_is_in_neither_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_key_is_in_neither_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KIE_API_KEY", "kie-key-0123456789")
-    row = Row(ref="a", state="failed", reason="the key kie-key-0123456789 was refused")
-    assert "kie-key-0123456789" not in json.dumps(page_of(row, folder=tmp_path))
-    assert protect(row.reason) == "the key *** was refused"
+    line = {"ref": "anna", "outcome": "failed", "error": "the key kie-key-0123456789 was refused"}
+    await report_results(write_results(tmp_path, line), title="kie-key-0123456789", began=0.0)
+    for name in ("report.html", "results.csv"):
+        content = (tmp_path / name).read_text("utf-8")
+        assert "kie-key-0123456789" not in content
+        assert "the key *** was refused" in content
 
 
 def test_of_very_many_rows_the_page_keeps_those_that_are_not_done(tmp_path: Path) -> None:

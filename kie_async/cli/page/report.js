@@ -52,7 +52,8 @@
     if (begin) {
       const last = Math.max(begin, ended.reduce((a, b) => Math.max(a, b), 0));
       const until = day(begin) === day(last) ? clock(last) : `${day(last)}, ${clock(last)}`;
-      at("when").textContent = `${day(begin)}, ${clock(begin)} to ${until} · ${duration(last - begin)}`;
+      const span = until === clock(begin) ? until : `${clock(begin)} to ${until}`;
+      at("when").textContent = `${day(begin)}, ${span} · ${duration(last - begin)}`;
     } else {
       at("when").textContent = "Nothing has ended yet.";
     }
