@@ -76,6 +76,11 @@ def format_number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}".rstrip("0").rstrip(".")
 
 
+def count_of(count: int, noun: str) -> str:
+    """Return a number of things in words: ``1 job``, ``40 jobs``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 @contextmanager
 def show_spinner(text: str) -> Iterator[None]:
     """Turn a spinner on standard error while the block runs, if anybody sees it."""
