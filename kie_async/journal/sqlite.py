@@ -21,15 +21,18 @@ from ..errors import JournalError
 from ..models import TaskRecord, TaskState
 from ..wire.redaction import without_mac
 from .base import (
+    MOST_SMALL_NOTES,
     Claim,
     ClaimSource,
     Intent,
     IntentState,
     Journal,
+    SmallNote,
     TaskAlreadyBound,
     Totals,
     decode_note,
     encode_note,
+    log_lost_note,
 )
 from .rescue_file import RescueFile, decode_line, split_lines
 from .sqlite_file import JournalFile
@@ -89,6 +92,17 @@ _SAVE_CLAIM = """
 INSERT INTO claim SELECT ?1, ?2, ?3, ?4
 WHERE NOT EXISTS (SELECT 1 FROM intent WHERE intent_id = ?1 AND task_id IS NOT NULL)
 ON CONFLICT(intent_id, task_id) DO UPDATE SET source = excluded.source WHERE source = 'unsigned'
+"""
+
+_READ_NOTE = "SELECT CAST(note AS BLOB), noted_ms, expires_ms FROM note WHERE key = ?"
+
+# A note from the future would be the last to make room, and be taken for a fresh one when its time comes.
+_DROP_USELESS_NOTES = "DELETE FROM note WHERE expires_ms <= ?1 OR noted_ms > ?1"
+
+_DROP_OLDEST_NOTES = """
+DELETE FROM note WHERE key IN (
+  SELECT key FROM note ORDER BY noted_ms LIMIT max(0, (SELECT count(*) FROM note) - ?)
+)
 """
 
 _ECHOES_OF_THE_REQUEST = ("param", "paramJson")
@@ -368,6 +382,29 @@ class SqliteJournal(Journal):
             _must_change(db, _SET_SETTLED, (*values, is_unreadable))
 
         await self._do(job)
+
+    # --- small notes ---------------------------------------------------------------------------
+
+    async def recall(self, key: str) -> object | None:
+        """Return what was last remembered under *key*; see `Journal.recall`."""
+        with log_lost_note(key):
+            if row := await self._do(lambda db: db.execute(_READ_NOTE, (key,)).fetchone()):
+                text, noted_ms, expires_ms = row
+                return SmallNote(_decode_text(text), noted_ms, expires_ms).read(_now_ms())
+        return None
+
+    async def remember(self, key: str, note: object, *, for_s: float) -> None:
+        """Keep a small note across restarts; see `Journal.remember`."""
+        now_ms = _now_ms()
+
+        def job(db: sqlite3.Connection) -> None:
+            db.execute(_DROP_USELESS_NOTES, (now_ms,))
+            db.execute("INSERT OR REPLACE INTO note VALUES (?, ?, ?, ?)", (key, *attrs.astuple(kept)))
+            db.execute(_DROP_OLDEST_NOTES, (MOST_SMALL_NOTES,))
+
+        with log_lost_note(key):
+            kept = SmallNote.of(note, for_s=for_s, now_ms=now_ms)
+            await self._do(job)
 
     async def _do(
         self, job: Callable[[sqlite3.Connection], _T], *, rescue: Callable[[], None] | None = None

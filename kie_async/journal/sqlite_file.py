@@ -93,6 +93,21 @@ CREATE TABLE IF NOT EXISTS learned(
 """
 """Made at open: it is no part of the promise, and journals without it are as good."""
 
+_NOTE_TABLE = """
+CREATE TABLE IF NOT EXISTS note(
+  key TEXT PRIMARY KEY,
+  note TEXT NOT NULL,
+  noted_ms INTEGER NOT NULL,
+  expires_ms INTEGER NOT NULL
+) STRICT
+"""
+"""Made at open, as `_LEARNED_TABLE` is, with an index for each way in which a note goes."""
+
+_NOTE_INDEXES = (
+    "CREATE INDEX IF NOT EXISTS note_by_time ON note(noted_ms)",
+    "CREATE INDEX IF NOT EXISTS note_by_end ON note(expires_ms)",
+)
+
 _COLUMN = re.compile(r"^  (\w+) (TEXT|INTEGER|REAL|BLOB)\b(.*?)(,?)$", re.MULTILINE)
 
 _STORED_AS = {
@@ -286,7 +301,8 @@ class JournalFile:
         try:
             db.execute("PRAGMA synchronous = FULL")
             db.execute("PRAGMA fullfsync = ON")
-            db.execute(schema_text(_LEARNED_TABLE))
+            for statement in (_LEARNED_TABLE, _NOTE_TABLE, *_NOTE_INDEXES):
+                db.execute(schema_text(statement))
             db.execute(_OCCURRENCE_TABLE)
             # SQLite's default cache is 2 MB each; the operating system caches the file as well.
             for schema in ("main", "temp"):
