@@ -10,7 +10,7 @@ from enum import StrEnum
 import attrs
 
 from ._json import decode_object
-from .errors import InvalidRequest
+from .errors import InvalidRequest, KieError
 
 TASK_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 """What an id of the service looks like; anything else never goes into a URL or a signature."""
@@ -168,3 +168,33 @@ class UploadedFile:
     """By the clock of the service, if its answer says so."""
     expires_at: datetime | None = None
     """When the service deletes it, if its answer says so; else that is 24 hours later."""
+
+
+@attrs.frozen(kw_only=True)
+class SettledTask:
+    """A task that a journal knows to have ended: with a result or an error."""
+
+    ref: str | None
+    """The caller's own key; in a batch, one made of the request's content if it had none."""
+    task_id: str
+    model: str
+    ended_at: datetime
+    """When its end was noted, by the clock of this machine. In UTC."""
+    result: TaskResult | None = None
+    error: KieError | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Tell whether there is a result."""
+        return self.error is None
+
+    def unwrap(self) -> TaskResult:
+        """Return the result.
+
+        Raises:
+            KieError: The error, if there is one.
+        """
+        if self.error is not None:
+            raise self.error
+        assert self.result is not None  # noqa: S101  (without an error there is a result)
+        return self.result

@@ -77,7 +77,7 @@ class KlingAvatar:
     model: AvatarModel = attrs.field(default="kling/v1-avatar-standard", validator=_check_avatar_model)
 
     def as_request(self, *, ref: str | None = None) -> TaskRequest:
-        """Return the request for this input.
+        """Return the request for this input; see `TaskRequest.ref`.
 
         Raises:
             InvalidRequest: The ref is blank.

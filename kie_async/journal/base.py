@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -62,6 +62,8 @@ class Intent:
     expects_callback: bool = False
     planned_ms: int = 0
     """Unix time in milliseconds, by the clock of the run that planned it."""
+    terminal_ms: int | None = None
+    """When its end was noted, in the same way; None while it was not seen to end."""
     replaces: str = ""
     """The intent of unknown outcome in whose place this one is sent: somebody accepted to pay for both."""
 
@@ -127,10 +129,11 @@ class TaskAlreadyBound(JournalError):
 class Journal(ABC):
     """Keeps every intent and what became of it.
 
-    `list_`, `load_` and `find_` read; `mark_` and `save_` write, and return only when what they noted is as
-    durable as this journal makes it. A session relies on the order: SENDING is noted before the first byte
-    leaves, an id before user code sees it, an end before a handle settles. Every call but `discard`, `recall`
-    and `remember` raises `JournalError` when it cannot be done; then nothing of it was noted.
+    `list_`, `iterate_`, `load_` and `find_` read; `mark_` and `save_` write, and return only when what they
+    noted is as durable as this journal makes it. A session relies on the order: SENDING is noted before the
+    first byte leaves, an id before user code sees it, an end before a handle settles. Every call but
+    `discard`, `recall` and `remember` raises `JournalError` when it cannot be done; then nothing of it was
+    noted.
     """
 
     is_durable: bool = False
@@ -171,6 +174,12 @@ class Journal(ABC):
     @abstractmethod
     async def list_claims(self) -> list[Claim]:
         """Return what is claimed of intents that have no task, in the order it was noted."""
+
+    async def iterate_settled(self, *, since_ms: int = 0, ref_prefix: str = "") -> AsyncIterator[Intent]:
+        """Yield the intents whose task ended since then, the oldest end first; one that forgets has none."""
+        forgotten: tuple[Intent, ...] = ()
+        for intent in forgotten:
+            yield intent
 
     @abstractmethod
     async def load_totals(self) -> Totals:
