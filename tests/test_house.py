@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent / "kie_async"
 # --- what was agreed ------------------------------------------------------------------------------
 
 VOCABULARY = frozenset(
-    {"errors", "models", "events", "config", "_json", "_secrets", "_validation", "_background"}
+    {"errors", "models", "events", "config", "_json", "_secrets", "_validation", "_background", "_field_help"}
 )
 """What every wing may import, and what imports no wing."""
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 import attrs
 
+from .._field_help import ShowsFields
 from .._validation import check_url, name_what_has_no_json
 from ..errors import InvalidRequest
 from .media import LOCAL_MEDIA, check_no_paths_as_text, own_media
@@ -65,10 +66,11 @@ def _frozen_input(value: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 @attrs.frozen(kw_only=True)
-class TaskRequest:
+class TaskRequest(metaclass=ShowsFields):
     """What the caller asks for, before a task exists."""
 
     model: str = attrs.field(validator=_check_model)
+    """The model's id, such as `kling/v1-avatar-standard`."""
     input: Mapping[str, Any] = attrs.field(
         repr=False, hash=False, converter=_frozen_input, validator=_check_input
     )

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.ports import free_port
 
 from kie_async import cli
 from kie_async.cli import results_file
@@ -156,13 +157,6 @@ async def see_through(service: Sandbox, work: Awaitable[Any]) -> Any:
 
 def files_in(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def with_callbacks() -> list[str]:
