@@ -181,17 +181,21 @@ class UploadedFile(metaclass=ShowsFields):
 
 
 @attrs.frozen(kw_only=True)
-class SettledTask:
+class SettledTask(metaclass=ShowsFields):
     """A task that a journal knows to have ended: with a result or an error."""
 
     ref: str | None
     """The caller's own key; in a batch, one made of the request's content if it had none."""
     task_id: str
+    """The service's id."""
     model: str
+    """The name of the generator."""
     ended_at: datetime
     """When its end was noted, by the clock of this machine. In UTC."""
     result: TaskResult | None = None
+    """What it yielded; None if it failed."""
     error: KieError | None = None
+    """Why there is no result; None if there is one."""
 
     @property
     def ok(self) -> bool:
