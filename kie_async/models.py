@@ -11,7 +11,7 @@ import attrs
 
 from ._field_help import ShowsFields
 from ._json import decode_object
-from .errors import InvalidRequest
+from .errors import InvalidRequest, KieError
 
 TASK_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 """What an id of the service looks like; anything else never goes into a URL or a signature."""
@@ -178,3 +178,37 @@ class UploadedFile(metaclass=ShowsFields):
     """By the clock of the service, if its answer says so."""
     expires_at: datetime | None = None
     """When the service deletes it, if its answer says so; else that is 24 hours later."""
+
+
+@attrs.frozen(kw_only=True)
+class SettledTask(metaclass=ShowsFields):
+    """A task that a journal knows to have ended: with a result or an error."""
+
+    ref: str | None
+    """The caller's own key; in a batch, one made of the request's content if it had none."""
+    task_id: str
+    """The service's id."""
+    model: str
+    """The name of the generator."""
+    ended_at: datetime
+    """When its end was noted, by the clock of this machine. In UTC."""
+    result: TaskResult | None = None
+    """What it yielded; None if it failed."""
+    error: KieError | None = None
+    """Why there is no result; None if there is one."""
+
+    @property
+    def ok(self) -> bool:
+        """Tell whether there is a result."""
+        return self.error is None
+
+    def unwrap(self) -> TaskResult:
+        """Return the result.
+
+        Raises:
+            KieError: The error, if there is one.
+        """
+        if self.error is not None:
+            raise self.error
+        assert self.result is not None  # noqa: S101  (without an error there is a result)
+        return self.result

@@ -59,7 +59,7 @@ LIBRARY_HOMES: dict[str, tuple[str, ...]] = {
     "asyncpg": ("journal/postgres",),
     "aiohttp_socks": ("http/socks.py",),
     "backoff": ("http/backoff.py",),
-    "cattrs": ("planning/durations.py",),
+    "cattrs": ("planning/durations.py", "engine/kept_uploads.py"),
     "opentelemetry": ("instrumentation/",),
     "typer": ("cli/",),
     "rich": ("cli/",),

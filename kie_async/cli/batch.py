@@ -114,11 +114,12 @@ def batch(
 
     \b
       ref,model,image_url,audio_url,prompt
-      anna,kling/v1-avatar-standard,anna.png,hello.mp3,a warm smile
-      otto,kling/v1-avatar-standard,https://example.org/otto.jpg,hello.mp3,
+      order-1001,kling/v1-avatar-standard,anna.png,hello.mp3,a warm smile
+      order-1002,kling/v1-avatar-standard,https://example.org/otto.jpg,hello.mp3,
 
-    The ref is your own name for a job, used once. The other columns are the fields of the model's input.
-    A .jsonl file has an object with the same names in each line instead.
+    The ref is your own name for a job, such as the id of an order: one ref, one paid task, for as long as
+    the journal lives. The other columns are the fields of the model's input. A .jsonl file has an object
+    with the same names in each line instead.
 
     For the Kling avatar models image_url and audio_url may be local files, their paths relative to the
     folder of the jobs file; each is uploaded once. Other models get their fields as they stand; out of a

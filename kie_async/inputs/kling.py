@@ -79,7 +79,7 @@ class KlingAvatar(metaclass=ShowsFields):
     """One of the four; they differ in resolution and price."""
 
     def as_request(self, *, ref: str | None = None) -> TaskRequest:
-        """Return the request for this input.
+        """Return the request for this input; see `TaskRequest.ref`.
 
         Raises:
             InvalidRequest: The ref is blank.

@@ -78,7 +78,10 @@ class TaskRequest(metaclass=ShowsFields):
     a `pathlib.Path`, bytes, a binary stream, which is read from its beginning. An `UploadedFile` becomes its
     URL. Text is never read as a path; where a path stands in the place of a URL, it is refused."""
     ref: str | None = attrs.field(default=None, validator=_check_ref)
-    """The caller's own key for this task, unique in a journal."""
+    """The caller's own key, such as the id of an order or a message: one ref, one paid task, for as long as
+    the journal lives. The same ref with the same request is the same task, with another one a `RefConflict`;
+    a request that was surely refused or never sent frees it. Without a journal it is forgotten when the task
+    ends."""
     callback_url: str | None = attrs.field(default=None, repr=False, validator=_check_callback_url)
     """A callback address of the caller's own: sent untouched, and the task is then only polled here."""
 
@@ -88,7 +91,7 @@ class TypedInput(Protocol):
     """Anything that can say what it asks for as a `TaskRequest`."""
 
     def as_request(self, *, ref: str | None = None) -> TaskRequest:
-        """Return the request for this input."""
+        """Return the request for this input; *ref* is `TaskRequest.ref`."""
         ...
 
 
