@@ -15,8 +15,10 @@ from typing import Any, Self
 import attrs
 
 from ._background import BoundToLoop
+from ._field_help import ShowsFields
 from ._validation import check_count, check_path, try_to_write
 from .engine.engine import Engine
+from .engine.job_states import state_after
 from .errors import (
     AuthenticationError,
     BatchStopped,
@@ -38,7 +40,7 @@ from .errors import (
 from .handle import TaskHandle
 from .inputs.fingerprint import fingerprint
 from .inputs.request import TaskRequest, TypedInput, as_request
-from .models import TaskResult
+from .models import JobState, TaskResult
 
 Requests = Iterable[TaskRequest | TypedInput] | AsyncIterable[TaskRequest | TypedInput]
 _STOPPING = (
@@ -60,7 +62,7 @@ _log = logging.getLogger("kie_async")
 
 
 @attrs.frozen(kw_only=True)
-class Outcome:
+class Outcome(metaclass=ShowsFields):
     """What became of one request of a batch: a result or an error."""
 
     index: int
@@ -68,13 +70,20 @@ class Outcome:
     ref: str | None
     """The request's own; in a journal, one made of its content if it has none."""
     request: TaskRequest
+    """What was asked for, with the ref it got."""
     task_id: str = ""
     """Empty when no task is known."""
     result: TaskResult | None = None
     """Also there when only the download failed."""
     error: KieError | None = None
+    """What went wrong; None if nothing did."""
     files: tuple[Path, ...] = ()
     """The downloaded files, if the batch downloads."""
+
+    @property
+    def state(self) -> JobState:
+        """How the job stands, in the word that people read."""
+        return state_after(self.error, has_task=bool(self.task_id), has_result=self.result is not None)
 
     @property
     def ok(self) -> bool:

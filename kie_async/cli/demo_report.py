@@ -11,8 +11,17 @@ from typing import Any
 import attrs
 
 from ..inputs.kling import KlingAvatar
+from ..models import JobState
 from .output import format_number
 from .report_data import describe_request
+
+_OUTCOMES = {
+    "planned": JobState.NOT_SENT,
+    "refused": JobState.REFUSED,
+    "fail": JobState.FAILED,
+    "success": JobState.NOT_SAVED,
+}
+"""Of a job without a file."""
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -53,12 +62,11 @@ class Job:
         return self.file is not None or bool(self.error)
 
     @property
-    def outcome(self) -> str:
+    def outcome(self) -> JobState:
         """Return how it ended, in the words of a report."""
         if self.file is not None:
-            return "done"
-        words = {"success": "done, not saved", "fail": "failed", "planned": "not sent", "refused": "refused"}
-        return words.get(self.state, "running")
+            return JobState.DONE
+        return _OUTCOMES.get(self.state, JobState.RUNNING)
 
     def results_line(self, avatar: KlingAvatar, folder: Path) -> dict[str, Any]:
         """Return its line in a results file in *folder*, as a batch writes it; *avatar* is what all share."""
@@ -67,7 +75,7 @@ class Job:
             "ref": self.ref,
             "line": self.number,
             "model": request.model,
-            "outcome": self.outcome,
+            "outcome": self.outcome.value,
             "task_id": self.task_id,
             "credits": self.credits,
             "duration_s": None if self.seconds is None else round(self.seconds, 3),

@@ -14,7 +14,7 @@ from typing import Annotated
 import attrs
 import typer
 
-from ..errors import JournalError, JournalLocked
+from ..errors import JournalError
 from ..journal.base import Totals
 from .output import print_err, print_out
 from .report_csv import encode_csv, is_table
@@ -27,7 +27,8 @@ from .runtime import DONE, CannotRun, require_folder, run_command
 
 PAGE_NAME, TABLE_NAME = "report.html", "results.csv"
 
-_IN_USE = "The batch is running: this page shows how it stood when the results were last written."
+
+_WHAT_TO_GIVE = "give the folder with a batch's results, or its journal"
 
 
 @attrs.frozen(kw_only=True)
@@ -66,7 +67,6 @@ def report(
     if not os.path.exists(where):
         raise typer.BadParameter(f"there is no {where}", param_hint="JOURNAL|DIR")
     if journal is not None and not os.path.exists(journal):
-        # Opening a journal that is not there would make one.
         raise typer.BadParameter(f"there is no journal {journal}", param_hint="--journal")
     if os.path.isdir(where):
         run_command(_report(where / RESULTS_NAME, journal, out, title=where.resolve().name))
@@ -119,13 +119,11 @@ async def _find(results: Path | None, journal: Path | None, folder: Path | None)
         if journal is not None:
             facts = await read_journal(journal, results)
     except OSError as exc:
-        raise CannotRun(
-            f"cannot read {results}: {exc.strerror}; give the folder with a batch's results, or its journal"
-        ) from None
+        raise CannotRun(f"cannot read {results}: {exc.strerror}; {_WHAT_TO_GIVE}") from None
     except JournalError as exc:
         if results is None:
-            raise CannotRun(str(exc)) from None
-        notice = _IN_USE if isinstance(exc, JournalLocked) else f"The journal could not be read: {exc}"
+            raise CannotRun(f"{exc}; {_WHAT_TO_GIVE}") from None
+        notice = f"The journal could not be read: {exc}"
     if facts is not None:
         results = facts.results
     home = (results or journal or Path()).parent

@@ -11,28 +11,29 @@ import attrs
 
 from ..inputs.request import TaskRequest
 from ..journal.base import Intent, IntentState, decode_note
+from ..models import JobState
 
 RESULTS_NAME = "results.jsonl"
 
-STATES = (
-    *("done", "done, not saved", "failed", "refused", "perhaps paid"),
-    *("running", "sending", "queued", "not sent"),
-)
-"""The words for how a job stands, in the order a report shows them."""
-
-STATE_OF_INTENT = {
-    IntentState.PLANNED: "not sent",
-    IntentState.SENDING: "sending",
-    IntentState.CREATED: "running",
-    IntentState.REJECTED: "refused",
-    IntentState.NOT_CREATED: "not sent",
-    IntentState.UNKNOWN: "perhaps paid",
-    IntentState.SUCCEEDED: "done",
-    IntentState.FAILED: "failed",
-    IntentState.WRITTEN_OFF: "perhaps paid",
+STATE_OF_INTENT: Mapping[IntentState, JobState] = {
+    IntentState.PLANNED: JobState.NOT_SENT,
+    IntentState.SENDING: JobState.SENDING,
+    IntentState.CREATED: JobState.RUNNING,
+    IntentState.REJECTED: JobState.REFUSED,
+    IntentState.NOT_CREATED: JobState.NOT_SENT,
+    IntentState.UNKNOWN: JobState.PERHAPS_PAID,
+    IntentState.SUCCEEDED: JobState.DONE,
+    IntentState.FAILED: JobState.FAILED,
+    IntentState.WRITTEN_OFF: JobState.PERHAPS_PAID,
 }
 
-_OF_RESULTS = {"pending": "not sent", "unknown": "perhaps paid"}
+_KINDS = {
+    **dict.fromkeys((".mp4", ".webm", ".mov", ".m4v", ".mkv"), "video"),
+    **dict.fromkeys((".png", ".jpg", ".jpeg", ".webp", ".gif", ".avif"), "image"),
+    **dict.fromkeys((".mp3", ".wav", ".m4a", ".aac", ".ogg", ".flac"), "audio"),
+}
+
+_OF_RESULTS = {"pending": JobState.NOT_SENT, "unknown": JobState.PERHAPS_PAID}
 """Words of results files that have others now."""
 
 _YEAR_3000 = 32_503_680_000
@@ -49,7 +50,7 @@ class Row:
     prompt: str = ""
     image: str = ""
     """The portrait: a local file or a URL."""
-    state: str = "not sent"
+    state: JobState = JobState.NOT_SENT
     task_id: str = ""
     took_s: float | None = None
     credits: float | None = None
@@ -65,12 +66,18 @@ class Row:
 def describe_request(request: TaskRequest, folder: Path) -> dict[str, str]:
     """Return what a results file in *folder* says of a request, so that a report can show it."""
     prompt, image = request.input.get("prompt"), request.input.get("image_url")
-    if isinstance(image, Path):
-        image = _path_from(folder, image)
+    images = (value for value in (image, *request.input.values()) if isinstance(value, Path))
+    if (local := next((path for path in images if kind_of(path) == "image"), None)) is not None:
+        image = _path_from(folder, local)
     return {
         "prompt": prompt if isinstance(prompt, str) else "",
         "image": image if isinstance(image, str) else "",
     }
+
+
+def kind_of(path: Path) -> str:
+    """Return what a file holds, by its ending: video, image, audio, else just a file."""
+    return _KINDS.get(path.suffix.lower(), "file")
 
 
 def _path_from(folder: Path, path: Path) -> str:
@@ -137,27 +144,33 @@ def _row_of_line(line: Mapping[str, object], folder: Path, intent: Intent | None
         took_s=_number_in(line, "duration_s"),
         credits=intent.credits if price is None and intent else price,
         source=text_in(line, "told_by"),
-        ended_at=read_instant(line.get("ended_at")),
+        ended_at=read_instant(line.get("ended_at")) or (ended_at_of(intent) if intent else None),
         reason=text_in(line, "error") or (intent.reason if intent else ""),
         files=files,
         urls=tuple(_texts_in(line, "urls")),
     )
 
 
-def _state_of_line(line: Mapping[str, object], intent: Intent | None) -> str:
+def _state_of_line(line: Mapping[str, object], intent: Intent | None) -> JobState:
     outcome = text_in(line, "outcome")
-    state = _OF_RESULTS.get(outcome, outcome)
-    if state == "done":
+    state = _OF_RESULTS.get(outcome) or (JobState(outcome) if outcome in set(JobState) else JobState.NOT_SENT)
+    if state is JobState.DONE:
         return state
-    if intent is not None and intent.state is IntentState.SUCCEEDED:
-        return "done, not saved"
     if intent is not None:
-        return STATE_OF_INTENT[intent.state]
-    if state == "failed" and _texts_in(line, "urls"):
-        return "done, not saved"
-    if state == "failed" and not text_in(line, "task_id"):
-        return "refused" if text_in(line, "error").startswith("code ") else "not sent"
-    return state if state in STATES else "not sent"
+        found = STATE_OF_INTENT[intent.state]
+        return JobState.NOT_SAVED if found is JobState.DONE else found
+    if state is not JobState.FAILED:
+        return state
+    if _texts_in(line, "urls"):
+        return JobState.NOT_SAVED
+    if text_in(line, "task_id"):
+        return state
+    return JobState.REFUSED if text_in(line, "error").startswith("code ") else JobState.NOT_SENT
+
+
+def ended_at_of(intent: Intent) -> float | None:
+    """Return when the end of an intent's task was noted."""
+    return None if intent.terminal_ms is None else intent.terminal_ms / 1000
 
 
 def _find_file(folder: Path, name: str) -> Path:

@@ -12,7 +12,16 @@ import attrs
 
 from ..journal.base import Intent, IntentState, Totals, decode_note
 from ..journal.sqlite import SqliteJournal
-from .report_data import RESULTS_NAME, STATE_OF_INTENT, Row, names_not_done, read_lines, text_in
+from ..models import JobState
+from .report_data import (
+    RESULTS_NAME,
+    STATE_OF_INTENT,
+    Row,
+    ended_at_of,
+    names_not_done,
+    read_lines,
+    text_in,
+)
 
 _TASKS_COMPARED = 20
 """Of a results file, to find out whether it is that of a journal."""
@@ -34,12 +43,12 @@ async def read_journal(journal: Path, results: Path | None) -> JournalFacts:
     """Return what a journal knows that *results* do not; without them, they are searched for beside it.
 
     Raises:
-        JournalError: It is no journal, or in use.
+        JournalError: It is no journal, or damaged.
         OSError: The results cannot be read.
     """
     source = SqliteJournal(journal)
     try:
-        await source.open_file()
+        await source.open_to_read()
         if results is None:
             results = await _find_results(source, journal.parent)
         return JournalFacts(
@@ -98,6 +107,7 @@ def _row_of_intent(intent: Intent, files: Iterable[Path]) -> Row:
         state=STATE_OF_INTENT[intent.state],
         task_id=intent.task_id,
         credits=intent.credits,
+        ended_at=ended_at_of(intent),
         reason=" ".join(str(part) for part in (intent.code, intent.reason) if part),
         files=tuple(files),
     )
@@ -105,12 +115,11 @@ def _row_of_intent(intent: Intent, files: Iterable[Path]) -> Row:
         row = attrs.evolve(row, reason=f"written off: {row.reason}".rstrip(": "))
     if record is None:
         return row
-    if row.state == "done" and not row.files:
-        row = attrs.evolve(row, state="done, not saved")
+    if row.state is JobState.DONE and not row.files:
+        row = attrs.evolve(row, state=JobState.NOT_SAVED)
     return attrs.evolve(
         row,
         took_s=record.duration_s,
-        ended_at=record.completed_at.timestamp() if record.completed_at else None,
         reason=" ".join(part for part in (record.fail_code, record.fail_message) if part) or row.reason,
         urls=record.urls,
     )

@@ -19,20 +19,15 @@ from urllib.parse import quote
 import attrs
 
 from .. import __version__
+from ..models import JobState
 from .output import without_key
-from .report_data import Row
+from .report_data import Row, kind_of
 from .report_sums import USD_PER_CREDIT, Sums, plain_reason
 
 _MOST_ROWS = 20_000
 """More would not open on a phone; those that are not done are kept first."""
 
 _MOST_PROMPT_CHARS = 4000
-
-_KINDS = {
-    **dict.fromkeys((".mp4", ".webm", ".mov", ".m4v", ".mkv"), "video"),
-    **dict.fromkeys((".png", ".jpg", ".jpeg", ".webp", ".gif", ".avif"), "image"),
-    **dict.fromkeys((".mp3", ".wav", ".m4a", ".aac", ".ogg", ".flac"), "audio"),
-}
 
 _GENERATOR = b'<meta name="generator" content="kie_async">'
 
@@ -64,7 +59,7 @@ class KeptRows:
 
     def add(self, row: Row) -> None:
         """Keep a row, if there is room."""
-        kept = self._done if row.state == "done" else self._others
+        kept = self._done if row.state is JobState.DONE else self._others
         if len(kept) < _MOST_ROWS:
             kept.append((self._count, row))
         self._count += 1
@@ -127,10 +122,10 @@ def _data(rows: Sequence[Row], sums: Sums, about: About, folder: Path) -> dict[s
     }
 
 
-def _row_data(row: Row, reasons: Mapping[tuple[str, str], int], places: _Places) -> dict[str, Any]:
+def _row_data(row: Row, reasons: Mapping[tuple[JobState, str], int], places: _Places) -> dict[str, Any]:
     data = {
         "ref": row.ref,
-        "state": row.state,
+        "state": row.state.value,
         "model": row.model,
         "prompt": row.prompt[:_MOST_PROMPT_CHARS],
         "poster": places.poster(row.image),
@@ -140,7 +135,7 @@ def _row_data(row: Row, reasons: Mapping[tuple[str, str], int], places: _Places)
         "told_by": row.source,
         "ended_at": row.ended_at,
         "reason": row.reason,
-        "why": None if row.state == "done" else reasons.get((row.state, plain_reason(row))),
+        "why": None if row.state is JobState.DONE else reasons.get((row.state, plain_reason(row))),
         "files": list(places.of_files(row.files)),
         "urls": [url for url in row.urls if url.startswith("https://")],
     }
@@ -156,13 +151,13 @@ class _Places:
 
     def of_files(self, paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
         for path in paths:
-            kind = _KINDS.get(path.suffix.lower(), "file")
+            kind = kind_of(path)
             found = {"name": path.name, "src": self._path_to(path), "kind": kind}
             yield found if os.path.isfile(path) else found | {"missing": True}
 
     def _poster(self, image: str) -> str:
         is_local = bool(image) and "://" not in image
-        is_image = _KINDS.get(os.path.splitext(image)[1].lower()) == "image"
+        is_image = kind_of(Path(image)) == "image"
         return self._path_to(Path(image)) if is_local and is_image and os.path.isfile(image) else ""
 
     def _path_to(self, path: Path) -> str:

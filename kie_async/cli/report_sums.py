@@ -14,11 +14,20 @@ from statistics import median
 import attrs
 
 from ..journal.base import Totals
-from .report_data import STATES, Row
+from ..models import JobState
+from .report_data import Row
 
 USD_PER_CREDIT = 0.005
 
-_NEEDS_CARE = ("perhaps paid", "failed", "refused", "done, not saved", "not sent")
+_STATES = (
+    *(JobState.DONE, JobState.NOT_SAVED, JobState.FAILED, JobState.REFUSED, JobState.PERHAPS_PAID),
+    *(JobState.RUNNING, JobState.SENDING, JobState.QUEUED, JobState.NOT_SENT),
+)
+"""In the order in which a report shows them."""
+
+_NEEDS_CARE = (
+    *(JobState.PERHAPS_PAID, JobState.FAILED, JobState.REFUSED, JobState.NOT_SAVED, JobState.NOT_SENT),
+)
 """The states that a reason belongs to, the dearest first."""
 
 _MOST_REFS = 5000
@@ -46,7 +55,7 @@ _FILE_NAME = re.compile(r"the task-\d+(\.\w{1,5})?\b")
 class Reason:
     """Why jobs are not done, and which."""
 
-    state: str
+    state: JobState
     text: str
     count: int
     refs: Sequence[str]
@@ -93,9 +102,9 @@ class Tally:
 
     def __init__(self, began: float | None = None) -> None:
         self._began = began or 0.0
-        self._states: Counter[str] = Counter()
+        self._states: Counter[JobState] = Counter()
         self._sources: Counter[str] = Counter()
-        self._reasons: dict[tuple[str, str], _Refs] = {}
+        self._reasons: dict[tuple[JobState, str], _Refs] = {}
         self._took = array("d")
         self._ends = array("d")
         """Of each row that ended: when, whether it is done, and its credits."""
@@ -111,7 +120,9 @@ class Tally:
         if row.took_s is not None:
             self._took.append(row.took_s)
         if row.ended_at is not None:
-            self._ends.extend((row.ended_at, row.state.startswith("done"), row.credits or 0.0))
+            self._ends.extend(
+                (row.ended_at, row.state in {JobState.DONE, JobState.NOT_SAVED}, row.credits or 0.0)
+            )
         if row.state in _NEEDS_CARE:
             self._reasons.setdefault((row.state, plain_reason(row)), _Refs()).add(row.ref)
 
@@ -122,7 +133,7 @@ class Tally:
         in_run = [spent for ended_at, _, spent in ends if ended_at >= self._began]
         return Sums(
             total=self._states.total(),
-            states={state: self._states[state] for state in STATES if self._states[state]},
+            states={state.value: self._states[state] for state in _STATES if self._states[state]},
             sources=dict(self._sources),
             run_ended=len(in_run),
             run_credits=_rounded(math.fsum(in_run)),

@@ -17,12 +17,13 @@ from test_cli_batch import Command, command, with_callbacks, write_jobs  # noqa:
 
 from kie_async.cli.report import report_results
 from kie_async.cli.report_csv import protect
-from kie_async.cli.report_data import STATES, Row, rows_of_results
+from kie_async.cli.report_data import Row, rows_of_results
 from kie_async.cli.report_journal import rows_of_journal
 from kie_async.cli.report_page import About, KeptRows, encode_data, encode_page
 from kie_async.cli.report_sums import Sums, Tally, plain_reason
 from kie_async.journal.base import Intent, IntentState, Totals
 from kie_async.journal.sqlite import SqliteJournal
+from kie_async.models import JobState
 from kie_async.sandbox import Faults, Fixed, Sandbox
 
 NIGHT = datetime(2026, 11, 28, 22, 0, tzinfo=UTC)
@@ -90,7 +91,7 @@ def test_a_row_has_the_state_that_results_and_journal_prove_together(
     results = write_results(tmp_path, {"ref": "anna", "outcome": outcome})
     (row,) = rows_of_results(results, [proof] if proof else [])
     assert row.state == state
-    assert row.state in STATES
+    assert isinstance(row.state, JobState)
 
 
 @together(
@@ -143,11 +144,11 @@ def test_a_journal_alone_yields_rows_with_the_files_named_after_its_tasks(tmp_pa
 def rows_of_a_night() -> list[Row]:
     began = NIGHT.timestamp()
     return [
-        Row(ref="before", state="done", credits=8.0, task_id="t0", ended_at=began - 3600, took_s=1.0),
-        Row(ref="a", state="done", credits=16.0, task_id="t1", ended_at=began + 60, source="callback"),
-        Row(ref="b", state="failed", credits=0.0, task_id="t2", ended_at=began + 90, source="poll"),
-        Row(ref="c", state="perhaps paid"),
-        Row(ref="d", state="not sent"),
+        Row(ref="before", state=JobState.DONE, credits=8.0, task_id="t0", ended_at=began - 3600, took_s=1.0),
+        Row(ref="a", state=JobState.DONE, credits=16.0, task_id="t1", ended_at=began + 60, source="callback"),
+        Row(ref="b", state=JobState.FAILED, credits=0.0, task_id="t2", ended_at=began + 90, source="poll"),
+        Row(ref="c", state=JobState.PERHAPS_PAID),
+        Row(ref="d", state=JobState.NOT_SENT),
     ]
 
 
@@ -192,14 +193,17 @@ def test_where_nothing_ended_there_is_no_series(rows: list[Row]) -> None:
     ],
 )
 def test_a_reason_is_the_same_for_all_jobs_of_a_kind(reason: str, plain: str) -> None:
-    row = Row(ref="anna", state="failed", task_id="0a1b2c3d4e5f60718293a4b5", reason=reason)
+    row = Row(ref="anna", state=JobState.FAILED, task_id="0a1b2c3d4e5f60718293a4b5", reason=reason)
     assert plain_reason(row) == plain
 
 
 def test_failures_are_grouped_by_reason_with_their_refs() -> None:
     rows = [
         Row(
-            ref=f"r{number}", state="failed", task_id=f"t{number}x", reason=f"task t{number}x failed: no face"
+            ref=f"r{number}",
+            state=JobState.FAILED,
+            task_id=f"t{number}x",
+            reason=f"task t{number}x failed: no face",
         )
         for number in range(3)
     ]
@@ -256,7 +260,7 @@ def test_only_https_addresses_come_into_the_page(url: str, tmp_path: Path) -> No
 def test_a_file_is_named_by_its_path_from_the_page_whatever_its_name(name: str, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(b"film")
-    data = page_of(Row(ref="a", state="done", files=(tmp_path / name,)), folder=tmp_path / "out")
+    data = page_of(Row(ref="a", state=JobState.DONE, files=(tmp_path / name,)), folder=tmp_path / "out")
     (file,) = data["rows"][0]["files"]
     assert file["name"] == name
     assert re.fullmatch(r"\.\./[\w.%-]+", file["src"])
@@ -281,7 +285,7 @@ async def test_the_key_is_in_neither_file(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_of_very_many_rows_the_page_keeps_those_that_are_not_done(tmp_path: Path) -> None:
-    rows = [Row(ref="a", state="done")] * 20_000 + [Row(ref="b", state="failed")]
+    rows = [Row(ref="a", state=JobState.DONE)] * 20_000 + [Row(ref="b", state=JobState.FAILED)]
     data = page_of(*rows, folder=tmp_path)
     assert len(data["rows"]) == 20_000
     assert data["rows"][-1]["ref"] == "b"
@@ -348,7 +352,7 @@ async def test_batch_and_report_agree_and_a_second_run_keeps_what_the_first_saw(
     [
         (("report", "nowhere"), "there is no nowhere"),
         (("report", "."), "give the folder with a batch's results, or its journal"),
-        (("report", "jobs.csv"), "jobs.csv was cut off, or is none"),
+        (("report", "jobs.csv"), "no journal at all (file is not a database)"),
         (("report", ".", "--journal", "no.db"), "there is no journal no.db"),
     ],
 )
@@ -365,20 +369,29 @@ async def test_what_holds_no_results_is_refused_with_what_to_give(
     assert not (tmp_path / "report.html").exists()
 
 
-async def test_a_journal_that_is_in_use_leaves_a_report_of_the_results_that_says_so(
+async def test_a_journal_is_reported_while_it_is_in_use(
+    command: Command,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    write_results(tmp_path, {"ref": "anna", "outcome": "pending"}, {"ref": "otto", "outcome": "pending"})
+    journal = SqliteJournal(tmp_path / "run.db")
+    await journal.open()
+    try:
+        await journal.mark_sending(Intent(intent_id="i1", model="m", ref="anna"))
+        await journal.mark_created("i1", "t1")
+        assert await command(None, "report", ".", "--journal", "run.db") == (0, "report.html\n", "")
+    finally:
+        await journal.aclose()
+    first, second = data_in(tmp_path / "report.html")["rows"]
+    assert (first["state"], first["task_id"]) == ("running", "t1")
+    assert second["state"] == "not sent"
+
+
+async def test_a_journal_that_cannot_be_read_leaves_a_report_of_the_results_that_says_so(
     command: Command,  # noqa: F811
     tmp_path: Path,
 ) -> None:
     write_results(tmp_path, {"ref": "anna", "outcome": "running"})
-    journal = SqliteJournal(tmp_path / "run.db")
-    await journal.open()
-    try:
-        assert await command(None, "report", ".", "--journal", "run.db") == (0, "report.html\n", "")
-        code, _, err = await command(None, "report", "run.db")
-    finally:
-        await journal.aclose()
-    data = data_in(tmp_path / "report.html")
-    assert data["sums"]["states"] == {"running": 1}
-    assert "The batch is running" in data["notice"]
-    assert code == 2
-    assert "is open in another session or process" in err
+    (tmp_path / "run.db").write_text("no journal")
+    assert await command(None, "report", ".", "--journal", "run.db") == (0, "report.html\n", "")
+    assert "run.db" in data_in(tmp_path / "report.html")["notice"]
