@@ -10,22 +10,10 @@ from pathlib import Path
 import attrs
 
 from ..inputs.request import TaskRequest
-from ..journal.base import Intent, IntentState, decode_note
+from ..journal.base import Intent, decode_note
 from ..models import JobState
 
 RESULTS_NAME = "results.jsonl"
-
-STATE_OF_INTENT: Mapping[IntentState, JobState] = {
-    IntentState.PLANNED: JobState.NOT_SENT,
-    IntentState.SENDING: JobState.SENDING,
-    IntentState.CREATED: JobState.RUNNING,
-    IntentState.REJECTED: JobState.REFUSED,
-    IntentState.NOT_CREATED: JobState.NOT_SENT,
-    IntentState.UNKNOWN: JobState.PERHAPS_PAID,
-    IntentState.SUCCEEDED: JobState.DONE,
-    IntentState.FAILED: JobState.FAILED,
-    IntentState.WRITTEN_OFF: JobState.PERHAPS_PAID,
-}
 
 _KINDS = {
     **dict.fromkeys((".mp4", ".webm", ".mov", ".m4v", ".mkv"), "video"),
@@ -157,8 +145,7 @@ def _state_of_line(line: Mapping[str, object], intent: Intent | None) -> JobStat
     if state is JobState.DONE:
         return state
     if intent is not None:
-        found = STATE_OF_INTENT[intent.state]
-        return JobState.NOT_SAVED if found is JobState.DONE else found
+        return JobState.NOT_SAVED if intent.job_state is JobState.DONE else intent.job_state
     if state is not JobState.FAILED:
         return state
     if _texts_in(line, "urls"):

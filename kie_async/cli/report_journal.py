@@ -15,7 +15,6 @@ from ..journal.sqlite import SqliteJournal
 from ..models import JobState
 from .report_data import (
     RESULTS_NAME,
-    STATE_OF_INTENT,
     Row,
     ended_at_of,
     names_not_done,
@@ -104,7 +103,7 @@ def _row_of_intent(intent: Intent, files: Iterable[Path]) -> Row:
         model=intent.model,
         prompt=text_in(given, "prompt"),
         image=text_in(given, "image_url"),
-        state=STATE_OF_INTENT[intent.state],
+        state=intent.job_state,
         task_id=intent.task_id,
         credits=intent.credits,
         ended_at=ended_at_of(intent),
