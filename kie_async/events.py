@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from enum import StrEnum
 from typing import Literal
 
@@ -44,8 +45,29 @@ class Source(StrEnum):
     CALLBACK = "callback"
 
 
-EventKind = Literal["created", "updated", "settled", "unknown", "adopted"]
-"""What happened to a task. ``unknown``: nobody knows whether a create made one; ``adopted``: it did."""
+EventKind = Literal["created", "updated", "settled", "unknown", "adopted", "weather"]
+"""What happened to a task. ``unknown``: nobody knows whether a create made one; ``adopted``: it did.
+``weather`` is of no task: see `Weather`."""
+
+WeatherKind = Literal[
+    "unreachable", "held back", "halted", "unanswered", "uploads", "downloads", "disk", "asleep"
+]
+"""What keeps a session from getting on: creates that do not reach the service, that it holds back by a limit
+or maintenance, or that are halted after unknown outcomes; polls without an answer; uploads and downloads that
+fail; a folder that cannot be written; a machine that slept."""
+
+
+@attrs.frozen(kw_only=True)
+class Weather:
+    """What keeps a session from getting on, though it goes on by itself: begun, going on, or over."""
+
+    kind: WeatherKind
+    message: str
+    """What is the matter and what is done about it, in the words of the log."""
+    since: datetime
+    until: datetime | None = None
+    """When it is tried again, or given up; None if that is not known."""
+    is_over: bool = False
 
 
 @attrs.frozen(kw_only=True)
@@ -54,10 +76,13 @@ class SessionEvent:
 
     kind: EventKind
     task_id: str
+    """Empty where no task is known, and in news of the weather."""
     ref: str | None = None
     source: Literal["", "callback", "poll"] = ""
     """Which side settled the task; empty when nobody did: a timeout, a close."""
     record: TaskRecord | None = None
+    weather: Weather | None = None
+    """Only of the kind ``weather``."""
 
 
 @attrs.define(kw_only=True)

@@ -77,6 +77,7 @@ class KieSession(BoundToLoop):
         limits: Limits = Limits(),  # noqa: B008  (frozen)
         poll: PollSchedule = PollSchedule(),  # noqa: B008  (frozen)
         task_timeout_s: float = 3600.0,
+        create_timeout_s: float | None = 120.0,
         budget: Budget | None = None,
         confirm_callbacks: bool | None = None,
         callback_secrets: Sequence[str | bytes] = (),
@@ -102,6 +103,8 @@ class KieSession(BoundToLoop):
         check_hook(on_event)
         check_count("max_in_flight", max_in_flight)
         check_above_zero("task_timeout_s", task_timeout_s)
+        if create_timeout_s is not None:
+            check_above_zero("create_timeout_s", create_timeout_s)
         if receiver is not None and callback_url is None:
             raise InvalidRequest("callback_url is missing: a receiver hears nothing without it")
         key = Secret(read_key(api_key))
@@ -131,6 +134,7 @@ class KieSession(BoundToLoop):
             network=with_environment(network, base_url),
             poll=poll,
             task_timeout_s=task_timeout_s,
+            create_timeout_s=create_timeout_s,
             budget=budget,
             on_event=on_event,
             rng=rng or random.Random(),
@@ -226,7 +230,7 @@ class KieSession(BoundToLoop):
         Raises:
             InvalidRequest: An argument is wrong; nothing was sent.
             ApiError: The service refused; nothing was created.
-            TransportError: Nothing was sent.
+            TransportError: Nothing was sent; the service was out of reach for *create_timeout_s*.
             CreateOutcomeUnknown: The body left and nothing proves what happened; never sent again.
             BudgetExceeded: The budget is spent; nothing was sent.
             SessionMisuse: The session is not open here.

@@ -7,6 +7,7 @@ may be gone; an exception's class never does.
 from __future__ import annotations
 
 import asyncio
+import math
 from functools import lru_cache
 
 import aiohttp
@@ -138,14 +139,18 @@ class CreateTransport:
             is_for_service=True,
         )
 
-    async def post(self, request: WireRequest, gate: SendGate) -> Attempt:
+    async def post(
+        self, request: WireRequest, gate: SendGate, *, connect_within_s: float = math.inf
+    ) -> Attempt:
         """Send *request* once and judge what happened. Cancelling it keeps back what has not left.
+
+        It is given up when there is no connection within *connect_within_s*, or the usual time.
 
         Raises:
             SessionMisuse: This aiohttp is not one that is known.
         """
         _check_aiohttp(aiohttp.__version__)
-        patience = _CallTimeout(gate, self._timeout_s, self._connect_timeout_s)
+        patience = _CallTimeout(gate, self._timeout_s, min(self._connect_timeout_s, connect_within_s))
         try:
             attempt = await self._exchange(request, gate)
         finally:

@@ -12,6 +12,7 @@ from .._background import BackgroundTasks
 from .._validation import is_loopback
 from ..creating.create_call import CreateCalls
 from ..creating.create_transport import CreateTransport
+from ..creating.create_weather import CreateWeather
 from ..errors import SessionMisuse
 from ..events import Counters
 from ..files.downloads import Downloads
@@ -54,6 +55,7 @@ class Engine:
         self.journal = _journal_of(settings.journal)
         self.background = BackgroundTasks("kie_async watcher")
 
+        self.events = EventHook(settings.on_event)
         redactor = Redactor(settings.secrets)
         query_limiter = RateLimiter(limits.query, now=now)
         self._query_transport = Transport(
@@ -80,10 +82,18 @@ class Engine:
                 redactor=redactor,
             ),
             rate_limiter=RateLimiter(limits.create, now=now),
-            breaker=CircuitBreaker(now=now),
+            breaker=CircuitBreaker(now=now, sink=self.events),
             journal=self.journal,
             counters=counters,
             rng=rng,
+            weather=CreateWeather(
+                api=settings.base_url,
+                uploads=settings.upload_url,
+                max_in_flight=settings.max_in_flight,
+                now=now,
+                sink=self.events,
+            ),
+            timeout_s=settings.create_timeout_s,
         )
 
         self.poller = Poller(
@@ -92,13 +102,13 @@ class Engine:
             PollPlanner(settings.poll),
             connections=limits.query_connections,
             rng=rng,
+            weather=self.events,
         )
         self.admission = Admission(settings.max_in_flight)
-        self._events = EventHook(settings.on_event)
         self.ledger = None if settings.budget is None else BudgetLedger(settings.budget)
         callbacks = settings.callbacks
         self.tracker = TaskTracker(
-            self.poller, self.journal, counters, self.admission, self.ledger, self._events, callbacks, self
+            self.poller, self.journal, counters, self.admission, self.ledger, self.events, callbacks, self
         )
         self.reconciler = Reconciler(
             self.tracker, self.queries, self.journal, counters, callbacks, self.background
@@ -164,7 +174,7 @@ class Engine:
         self._detach_all()
         for part in (self.calls.transport, self._query_transport, self.uploads, self.downloads, self.journal):
             await part.aclose()
-        await self._events.drain(caller)
+        await self.events.drain(caller)
 
     def __del__(self) -> None:
         """Say what goes on, and close what can be closed, when the event loop ended without `aclose`.
