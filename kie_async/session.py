@@ -26,7 +26,7 @@ from ._validation import (
     read_environment,
     read_key,
 )
-from .batch import MAX_FAILURES_IN_A_ROW, Batch, Requests
+from .batch import GIVE_UP_AFTER_S, MAX_FAILURES_IN_A_ROW, Batch, Requests
 from .callbacks.address import derive_callback_secret
 from .callbacks.receiver import CallbackReceiver
 from .config import Budget, Limits, Network, PollSchedule
@@ -290,17 +290,21 @@ class KieSession(BoundToLoop):
         *,
         download_to: str | Path | None = None,
         max_failures_in_a_row: int | None = MAX_FAILURES_IN_A_ROW,
+        give_up_after_s: float = GIVE_UP_AFTER_S,
     ) -> Batch:
         """Return the outcomes of many requests as they finish: ``async for outcome in kie.batch(jobs)``.
 
         *requests* is a sync or async iterable of any length, pulled only when there is room, so that
         memory stays bounded. With a journal, refs that have settled are answered from it and unsettled
         ones are waited for again; a request without a ref is known by its content. With *download_to*
-        the files of each result are fetched into that folder, which is tried before anything is sent.
-        When so many tasks of one model fail in a row without a success, the batch stops; None is never.
+        the files of each result are fetched into that folder, which is tried before anything is sent, as is
+        the host that results come from. A disk that fills up stops creating; after *give_up_after_s* without
+        room the batch ends, at once if that is 0. When so many tasks of one model fail in a row without a
+        success, the batch stops; None is never. An unreachable service, its limits, and a halt after creates
+        of unknown outcome are waited out, as the log and the ``weather`` events say.
 
         Raises:
-            InvalidRequest: An argument is wrong; or, from the iteration, the folder cannot be written.
+            InvalidRequest: An argument is wrong; or, from the iteration, no result could be saved.
             BatchStopped: From the iteration, when no further request could succeed.
             SessionMisuse: The session is not open here.
         """
@@ -309,6 +313,7 @@ class KieSession(BoundToLoop):
             self._engine,
             download_to=download_to,
             max_failures_in_a_row=max_failures_in_a_row,
+            give_up_after_s=give_up_after_s,
         )
 
     async def query(self, task_id: str) -> TaskRecord:

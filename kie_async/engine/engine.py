@@ -35,6 +35,7 @@ from .event_hook import EventHook
 from .inbox import CallbackInbox
 from .reconciler import Reconciler
 from .recovery import Recovery
+from .result_folder import ResultFolder
 from .settings import Settings
 from .tracker import TaskTracker
 
@@ -194,6 +195,20 @@ class Engine:
         if names:
             _log_what_goes_on("session closed", names)
         self.tracker.detach_all()
+
+    # --- what a batch asks of its session ------------------------------------------------------
+
+    def open_folder(self, folder: Path, give_up_after_s: float) -> ResultFolder:
+        """Return what saves the results of one batch."""
+        return ResultFolder(
+            folder,
+            give_up_after_s,
+            downloads=self.downloads,
+            queries=self.queries,
+            journal=self.journal,
+            settings=self.settings,
+            sink=self.events,
+        )
 
     # --- work that must not outlive the session ------------------------------------------------
 

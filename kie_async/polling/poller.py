@@ -22,7 +22,7 @@ from .entry import PollEntry
 from .failures import LASTING_S, Decision, FailurePolicy, StateWarnings
 from .learner import Learner
 from .poll_queue import PollQueue
-from .sleep import SleepWatch
+from .sleep import SleepDetector
 from .timer_wheel import TICK_S, TimerWheel
 
 
@@ -72,7 +72,7 @@ class Poller:
         self._failures = FailurePolicy(
             rate_limiter, grace_s=self._schedule.visibility_grace_s, rng=rng, weather=weather
         )
-        self._sleep = SleepWatch(clock=clock, sink=weather)
+        self._sleep = SleepDetector(clock=clock, sink=weather)
         self._state_warnings = StateWarnings()
         self._workers = BackgroundTasks("kie_async poller")
         self._idle = 0

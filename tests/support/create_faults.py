@@ -20,8 +20,8 @@ import attrs
 from kie_async._secrets import Secret
 from kie_async.config import Network, Rate
 from kie_async.creating.create_call import CreateCall, CreateCalls
-from kie_async.creating.create_weather import CreateWeather
 from kie_async.creating.create_transport import CreateTransport
+from kie_async.creating.create_weather import CreateWeather
 from kie_async.errors import (
     ApiError,
     CreateOutcomeUnknown,

@@ -1,0 +1,53 @@
+"""Says, once for all who wait, that what is limited has kept somebody waiting for long."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+LONG_S = 10.0
+
+GAP_S = 60.0
+"""Queues come and go with every task: a line is not repeated sooner."""
+
+_log = logging.getLogger("kie_async")
+
+
+class LongWait:
+    """Those who wait in one queue, first come first served; *message* is said when the first waits for long."""
+
+    def __init__(self, message: str) -> None:
+        self._message = message
+        self._begun_at: dict[object, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._said_at = -math.inf
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the body of the ``with`` as a wait."""
+        loop = asyncio.get_running_loop()
+        token = object()
+        self._begun_at[token] = loop.time()
+        if self._timer is None:
+            self._timer = loop.call_later(LONG_S, self._check, loop)
+        try:
+            yield
+        finally:
+            del self._begun_at[token]
+            if not self._begun_at and self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+    def _check(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Say it if the first in line has waited for long; else come again when it will have."""
+        now, first_at = loop.time(), next(iter(self._begun_at.values()))
+        due_at = max(first_at + LONG_S, self._said_at + GAP_S)
+        if now < due_at:
+            self._timer = loop.call_at(due_at, self._check, loop)
+            return
+        # The timer stays set, though it is over: while anybody waits nothing more is said.
+        self._said_at = now
+        _log.info("%s (%d waiting, the first for %.0f s)", self._message, len(self._begun_at), now - first_at)
