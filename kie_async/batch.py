@@ -98,8 +98,9 @@ class Batch(BoundToLoop):
 
     A request is pulled only when there is room for it: so many are unsettled, and as many again
     downloading or not yet read. One failure never cancels another. When the account or the
-    journal itself says no, or a disk stays full, the iteration ends with `BatchStopped` after the outcomes of
-    all that was pulled. An unreachable service, its limits and a halt of creates are waited out. Leaving the loop early stops creating; what is paid runs on and stands in the journal.
+    journal itself says no, or a disk stays full, the iteration ends with `BatchStopped` after the
+    outcomes of all that was pulled. An unreachable service, its limits and a halt of creates are waited
+    out. Leaving the loop early stops creating; what is paid runs on and stands in the journal.
     Under ``async with`` that is so when the block ends, else as soon as nobody holds the batch.
     """
 

@@ -154,7 +154,7 @@ class CreateCall:
         calls = self._calls
         gate = self._new_gate()
         with calls.weather.turn_wait.waiting():
-            # The connection first: who has passed the rate limiter cannot be held back by a throttle any more.
+            # The connection first: who has passed the limiter cannot be held back by a throttle any more.
             await calls.transport.connection_slots.acquire()
             try:
                 await calls.rate_limiter.acquire()

@@ -414,8 +414,7 @@ class TaskTracker:
 
     def outlast_weather(self, handle: TaskHandle) -> None:
         """Let the deadline of a handle wait for an answer while polls fail."""
-        if (entry := _entry_of(handle)) is not None:
-            entry.outlasts_weather = True
+        self._poller.outlast_weather(_entry_of(handle))
 
     def abandon(self, handle: TaskHandle) -> None:
         """Settle a handle that its user gave up; see `TaskHandle.abandon`."""

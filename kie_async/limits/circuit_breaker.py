@@ -15,6 +15,8 @@ UNKNOWN_IN_A_ROW = 3
 
 HALT_S = 60.0
 
+_VERDICT_S = 2.0
+
 _log = logging.getLogger("kie_async.weather")
 
 
@@ -29,6 +31,7 @@ class CircuitBreaker:
         self._unknown_in_a_row = 0
         self._halted_at = 0.0
         self._halted_until = 0.0
+        self._is_probing = False
         self._condition = Condition("halted", sink)
         self._answered = asyncio.Event()
 
@@ -51,18 +54,22 @@ class CircuitBreaker:
         if self._now() < self._halted_until:
             raise CreatesHalted(self._unknown_in_a_row, self._until)
         self._halted_until = self._now() + HALT_S
+        self._is_probing = True
         _log.info("creates are halted; one is sent to see whether the service answers again")
 
     async def wait(self) -> None:
         """Wait until the next create may pass, or one was answered; `check` says who it is."""
         while not self._is_closed and (left_s := self._halted_until - self._now()) > 0:
             self._answered.clear()
+            if self._is_probing:  # its time for an answer ends just then, and its verdict comes a bit later
+                left_s += _VERDICT_S
             with suppress(TimeoutError):
                 async with asyncio.timeout(left_s):
                     await self._answered.wait()
 
     def record_answer(self) -> None:
         """Note that the service answered."""
+        self._is_probing = False
         if not self._is_closed:
             lasted = show_duration(self._now() - self._halted_at)
             self._condition.end(f"creates are answered again and go on, after {lasted}")
@@ -71,7 +78,7 @@ class CircuitBreaker:
 
     def record_unknown(self) -> None:
         """Note that nobody knows what became of a create."""
-        was_closed = self._is_closed
+        was_closed, self._is_probing = self._is_closed, False
         self._unknown_in_a_row += 1
         self._halted_until = self._now() + HALT_S
         if self._is_closed:

@@ -17,7 +17,7 @@ _log = logging.getLogger("kie_async")
 
 
 class LongWait:
-    """Those who wait in one queue, first come first served; *message* is said when the first waits for long."""
+    """Those who wait in one queue, in its order; *message* is said when the first has waited for long."""
 
     def __init__(self, message: str) -> None:
         self._message = message

@@ -113,6 +113,11 @@ class Poller:
         self._wheel.add(entry)
         return entry
 
+    def outlast_weather(self, entry: PollEntry | None) -> None:
+        """Let a deadline wait for an answer while polls fail."""
+        if entry is not None:
+            entry.outlasts_weather = True
+
     def forget(self, entry: PollEntry | None) -> None:
         """Never poll this again."""
         if entry is not None and not entry.is_closed:

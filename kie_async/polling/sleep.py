@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from ..limits.weather import Condition, WeatherSink, show_duration
 from .entry import PollEntry
+from .timer_wheel import TICK_S
 
 SLEPT_S = 30.0
 """So much later than planned nothing runs on a machine that is awake."""
@@ -32,7 +33,8 @@ class SleepDetector:
         # Some systems stop the loop's clock in sleep: then only the wall shows it.
         missing_s = (wall - wall_was) - (now - was_at)
         if late_s >= SLEPT_S:
-            self._slept_at, self._woke_at = now - late_s, now
+            # A deadline may be what it was woken for, or lie in the same tick.
+            self._slept_at, self._woke_at = now - late_s - 2 * TICK_S, now
         if max(late_s, missing_s) < SLEPT_S:
             return
         slept = show_duration(max(late_s, missing_s))
