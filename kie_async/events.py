@@ -50,11 +50,19 @@ EventKind = Literal["created", "updated", "settled", "unknown", "adopted", "weat
 ``weather`` is of no task: see `Weather`."""
 
 WeatherKind = Literal[
-    "unreachable", "held back", "halted", "unanswered", "uploads", "downloads", "disk", "asleep"
+    "unreachable",
+    "held back",
+    "no answer",
+    "halted",
+    "unanswered",
+    "uploads",
+    "downloads",
+    "disk",
+    "asleep",
 ]
 """What keeps a session from getting on: creates that do not reach the service, that it holds back by a limit
-or maintenance, or that are halted after unknown outcomes; polls without an answer; uploads and downloads that
-fail; a folder that cannot be written; a machine that slept."""
+or maintenance, that it does not answer, or that are halted after unknown outcomes; polls that are unanswered;
+uploads and downloads that fail; a folder that cannot be written; a machine that slept."""
 
 
 @attrs.frozen(kw_only=True)

@@ -132,7 +132,8 @@ class CreateCall:
             # the pause would leave an unknown create, which no restart may send again.
             if gate is not None and gate.may_be_noted:
                 await calls.journal.mark_unsent(self.intent.intent_id)
-            if attempt.is_final or self._is_stopped or self._now() + wait_s > self._deadline:
+            is_final = attempt.is_final or (attempt.is_untrusted and not self._keeps_trying)
+            if is_final or self._is_stopped or self._now() + wait_s > self._deadline:
                 raise error
             calls.counters.retries += 1
             # After a limit it waits at the rate limiter, as all do; its own pause would come on top of it.
@@ -194,7 +195,8 @@ class CreateCall:
             )
         if left_s <= 0:
             left_s = math.inf
-        attempt = await calls.transport.post(self._request, gate, connect_within_s=left_s)
+        with calls.weather.answer_wait.waiting():
+            attempt = await calls.transport.post(self._request, gate, connect_within_s=left_s)
         # What was kept back for a reason of ours, or on a kept connection, says nothing of the way there.
         if not (self._is_stopped or attempt.needs_new_connection or isinstance(gate.failure, KieError)):
             answer = attempt.answer

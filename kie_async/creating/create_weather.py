@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from ..errors import KieError
 from ..limits.long_wait import LongWait
-from ..limits.weather import NO_SINK, Outage, WeatherSink
+from ..limits.weather import NO_SINK, Condition, Outage, WeatherSink
 from ..wire.codes import CreateVerdict
 
 LASTING_S = 30.0
@@ -49,7 +49,13 @@ class CreateWeather:
         self.slot_wait = LongWait(
             f"creates wait for a slot: {max_in_flight} tasks are unsettled, as max_in_flight allows"
         )
-        self.turn_wait = LongWait("creates wait for their turn at the limit of the service")
+        self.turn_wait = LongWait("creates wait for their turn at the rate limit, or for a connection")
+        self._no_answer = Condition("no answer", sink)
+        self.answer_wait = LongWait(
+            f"creates at {api} have no answer; what has left may be paid and is never sent again",
+            long_s=LASTING_S,
+            condition=self._no_answer,
+        )
 
     def record(self, verdict: CreateVerdict, error: KieError | None, reason: str, begun_at: float) -> None:
         """Take in what became of an attempt that began at *begun_at*."""
@@ -57,6 +63,8 @@ class CreateWeather:
             self.unreachable.record_failure(reason, begun_at=begun_at)
             return
         self.unreachable.record_success()
+        if verdict is not CreateVerdict.UNKNOWN:
+            self._no_answer.end("creates are answered again")
         if verdict is CreateVerdict.HELD_BACK:
             self.held_back.record_failure(str(error), begun_at=begun_at, at_least_s=LASTING_S)
         elif verdict is not CreateVerdict.UNKNOWN:

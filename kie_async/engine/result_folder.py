@@ -53,6 +53,7 @@ class ResultFolder:
         self._full = Condition("disk", sink)
         self._cut_off = Condition("downloads", sink)
         self._full_since = 0.0
+        self._failure = CannotWrite("")
         self._answered_at = -1.0
         """When the service was first reached again after it could not be."""
         self._has_room = asyncio.Event()
@@ -112,23 +113,20 @@ class ResultFolder:
             DownloadFailed: A file could not be fetched or written for another reason.
         """
         while True:
+            if not self._has_room.is_set():  # by turns, and nothing is fetched in vain meanwhile
+                async with self._trying:
+                    if not self._has_room.is_set():
+                        return await self._save_when_there_is_room(result)
             begun_at = self._now()
             try:
                 return await self._download(result)
             except CannotWrite as exc:
                 if not await self._is_full(exc):
                     raise
-                failure = exc
             except DownloadFailed as exc:
                 # `ResultExpired` is a verdict; of the others the network may be the cause.
                 if type(exc) is not DownloadFailed or not await self._came_back(exc, begun_at):
                     raise
-                continue
-            async with self._trying:
-                if not self._has_room.is_set() and not self._stopped.is_set():
-                    return await self._save_when_there_is_room(result, failure)
-            if self._stopped.is_set():
-                raise failure
 
     async def _download(self, result: TaskResult) -> tuple[Path, ...]:
         paths = await self._downloads.download(result.urls, self._folder, task_id=result.task_id)
@@ -149,10 +147,12 @@ class ResultFolder:
             try:
                 await asyncio.to_thread(try_to_write, self._folder)
             except OSError:
-                pass
+                if self._stopped.is_set():  # meanwhile
+                    return False
             else:
                 return False
-        if self._has_room.is_set() and not self._stopped.is_set():
+        self._failure = error
+        if self._has_room.is_set():
             self._has_room.clear()
             self._full_since = self._now()
             if self._give_up_after_s > 0:
@@ -169,7 +169,7 @@ class ResultFolder:
             until=until,
         )
 
-    async def _save_when_there_is_room(self, result: TaskResult, failure: CannotWrite) -> tuple[Path, ...]:
+    async def _save_when_there_is_room(self, result: TaskResult) -> tuple[Path, ...]:
         """Try a download again and again.
 
         Raises:
@@ -178,9 +178,8 @@ class ResultFolder:
         for wait_s in delays(self._settings.rng):
             left_s = self._full_since + self._give_up_after_s - self._now()
             if left_s <= 0:
-                self.reason_to_stop = DownloadFailed(
-                    f"cannot write to {self._folder} any more: {failure.why}"
-                )
+                why = self._failure.why
+                self.reason_to_stop = DownloadFailed(f"cannot write to {self._folder} any more: {why}")
                 break
             if await self._sleep(min(wait_s, left_s)):
                 break
@@ -190,14 +189,14 @@ class ResultFolder:
             except OSError:
                 continue
             except CannotWrite as exc:
-                failure = exc
+                self._failure = exc
                 continue
             except DownloadFailed:
                 self._note_room()  # whatever it is, it is not the folder
                 raise
             self._note_room()
             return files
-        raise failure
+        raise self._failure
 
     def _note_room(self) -> None:
         lasted = show_duration(self._now() - self._full_since)

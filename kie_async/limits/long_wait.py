@@ -8,6 +8,8 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from .weather import Condition
+
 LONG_S = 10.0
 
 GAP_S = 60.0
@@ -19,8 +21,11 @@ _log = logging.getLogger("kie_async")
 class LongWait:
     """Those who wait in one queue, in its order; *message* is said when the first has waited for long."""
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, *, long_s: float = LONG_S, condition: Condition | None = None) -> None:
         self._message = message
+        self._long_s = long_s
+        self._condition = condition
+        """What it is a case of, if it is a matter for a warning; whoever made that says when it is over."""
         self._begun_at: dict[object, float] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._said_at = -math.inf
@@ -32,7 +37,7 @@ class LongWait:
         token = object()
         self._begun_at[token] = loop.time()
         if self._timer is None:
-            self._timer = loop.call_later(LONG_S, self._check, loop)
+            self._timer = loop.call_later(self._long_s, self._check, loop)
         try:
             yield
         finally:
@@ -44,10 +49,14 @@ class LongWait:
     def _check(self, loop: asyncio.AbstractEventLoop) -> None:
         """Say it if the first in line has waited for long; else come again when it will have."""
         now, first_at = loop.time(), next(iter(self._begun_at.values()))
-        due_at = max(first_at + LONG_S, self._said_at + GAP_S)
+        due_at = max(first_at + self._long_s, self._said_at + GAP_S)
         if now < due_at:
             self._timer = loop.call_at(due_at, self._check, loop)
             return
         # The timer stays set, though it is over: while anybody waits nothing more is said.
         self._said_at = now
-        _log.info("%s (%d waiting, the first for %.0f s)", self._message, len(self._begun_at), now - first_at)
+        text = f"{self._message} ({len(self._begun_at)} waiting, the first for {now - first_at:.0f} s)"
+        if self._condition is None:
+            _log.info("%s", text)
+        elif not self._condition.is_said:
+            self._condition.say(text, for_s=now - first_at)

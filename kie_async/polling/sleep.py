@@ -33,8 +33,8 @@ class SleepDetector:
         # Some systems stop the loop's clock in sleep: then only the wall shows it.
         missing_s = (wall - wall_was) - (now - was_at)
         if late_s >= SLEPT_S:
-            # A deadline may be what it was woken for, or lie in the same tick.
-            self._slept_at, self._woke_at = now - late_s - 2 * TICK_S, now
+            # At some time after the turn before: what it was woken for now may be a deadline itself.
+            self._slept_at, self._woke_at = min(was_at, now - late_s - TICK_S), now
         if max(late_s, missing_s) < SLEPT_S:
             return
         slept = show_duration(max(late_s, missing_s))
