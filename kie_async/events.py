@@ -9,11 +9,12 @@ from typing import Literal
 
 import attrs
 
+from ._field_help import ShowsFields
 from .models import TaskRecord
 
 
 @attrs.frozen(kw_only=True)
-class SessionStats:
+class SessionStats(metaclass=ShowsFields):
     """What a session did so far."""
 
     creates: int = 0
@@ -25,17 +26,23 @@ class SessionStats:
     rate_limited: int = 0
     """Answers that said: too many requests, or maintenance."""
     callbacks_accepted: int = 0
+    """Deliveries that were news of a task."""
     callbacks_duplicate: int = 0
     """Deliveries for tasks that had settled."""
     callbacks_rejected: Mapping[str, int] = attrs.field(factory=dict)
     """By reason."""
     settled_by_callback: int = 0
+    """Tasks whose end a callback brought."""
     settled_by_poll: int = 0
+    """Tasks whose end a poll found."""
     unknown_creates: int = 0
+    """Creates whose outcome is unknown, those that were adopted later included."""
     ghost_creates: int = 0
     """Creates judged as not created that turned out to be; should be 0."""
     credits_consumed: float = 0.0
+    """What the settled tasks cost, as their records say."""
     in_flight: int = 0
+    """Tasks that have not settled."""
 
 
 class Source(StrEnum):
@@ -66,31 +73,37 @@ uploads and downloads that fail; a folder that cannot be written; a machine that
 
 
 @attrs.frozen(kw_only=True)
-class Weather:
+class Weather(metaclass=ShowsFields):
     """What keeps a session from getting on, though it goes on by itself: begun, going on, or over."""
 
     kind: WeatherKind
+    """What is the matter."""
     message: str
-    """What is the matter and what is done about it, in the words of the log."""
+    """What is done about it too, in the words of the log."""
     since: datetime
+    """When it began."""
     until: datetime | None = None
     """When it is tried again, or given up; None if that is not known."""
     is_over: bool = False
+    """Whether it has passed."""
 
 
 @attrs.frozen(kw_only=True)
-class SessionEvent:
+class SessionEvent(metaclass=ShowsFields):
     """One thing that happened in a session, for its ``on_event`` hook."""
 
     kind: EventKind
+    """What happened."""
     task_id: str
-    """Empty where no task is known, and in news of the weather."""
+    """The task's id; empty while none is known, and in news of the weather."""
     ref: str | None = None
+    """The ref the task was created with."""
     source: Literal["", "callback", "poll"] = ""
     """Which side settled the task; empty when nobody did: a timeout, a close."""
     record: TaskRecord | None = None
+    """What was observed, if it was news of the task itself."""
     weather: Weather | None = None
-    """Only of the kind ``weather``."""
+    """What keeps the session from getting on, if it is news of that."""
 
 
 @attrs.define(kw_only=True)
