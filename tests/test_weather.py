@@ -17,7 +17,17 @@ from aiohttp.abc import AbstractResolver
 from conftest import NO_LIMITS, Events, OpenSession
 from support.clock import Clock, eventually
 from support.link import Link
-from support.misbehaving import Misbehaving, black_hole, certified, nobody, says
+from support.misbehaving import (
+    Misbehaving,
+    Peer,
+    answer,
+    black_hole,
+    certified,
+    html,
+    nobody,
+    refused,
+    says,
+)
 
 from kie_async import (
     BatchStopped,
@@ -35,6 +45,7 @@ from kie_async import (
     SessionMisuse,
     TaskRequest,
     TransportError,
+    UploadRefused,
     Weather,
 )
 from kie_async.limits.circuit_breaker import HALT_S, UNKNOWN_IN_A_ROW
@@ -526,6 +537,61 @@ async def test_a_batch_waits_for_the_upload_host_and_says_so(
     await clock.advance(6.0)
     assert all(outcome.ok for outcome in await reading)
     assert len(lines(caplog, logging.INFO, "uploads to")) == 1
+
+
+@pytest.mark.parametrize(
+    ("answered", "goes_on"),
+    [
+        (answer(refused(455)), True),
+        (answer(refused(429), 429), True),
+        (html(502), True),
+        (answer(refused(500)), False),
+        (answer(refused(400)), False),
+    ],
+    ids=["455", "429", "502", "code 500", "code 400"],
+)
+async def test_a_batch_waits_for_an_upload_host_that_takes_nothing_for_now(
+    open_session: OpenSession, clock: Clock, tmp_path: Path, caplog: Any, answered: bytes, goes_on: bool
+) -> None:
+    async with Misbehaving(says(answered)) as host:
+        kie = await open_session(upload_url=host.url, poll=CALM)
+        batch = kie.batch([voiced(0, tmp_path)])
+        reading = asyncio.create_task(read(batch))
+        await eventually(lambda: host.bodies)
+        for _ in range(60):
+            await clock.advance(1.0)
+        assert reading.done() is not goes_on
+        assert bool(lines(caplog, logging.WARNING, "uploads to")) is goes_on
+        batch.stop()
+        (outcome,) = await reading
+        assert isinstance(outcome.error, BatchStopped if goes_on else UploadRefused)
+
+
+async def test_a_file_that_alone_does_not_come_through_is_an_outcome(
+    open_session: OpenSession, sandbox: Sandbox, clock: Clock, tmp_path: Path
+) -> None:
+    has_failed = asyncio.Event()
+
+    async def refuse_the_first(peer: Peer) -> None:
+        body = await peer.request()
+        if b"ID3" + bytes(50) + b"\r\n" in body:  # of all others there is more
+            has_failed.set()
+            return
+        await has_failed.wait()
+        data = {"downloadUrl": "https://files.example.org/a.mp3", "fileName": "a.mp3", "fileSize": 1}
+        await peer.send(answer({"success": True, "code": 200, "msg": "", "data": data}))
+
+    async with Misbehaving(refuse_the_first) as host:
+        kie = await open_session(upload_url=host.url, poll=CALM)
+        reading = asyncio.create_task(read(kie.batch([voiced(number, tmp_path) for number in range(2)])))
+        await eventually(lambda: len(sandbox.tasks) == 1)
+        for _ in range(30):
+            await clock.advance(1.0)
+        sandbox.finish(next(iter(sandbox.tasks)))
+        await clock.advance(6.0)
+        by_index = {outcome.index: outcome for outcome in await reading}
+        assert isinstance(by_index[0].error, TransportError)
+        assert by_index[1].ok
 
 
 # --- a full disk ---------------------------------------------------------------------------------------

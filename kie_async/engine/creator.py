@@ -22,6 +22,7 @@ from ..errors import (
     RefConflict,
     SessionMisuse,
     TransportError,
+    UploadRefused,
 )
 from ..files.uploads import Uploads
 from ..handle import TaskHandle
@@ -189,20 +190,23 @@ class TaskCreator:
         )
 
     async def _with_uploads(self, request: TaskRequest, *, keeps_trying: bool) -> TaskRequest:
-        """Return *request* with URLs in the place of its media; what cost nothing can be tried for ever."""
-        weather, waits = self._calls.weather.uploads, delays(self._calls.rng)
+        """Return *request* with URLs in the place of its media; one that keeps trying waits for the host."""
+        uploads, weather, waits = self._uploads, self._calls.weather.uploads, delays(self._calls.rng)
         while True:
-            begun_at = asyncio.get_running_loop().time()
+            begun_at, sent_before = asyncio.get_running_loop().time(), uploads.sent_count
             try:
-                uploaded = await self._uploads.replace_media(request)
-            except TransportError as exc:
+                return await uploads.replace_media(request)
+            except (TransportError, UploadRefused) as exc:
+                is_of_file = isinstance(exc, UploadRefused) and not exc.may_pass
+                # Where others come through meanwhile it is this file that does not.
+                if is_of_file or uploads.sent_count > sent_before:
+                    raise
                 weather.record_failure(str(exc), begun_at=begun_at, count=MAX_ATTEMPTS)
                 if not keeps_trying:
                     raise
-            else:
-                if uploaded is not request:
+            finally:
+                if uploads.sent_count > sent_before:
                     weather.record_success()
-                return uploaded
             await asyncio.sleep(next(waits))
 
     def _let_leave(self, intent: Intent, former: PendingCreate | None) -> None:
