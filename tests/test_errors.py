@@ -36,6 +36,7 @@ from kie_async.errors import (
     TaskError,
     TaskFailed,
     TaskTimedOut,
+    UploadRefused,
 )
 from kie_async.models import TaskRecord, TaskState
 

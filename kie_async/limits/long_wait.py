@@ -29,6 +29,7 @@ class LongWait:
         self._begun_at: dict[object, float] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._said_at = -math.inf
+        self._is_said = False
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -42,19 +43,22 @@ class LongWait:
             yield
         finally:
             del self._begun_at[token]
-            if not self._begun_at and self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
+            # A timer that is set is left alone: most waits are short, and the next one has a use for it.
+            if not self._begun_at and self._is_said:
+                self._is_said, self._timer = False, None
 
     def _check(self, loop: asyncio.AbstractEventLoop) -> None:
         """Say it if the first in line has waited for long; else come again when it will have."""
+        if not self._begun_at:
+            self._timer = None
+            return
         now, first_at = loop.time(), next(iter(self._begun_at.values()))
         due_at = max(first_at + self._long_s, self._said_at + GAP_S)
         if now < due_at:
             self._timer = loop.call_at(due_at, self._check, loop)
             return
-        # The timer stays set, though it is over: while anybody waits nothing more is said.
-        self._said_at = now
+        # The timer counts as set from here: while anybody waits nothing more is said.
+        self._said_at, self._is_said = now, True
         text = f"{self._message} ({len(self._begun_at)} waiting, the first for {now - first_at:.0f} s)"
         if self._condition is None:
             _log.info("%s", text)
