@@ -33,7 +33,7 @@ HELPERS = {
     "tls",
 }
 SLOW = {"peers", "plot"}
-TOGETHER = {"limiter", "makespan", "memory", "schedule_sim"}
+TOGETHER = {"limiter", "makespan", "memory", "query_speed", "schedule_sim"}
 """They count bytes or run in virtual time, and so do not disturb each other."""
 GOALS = [f"P{number}" for number in range(1, 11)]
 

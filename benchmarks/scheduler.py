@@ -24,6 +24,7 @@ import attrs
 
 from kie_async import KieError, Limits, PollSchedule, TaskRecord, TaskState
 from kie_async.events import Source
+from kie_async.limits.query_speed import QuerySpeed
 from kie_async.limits.rate_limiter import RateLimiter
 from kie_async.planning.planner import PollPlanner
 from kie_async.polling.poller import Poller
@@ -90,6 +91,7 @@ async def scheduler(count: int, polls: Polls, loop: Any, period_s: float) -> Asy
     poller = Poller(
         polls,  # type: ignore[arg-type]  (of a query client it reads records only)
         RateLimiter(MANY, now=loop.time),
+        QuerySpeed(MANY, None),
         PollPlanner(PollSchedule.fixed(period_s)),
         connections=Limits().query_connections,
         rng=random.Random(0),

@@ -25,6 +25,7 @@ from ..journal.sqlite import SqliteJournal
 from ..limits.admission import Admission
 from ..limits.budget import BudgetLedger
 from ..limits.circuit_breaker import CircuitBreaker
+from ..limits.query_speed import QuerySpeed
 from ..limits.rate_limiter import RateLimiter
 from ..planning.planner import PollPlanner
 from ..polling.poller import Poller
@@ -89,6 +90,7 @@ class Engine:
         self.poller = Poller(
             self.queries,
             query_limiter,
+            QuerySpeed(limits.query, limits.query_ceiling),
             PollPlanner(settings.poll),
             connections=limits.query_connections,
             rng=rng,

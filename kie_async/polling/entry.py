@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import attrs
 
@@ -42,6 +43,9 @@ class PollFailures:
     urgent_polls: int = 0
     """Polls that followed an urgent one, since its callback may have outrun the record."""
     empty_successes: int = 0
+    pauses: Iterator[float] | None = None
+    """Growing delays while the service refuses this task for the rate, and no other."""
+    pause_s: float | None = None
 
 
 @attrs.define(eq=False, weakref_slot=False)

@@ -10,6 +10,7 @@ from enum import Enum
 
 from ..errors import ApiError, KieError, RateLimited
 from ..http.backoff import MAX_RETRY_AFTER_S, delays
+from ..limits.query_speed import QuerySpeed
 from ..limits.rate_limiter import RateLimiter
 from ..models import TaskRecord, TaskState
 from ..wire.codes import Subject, subject_of
@@ -53,8 +54,11 @@ class FailurePolicy:
     Pages, gateways and broken answers say nothing of a task: it is asked again, until its deadline.
     """
 
-    def __init__(self, rate_limiter: RateLimiter, *, grace_s: float, rng: random.Random) -> None:
+    def __init__(
+        self, rate_limiter: RateLimiter, speed: QuerySpeed, *, grace_s: float, rng: random.Random
+    ) -> None:
         self._rate_limiter = rate_limiter
+        self._speed = speed
         self._grace_s = grace_s
         self._rng = rng
         self._key_denied = Streak()
@@ -71,6 +75,7 @@ class FailurePolicy:
             return
         self._note_end_of_failures(entry, failures, now)
         failures.failed, failures.denied, failures.unanswered = Streak(), Streak(), Streak()
+        failures.pauses = None
 
     def record_failure(self, entry: PollEntry, error: Exception, now: float) -> Decision:
         """Take in a poll without a record and decide what follows."""
@@ -80,6 +85,13 @@ class FailurePolicy:
         if not self._may_be_invisible(entry, error, now):
             self._note_failure(entry, error, now)
         return decision
+
+    def take_pause_s(self, entry: PollEntry) -> float | None:
+        """Return how long this task alone shall wait for its next poll, once; None if the others may say."""
+        if (failures := entry.failures) is None:
+            return None
+        pause_s, failures.pause_s = failures.pause_s, None
+        return pause_s
 
     def _judge(self, entry: PollEntry, error: Exception, now: float) -> Decision:
         if isinstance(error, RateLimited):
@@ -106,15 +118,26 @@ class FailurePolicy:
         return decision
 
     def _throttle(self, entry: PollEntry, error: RateLimited, now: float) -> None:
-        """Hold every poll back; refusals of polls that left before this was last done are the same news."""
-        pause_s = error.retry_after_s
-        if pause_s is None:
-            if entry.last_polled_at < self._throttled_at:
-                return
-            self._pauses = self._pauses or delays(self._rng, first_s=1.0, ceiling_s=MAX_RETRY_AFTER_S)
-            pause_s = next(self._pauses)
-        self._throttled_at = now
-        self._rate_limiter.throttle(min(pause_s, MAX_RETRY_AFTER_S))
+        """Hold polls back; refusals of polls that left before this was last done are the same news."""
+        is_news = entry.last_polled_at >= self._throttled_at
+        # While nobody gets through, the pauses grow; a speed made slower each time would outlast them.
+        if is_news and self._pauses is None and not self._slow_down(entry, now):
+            failures = entry.need_failures()
+            failures.pauses = failures.pauses or self._growing()
+            failures.pause_s = _pause_s(error, failures.pauses)
+        elif is_news or error.retry_after_s is not None:
+            self._pauses = self._pauses or self._growing()
+            self._throttled_at = now
+            self._rate_limiter.throttle(_pause_s(error, self._pauses))
+
+    def _slow_down(self, entry: PollEntry, now: float) -> bool:
+        """Make queries slower; return whether the refusal is news of all, and not of its task alone."""
+        is_of_all = self._speed.note_refused(entry.key, entry.last_polled_at, now)
+        self._rate_limiter.set_count(self._speed.count)
+        return is_of_all
+
+    def _growing(self) -> Iterator[float]:
+        return delays(self._rng, first_s=1.0, ceiling_s=MAX_RETRY_AFTER_S)
 
     def _may_be_invisible(self, entry: PollEntry, error: Exception, now: float) -> bool:
         """Tell whether a task is so young that no words of the service mean more than "not yet"."""
@@ -142,6 +165,11 @@ class FailurePolicy:
         if self._warned_of is entry:
             self._warned_of = None
             _log.info("task %s is answered again, after %.0f s", entry.key, now - failures.failed.since)
+
+
+def _pause_s(error: RateLimited, growing: Iterator[float]) -> float:
+    pause_s = next(growing) if error.retry_after_s is None else error.retry_after_s
+    return min(pause_s, MAX_RETRY_AFTER_S)
 
 
 def _judge_streak(streak: Streak, now: float, at_least_s: float, decision: Decision) -> Decision:

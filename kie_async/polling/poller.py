@@ -11,6 +11,7 @@ from .._background import BackgroundTasks
 from ..errors import ApiError, KieError
 from ..events import Source
 from ..http.query_client import QueryClient
+from ..limits.query_speed import QuerySpeed
 from ..limits.rate_limiter import RateLimiter
 from ..models import TaskRecord, TaskState
 from ..planning.planner import Learned, PollPlanner
@@ -18,7 +19,7 @@ from ..wire.records import failed_record
 from .entry import PollEntry
 from .failures import Decision, FailurePolicy, StateWarnings
 from .learner import Learner
-from .poll_queue import PollQueue
+from .poll_queue import PATIENCE_S, PollQueue
 from .timer_wheel import TICK_S, TimerWheel
 
 
@@ -45,6 +46,7 @@ class Poller:
         self,
         queries: QueryClient,
         rate_limiter: RateLimiter,
+        speed: QuerySpeed,
         planner: PollPlanner,
         *,
         connections: int,
@@ -53,6 +55,7 @@ class Poller:
     ) -> None:
         self._queries = queries
         self._rate_limiter = rate_limiter
+        self._speed = speed
         self._planner = planner
         self._schedule = planner.schedule
         self._connections = connections
@@ -63,7 +66,9 @@ class Poller:
         self._wheel = TimerWheel(self._loop, self._on_due)
         self._due = PollQueue(longest_s=self._schedule.longest_gap_s)
         self._learner = Learner(planner)
-        self._failures = FailurePolicy(rate_limiter, grace_s=self._schedule.visibility_grace_s, rng=rng)
+        self._failures = FailurePolicy(
+            rate_limiter, speed, grace_s=self._schedule.visibility_grace_s, rng=rng
+        )
         self._state_warnings = StateWarnings()
         self._workers = BackgroundTasks("kie_async poller")
         self._idle = 0
@@ -275,6 +280,9 @@ class Poller:
                 if entry is None or entry.is_closed:
                     self._rate_limiter.release_unused()
                     continue
+                if now - entry.next_at > PATIENCE_S and self._rate_limiter.is_used_up:
+                    self._speed.note_overdue(now)
+                    self._rate_limiter.set_count(self._speed.count)
                 self._idle -= 1
                 self._dispatch()
                 try:
@@ -298,7 +306,7 @@ class Poller:
                 entry.is_polling = False
         except Exception as exc:  # whatever a poll ends in, the task is paid and will be polled again
             self._act_on_failure(entry, exc)
-            delay_s = self._urgent_delay_s(entry, source)
+            delay_s = self._failures.take_pause_s(entry) or self._urgent_delay_s(entry, source)
         else:
             self._failures.record_success(entry, now)
             delay_s = self._act_on_record(entry, record, source)

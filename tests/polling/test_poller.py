@@ -40,6 +40,7 @@ from kie_async import (
 from kie_async.errors import AnswerUnreadable, ServerError, TransportError
 from kie_async.events import Source
 from kie_async.handle import TaskHandle
+from kie_async.limits.query_speed import QuerySpeed
 from kie_async.limits.rate_limiter import RateLimiter
 from kie_async.planning.planner import PollPlanner
 from kie_async.polling.entry import PollEntry
@@ -75,6 +76,7 @@ class Bench:
         self.poller = Poller(
             self,  # type: ignore[arg-type]  (of a query client it reads records only)
             RateLimiter(rate, now=loop.time),
+            QuerySpeed(rate, None),
             PollPlanner(schedule),
             connections=connections,
             rng=random.Random(1),

@@ -1,0 +1,153 @@
+"""Finds how many queries in a window the service takes: more while polls are late, fewer once refused. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import attrs
+
+from ..config import Rate
+
+RISE, RISE_S = 1.25, 10.0
+"""While polls are late the speed grows so much in so many seconds, a query at a time."""
+
+STRETCH_S = 5.0
+"""Late polls that are no further apart are one stretch of time, in which the speed grows."""
+
+PATIENCE_S, LONGEST_PATIENCE_S = 120.0, 7680.0
+"""What was refused is tried again so much later; each time it is refused again, twice as much, up to that."""
+
+AGAIN_S = 60.0
+"""Refusals that follow each other sooner belong together."""
+
+_MOST = 1e6
+"""No number in a note is larger."""
+
+_SLOWEST = 10
+"""No refusal makes queries slower than this part of the speed they began with."""
+
+
+@attrs.frozen
+class _Lid:
+    """The last count that held, not to be passed for a while."""
+
+    count: int
+    until: float
+    patience_s: float
+
+
+@attrs.frozen
+class _Suspicion:
+    """What a refusal changed, to be undone if it turns out to speak of its task alone."""
+
+    task_id: str
+    speed: float
+    lid: _Lid | None
+
+
+class QuerySpeed:
+    """Decides how many queries may leave in one window; instants (*now*) are on one clock of the caller's.
+
+    The service may count queries by key or by task, or not at all; it says so by its refusals only. A speed
+    that is refused is one query too fast, or little more, since it grows that slowly: it goes back to where
+    it was before, and stays below for minutes. A task that is refused again within a minute while others get
+    through is asked too often by somebody else: then the speed is what it was.
+
+    All times are shorter where the window is below a second.
+    """
+
+    def __init__(self, start: Rate, ceiling: Rate | None) -> None:
+        self._per_s = start.per_s
+        self._speed = float(start.count)
+        most = start.count if ceiling is None else int(ceiling.count * start.per_s / ceiling.per_s)
+        self._ceiling = max(start.count, most)
+        self._is_fixed = self._ceiling == start.count
+        self._floor = start.count if self._is_fixed else max(1, start.count // _SLOWEST)
+        self._scale = min(1.0, start.per_s)
+        self._overdue_at = self._fell_at = -math.inf
+        self._lid: _Lid | None = None
+        self._refused_at: dict[str, float] = {}
+        self._suspicion: _Suspicion | None = None
+        self._is_changed = False
+
+    @property
+    def count(self) -> int:
+        """How many queries may leave in one window."""
+        return int(self._speed)
+
+    def note_overdue(self, now: float) -> None:
+        """Take in that polls are late only because no more may leave."""
+        gap_s, self._overdue_at = now - self._overdue_at, now
+        if gap_s > max(STRETCH_S * self._scale, 2 * self._per_s):
+            return
+        lid = self._lid
+        top = self._ceiling if lid is None or now >= lid.until else lid.count
+        self._speed = max(self._speed, min(self._speed * self._growth(gap_s), top))
+        if lid is not None and self._speed > lid.count * RISE:
+            self._lid, self._is_changed = None, True
+
+    def note_refused(self, task_id: str, sent_at: float, now: float) -> bool:
+        """Take in a 429 to a query while others get through; return whether it is news of all, not of its task.
+
+        Queries that had left before a refusal came are no news after it.
+        """
+        recent = {other: at for other, at in self._refused_at.items() if now - at < AGAIN_S * self._scale}
+        is_of_task = task_id in recent
+        self._refused_at = {**recent, task_id: now}
+        if is_of_task:
+            self._acquit(task_id)
+        elif not self._is_fixed:
+            self._fall_back(task_id, sent_at, now)
+        return not is_of_task
+
+    def _fall_back(self, task_id: str, sent_at: float, now: float) -> None:
+        lid, count = self._lid, self.count
+        # A speed holds once a window has passed at it, and one more for queries that were slow to arrive.
+        held = int(self._speed / self._growth(now - sent_at + 2 * self._per_s))
+        held = max(self._floor, min(held, count - 1))
+        patience_s = PATIENCE_S * self._scale if lid is None else lid.patience_s
+        if lid is not None and count > lid.count:
+            patience_s = min(2 * patience_s, LONGEST_PATIENCE_S * self._scale)
+        is_again = now - self._fell_at < AGAIN_S * self._scale
+        self._suspicion = _Suspicion(task_id, self._speed, lid)
+        self._lid = _Lid(held, now + patience_s, patience_s)
+        # What was thought to hold does not: somebody else may have come who asks with the same key.
+        self._speed = float(max(self._floor, held // 2 if is_again else held))
+        self._fell_at, self._is_changed = now, True
+
+    def _acquit(self, task_id: str) -> None:
+        """Undo what the first refusal of a task has changed, unless another was refused since."""
+        if (undo := self._suspicion) is not None and undo.task_id == task_id:
+            self._speed, self._lid, self._fell_at = undo.speed, undo.lid, -math.inf
+            self._suspicion, self._is_changed = None, True
+
+    def _growth(self, for_s: float) -> float:
+        return float(RISE ** (for_s / (RISE_S * self._scale)))
+
+    # --- from one session to the next ----------------------------------------------------------
+
+    def take_note(self) -> Mapping[str, float] | None:
+        """Return what refusals have taught, fit for JSON, if that has changed since; it may be nothing."""
+        if not self._is_changed:
+            return None
+        self._is_changed = False
+        if self._lid is None:
+            return {}
+        return {"a_second": self._lid.count / self._per_s, "patience_s": self._lid.patience_s}
+
+    def restore(self, note: object, now: float) -> None:
+        """Begin with what another session was taught; what cannot be read is left out."""
+        if not isinstance(note, Mapping) or self._is_fixed:
+            return
+        a_second, patience_s = _read_number(note, "a_second"), _read_number(note, "patience_s")
+        count = max(self._floor, round(a_second * self._per_s))
+        if a_second and patience_s and count < self._ceiling:
+            self._lid, self._speed = _Lid(count, now + patience_s, patience_s), float(count)
+
+
+def _read_number(note: Mapping[str, object], name: str) -> float:
+    value = note.get(name)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < _MOST:
+        return 0.0
+    return float(value)
