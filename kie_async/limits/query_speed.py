@@ -1,4 +1,4 @@
-"""Finds how many queries in a window the service takes: more while polls are late, fewer once refused. Pure."""
+"""Finds how many queries in a window the service takes: more while polls are late, fewer on a 429. Pure."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ PATIENCE_S, LONGEST_PATIENCE_S = 120.0, 7680.0
 AGAIN_S = 60.0
 """Refusals that follow each other sooner belong together."""
 
+SUSPECT_S = 300.0
+"""So long it is remembered which task was refused."""
+
 _MOST = 1e6
 """No number in a note is larger."""
 
@@ -37,22 +40,13 @@ class _Lid:
     patience_s: float
 
 
-@attrs.frozen
-class _Suspicion:
-    """What a refusal changed, to be undone if it turns out to speak of its task alone."""
-
-    task_id: str
-    speed: float
-    lid: _Lid | None
-
-
 class QuerySpeed:
     """Decides how many queries may leave in one window; instants (*now*) are on one clock of the caller's.
 
     The service may count queries by key or by task, or not at all; it says so by its refusals only. A speed
     that is refused is one query too fast, or little more, since it grows that slowly: it goes back to where
-    it was before, and stays below for minutes. A task that is refused again within a minute while others get
-    through is asked too often by somebody else: then the speed is what it was.
+    it was before, and stays below for minutes. A task that is refused again while others get through is asked
+    too often by somebody else: then the speed is what it was.
 
     All times are shorter where the window is below a second.
     """
@@ -68,7 +62,9 @@ class QuerySpeed:
         self._overdue_at = self._fell_at = -math.inf
         self._lid: _Lid | None = None
         self._refused_at: dict[str, float] = {}
-        self._suspicion: _Suspicion | None = None
+        self._suspects: set[str] = set()
+        """Tasks whose first refusal made queries slower: if each is refused again, no key is limited."""
+        self._before_suspects: tuple[float, _Lid | None] = self._speed, None
         self._is_changed = False
 
     @property
@@ -88,20 +84,22 @@ class QuerySpeed:
             self._lid, self._is_changed = None, True
 
     def note_refused(self, task_id: str, sent_at: float, now: float) -> bool:
-        """Take in a 429 to a query while others get through; return whether it is news of all, not of its task.
+        """Take in a 429 while other queries get through; return whether it is news of all, not of its task.
 
         Queries that had left before a refusal came are no news after it.
         """
-        recent = {other: at for other, at in self._refused_at.items() if now - at < AGAIN_S * self._scale}
-        is_of_task = task_id in recent
+        recent = {other: at for other, at in self._refused_at.items() if now - at < SUSPECT_S * self._scale}
         self._refused_at = {**recent, task_id: now}
-        if is_of_task:
+        if task_id in recent:
             self._acquit(task_id)
         elif not self._is_fixed:
-            self._fall_back(task_id, sent_at, now)
-        return not is_of_task
+            if not self._suspects or not self._suspects <= recent.keys():
+                self._suspects, self._before_suspects = set(), (self._speed, self._lid)
+            self._suspects.add(task_id)
+            self._fall_back(sent_at, now)
+        return task_id not in recent
 
-    def _fall_back(self, task_id: str, sent_at: float, now: float) -> None:
+    def _fall_back(self, sent_at: float, now: float) -> None:
         lid, count = self._lid, self.count
         # A speed holds once a window has passed at it, and one more for queries that were slow to arrive.
         held = int(self._speed / self._growth(now - sent_at + 2 * self._per_s))
@@ -110,17 +108,19 @@ class QuerySpeed:
         if lid is not None and count > lid.count:
             patience_s = min(2 * patience_s, LONGEST_PATIENCE_S * self._scale)
         is_again = now - self._fell_at < AGAIN_S * self._scale
-        self._suspicion = _Suspicion(task_id, self._speed, lid)
         self._lid = _Lid(held, now + patience_s, patience_s)
         # What was thought to hold does not: somebody else may have come who asks with the same key.
-        self._speed = float(max(self._floor, held // 2 if is_again else held))
+        self._speed = float(max(self._floor, held // 2) if is_again else held)
         self._fell_at, self._is_changed = now, True
 
     def _acquit(self, task_id: str) -> None:
-        """Undo what the first refusal of a task has changed, unless another was refused since."""
-        if (undo := self._suspicion) is not None and undo.task_id == task_id:
-            self._speed, self._lid, self._fell_at = undo.speed, undo.lid, -math.inf
-            self._suspicion, self._is_changed = None, True
+        """Undo what first refusals have changed, once every task of theirs was refused again."""
+        if task_id not in self._suspects:
+            return
+        self._suspects.discard(task_id)
+        if not self._suspects:
+            self._speed, self._lid = self._before_suspects
+            self._fell_at, self._is_changed = -math.inf, True
 
     def _growth(self, for_s: float) -> float:
         return float(RISE ** (for_s / (RISE_S * self._scale)))

@@ -45,7 +45,9 @@ class PollFailures:
     empty_successes: int = 0
     pauses: Iterator[float] | None = None
     """Growing delays while the service refuses this task for the rate, and no other."""
-    pause_s: float | None = None
+    pause_s: float = 0.0
+    was_refused: bool = False
+    """Whether its last poll was refused for the rate, and so has not been."""
 
 
 @attrs.define(eq=False, weakref_slot=False)
@@ -91,6 +93,11 @@ class PollEntry:
     def is_first(self) -> bool:
         """Tell whether it was never polled."""
         return self.last_polled_at == -math.inf
+
+    @property
+    def is_unanswered(self) -> bool:
+        """Tell whether it was never polled, or its last poll was refused for the rate."""
+        return self.is_first or (self.failures is not None and self.failures.was_refused)
 
     def need_failures(self) -> PollFailures:
         """Return its failures, made if it has none."""

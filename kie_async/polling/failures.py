@@ -75,7 +75,7 @@ class FailurePolicy:
             return
         self._note_end_of_failures(entry, failures, now)
         failures.failed, failures.denied, failures.unanswered = Streak(), Streak(), Streak()
-        failures.pauses = None
+        failures.was_refused, failures.pauses = False, None
 
     def record_failure(self, entry: PollEntry, error: Exception, now: float) -> Decision:
         """Take in a poll without a record and decide what follows."""
@@ -86,16 +86,16 @@ class FailurePolicy:
             self._note_failure(entry, error, now)
         return decision
 
-    def take_pause_s(self, entry: PollEntry) -> float | None:
-        """Return how long this task alone shall wait for its next poll, once; None if the others may say."""
-        if (failures := entry.failures) is None:
-            return None
-        pause_s, failures.pause_s = failures.pause_s, None
-        return pause_s
+    def retry_delay_s(self, entry: PollEntry) -> float | None:
+        """Return the delay to the next poll if the last was refused for the rate; None after any other."""
+        failures = entry.failures
+        return failures.pause_s if failures is not None and failures.was_refused else None
 
     def _judge(self, entry: PollEntry, error: Exception, now: float) -> Decision:
+        failures = entry.need_failures()
+        failures.was_refused = isinstance(error, RateLimited)
         if isinstance(error, RateLimited):
-            self._throttle(entry, error, now)
+            failures.pause_s = self._throttle(entry, failures, error, now)
             return Decision.POLL_LATER
         self._pauses = None
         subject = subject_of(error)
@@ -104,7 +104,6 @@ class FailurePolicy:
         if subject is Subject.CALL:
             return Decision.POLL_LATER
         self._key_denied = Streak()  # whoever speaks of a task has taken the key
-        failures = entry.need_failures()
         if subject is Subject.PROVIDER:
             return _judge_streak(failures.unanswered, now, UNANSWERED_S, Decision.FAIL)
         if self._may_be_invisible(entry, error, now):
@@ -117,18 +116,21 @@ class FailurePolicy:
             self._key_denied = Streak()  # what is tracked from now on has its own time
         return decision
 
-    def _throttle(self, entry: PollEntry, error: RateLimited, now: float) -> None:
-        """Hold polls back; refusals of polls that left before this was last done are the same news."""
+    def _throttle(self, entry: PollEntry, failures: PollFailures, error: RateLimited, now: float) -> float:
+        """Hold all polls back, or return how long to hold back those of this task alone.
+
+        Refusals of polls that left before this was last done are the same news.
+        """
         is_news = entry.last_polled_at >= self._throttled_at
         # While nobody gets through, the pauses grow; a speed made slower each time would outlast them.
         if is_news and self._pauses is None and not self._slow_down(entry, now):
-            failures = entry.need_failures()
             failures.pauses = failures.pauses or self._growing()
-            failures.pause_s = _pause_s(error, failures.pauses)
-        elif is_news or error.retry_after_s is not None:
+            return _pause_s(error, failures.pauses)
+        if is_news or error.retry_after_s is not None:
             self._pauses = self._pauses or self._growing()
             self._throttled_at = now
             self._rate_limiter.throttle(_pause_s(error, self._pauses))
+        return 0.0  # its turn comes again before others have theirs
 
     def _slow_down(self, entry: PollEntry, now: float) -> bool:
         """Make queries slower; return whether the refusal is news of all, and not of its task alone."""

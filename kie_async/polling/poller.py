@@ -306,7 +306,9 @@ class Poller:
                 entry.is_polling = False
         except Exception as exc:  # whatever a poll ends in, the task is paid and will be polled again
             self._act_on_failure(entry, exc)
-            delay_s = self._failures.take_pause_s(entry) or self._urgent_delay_s(entry, source)
+            delay_s = self._failures.retry_delay_s(entry)
+            if delay_s is None:
+                delay_s = self._urgent_delay_s(entry, source)
         else:
             self._failures.record_success(entry, now)
             delay_s = self._act_on_record(entry, record, source)
