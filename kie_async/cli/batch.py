@@ -5,19 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import urlsplit
 
 import attrs
 import typer
 
 from ..batch import MAX_FAILURES_IN_A_ROW, Batch
-from ..callbacks.receiver import CallbackReceiver
 from ..config import Budget
-from ..errors import AuthenticationError, BatchStopped, FileError, JournalError, KieError
+from ..errors import AuthenticationError, BatchStopped, FileError, KieError
 from ..events import SessionEvent
 from ..inputs.request import TaskRequest
 from ..journal.sqlite import SqliteJournal
@@ -26,9 +24,9 @@ from .batch_ledger import BatchLedger
 from .batch_progress import BatchProgress, open_progress
 from .jobs_file import read_jobs
 from .output import print_err, print_out
-from .runtime import DONE, FAILED, INTERRUPTED, CannotRun, explain, require_folder, require_key, run_command
+from .runtime import DONE, FAILED, INTERRUPTED, explain, require_folder, require_key, run_command
+from .sessions import CallbackUrl, Port, SessionOptions, check_port, open_session
 
-_DEFAULT_PORT = 8080
 _WRITE_RETRY_S = 60.0
 
 
@@ -76,13 +74,8 @@ def batch(
     grace: Annotated[
         float, typer.Option(min=0.0, metavar="S", help="After Ctrl-C, wait S seconds for what is paid.")
     ] = 60.0,
-    callback_url: Annotated[
-        str | None, typer.Option(metavar="URL", help="Get callbacks: the public URL that leads to --port.")
-    ] = None,
-    port: Annotated[
-        int | None,
-        typer.Option(min=1, max=65535, metavar="N", help="Where callbacks come in; 8080 if not given."),
-    ] = None,
+    callback_url: CallbackUrl = None,
+    port: Port = None,
 ) -> None:
     """Make a task of every line of a file, download the results. This costs credits.
 
@@ -90,11 +83,12 @@ def batch(
 
     \b
       ref,model,image_url,audio_url,prompt
-      anna,kling/v1-avatar-standard,anna.png,hello.mp3,a warm smile
-      otto,kling/v1-avatar-standard,https://example.org/otto.jpg,hello.mp3,
+      order-1001,kling/v1-avatar-standard,anna.png,hello.mp3,a warm smile
+      order-1002,kling/v1-avatar-standard,https://example.org/otto.jpg,hello.mp3,
 
-    The ref is your own name for a job, used once. The other columns are the fields of the model's input.
-    A .jsonl file has an object with the same names in each line instead.
+    The ref is your own name for a job, such as the id of an order: one ref, one paid task, for as long as
+    the journal lives. The other columns are the fields of the model's input. A .jsonl file has an object
+    with the same names in each line instead.
 
     For the Kling avatar models image_url and audio_url may be local files, their paths relative to the
     folder of the jobs file; each is uploaded once. Other models get their fields as they stand; out of a
@@ -108,8 +102,7 @@ def batch(
     Exit status: 0 all done; 1 some failed, are unknown or still open; 2 asked wrongly, nothing was sent;
     130 interrupted before all was done.
     """
-    if port is not None and callback_url is None:
-        raise typer.BadParameter("goes with --callback-url only", param_hint="--port")
+    port = check_port(port, callback_url)
     if budget_credits is not None and not budget_credits > 0:
         raise typer.BadParameter("must be above zero", param_hint="--budget-credits")
     # os.path, since pathlib's own questions raise for paths that cannot be reached.
@@ -125,7 +118,7 @@ def batch(
         max_failures_in_a_row=max_failures_in_a_row or None,
         grace_s=grace,
         callback_url=callback_url,
-        port=port or _DEFAULT_PORT,
+        port=port,
     )
     # The results file is replaced as a whole; it must never be one of the others.
     files = {os.path.realpath(path) for path in (options.jobs, options.journal, options.results)}
@@ -183,7 +176,7 @@ class _CommandRun:
         """Create, wait and download until every job has an outcome, or it is time to leave."""
         is_open = False
         try:
-            async with self._open_session() as kie:
+            async with open_session(self._session_options(), self._note_event) as kie:
                 is_open = True
                 for handle in await kie.resume():
                     self._ledger.record_task(handle.ref, handle.task_id)
@@ -194,6 +187,16 @@ class _CommandRun:
             # If it never opened, the file is another's: a former run's, or that of whoever has the journal.
             if is_open:
                 await self._write_results()
+
+    def _session_options(self) -> SessionOptions:
+        options = self._options
+        return SessionOptions(
+            journal=self._journal,
+            callback_url=options.callback_url,
+            port=options.port,
+            max_in_flight=options.max_in_flight,
+            budget=options.budget,
+        )
 
     async def _can_save(self) -> bool:
         """Tell whether the results file can be written."""
@@ -224,35 +227,6 @@ class _CommandRun:
             await self._ledger.results.write()
         except OSError as exc:
             self._problem = f"cannot write {self._options.results}: {exc.strerror}"
-
-    @asynccontextmanager
-    async def _open_session(self) -> AsyncIterator[KieSession]:
-        """Open the session, and where callbacks come in if they are wanted.
-
-        Raises:
-            CannotRun: The journal or the port cannot be had.
-        """
-        options = self._options
-        receiver = None if options.callback_url is None else CallbackReceiver()
-        session = KieSession(
-            callback_url=options.callback_url,
-            receiver=receiver,
-            journal=self._journal,
-            max_in_flight=options.max_in_flight,
-            budget=options.budget,
-            on_event=self._note_event,
-        )
-        async with AsyncExitStack() as opened:
-            try:
-                if receiver is not None:
-                    path = urlsplit(options.callback_url or "").path
-                    await opened.enter_async_context(receiver.serve(port=options.port, path=path))
-                kie = await opened.enter_async_context(session)
-            except OSError as exc:
-                raise CannotRun(f"cannot listen on port {options.port}: {exc.strerror or exc}") from None
-            except JournalError as exc:
-                raise CannotRun(str(exc)) from None
-            yield kie
 
     async def _consume(self, batch: Batch) -> None:
         """Read the outcomes to the end, or until it is time to leave."""

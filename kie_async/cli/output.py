@@ -117,7 +117,7 @@ def _rows(record: TaskRecord, files: Sequence[Path]) -> Iterator[tuple[str, str]
     yield "state", str(record.state)
     yield "reason", " ".join(text for text in (record.fail_code, record.fail_message) if text)
     yield "credits", format_number(record.credits)
-    yield "seconds", format_number(record.duration_s)
+    yield "took", format_number(record.duration_s) and f"{format_number(record.duration_s)} s"
     for url in record.urls:
         yield "url", url
     if record.result_object:

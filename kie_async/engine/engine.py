@@ -15,6 +15,7 @@ from ..creating.create_transport import CreateTransport
 from ..errors import SessionMisuse
 from ..events import Counters
 from ..files.downloads import Downloads
+from ..files.upload_store import MemoryUploadStore, UploadStore
 from ..files.uploads import Uploads
 from ..handle import TaskHandle
 from ..http.query_client import QueryClient
@@ -25,7 +26,6 @@ from ..journal.sqlite import SqliteJournal
 from ..limits.admission import Admission
 from ..limits.budget import BudgetLedger
 from ..limits.circuit_breaker import CircuitBreaker
-from ..limits.query_speed import QuerySpeed
 from ..limits.rate_limiter import RateLimiter
 from ..planning.planner import PollPlanner
 from ..polling.poller import Poller
@@ -33,6 +33,8 @@ from ..wire.redaction import Redactor
 from .creator import TaskCreator
 from .event_hook import EventHook
 from .inbox import CallbackInbox
+from .kept_speed import KeptQuerySpeed
+from .kept_uploads import JournalUploadStore
 from .reconciler import Reconciler
 from .recovery import Recovery
 from .settings import Settings
@@ -56,7 +58,8 @@ class Engine:
         self.background = BackgroundTasks("kie_async watcher")
 
         redactor = Redactor(settings.secrets)
-        query_limiter = RateLimiter(limits.query, now=now)
+        self._query_limiter = RateLimiter(limits.query, now=now)
+        self._query_speed = KeptQuerySpeed(limits, self.journal, account=key, origin=settings.base_url)
         self._query_transport = Transport(
             settings.base_url,
             key,
@@ -64,8 +67,15 @@ class Engine:
             network=settings.network,
             redactor=redactor,
         )
-        self.queries = QueryClient(self._query_transport, query_limiter, counters=counters, rng=rng)
-        self.uploads = Uploads(settings.upload_url, key, rng=rng, network=settings.network, redactor=redactor)
+        self.queries = QueryClient(self._query_transport, self._query_limiter, counters=counters, rng=rng)
+        self.uploads = Uploads(
+            settings.upload_url,
+            key,
+            rng=rng,
+            network=settings.network,
+            redactor=redactor,
+            store=_upload_store(self.journal, settings),
+        )
         self.downloads = Downloads(
             allow_loopback=is_loopback(settings.base_url),
             rng=rng,
@@ -89,8 +99,8 @@ class Engine:
 
         self.poller = Poller(
             self.queries,
-            query_limiter,
-            QuerySpeed(limits.query, limits.query_ceiling),
+            self._query_limiter,
+            self._query_speed,
             PollPlanner(settings.poll),
             connections=limits.query_connections,
             rng=rng,
@@ -131,6 +141,8 @@ class Engine:
         try:
             await self.recovery.replay()
             self.poller.restore(await self.journal.load_durations())
+            await self._query_speed.recall(self._loop.time())
+            self._query_limiter.set_count(self._query_speed.count)
         except BaseException:
             await self.aclose()
             raise
@@ -161,6 +173,7 @@ class Engine:
         await self.background.aclose()
         await self.reconciler.drain()
         await self.tracker.drain()
+        await self._query_speed.drain()
         if (learned := self.poller.take_learned(1)) is not None:
             await self.tracker.save_learned(learned)
         self._detach_all()
@@ -235,3 +248,9 @@ def _journal_of(given: str | Path | Journal | None) -> Journal:
     if isinstance(given, Journal):
         return given
     return MemoryJournal() if given is None else SqliteJournal(given)
+
+
+def _upload_store(journal: Journal, settings: Settings) -> UploadStore:
+    if not journal.is_durable:
+        return MemoryUploadStore()
+    return JournalUploadStore(journal, account=settings.key, origins=(settings.base_url, settings.upload_url))
