@@ -12,6 +12,9 @@ from ..config import Rate
 RISE, RISE_S = 1.25, 10.0
 """While polls are late the speed grows so much in so many seconds, a query at a time."""
 
+LATE_S = 0.5
+"""Polls that wait longer for a permit are late."""
+
 STRETCH_S = 5.0
 """Late polls that are no further apart are one stretch of time, in which the speed grows."""
 
@@ -59,7 +62,7 @@ class QuerySpeed:
         self._is_fixed = self._ceiling == start.count
         self._floor = start.count if self._is_fixed else max(1, start.count // _SLOWEST)
         self._scale = min(1.0, start.per_s)
-        self._overdue_at = self._fell_at = -math.inf
+        self._late_at = self._fell_at = -math.inf
         self._lid: _Lid | None = None
         self._refused_at: dict[str, float] = {}
         self._suspects: set[str] = set()
@@ -72,16 +75,23 @@ class QuerySpeed:
         """How many queries may leave in one window."""
         return int(self._speed)
 
-    def note_overdue(self, now: float) -> None:
-        """Take in that polls are late only because no more may leave."""
-        gap_s, self._overdue_at = now - self._overdue_at, now
+    def note_wait(self, waited_s: float, now: float) -> None:
+        """Take in how long a poll waited that took the last permit there was."""
+        if waited_s <= LATE_S * self._scale:
+            return
+        gap_s, self._late_at = now - self._late_at, now
         if gap_s > max(STRETCH_S * self._scale, 2 * self._per_s):
             return
         lid = self._lid
         top = self._ceiling if lid is None or now >= lid.until else lid.count
         self._speed = max(self._speed, min(self._speed * self._growth(gap_s), top))
-        if lid is not None and self._speed > lid.count * RISE:
+        if lid is not None and self._is_passed(lid, now):
             self._lid, self._is_changed = None, True
+
+    def _is_passed(self, lid: _Lid, now: float) -> bool:
+        """Tell whether what was refused holds by now."""
+        is_for_long = now >= lid.until + PATIENCE_S * self._scale and self.count > lid.count
+        return is_for_long or self._speed > lid.count * RISE
 
     def note_refused(self, task_id: str, sent_at: float, now: float) -> bool:
         """Take in a 429 while other queries get through; return whether it is news of all, not of its task.

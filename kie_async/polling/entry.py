@@ -46,8 +46,8 @@ class PollFailures:
     pauses: Iterator[float] | None = None
     """Growing delays while the service refuses this task for the rate, and no other."""
     pause_s: float = 0.0
-    was_refused: bool = False
-    """Whether its last poll was refused for the rate, and so has not been."""
+    refused: int = 0
+    """How many of its last polls were refused for the rate, one after the other."""
 
 
 @attrs.define(eq=False, weakref_slot=False)
@@ -96,8 +96,11 @@ class PollEntry:
 
     @property
     def is_unanswered(self) -> bool:
-        """Tell whether it was never polled, or its last poll was refused for the rate."""
-        return self.is_first or (self.failures is not None and self.failures.was_refused)
+        """Tell whether it was never polled, or its last poll was refused for the rate.
+
+        One that is refused again has no claim: it could keep all others from being polled.
+        """
+        return self.is_first or (self.failures is not None and self.failures.refused == 1)
 
     def need_failures(self) -> PollFailures:
         """Return its failures, made if it has none."""

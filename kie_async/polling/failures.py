@@ -75,7 +75,7 @@ class FailurePolicy:
             return
         self._note_end_of_failures(entry, failures, now)
         failures.failed, failures.denied, failures.unanswered = Streak(), Streak(), Streak()
-        failures.was_refused, failures.pauses = False, None
+        failures.refused, failures.pauses = 0, None
 
     def record_failure(self, entry: PollEntry, error: Exception, now: float) -> Decision:
         """Take in a poll without a record and decide what follows."""
@@ -89,11 +89,11 @@ class FailurePolicy:
     def retry_delay_s(self, entry: PollEntry) -> float | None:
         """Return the delay to the next poll if the last was refused for the rate; None after any other."""
         failures = entry.failures
-        return failures.pause_s if failures is not None and failures.was_refused else None
+        return failures.pause_s if failures is not None and failures.refused else None
 
     def _judge(self, entry: PollEntry, error: Exception, now: float) -> Decision:
         failures = entry.need_failures()
-        failures.was_refused = isinstance(error, RateLimited)
+        failures.refused = failures.refused + 1 if isinstance(error, RateLimited) else 0
         if isinstance(error, RateLimited):
             failures.pause_s = self._throttle(entry, failures, error, now)
             return Decision.POLL_LATER

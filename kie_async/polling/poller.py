@@ -19,7 +19,7 @@ from ..wire.records import failed_record
 from .entry import PollEntry
 from .failures import Decision, FailurePolicy, StateWarnings
 from .learner import Learner
-from .poll_queue import PATIENCE_S, PollQueue
+from .poll_queue import PollQueue
 from .timer_wheel import TICK_S, TimerWheel
 
 
@@ -280,8 +280,8 @@ class Poller:
                 if entry is None or entry.is_closed:
                     self._rate_limiter.release_unused()
                     continue
-                if now - entry.next_at > PATIENCE_S and self._rate_limiter.is_used_up:
-                    self._speed.note_overdue(now)
+                if self._rate_limiter.is_used_up:
+                    self._speed.note_wait(now - entry.next_at, now)
                     self._rate_limiter.set_count(self._speed.count)
                 self._idle -= 1
                 self._dispatch()
