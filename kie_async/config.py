@@ -81,7 +81,7 @@ class Limits(metaclass=ShowsFields):
 
     While polls are overdue and nothing was refused, queries get faster by a quarter each 10 s. A 429 takes
     them back to what held before, which a journal remembers for a day; what was refused is tried again after
-    2 minutes, then after twice as long each time. (A window below a second makes these times as much shorter.)
+    2 minutes, then after twice as long each time. A window below a second makes these times shorter too.
     None, or the same as *query*, keeps them at *query*.
     """
     create_connections: int = attrs.field(default=4, validator=whole_above_zero)
