@@ -10,13 +10,14 @@ import logging
 import math
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
 from support.clock import Clock, SteeredLoop, eventually
+from support.loops import ASKED_FOR, LOOPS, eager
 
 from kie_async import (
     CallbackReceiver,
@@ -50,37 +51,16 @@ NO_LIMITS = Limits(
     create_connections=64,
     query_connections=64,
 )
-LOOP = os.environ.get("KIE_TESTS_LOOP", "plain")
-"""``plain``, ``eager`` (tasks that begin at once) or ``uvloop``; steered clocks have their own loop."""
 OpenSession = Callable[..., Awaitable[KieSession]]
 
 
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Function
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """Give the tests that ask for ``clock`` a loop with one."""
+    """Run the suite on the loop asked for; the tests that ask for ``clock`` get one of their own."""
     if "clock" in item.fixturenames:
-        return {"steered": _eager(SteeredLoop)}
-    return {LOOP: _uvloop if LOOP == "uvloop" else _eager(asyncio.new_event_loop)}
-
-
-def _eager(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> Callable[[], asyncio.AbstractEventLoop]:
-    """Return what makes a loop whose tasks begin at once, if the suite runs so (Python 3.12 and newer)."""
-    if LOOP != "eager":
-        return loop_factory
-
-    def make() -> asyncio.AbstractEventLoop:
-        loop = loop_factory()
-        loop.set_task_factory(asyncio.eager_task_factory)
-        return loop
-
-    return make
-
-
-def _uvloop() -> asyncio.AbstractEventLoop:
-    import uvloop
-
-    return uvloop.new_event_loop()
+        return {"steered": eager(SteeredLoop) if ASKED_FOR == "eager" else SteeredLoop}
+    return {ASKED_FOR: LOOPS[ASKED_FOR]}
 
 
 @pytest.fixture
@@ -118,9 +98,9 @@ def log_level() -> Iterator[None]:
     log.setLevel(level)
 
 
-@pytest.fixture
-async def leaks() -> AsyncIterator[None]:
-    """Fail the test if a task or a file descriptor is left when all it opened is closed.
+@asynccontextmanager
+async def no_leaks() -> AsyncIterator[None]:
+    """Fail if a task or a file descriptor is left when all that was opened inside is closed.
 
     Or if anything was reported to the loop's exception handler: an error nobody was there to take.
     """
@@ -132,6 +112,13 @@ async def leaks() -> AsyncIterator[None]:
     await eventually(lambda: open_files() <= files, rounds=1000)
     left = asyncio.all_tasks() - tasks - {asyncio.current_task()}
     assert not left, f"tasks are left: {left}"
+
+
+@pytest.fixture
+async def leaks() -> AsyncIterator[None]:
+    """Fail the test if it leaves something behind, whatever loop it runs on."""
+    async with no_leaks():
+        yield
 
 
 @pytest.fixture

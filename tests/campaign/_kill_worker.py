@@ -16,6 +16,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from support.loops import run_on
+
 from kie_async import (
     CallbackReceiver,
     CreateOutcomeUnknown,
@@ -163,7 +165,7 @@ def main() -> None:
             status = 1
             try:
                 logging.basicConfig(filename=job["log"], level=logging.WARNING)
-                asyncio.run(work(job))
+                run_on(job["loop"], work(job))
                 status = 0
             except BaseException:
                 logging.exception("the worker failed")

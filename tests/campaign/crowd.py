@@ -20,6 +20,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import attrs
+from support.loops import add_option, run_on
 
 sys.path.append(str(Path(__file__).parent.parent.parent))  # the emulator is a benchmark's
 
@@ -195,10 +196,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--polling", action="store_true", help="no callbacks")
     parser.add_argument("--traced", action="store_true", help="count allocations too, which is slow")
+    add_option(parser)
     options = parser.parse_args(argv)
     pin(OUR_CORE)
     if options.traced:
         tracemalloc.start()
-    found = asyncio.run(run(options.handles, rounds=options.rounds, polling=options.polling))
+    found = run_on(options.loop, run(options.handles, rounds=options.rounds, polling=options.polling))
     print(found)
     return 0 if found.is_good else 1

@@ -27,7 +27,7 @@ import attrs
 from support.create_faults import Notes, creating, creation, word_for
 from support.misbehaving import answer, certified, created, html, refused
 
-from campaign._loops import add_option, run_on
+from support.loops import add_option, run_on
 from kie_async.creating.kept_connection import KeptConnection
 
 IDLE_S = 1.5

@@ -166,6 +166,11 @@ class Situation:
         """Return how it is played."""
         return "plain", "TLS", "plain, kept", "TLS, kept"
 
+    @property
+    def may_share(self) -> bool:
+        """Tell whether others may play beside it: most count what the process has, or turns of its loop."""
+        return self.id == "A15"
+
     def __str__(self) -> str:
         return f"{self.id} {self.what}"
 
