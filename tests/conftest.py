@@ -9,6 +9,7 @@ import asyncio
 import logging
 import math
 import os
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from support.clock import Clock, SteeredLoop, eventually
+from support.inside import open_http_sessions
 from support.loops import ASKED_FOR, LOOPS, eager
 
 from kie_async import (
@@ -31,6 +33,8 @@ from kie_async import (
 )
 from kie_async.sandbox import Never
 
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each process that a test starts compiles everything
+sys.dont_write_bytecode = False
 settings.register_profile("suite", max_examples=40, deadline=None)
 settings.load_profile("suite")
 
@@ -96,6 +100,14 @@ def log_level() -> Iterator[None]:
     level = log.level
     yield
     log.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def http_sessions() -> Iterator[None]:
+    """Fail the test if an HTTP session of ours is left open: it would be until the process ends."""
+    before = open_http_sessions()
+    yield
+    assert not open_http_sessions() - before
 
 
 @asynccontextmanager

@@ -5,7 +5,6 @@ It reads one job per line, forks for each, so that a restart costs no import, an
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import math

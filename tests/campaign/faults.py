@@ -8,7 +8,6 @@ import platform
 import aiohttp
 from support.create_faults import Fault, judge, objection, rows
 from support.create_situations import Situation, protest, see, situations
-
 from support.loops import add_option, run_on
 
 

@@ -196,7 +196,9 @@ class Campaign:
             self._http = await stack.enter_async_context(aiohttp.ClientSession())
             self._proxy = await stack.enter_async_context(Proxy(self._sandbox_url))
             self._worker = await stack.enter_async_context(
-                _process("-m", "tests.campaign._kill_worker", stdin=asyncio.subprocess.PIPE, env=_with_tests())
+                _process(
+                    "-m", "tests.campaign._kill_worker", stdin=asyncio.subprocess.PIPE, env=_with_tests()
+                )
             )
             for number in range(self._restarts):
                 await self._restart(self._plan(number))

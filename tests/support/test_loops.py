@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 from conftest import no_leaks
-from support.loops import LOOPS, run_on
-from support.misbehaving import Misbehaving, answer, says
 
 from kie_async import KieSession
+from support.loops import LOOPS, run_on
+from support.misbehaving import Misbehaving, answer, says
 
 NAMES = [name for name in LOOPS if name != "eager" or sys.version_info >= (3, 12)]
 
@@ -46,7 +46,11 @@ async def leave_an_error(stack: AsyncExitStack) -> None:
 
 
 @pytest.mark.parametrize("leave", [leave_a_task, leave_a_file, leave_a_connection, leave_an_error])
-def test_what_is_left_is_found(loop: str, leave: Callable[[AsyncExitStack], Coroutine[Any, Any, None]]) -> None:
+def test_what_is_left_is_found(
+    loop: str, leave: Callable[[AsyncExitStack], Coroutine[Any, Any, None]]
+) -> None:
+    loop: str, leave: Callable[[AsyncExitStack], Coroutine[Any, Any, None]]
+) -> None:
     async def leak() -> None:
         async with AsyncExitStack() as stack:
             with pytest.raises(AssertionError):

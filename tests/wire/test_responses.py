@@ -142,7 +142,6 @@ JSON = st.recursive(
 )
 
 
-
 @given(fields=st.dictionaries(NAME, JSON, max_size=6))
 def test_any_input_arrives_as_it_was_given(fields: dict[str, Any]) -> None:
     encoded = encode_create(TaskRequest(model="a/b", input=fields), ADDRESS)
