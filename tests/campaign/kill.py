@@ -15,7 +15,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import sqlite3
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from typing import Any, Self
 import aiohttp
 import attrs
 from support.loops import ASKED_FOR, add_option, run_on
+from support.ports import free_port
 
 from kie_async.sandbox.bodies import signature_headers
 
@@ -186,7 +186,7 @@ class Campaign:
         self._sandbox_url = ""
         self._proxy: Proxy
         self._worker: asyncio.subprocess.Process
-        self._port = _free_port()
+        self._port = free_port()
 
     async def run(self) -> Report:
         """Return what happened."""
@@ -477,13 +477,6 @@ async def _sandbox(folder: Path) -> AsyncIterator[str]:
 def _with_tests() -> dict[str, str]:
     """Return the environment of a process that imports what tests stand on."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 async def run(restarts: int, *, seed: int = 1, loop: str = ASKED_FOR) -> Report:

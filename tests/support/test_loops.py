@@ -49,8 +49,6 @@ async def leave_an_error(stack: AsyncExitStack) -> None:
 def test_what_is_left_is_found(
     loop: str, leave: Callable[[AsyncExitStack], Coroutine[Any, Any, None]]
 ) -> None:
-    loop: str, leave: Callable[[AsyncExitStack], Coroutine[Any, Any, None]]
-) -> None:
     async def leak() -> None:
         async with AsyncExitStack() as stack:
             with pytest.raises(AssertionError):
