@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -164,6 +165,15 @@ async def open_session(sandbox: Sandbox) -> AsyncIterator[OpenSession]:
 async def kie(open_session: OpenSession) -> KieSession:
     """Return an open session that polls at every tick."""
     return await open_session()
+
+
+@pytest.fixture
+def ram(tmp_path: Path) -> Iterator[Path]:
+    """Return a folder in memory if there is one: for what opens many journals."""
+    with tempfile.TemporaryDirectory(
+        dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else tmp_path
+    ) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture

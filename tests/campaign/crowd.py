@@ -131,10 +131,10 @@ async def gather_crowd(
             found.lost.append(f"{handle.task_id}: {exc}")
 
 
-async def _traces_after(service: Emulator) -> Traces:
+async def _traces_after(service: Emulator, closing_s: float) -> Traces:
     """Return what is left once the service has closed its connections and the loop has seen them go."""
     await service.hang_up()
-    await asyncio.sleep(CLOSING_S)
+    await asyncio.sleep(closing_s)
     return Traces.now()
 
 
@@ -145,6 +145,7 @@ async def run(
     polling: bool = False,
     durations: tuple[str, float, float] = DURATIONS,
     lost_callbacks: float = LOST_CALLBACKS,
+    closing_s: float = CLOSING_S,
 ) -> Found:
     """Let *rounds* crowds run, one after the other, on one session."""
     began, found = time.perf_counter(), Found(handles=count)
@@ -170,7 +171,7 @@ async def run(
             await service.set(**settings | {"durations": ("never",), "callback_loss": 0.0})
             few = min(count, WARM_UP)
             await gather_crowd(kie, Found(handles=few), few, end=service.end_all)  # opens what stays open
-            found.traces.append(await _traces_after(service))
+            found.traces.append(await _traces_after(service, closing_s))
             for _ in range(rounds):
                 await service.set(**settings)
                 known.clear()
@@ -179,7 +180,7 @@ async def run(
                 found.lags_s = array("d", [known[name] - at for name, at in ended.items() if name in known])
                 known.clear()
                 del ended
-                found.traces.append(await _traces_after(service))
+                found.traces.append(await _traces_after(service, closing_s))
             stats = kie.stats()
     found.by_callback, found.by_poll, found.queries = (
         stats.settled_by_callback,
