@@ -68,6 +68,16 @@ def pytest_asyncio_loop_factories(
     return {ASKED_FOR: LOOPS[ASKED_FOR]}
 
 
+@pytest.fixture(params=LOOPS)
+def loop_name(request: pytest.FixtureRequest) -> str:
+    """Name each loop that can be had, for `run_on`: whatever loop the suite runs on."""
+    if request.param == "uvloop":
+        pytest.importorskip("uvloop")
+    if request.param == "eager" and sys.version_info < (3, 12):
+        pytest.skip("eager tasks came with Python 3.12")
+    return str(request.param)
+
+
 @pytest.fixture
 async def clock() -> Clock:
     """Return what steers the loop's time."""

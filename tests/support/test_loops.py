@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from typing import Any
@@ -13,17 +12,8 @@ import pytest
 from conftest import no_leaks
 
 from kie_async import KieSession
-from support.loops import LOOPS, run_on
+from support.loops import run_on
 from support.misbehaving import Misbehaving, answer, says
-
-NAMES = [name for name in LOOPS if name != "eager" or sys.version_info >= (3, 12)]
-
-
-@pytest.fixture(params=NAMES)
-def loop(request: pytest.FixtureRequest) -> str:
-    if request.param == "uvloop":
-        pytest.importorskip("uvloop")
-    return str(request.param)
 
 
 async def leave_a_task(stack: AsyncExitStack) -> None:
@@ -47,7 +37,7 @@ async def leave_an_error(stack: AsyncExitStack) -> None:
 
 @pytest.mark.parametrize("leave", [leave_a_task, leave_a_file, leave_a_connection, leave_an_error])
 def test_what_is_left_is_found(
-    loop: str, leave: Callable[[AsyncExitStack], Coroutine[Any, Any, None]]
+    loop_name: str, leave: Callable[[AsyncExitStack], Coroutine[Any, Any, None]]
 ) -> None:
     async def leak() -> None:
         async with AsyncExitStack() as stack:
@@ -55,13 +45,13 @@ def test_what_is_left_is_found(
                 async with no_leaks():
                     await leave(stack)
 
-    run_on(loop, leak())
+    run_on(loop_name, leak())
 
 
-def test_a_session_that_was_closed_leaves_nothing(loop: str) -> None:
+def test_a_session_that_was_closed_leaves_nothing(loop_name: str) -> None:
     async def work() -> None:
         async with no_leaks(), Misbehaving(says(answer({"code": 200, "data": 5}))) as server:
             async with KieSession("key", base_url=server.url) as kie:
                 assert await kie.credits() == 5
 
-    run_on(loop, work())
+    run_on(loop_name, work())
