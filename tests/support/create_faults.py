@@ -327,6 +327,7 @@ async def _dawdles() -> None:
 
 
 async def _greets_in_plain_http(peer: Peer) -> None:
+    await peer._reader.read(1)  # once TLS has begun: a proxy could deliver it together with its own answer
     await peer.send(answer(refused(400), 400))
     await peer.hang()
 
