@@ -1041,11 +1041,13 @@ class TestClosing:
     async def test_a_caller_who_gives_up_while_it_closes_is_cancelled(
         self, sandbox: Sandbox, kie: KieSession, rounds: int
     ) -> None:
+        gate = sandbox.faults.create_answer_gate = asyncio.Event()  # it does not end before it is given up
         creating = asyncio.create_task(kie.create(*ECHO))
         for _ in range(rounds):
             await asyncio.sleep(0)
 
         creating.cancel()
+        gate.set()
         await kie.aclose()
         await asyncio.wait({creating})
 

@@ -98,8 +98,8 @@ WHERE intent_id = ? AND ref IS NULL
 """
 
 _SAVE_CLAIM = """
-INSERT INTO claim SELECT ?1, ?2, ?3, ?4
-WHERE NOT EXISTS (SELECT 1 FROM intent WHERE intent_id = ?1 AND task_id IS NOT NULL)
+INSERT INTO claim SELECT ?, ?, ?, ?
+WHERE NOT EXISTS (SELECT 1 FROM intent WHERE intent_id = ? AND task_id IS NOT NULL)
 ON CONFLICT(intent_id, task_id) DO UPDATE SET source = excluded.source WHERE source = 'unsigned'
 """
 
@@ -414,7 +414,7 @@ class SqliteJournal(Journal):
 
     async def save_claim(self, claim: Claim) -> None:
         """Note what is claimed of an intent; a stronger source takes the place of a weaker one."""
-        values = (claim.intent_id, claim.task_id, claim.source.value, _now_ms())
+        values = (claim.intent_id, claim.task_id, claim.source.value, _now_ms(), claim.intent_id)
         await self._do(lambda db: db.execute(_SAVE_CLAIM, values) and None)
 
     async def drop_claim(self, intent_id: str, task_id: str) -> None:
