@@ -25,10 +25,12 @@ from ..errors import (
 from ..files.uploads import Uploads
 from ..handle import TaskHandle
 from ..inputs.fingerprint import fingerprint
+from ..inputs.prices import list_price
 from ..inputs.request import TaskRequest
 from ..journal.base import Claim, ClaimSource, Intent, IntentState, TaskAlreadyBound, log_failed_note
 from ..limits.admission import CLOSED, Admission
 from ..limits.budget import BudgetLedger
+from ..limits.prices import Charge
 from ..wire.requests import WireRequest, encode_create, with_callback_url
 from .create_runner import CreateRunner
 from .pending_creates import PendingCreate, Phase
@@ -140,6 +142,7 @@ class TaskCreator:
         former: PendingCreate | None = None,
     ) -> TaskHandle:
         intent_id = new_intent_id()
+        charge = await self._charge_of(request)
         request = await self._uploads.replace_media(request)
         wire_request = encode_create(request, None)  # says what is wrong with it while no address is in sight
         if request.callback_url is None:
@@ -167,17 +170,25 @@ class TaskCreator:
             raise
         # From here, and once more when it is a task: neither waits nor retries are taken off its time.
         pending.handle.move_deadline(asyncio.get_running_loop().time() + timeout_s)
-        guard = partial(self._let_leave, intent, former)
+        guard = partial(self._let_leave, intent, charge, former)
         call = self._calls.new(intent, wire_request, pending.handle.deadline, guard)
         return await self.runner.run(
-            self._run_in_turn(pending, call, timeout_s, waits_for_refunds=wait_if_sent),
+            self._run_in_turn(pending, call, charge, timeout_s, waits_for_refunds=wait_if_sent),
             call,
             ref=request.ref,
             wait_if_sent=wait_if_sent,
             on_cancelled=partial(self._tracker.cancel, pending),
         )
 
-    def _let_leave(self, intent: Intent, former: PendingCreate | None) -> None:
+    async def _charge_of(self, request: TaskRequest) -> Charge:
+        """Return what is known of the price of a request; files are read for it only under a budget."""
+        if self._ledger is None:
+            return Charge(request.model)
+        audio_s = await self._uploads.measure_audio(request.input)
+        listed = list_price(request.model, request.input, audio_s)
+        return Charge(request.model, audio_s, listed.credits, listed.most)
+
+    def _let_leave(self, intent: Intent, charge: Charge, former: PendingCreate | None) -> None:
         """Do what belongs into the step in which a body leaves, or keep it back.
 
         Raises:
@@ -187,7 +198,7 @@ class TaskCreator:
         if former is not None and not self._is_undecided(former):
             raise InvalidRequest("the create was decided meanwhile; nothing was sent; await its handle")
         if self._ledger is not None:
-            self._ledger.reserve(intent.intent_id, intent.model)
+            self._ledger.reserve(intent.intent_id, charge)
 
     def _is_undecided(self, former: PendingCreate) -> bool:
         is_open = former in self._tracker.pending and not former.is_taken
@@ -199,17 +210,22 @@ class TaskCreator:
         return request if url is None else with_callback_url(request, url)
 
     async def _run_in_turn(
-        self, pending: PendingCreate, call: CreateCall, timeout_s: float, *, waits_for_refunds: bool
+        self,
+        pending: PendingCreate,
+        call: CreateCall,
+        charge: Charge,
+        timeout_s: float,
+        *,
+        waits_for_refunds: bool,
     ) -> TaskHandle | KieError:
         """Run when no other create must show its price first; a turn ends when the outcome is known."""
         if self._ledger is None:
             return await self._run(pending, call, timeout_s)
-        model = pending.intent.model
-        await self._ledger.wait_for_turn(model, waits_for_refunds=waits_for_refunds)
+        await self._ledger.wait_for_turn(charge, waits_for_refunds=waits_for_refunds)
         try:
             return await self._run(pending, call, timeout_s)
         finally:
-            self._ledger.leave(model)
+            self._ledger.leave(charge)
 
     async def _run(self, pending: PendingCreate, call: CreateCall, timeout_s: float) -> TaskHandle | KieError:
         """Return what became of a create: there may be nobody left to take an error that is raised."""

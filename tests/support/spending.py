@@ -3,16 +3,49 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 
 import attrs
 
 from kie_async import Budget, BudgetExceeded
 from kie_async.limits.budget import BudgetLedger
+from kie_async.limits.prices import Charge
 
 from .clock import Clock
 
 CREDITS = 500.0
+
+
+LONGEST_S = 15.0
+
+
+@attrs.frozen
+class Model:
+    """What the tasks of a model cost, and what is known of that before they are sent."""
+
+    least: float
+    most: float
+    """Credits for a task, or for ten seconds of its audio."""
+    is_per_s: bool = False
+    table: float | None = None
+    """What the price table says of a task, or of ten seconds; it need not be right."""
+    measured: float = 0.0
+    """The share of its tasks whose audio is a local file."""
+
+    def charge(self, name: str, audio_s: float, *, is_measured: bool) -> Charge:
+        """Return what is known of the price of a task."""
+        known_s = audio_s if is_measured else None
+        if self.table is None:
+            return Charge(name, known_s)
+        if not self.is_per_s:
+            return Charge(name, known_s, self.table, self.table)
+        listed = None if known_s is None else self.table / 10 * math.ceil(known_s)
+        return Charge(name, known_s, listed, self.table / 10 * LONGEST_S)
+
+    def price(self, rng: random.Random, audio_s: float) -> float:
+        """Return what a task costs."""
+        return rng.uniform(self.least, self.most) * (math.ceil(audio_s) / 10 if self.is_per_s else 1.0)
 
 
 @attrs.frozen
@@ -20,8 +53,7 @@ class World:
     """What tasks cost, and how the service tells it."""
 
     seed: int
-    prices: dict[str, tuple[float, float]]
-    """By model: the least and the most a task costs."""
+    models: dict[str, Model]
     says_hold_s: float
     """So long after the create a record says the hold; infinite if only the end does."""
     failing: float
@@ -32,19 +64,31 @@ class World:
     @classmethod
     def of(cls, seed: int) -> World:
         rng = random.Random(seed)
-        prices = {}
+        models = {}
         for number in range(rng.choice([1, 1, 2, 3])):
             least = rng.uniform(1.0, 25.0)
-            prices[f"m/{number}"] = (least, least * rng.choice([1.0, 1.0, 1.5, 3.0]))
+            models[f"m/{number}"] = Model(
+                least,
+                least * rng.choice([1.0, 1.0, 1.5, 3.0]),
+                is_per_s=rng.random() < 0.5,
+                table=rng.choice([None, least, least, least * 0.6, least * 1.5]),
+                measured=rng.choice([0.0, 0.5, 1.0, 1.0]),
+            )
         return cls(
             seed=seed,
-            prices=prices,
+            models=models,
             says_hold_s=rng.choice([0.0, 0.0, 5.0, float("inf")]),
             failing=rng.choice([0.0, 0.0, 0.1, 0.5]),
             unknown=rng.choice([0.0, 0.0, 0.05]),
             refused=rng.choice([0.0, 0.05]),
             workers=rng.choice([1, 4, 20, 100]),
         )
+
+    @property
+    def dearest(self) -> float:
+        """The most that one task can cost."""
+        longest = math.ceil(LONGEST_S) / 10
+        return max(model.most * (longest if model.is_per_s else 1.0) for model in self.models.values())
 
 
 class Account:
@@ -58,39 +102,48 @@ class Account:
         """What is held or was spent, by intent."""
         self.most = 0.0
         self.count = 0
+        self.surprise = 0.0
+        """The most that a task cost above what was expected when its body left."""
+        self.unseen = 0.0
+        """What creates of unknown outcome cost above that: nobody will ever say it."""
 
     async def work(self) -> None:
         """Create and wait, until the budget says no."""
         while True:
             self.count += 1
-            intent, model = f"i{self.count}", self.rng.choice(list(self.world.prices))
-            await self.ledger.wait_for_turn(model, waits_for_refunds=True)
+            intent, name = f"i{self.count}", self.rng.choice(list(self.world.models))
+            model, audio_s = self.world.models[name], self.rng.uniform(1.0, LONGEST_S)
+            charge = model.charge(name, audio_s, is_measured=self.rng.random() < model.measured)
+            await self.ledger.wait_for_turn(charge, waits_for_refunds=True)
             try:
+                held = self.ledger.held
                 try:
-                    self.ledger.reserve(intent, model)
+                    self.ledger.reserve(intent, charge)
                 except BudgetExceeded:
                     return
-                is_task = await self.create(intent, model)
+                price = model.price(self.rng, audio_s)
+                is_task = await self.create(intent, price, self.ledger.held - held)
             finally:
-                self.ledger.leave(model)
+                self.ledger.leave(charge)
             if is_task:
-                await self.run(intent, model)
+                await self.run(intent)
 
-    async def create(self, intent: str, model: str) -> bool:
+    async def create(self, intent: str, price: float, expected: float) -> bool:
         await asyncio.sleep(self.rng.uniform(0.05, 0.5))
         luck = self.rng.random()
         if luck < self.world.refused:
             self.ledger.release(intent)
             return False
-        least, most = self.world.prices[model]
-        self.taken[intent] = self.rng.uniform(least, most)
+        self.taken[intent] = price
+        self.surprise = max(self.surprise, price - expected)
         self.most = max(self.most, sum(self.taken.values()))
         if luck > 1 - self.world.unknown:
+            self.unseen += max(0.0, price - expected)
             self.ledger.note_left(intent)
             return False
         return True
 
-    async def run(self, intent: str, model: str) -> None:
+    async def run(self, intent: str) -> None:
         runs_s, price = self.rng.uniform(20.0, 60.0), self.taken[intent]
         if self.world.says_hold_s < runs_s:
             await asyncio.sleep(self.world.says_hold_s)
@@ -117,10 +170,13 @@ async def spend(world: World, clock: Clock) -> Account:
 
 def objection(world: World, account: Account) -> str:
     """Return what is wrong, or nothing."""
-    surprise = max(most for _, most in world.prices.values())  # at first nothing is expected
-    if account.most > CREDITS + surprise + 1e-6:
-        return f"{account.most:.1f} credits were held or spent, one task costs {surprise:.1f}"
-    used = sum(account.taken.values())
-    if used < 0.9 * CREDITS and used < CREDITS - 2 * surprise:
-        return f"only {used:.1f} credits were used"
+    ledger, allowed = account.ledger, min(account.surprise + account.unseen, world.dearest)
+    if account.most > CREDITS + allowed + 1e-6:
+        return (
+            f"{account.most:.1f} credits were held or spent, {allowed:.1f} more than the budget are allowed"
+        )
+    # What is perhaps paid counts as its expected price for good.
+    used = max(sum(account.taken.values()), ledger.spent + ledger.held)
+    if used < 0.9 * CREDITS and used < CREDITS - 2 * world.dearest:
+        return f"only {used:.1f} credits were used, a task costs {world.dearest:.1f}"
     return ""
