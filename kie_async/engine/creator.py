@@ -186,7 +186,7 @@ class TaskCreator:
             return Charge(request.model)
         audio_s = await self._uploads.measure_audio(request.input)
         listed = list_price(request.model, request.input, audio_s)
-        return Charge(request.model, audio_s, listed.credits, listed.most)
+        return Charge(request.model, audio_s, listed.credits, listed.most, is_per_s=listed.is_per_s)
 
     def _let_leave(self, intent: Intent, charge: Charge, former: PendingCreate | None) -> None:
         """Do what belongs into the step in which a body leaves, or keep it back.

@@ -37,6 +37,7 @@ class ListedPrice:
     """None where the seconds decide and are not known."""
     most: float | None
     """The price of the longest audio that the model takes, or of the task itself; None if nobody says it."""
+    is_per_s: bool = False
 
 
 MODEL_PRICES: Mapping[str, ModelPrice] = {
@@ -74,7 +75,7 @@ def list_price(model: str, input: Mapping[str, Any], audio_s: float | None) -> L
     if not price.is_per_s:
         return ListedPrice(listed, listed)
     most = None if price.longest_s is None else listed * price.longest_s
-    return ListedPrice(None if audio_s is None else listed * math.ceil(audio_s), most)
+    return ListedPrice(None if audio_s is None else listed * math.ceil(audio_s), most, is_per_s=True)
 
 
 def find_audio(input: Mapping[str, Any]) -> list[str | LocalMedia]:

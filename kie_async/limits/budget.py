@@ -97,7 +97,8 @@ class BudgetLedger:
         charges = [*(c.charge for c in unpriced), *self._leaving]
         if not charges:
             return False
-        if not self._prices.is_known(charge) and any(other.model == charge.model for other in charges):
+        is_known = self._prices.is_known(charge)
+        if any(c.model == charge.model and not (is_known and self._prices.is_known(c)) for c in charges):
             return True
         rest = self._budget.credits - self._spent - self.held + sum(map(self._cost, unpriced))
         return sum(map(self._prices.expect_at_most, [*charges, charge])) > rest

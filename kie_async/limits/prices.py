@@ -21,6 +21,8 @@ class Charge:
     """What the price table says."""
     listed_most: float | None = None
     """What the price table says of the longest audio that the model takes."""
+    is_per_s: bool = False
+    """Whether the price table says that seconds are charged; else that is yet to be seen."""
 
 
 @attrs.define
@@ -29,8 +31,7 @@ class _Taken:
 
     credits: float = 0.0
     per_s: float = 0.0
-    """Of those whose seconds are known: their price is at most both this and `credits`, since what is
-    charged is a task or its seconds."""
+    """Of those whose seconds are known."""
     longest_s: float = 0.0
     unmeasured: float = 0.0
     """Of those whose seconds are not known."""
@@ -56,11 +57,16 @@ class PriceBook:
             taken.longest_s = max(taken.longest_s, charge.audio_s)
 
     def expect(self, charge: Charge) -> float:
-        """Return what a create is expected to cost; 0 if nothing at all is known."""
+        """Return what a create is expected to cost; 0 if nothing at all is known.
+
+        Where nobody says whether tasks or their seconds are charged, it is the less of the two: either is
+        enough for audio that is no longer than what was seen, and `is_known` says no to the rest.
+        """
         taken = self._taken.get(charge.model, _NOTHING)
         learned = taken.credits
         if charge.audio_s is not None and taken.per_s:
-            learned = min(learned, taken.per_s * math.ceil(charge.audio_s))
+            by_length = taken.per_s * math.ceil(charge.audio_s)
+            learned = by_length if charge.is_per_s else min(learned, by_length)
         return max(learned, charge.listed or 0.0)
 
     def is_known(self, charge: Charge) -> bool:

@@ -16,12 +16,12 @@ URL = "https://files.example/voice.mp3"
 @pytest.mark.parametrize(
     ("model", "input", "audio_s", "listed"),
     [
-        ("kling/v1-avatar-standard", {}, 11.52, ListedPrice(96.0, 120.0)),
-        ("kling/ai-avatar-pro", {}, 2.0, ListedPrice(32.0, 4800.0)),
-        ("kling/ai-avatar-standard", {}, None, ListedPrice(None, 2400.0)),
-        ("infinitalk/from-audio", {}, 2.0, ListedPrice(6.0, 45.0)),
-        ("infinitalk/from-audio", {"resolution": "720p"}, 2.0, ListedPrice(24.0, 180.0)),
-        ("veed/fabric-1", {}, None, ListedPrice(None, None)),
+        ("kling/v1-avatar-standard", {}, 11.52, ListedPrice(96.0, 120.0, is_per_s=True)),
+        ("kling/ai-avatar-pro", {}, 2.0, ListedPrice(32.0, 4800.0, is_per_s=True)),
+        ("kling/ai-avatar-standard", {}, None, ListedPrice(None, 2400.0, is_per_s=True)),
+        ("infinitalk/from-audio", {}, 2.0, ListedPrice(6.0, 45.0, is_per_s=True)),
+        ("infinitalk/from-audio", {"resolution": "720p"}, 2.0, ListedPrice(24.0, 180.0, is_per_s=True)),
+        ("veed/fabric-1", {}, None, ListedPrice(None, None, is_per_s=True)),
         ("nano-banana-2", {}, None, ListedPrice(8.0, 8.0)),
         ("nano-banana-2", {"resolution": "4K"}, None, ListedPrice(18.0, 18.0)),
         ("nano-banana-2", {"resolution": ["4K"]}, None, ListedPrice(8.0, 8.0)),

@@ -34,10 +34,19 @@ SOME_URL = Charge("m/x")
             id="seconds that are not charged",
         ),
         pytest.param(
-            [(TEN_SECONDS, 100.0)], Charge("m/x", 4.0, listed=32.0), 40.0, id="dearer than the table"
+            [(TEN_SECONDS, 100.0)],
+            Charge("m/x", 4.0, listed=32.0, is_per_s=True),
+            40.0,
+            id="dearer than the table",
         ),
         pytest.param(
             [(TEN_SECONDS, 50.0)], Charge("m/x", 4.0, listed=32.0), 32.0, id="cheaper than the table"
+        ),
+        pytest.param(
+            [(TEN_SECONDS, 100.0)],
+            Charge("m/x", 20.0, listed=160.0, is_per_s=True),
+            200.0,
+            id="dearer and longer, where the table says that seconds are charged",
         ),
         pytest.param([(SOME_URL, 40.0)], TEN_SECONDS, 40.0, id="only tasks of unknown length so far"),
     ],

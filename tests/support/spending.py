@@ -41,7 +41,7 @@ class Model:
         if not self.is_per_s:
             return Charge(name, known_s, self.table, self.table)
         listed = None if known_s is None else self.table / 10 * math.ceil(known_s)
-        return Charge(name, known_s, listed, self.table / 10 * LONGEST_S)
+        return Charge(name, known_s, listed, self.table / 10 * LONGEST_S, is_per_s=True)
 
     def price(self, rng: random.Random, audio_s: float) -> float:
         """Return what a task costs."""
