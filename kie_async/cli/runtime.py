@@ -7,6 +7,7 @@ import contextlib
 import importlib.util
 import logging
 import os
+import shlex
 import signal
 from collections.abc import Coroutine
 from pathlib import Path
@@ -58,16 +59,26 @@ async def _interruptible(work: Coroutine[Any, Any, int]) -> int:
     return await running
 
 
-def explain(error: KieError) -> str:
-    """Return what went wrong and, where there is something, what to do now."""
+def explain(error: KieError, journal: Path | None = None) -> str:
+    """Return what went wrong and, where there is something, what to do now; *journal* is the one in use."""
     match error:
         case CreateOutcomeUnknown():
-            return f"money may have been spent: {error}; look at https://kie.ai/logs before you try again"
+            decide = f", then: {decide_command(error, journal)}" if journal else " before you try again"
+            return f"money may have been spent: {error}; look at https://kie.ai/logs{decide}"
         case AuthenticationError():
             return f"{error}; check KIE_API_KEY"
         case TaskError(record=record) if record is None or not record.state.is_terminal:
             return f"{error}; later: {wait_command(error.task_id)}"
     return str(error)
+
+
+def decide_command(error: CreateOutcomeUnknown, journal: Path) -> str:
+    """Return the command that says which task a create became, and its two neighbours."""
+    name = shlex.quote(error.ref or error.intent_id)
+    return (
+        f"kie-async journal resolve {shlex.quote(str(journal))} {name} {error.candidate_task_id or 'TASK_ID'}"
+        " (or write-off, or resubmit)"
+    )
 
 
 def wait_command(task_id: str) -> str:

@@ -101,7 +101,7 @@ class TaskCreator:
         turn = self._turn_of(request.ref)
         # Two creates of one ref at once would both find it free, and both would be paid.
         async with turn:
-            known = await self._known(request.ref, digest, timeout_s)
+            known = await self._known(request, request.ref, digest, timeout_s)
             if known is None and turn.made is not None:
                 _check_same(request.ref, turn.made[1], digest)
                 known = turn.made[0]
@@ -114,11 +114,14 @@ class TaskCreator:
         """Return the turn of who would create for a ref: one at a time."""
         return self._refs.setdefault(ref, _RefTurn())
 
-    async def _known(self, ref: str, digest: bytes, timeout_s: float) -> TaskHandle | None:
+    async def _known(
+        self, request: TaskRequest, ref: str, digest: bytes, timeout_s: float
+    ) -> TaskHandle | None:
         """Return the handle a ref stands for, if it stands for one.
 
         Raises:
             RefConflict: It stands for another request.
+            CreateOutcomeUnknown: Nobody knows what became of it; its handle can `resubmit` this request.
         """
         # Who is still on the wire comes first: the journal would call it unknown before its answer is here.
         found = await self.runner.end_of_orphan(ref) or self._tracker.registry.by_ref(ref)
@@ -130,7 +133,12 @@ class TaskCreator:
         if intent is None:
             return None
         _check_same(ref, intent.fingerprint, digest)
-        return self._recovery.revive(intent, asyncio.get_running_loop().time() + timeout_s)
+        try:
+            return self._recovery.revive(intent, asyncio.get_running_loop().time() + timeout_s)
+        except CreateOutcomeUnknown as exc:
+            if exc.handle is not None and exc.handle.request is None:  # of a former run
+                exc.handle.hold_request(request)
+            raise
 
     async def _create(
         self,
@@ -333,7 +341,10 @@ class TaskCreator:
     async def resubmit(self, handle: TaskHandle) -> TaskHandle:
         """Send the request of an unknown create as a new task; see `TaskHandle.resubmit`."""
         if handle.request is None:
-            raise InvalidRequest("this handle does not hold its request; create a new task")
+            raise InvalidRequest(
+                "this handle does not hold its request; create() the same request with its ref again, and "
+                "resubmit by the handle of the error; or create a new task with a new ref"
+            )
         async with self._turn_of(handle.ref or handle.intent_id):
             former = self._tracker.pending.get(handle.intent_id)
             request = handle.request

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ..errors import CreateOutcomeUnknown
+from ..errors import CreateOutcomeUnknown, InvalidRequest
 from ..handle import TaskHandle
-from ..journal.base import Intent, IntentState, Journal
+from ..inputs.request import TaskRequest
+from ..journal.base import Intent, IntentState, Journal, decode_note
 from ..limits.budget import BudgetLedger
 from ..models import TaskRecord
 from ..wire.codes import error_for
@@ -44,7 +45,10 @@ class Recovery:
         unknown = [intent.intent_id for intent in left if intent.state is IntentState.UNKNOWN]
         if unknown:
             names = shorten_list(unknown, self._journal.path)
-            _log.warning("%d creates in the journal are of unknown outcome: %s", len(unknown), names)
+            decide = f"; {_decide_hint(self._journal.path)}" if self._journal.path is not None else ""
+            _log.warning(
+                "%d creates in the journal are of unknown outcome: %s%s", len(unknown), names, decide
+            )
         if self._ledger is not None:
             await self._restore_account(self._ledger, left)
 
@@ -61,7 +65,8 @@ class Recovery:
         )
 
     def _pending_of(self, intent: Intent) -> PendingCreate:
-        handle = self._tracker.new_handle(intent)
+        is_unknown = intent.state is IntentState.UNKNOWN
+        handle = self._tracker.new_handle(intent, _request_of(intent) if is_unknown else None)
         if intent.state is IntentState.REJECTED:
             return PendingCreate(intent, handle, Phase.REJECTED, is_awaited=False)
         if intent.state is IntentState.WRITTEN_OFF:
@@ -74,11 +79,14 @@ class Recovery:
     async def resume(self, deadline: float) -> list[TaskHandle]:
         """Return handles for every unsettled task of the journal, and for creates of unknown outcome."""
         handles = [self.revive(intent, deadline) for intent in await self._journal.list_unsettled()]
-        for pending in self._tracker.pending:
-            if pending.phase is Phase.UNKNOWN and not pending.handle.is_done:
-                self._await(pending, deadline)
-                handles.append(pending.handle)
-        return handles
+        return [*handles, *self.list_unknown(deadline)]
+
+    def list_unknown(self, deadline: float) -> list[TaskHandle]:
+        """Return the handles of all creates of unknown outcome."""
+        unknown = [p for p in self._tracker.pending if p.phase is Phase.UNKNOWN and not p.handle.is_done]
+        for pending in unknown:
+            self._await(pending, deadline)
+        return [pending.handle for pending in unknown]
 
     def revive(self, intent: Intent, deadline: float) -> TaskHandle:
         """Return the handle of an intent found in the journal.
@@ -132,6 +140,27 @@ def shorten_list(names: Sequence[str], journal: Path | None) -> str:
         return shown
     where = f"; kie-async journal show {journal}" if journal is not None else ""
     return f"{shown} ... and {len(names) - _MAX_NAMED} more{where}"
+
+
+def _decide_hint(journal: Path) -> str:
+    """Return the command that says what became of a create, for a message that names intents."""
+    return f"decide one by: kie-async journal resolve {journal} INTENT TASK_ID (or write-off, or resubmit)"
+
+
+def _request_of(intent: Intent) -> TaskRequest | None:
+    """Return the request of an intent, from a journal that was asked to keep bodies."""
+    body = decode_note(intent.body or "")
+    if body is None or not isinstance(given := body.get("input"), dict):
+        return None
+    url = body.get("callBackUrl")
+    # An address of ours is left out: the next create gets one of its own.
+    is_own = isinstance(url, str) and intent.intent_id not in url
+    try:
+        return TaskRequest(
+            model=intent.model, input=given, ref=intent.ref, callback_url=str(url) if is_own else None
+        )
+    except InvalidRequest:  # an older version took what this one refuses
+        return None
 
 
 def _unknown_error(intent: Intent) -> CreateOutcomeUnknown:
