@@ -25,13 +25,13 @@ from ..errors import (
 from ..files.uploads import Uploads
 from ..handle import TaskHandle
 from ..inputs.fingerprint import fingerprint
-from ..inputs.prices import list_price
 from ..inputs.request import TaskRequest
 from ..journal.base import Claim, ClaimSource, Intent, IntentState, TaskAlreadyBound, log_failed_note
 from ..limits.admission import CLOSED, Admission
 from ..limits.budget import BudgetLedger
 from ..limits.prices import Charge
 from ..wire.requests import WireRequest, encode_create, with_callback_url
+from .charges import charge_of
 from .create_runner import CreateRunner
 from .pending_creates import PendingCreate, Phase
 from .reconciler import Reconciler
@@ -192,9 +192,7 @@ class TaskCreator:
         """Return what is known of the price of a request; files are read for it only under a budget."""
         if self._ledger is None:
             return Charge(request.model)
-        audio_s = await self._uploads.measure_audio(request.input)
-        listed = list_price(request.model, request.input, audio_s)
-        return Charge(request.model, audio_s, listed.credits, listed.most, is_per_s=listed.is_per_s)
+        return charge_of(request.model, request.input, await self._uploads.measure_audio(request.input))
 
     def _let_leave(self, intent: Intent, charge: Charge, former: PendingCreate | None) -> None:
         """Do what belongs into the step in which a body leaves, or keep it back.

@@ -12,8 +12,10 @@ from ..handle import TaskHandle
 from ..inputs.request import TaskRequest
 from ..journal.base import Intent, IntentState, Journal, decode_note
 from ..limits.budget import BudgetLedger
+from ..limits.prices import Charge
 from ..models import TaskRecord
 from ..wire.codes import error_for
+from .charges import charge_of
 from .pending_creates import PendingCreate, Phase
 from .tracker import TaskTracker, outcome_of
 
@@ -61,7 +63,7 @@ class Recovery:
             tasks=totals.tasks,
             spent=totals.credits,
             prices=await self._journal.load_prices(),
-            unsettled=[(intent.intent_id, intent.model) for intent in unsettled],
+            unsettled=[(intent.intent_id, _charge_of(intent)) for intent in unsettled],
         )
 
     def _pending_of(self, intent: Intent) -> PendingCreate:
@@ -161,6 +163,12 @@ def _request_of(intent: Intent) -> TaskRequest | None:
         )
     except InvalidRequest:  # an older version took what this one refuses
         return None
+
+
+def _charge_of(intent: Intent) -> Charge:
+    """Return what is known of the price of a former session's create: it may hold the longest audio."""
+    request = _request_of(intent)
+    return charge_of(intent.model, {} if request is None else request.input)
 
 
 def _unknown_error(intent: Intent) -> CreateOutcomeUnknown:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import attrs
@@ -45,15 +46,20 @@ class BudgetLedger:
     # --- what is known -------------------------------------------------------------------------
 
     def restore(
-        self, *, tasks: int, spent: float, prices: Mapping[str, float], unsettled: Iterable[tuple[str, str]]
+        self,
+        *,
+        tasks: int,
+        spent: float,
+        prices: Mapping[str, float],
+        unsettled: Iterable[tuple[str, Charge]],
     ) -> None:
-        """Go on from what former sessions spent; *unsettled* are intents and models nobody polls yet."""
+        """Go on from what former sessions spent; *unsettled* are intents that nobody polls yet."""
         self._tasks += tasks
         self._spent += spent
         for model, most in prices.items():
             self._prices.learn(Charge(model), most)
-        for intent_id, model in unsettled:
-            self._open.setdefault(intent_id, _Commitment(Charge(model), is_live=False))
+        for intent_id, charge in unsettled:
+            self._open.setdefault(intent_id, _Commitment(charge, is_live=False))
 
     @property
     def tasks(self) -> int:
@@ -97,8 +103,12 @@ class BudgetLedger:
         charges = [*(c.charge for c in unpriced), *self._leaving]
         if not charges:
             return False
-        is_known = self._prices.is_known(charge)
-        if any(c.model == charge.model and not (is_known and self._prices.is_known(c)) for c in charges):
+        is_known = self._prices.is_known
+        if any(c.model == charge.model and not (is_known(charge) and is_known(c)) for c in charges):
+            return True
+        # Of one model several at once are left by a former session: each may be a surprise.
+        strangers = Counter(c.charge.model for c in unpriced if not is_known(c.charge))
+        if max(strangers.values(), default=0) > 1:
             return True
         rest = self._budget.credits - self._spent - self.held + sum(map(self._cost, unpriced))
         return sum(map(self._prices.expect_at_most, [*charges, charge])) > rest

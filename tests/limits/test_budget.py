@@ -67,7 +67,7 @@ async def test_what_becomes_of_a_reservation(end: object, is_free: bool) -> None
 
 def test_the_error_has_the_numbers() -> None:
     ledger = BudgetLedger(Budget(credits=100.0))
-    ledger.restore(tasks=3, spent=60.0, prices={"m/x": 30.0}, unsettled=[("a", "m/x")])
+    ledger.restore(tasks=3, spent=60.0, prices={"m/x": 30.0}, unsettled=[("a", X)])
     with pytest.raises(BudgetExceeded) as caught:
         ledger.reserve("b", X)
     assert (caught.value.budget, caught.value.spent, caught.value.held) == (100.0, 60.0, 30.0)

@@ -60,6 +60,8 @@ class World:
     unknown: float
     refused: float
     workers: int
+    restarts_s: float
+    """A crash and a new session after so long, and a second time; infinite for never."""
 
     @classmethod
     def of(cls, seed: int) -> World:
@@ -82,6 +84,7 @@ class World:
             unknown=rng.choice([0.0, 0.0, 0.05]),
             refused=rng.choice([0.0, 0.05]),
             workers=rng.choice([1, 4, 20, 100]),
+            restarts_s=rng.choice([math.inf, math.inf, rng.uniform(5.0, 150.0)]),
         )
 
     @property
@@ -94,12 +97,17 @@ class World:
 class Account:
     """What the service takes, and the ledger beside it."""
 
-    def __init__(self, world: World, ledger: BudgetLedger) -> None:
+    def __init__(self, world: World) -> None:
         self.world = world
-        self.ledger = ledger
+        self.ledger = BudgetLedger(Budget(credits=CREDITS))
         self.rng = random.Random(world.seed)
         self.taken: dict[str, float] = {}
         """What is held or was spent, by intent."""
+        self.running: dict[str, Charge] = {}
+        """What a record can be read of; in a new session nobody knows its seconds."""
+        self.models: dict[str, str] = {}
+        self.lost: dict[str, Charge] = {}
+        """What is perhaps paid."""
         self.most = 0.0
         self.count = 0
         self.surprise = 0.0
@@ -122,25 +130,28 @@ class Account:
                 except BudgetExceeded:
                     return
                 price = model.price(self.rng, audio_s)
-                is_task = await self.create(intent, price, self.ledger.held - held)
+                is_task = await self.create(intent, charge, price, self.ledger.held - held)
             finally:
                 self.ledger.leave(charge)
             if is_task:
                 await self.run(intent)
 
-    async def create(self, intent: str, price: float, expected: float) -> bool:
+    async def create(self, intent: str, charge: Charge, price: float, expected: float) -> bool:
         await asyncio.sleep(self.rng.uniform(0.05, 0.5))
         luck = self.rng.random()
         if luck < self.world.refused:
             self.ledger.release(intent)
             return False
-        self.taken[intent] = price
+        self.taken[intent], self.models[intent] = price, charge.model
         self.surprise = max(self.surprise, price - expected)
         self.most = max(self.most, sum(self.taken.values()))
+        left = self.world.models[charge.model].charge(charge.model, 0.0, is_measured=False)
         if luck > 1 - self.world.unknown:
             self.unseen += max(0.0, price - expected)
             self.ledger.note_left(intent)
+            self.lost[intent] = left
             return False
+        self.running[intent] = left
         return True
 
     async def run(self, intent: str) -> None:
@@ -152,20 +163,58 @@ class Account:
         await asyncio.sleep(runs_s)
         if self.rng.random() < self.world.failing:
             self.taken[intent] = price = 0.0
+        del self.running[intent]
         self.ledger.settle(intent, price)
+
+    def restart(self) -> None:
+        """Go on in a new session, which knows what the journal has, and reads every task again."""
+        unsettled = self.running | self.lost
+        self.ledger = self.restored(unsettled)
+        for intent in self.running:
+            self.ledger.note_tracked(intent)
+        above = {
+            intent: self.taken[intent] - self.restored({intent: charge}).held
+            for intent, charge in unsettled.items()
+        }
+        self.surprise = max(self.surprise, *above.values(), 0.0)
+        self.unseen = sum(max(0.0, above[intent]) for intent in self.lost)
+
+    def restored(self, unsettled: dict[str, Charge]) -> BudgetLedger:
+        settled = {i: took for i, took in self.taken.items() if i not in self.running and i not in self.lost}
+        ledger, prices = BudgetLedger(Budget(credits=CREDITS)), dict[str, float]()
+        for intent, took in settled.items():
+            if took:
+                prices[self.models[intent]] = max(took, prices.get(self.models[intent], 0.0))
+        ledger.restore(
+            tasks=len(self.taken), spent=sum(settled.values()), prices=prices, unsettled=unsettled.items()
+        )
+        return ledger
 
 
 async def spend(world: World, clock: Clock) -> Account:
-    account = Account(world, BudgetLedger(Budget(credits=CREDITS)))
-    workers = [asyncio.create_task(account.work()) for _ in range(world.workers)]
+    account = Account(world)
+    tasks: list[asyncio.Task[None]] = []
+    passed_s, restarts = 0.0, [world.restarts_s, 2 * world.restarts_s]
     try:
-        while not all(worker.done() for worker in workers):
+        tasks = [asyncio.create_task(account.work()) for _ in range(world.workers)]
+        while not all(task.done() for task in tasks):
             await clock.advance(5.0)
+            passed_s += 5.0
+            if restarts and passed_s >= restarts[0]:
+                del restarts[0]
+                await _end(tasks)
+                account.restart()
+                tasks = [asyncio.create_task(account.run(intent)) for intent in list(account.running)]
+                tasks += [asyncio.create_task(account.work()) for _ in range(world.workers)]
     finally:
-        for worker in workers:
-            worker.cancel()
-        await asyncio.gather(*workers, return_exceptions=True)
+        await _end(tasks)
     return account
+
+
+async def _end(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def objection(world: World, account: Account) -> str:
