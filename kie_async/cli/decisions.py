@@ -119,7 +119,7 @@ async def _opened_unknown(file: Path, ref: str) -> AsyncIterator[TaskHandle]:
 async def _write_off(file: Path, ref: str) -> int:
     journal = SqliteJournal(file)
     try:
-        await journal.open_file()
+        await journal.open()
         intent = await _find(journal, ref)
         if intent is None or intent.state is not IntentState.UNKNOWN:
             raise CannotRun(_known_as(ref, intent))

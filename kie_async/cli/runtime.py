@@ -66,7 +66,7 @@ def explain(error: KieError, journal: Path | None = None) -> str:
             decide = f", then: {decide_command(error, journal)}" if journal else " before you try again"
             return f"money may have been spent: {error}; look at https://kie.ai/logs{decide}"
         case AuthenticationError():
-            return f"{error}; check KIE_API_KEY"
+            return f"the key was refused ({error.code}); check KIE_API_KEY"
         case TaskError(record=record) if record is None or not record.state.is_terminal:
             return f"{error}; later: {wait_command(error.task_id)}"
     return str(error)
@@ -81,9 +81,10 @@ def decide_command(error: CreateOutcomeUnknown, journal: Path) -> str:
     )
 
 
-def wait_command(task_id: str) -> str:
-    """Return the command that waits for a task again."""
-    return f"kie-async status {task_id} --wait"
+def wait_command(task_id: str, out: Path | None = None) -> str:
+    """Return the command that waits for a task again, and fetches its results into *out*."""
+    fetch = "" if out is None else f" --out {shlex.quote(str(out))}"
+    return f"kie-async status {task_id} --wait{fetch}"
 
 
 def require_key() -> None:
