@@ -14,9 +14,9 @@ from ..errors import JournalError
 from ..handle import TaskHandle
 from ..journal.base import Intent, IntentState
 from ..journal.sqlite import SqliteJournal
-from ..session import KieSession
 from .output import print_out, show_id, show_task
 from .runtime import DONE, CannotRun, require_key, run_command, wait_command
+from .sessions import SessionOptions, open_session
 
 File = Annotated[Path, typer.Argument(metavar="JOURNAL", help="The journal of the batch or the session.")]
 Ref = Annotated[str, typer.Argument(metavar="REF", help="The job's ref, or its intent.")]
@@ -102,18 +102,11 @@ async def _opened_unknown(file: Path, ref: str) -> AsyncIterator[TaskHandle]:
     """
     require_key()
     journal = SqliteJournal(file, keep_bodies=True)
-    kie = KieSession(journal=journal)
-    try:
-        await kie.open()
-    except JournalError as exc:
-        raise CannotRun(str(exc)) from None
-    try:
+    async with open_session(SessionOptions(journal=journal)) as kie:
         unknown = [handle for handle in kie.unknown_creates() if ref in {handle.ref, handle.intent_id}]
         if not unknown:
             raise CannotRun(_known_as(ref, await _find(journal, ref)))
         yield unknown[0]
-    finally:
-        await kie.aclose()
 
 
 async def _write_off(file: Path, ref: str) -> int:

@@ -27,16 +27,18 @@ class CannotRun(Exception):
     """What was asked for cannot be done here; nothing was sent."""
 
 
-def run_command(work: Coroutine[Any, Any, int]) -> None:
+def run_command(work: Coroutine[Any, Any, int], *, journal: Path | None = None) -> None:
     """Run *work* to its end and leave with the exit status it returns, or with that of its error.
+
+    *journal* is the one in use, for what an error says.
 
     Raises:
         Exit: Always.
     """
-    raise typer.Exit(_status_of(work))
+    raise typer.Exit(_status_of(work, journal))
 
 
-def _status_of(work: Coroutine[Any, Any, int]) -> int:
+def _status_of(work: Coroutine[Any, Any, int], journal: Path | None) -> int:
     try:
         with asyncio.Runner(loop_factory=fast_loop()) as runner:
             return runner.run(_interruptible(work))
@@ -46,7 +48,7 @@ def _status_of(work: Coroutine[Any, Any, int]) -> int:
         print_err(f"error: {exc}")
         return ASKED_WRONGLY
     except KieError as exc:
-        print_err(f"error: {explain(exc)}")
+        print_err(f"error: {explain(exc, journal)}")
         return FAILED
 
 

@@ -63,6 +63,22 @@ async def intents_in(path: Path) -> list[tuple[str, str | None, str]]:
         return [(str(i.state), i.ref, i.task_id) for i in await journal.list_intents()]
 
 
+async def test_a_run_with_a_journal_names_the_command(
+    service: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KIE_API_KEY", KEY)
+    monkeypatch.setenv("KIE_BASE_URL", service.url)
+    monkeypatch.chdir(tmp_path)
+    service.faults.lose_answers_next = 1
+
+    def run() -> None:
+        cli.main(("run", "sandbox/echo", "-f", "prompt=hi", "--journal", "run.db", "--ref", "the order's"))
+
+    with pytest.raises(SystemExit):
+        await asyncio.to_thread(run)
+    assert """then: kie-async journal resolve run.db 'the order'"'"'s' TASK_ID""" in capfd.readouterr().err
+
+
 # --- resolve ---------------------------------------------------------------------------------------
 
 

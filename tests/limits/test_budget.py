@@ -46,6 +46,27 @@ async def test_another_model_need_not_wait(clock: Clock) -> None:
     await asyncio.wait_for(ledger.wait_for_turn(Charge("m/y")), 1.0)
 
 
+async def test_tasks_of_a_former_session_show_a_price_before_anything_is_created(clock: Clock) -> None:
+    ledger = BudgetLedger(Budget(credits=100.0))
+    ledger.restore(tasks=2, spent=0.0, prices={}, unsettled=[("a", X), ("b", X)])
+    for intent_id in ("a", "b"):
+        ledger.note_tracked(intent_id)
+    other = asyncio.create_task(ledger.wait_for_turn(Charge("m/y", listed=1.0)))
+    await clock.advance(1.0)
+    assert not other.done()
+
+    ledger.note_hold("a", 10.0)
+    await clock.advance(0.1)
+    assert other.done()
+
+
+async def test_what_a_former_session_had_under_way_counts_by_the_table() -> None:
+    ledger = BudgetLedger(Budget(credits=100.0))
+    ledger.restore(tasks=1, spent=0.0, prices={}, unsettled=[("a", Charge("m/x", listed=60.0))])
+    with pytest.raises(BudgetExceeded):
+        ledger.reserve("b", Charge("m/x", listed=60.0))
+
+
 @pytest.mark.parametrize(
     ("end", "is_free"),
     [
