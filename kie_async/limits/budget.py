@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import attrs
@@ -103,12 +102,10 @@ class BudgetLedger:
         charges = [*(c.charge for c in unpriced), *self._leaving]
         if not charges:
             return False
-        is_known = self._prices.is_known
-        if any(c.model == charge.model and not (is_known(charge) and is_known(c)) for c in charges):
-            return True
-        # Of one model several at once are left by a former session: each may be a surprise.
-        strangers = Counter(c.charge.model for c in unpriced if not is_known(c.charge))
-        if max(strangers.values(), default=0) > 1:
+        strange = [c for c in charges if not self._prices.is_known(c)]
+        peers = strange if self._prices.is_known(charge) else charges
+        # Each strange one may be a surprise: two, also of a former session, are one too many for any more.
+        if len(strange) > 1 or any(c.model == charge.model for c in peers):
             return True
         rest = self._budget.credits - self._spent - self.held + sum(map(self._cost, unpriced))
         return sum(map(self._prices.expect_at_most, [*charges, charge])) > rest
