@@ -332,6 +332,10 @@ class TaskHandle(BoundToLoop):
         """Note that nobody knows what became of the create: from now on it can be decided by hand."""
         self._is_unknown = True
 
+    def hold_request(self, request: TaskRequest) -> None:
+        """Hold what was asked for, as `resubmit` needs it."""
+        self.request = request
+
     def forget_request(self) -> None:
         """Hold what was asked for no longer."""
         self.request = None
