@@ -76,6 +76,8 @@ class Exchange:
 class Http:
     """Stands where aiohttp's client session stands; each task ends after so many pending answers."""
 
+    closed = False
+
     def __init__(self, pending: int) -> None:
         self._pending = pending
         self._asked: dict[str, int] = {}

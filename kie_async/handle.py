@@ -360,7 +360,7 @@ class TaskHandle(BoundToLoop):
         has_news = record != self.record
         before, self._state = self._state, state
         self.record = record
-        if has_news:
+        if has_news and self._readers:
             self._wake_readers()
         return state is not before
 
@@ -372,7 +372,8 @@ class TaskHandle(BoundToLoop):
             for future in awaiters:
                 if not future.done():
                     self._resolve_awaiter(future, outcome)
-            self._wake_readers()
+            if self._readers:
+                self._wake_readers()
 
     def _wake_readers(self) -> None:
         readers, self._readers = self._readers, None

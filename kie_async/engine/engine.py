@@ -159,7 +159,7 @@ class Engine:
         await self.background.aclose()
         await self.reconciler.drain()
         await self.tracker.drain()
-        if (learned := self.poller.take_learned(1)) is not None:
+        if (learned := self.poller.take_learned()) is not None:
             await self.tracker.save_learned(learned)
         self._detach_all()
         for part in (self.calls.transport, self._query_transport, self.uploads, self.downloads, self.journal):

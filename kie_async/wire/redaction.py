@@ -22,7 +22,7 @@ _SLASH = r"(?:\\{0,15}/|%2[fF]|\\{1,15}u002[fF])"
 _MAC_END = r"(?![0-9A-Za-z_-]|\.[0-9A-Za-z])"
 """A mac ends its part of a path and has no ending of a file: results lie at such paths too."""
 
-# Each begins at the slash before the mac, which is found fast; the intent id before that is checked afterwards.
+# Each begins at the slash before the mac, which is found fast; the intent id before it is checked afterwards.
 _MAC, _QUOTED_MAC, _MAC_BEHIND_CODE_POINT = (
     re.compile(rf"{slash}([a-z2-7]{{26}}){_MAC_END}") for slash in ("/", "%2[fF]", r"\\u002[fF]")
 )
