@@ -62,7 +62,7 @@ class Exchange:
 
     async def __aenter__(self) -> Answer:
         await asyncio.sleep(0)
-        if self.sealed is not None:
+        if self.sealed is not None and self.sealed.size:  # asked for, as a request has to
             await self.sealed.write(self)
         return Answer(self.body)
 
