@@ -217,6 +217,11 @@ class Engine:
         """Settle a handle as abandoned; see `TaskHandle.abandon`."""
         self.tracker.abandon(handle)
 
+    def candidate_of(self, handle: TaskHandle) -> str:
+        """Return the task that a create may have become; see `TaskHandle.candidate_task_id`."""
+        pending = self.tracker.pending.get(handle.intent_id)
+        return "" if pending is None else pending.candidate_task_id
+
     async def resolve(self, handle: TaskHandle, task_id: str) -> None:
         """Bind an unknown create to a task; see `TaskHandle.resolve`."""
         await self.until_closed(self.reconciler.resolve(handle, task_id))
