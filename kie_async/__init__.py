@@ -40,13 +40,13 @@ from .errors import (
     TransportError,
     UploadRefused,
 )
-from .events import SessionEvent, SessionStats
+from .events import SessionEvent, SessionStats, Weather
 from .handle import TaskHandle
 from .inputs.kling import KlingAvatar
 from .inputs.media import Media
 from .inputs.request import TaskRequest
 from .journal.sqlite import SqliteJournal
-from .models import SettledTask, TaskRecord, TaskResult, TaskState, UploadedFile
+from .models import JobState, SettledTask, TaskRecord, TaskResult, TaskState, UploadedFile
 from .sandbox import Sandbox
 from .session import KieSession
 
@@ -71,6 +71,7 @@ __all__ = [
     "FileError",
     "InsufficientCredits",
     "InvalidRequest",
+    "JobState",
     "JournalError",
     "JournalLocked",
     "KieError",
@@ -111,4 +112,5 @@ __all__ = [
     "TransportError",
     "UploadRefused",
     "UploadedFile",
+    "Weather",
 ]
