@@ -162,17 +162,17 @@ class TaskCreator:
         # After the uploads: they take long and cost nothing, and a slot is for what may be paid.
         with self._calls.weather.slot_wait.waiting():
             await self._admission.acquire()
-        intent = Intent(
+        describe = partial(
+            Intent,
             intent_id=intent_id,
             model=request.model,
             ref=request.ref,
             fingerprint=digest,
-            body=(wire_request.body or b"").decode(),
             # A URL of the user's own takes its callbacks elsewhere: then there are only the polls.
             expects_callback=request.callback_url is None and self._callbacks.is_received,
             replaces="" if former is None else former.intent.intent_id,
         )
-        pending = self._tracker.begin(attrs.evolve(intent, body=None), request, former)
+        pending = self._tracker.begin(describe(), request, former)
         self._admission.hold(pending.handle)
         try:
             # With the slot in hand: while it waited, the session may have closed and others spent the
@@ -183,6 +183,7 @@ class TaskCreator:
             raise
         # From here, and once more when it is a task: neither waits nor retries are taken off its time.
         pending.handle.move_deadline(asyncio.get_running_loop().time() + timeout_s)
+        intent = describe(body=(wire_request.body or b"").decode())
         guard = partial(self._let_leave, intent, charge, former)
         call = self._calls.new(
             intent,

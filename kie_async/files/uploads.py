@@ -126,7 +126,7 @@ class Uploads:
             TransportError: The upload service could not be reached.
         """
         found = list(leaves(request.input))
-        self._warn_of_queries((path, name, value) for path, name, value in found if isinstance(value, str))
+        self._warn_of_queries(found)
         media = [(path, name, value) for path, name, value in found if isinstance(value, LOCAL_MEDIA)]
         if not media:
             return request
@@ -178,12 +178,14 @@ class Uploads:
         known = [length for length in lengths if length is not None]
         return sum(known) if known and len(known) == len(lengths) else None
 
-    def _warn_of_queries(self, texts: Iterable[tuple[str, str, str]]) -> None:
+    def _warn_of_queries(self, found: Iterable[tuple[str, str, object]]) -> None:
         """Say once that the service will not see what a presigned URL is; it tells the type from the end."""
         if self._has_warned:
             return
-        for path, name, text in texts:
-            if is_media_field(name) and "?" in text and not text.lower().endswith(MEDIA_ENDINGS):
+        for path, name, text in found:
+            if not isinstance(text, str) or not is_media_field(name):
+                continue
+            if "?" in text and not text.lower().endswith(MEDIA_ENDINGS):
                 self._has_warned = True
                 _log.warning(
                     "%s is a URL with a query, as presigned ones are; the service tells the type of a file "
