@@ -60,6 +60,8 @@ class PendingCreate:
     """By task id, side by side: a stranger's must not take the place of the genuine one."""
     next_check_at: float = -math.inf
     """Not before then is another claim looked into."""
+    checking: asyncio.Lock = attrs.field(factory=asyncio.Lock)
+    """The turn of the claims to be looked into: one at a time."""
     turn: asyncio.Lock = attrs.field(factory=asyncio.Lock)
     """Of those who decide what became of it: one at a time."""
     is_awaited: bool = True
