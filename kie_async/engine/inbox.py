@@ -16,6 +16,9 @@ from .reconciler import Reconciler
 from .settings import CallbackPolicy
 from .tracker import TaskTracker
 
+_MAX_LOOKUPS = 16
+"""At once: whoever knows one address may call it often, and the journal has more to do."""
+
 _log = logging.getLogger("kie_async")
 
 
@@ -36,6 +39,7 @@ class CallbackInbox:
         self._reconciler = reconciler
         self._counters = counters
         self._callbacks = callbacks
+        self._lookups = 0
         self.redactor = redactor
 
     @property
@@ -49,6 +53,27 @@ class CallbackInbox:
         if (handle := registry.by_intent(intent_id)) is not None:
             return handle.task_id
         return "" if self._tracker.pending.get(intent_id) is not None else registry.settled_task(intent_id)
+
+    async def find_noted(self, intent_id: str) -> str | None:
+        """Return the task id of an intent that ended, as the journal has it, before this session or in it.
+
+        Raises:
+            CallbackRejected: 503, since the journal could not be asked.
+        """
+        if not self._journal.is_durable or self._lookups >= _MAX_LOOKUPS:
+            return None
+        self._lookups += 1
+        try:
+            intent = await self._journal.find_by_intent(intent_id)
+        except JournalError as exc:
+            _log.info("the journal could not be asked for intent %s: %s", intent_id, exc)
+            raise CallbackRejected("journal", 503) from None
+        finally:
+            self._lookups -= 1
+        if intent is None or not intent.has_ended:  # a resume may have made it known meanwhile
+            return self.owner_of(intent_id)
+        self._tracker.registry.note_settled(intent_id, intent.task_id)
+        return intent.task_id
 
     async def accept(self, delivery: Delivery) -> None:
         """Take in one delivery that the receiver has verified; what it claims is noted before this returns.

@@ -164,6 +164,10 @@ class Journal(ABC):
         """Return the intent that became a task; a journal that forgets may not know it any more."""
 
     @abstractmethod
+    async def find_by_intent(self, intent_id: str) -> Intent | None:
+        """Return an intent; a journal that forgets may not know it any more."""
+
+    @abstractmethod
     async def list_claims(self) -> list[Claim]:
         """Return what is claimed of intents that have no task, in the order it was noted."""
 
