@@ -20,6 +20,10 @@ MAX_CLAIMS = 8
 """Of one create. Whoever knows its address may make some up, and must not fill the memory with them."""
 
 
+_GIVES_WAY_S = 15.0
+"""So long the service must know no such task: a record is seldom visible as late as that."""
+
+
 class Phase(Enum):
     """How far a create has come without a task id."""
 
@@ -62,6 +66,8 @@ class PendingCreate:
     """Not before then is another claim looked into."""
     checking: asyncio.Lock = attrs.field(factory=asyncio.Lock)
     """The turn of the claims to be looked into: one at a time."""
+    noting: asyncio.Lock = attrs.field(factory=asyncio.Lock)
+    """The turn of the claims to be noted: else many at once would find the last place free."""
     turn: asyncio.Lock = attrs.field(factory=asyncio.Lock)
     """Of those who decide what became of it: one at a time."""
     is_awaited: bool = True
@@ -80,14 +86,18 @@ class PendingCreate:
         return self.claims.get(task_id)
 
     def has_room_for(self, task_id: str) -> bool:
-        """Tell whether a claim of this task can be kept."""
-        return task_id in self.claims or len(self.claims) < MAX_CLAIMS or self.weakest_claim is not None
+        """Tell whether a claim of this task can be kept without another one giving way."""
+        return task_id in self.claims or len(self.claims) < MAX_CLAIMS
 
-    @property
-    def weakest_claim(self) -> PendingClaim | None:
-        """Return what may give way to another claim: nobody signed it, and the service knows no such task."""
-        unseen = [c for c in self.claims.values() if not c.is_strong and c.unseen_since < math.inf]
-        return unseen[0] if unseen else None
+    def find_weakest(self, now: float, *, for_signed: bool) -> PendingClaim | None:
+        """Return what may give way to another claim: nobody signed it, and the service knows no such task.
+
+        To a signed one any may that nobody signed.
+        """
+        weak = [claim for claim in self.claims.values() if not claim.is_strong]
+        # Only the latest: whoever makes them up displaces his own, and none that was there before.
+        gives_way = weak and (for_signed or now - weak[-1].unseen_since >= _GIVES_WAY_S)
+        return weak[-1] if gives_way else None
 
     def add_claim(self, task_id: str, source: ClaimSource, delivery: Delivery | None = None) -> PendingClaim:
         """Keep a claim; what is said again is said more strongly, or with newer news."""
