@@ -283,7 +283,9 @@ def read_key(api_key: str | None) -> str:
     check_kind(field, "" if api_key is None else api_key, str, "text")
     key = read_environment(field) if api_key is None else strip_quotes(api_key)
     if not key:
-        raise InvalidRequest("api_key is missing: pass KieSession(api_key) or set KIE_API_KEY")
+        raise InvalidRequest(
+            "api_key is missing: pass KieSession(api_key) or set KIE_API_KEY; a key is at https://kie.ai/api-key"
+        )
     if not key.isascii() or not key.isprintable() or " " in key:
         raise InvalidRequest(f"{field} holds characters that no key has; copy it again from kie.ai/api-key")
     return key

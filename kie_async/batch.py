@@ -15,6 +15,7 @@ from typing import Any, Self
 import attrs
 
 from ._background import BoundToLoop
+from ._field_help import ShowsFields
 from ._validation import check_count, check_path, try_to_write
 from .engine.engine import Engine
 from .errors import (
@@ -60,7 +61,7 @@ _log = logging.getLogger("kie_async")
 
 
 @attrs.frozen(kw_only=True)
-class Outcome:
+class Outcome(metaclass=ShowsFields):
     """What became of one request of a batch: a result or an error."""
 
     index: int
@@ -68,11 +69,13 @@ class Outcome:
     ref: str | None
     """The request's own; in a journal, one made of its content if it has none."""
     request: TaskRequest
+    """What was asked for, with the ref it got."""
     task_id: str = ""
     """Empty when no task is known."""
     result: TaskResult | None = None
     """Also there when only the download failed."""
     error: KieError | None = None
+    """What went wrong; None if nothing did."""
     files: tuple[Path, ...] = ()
     """The downloaded files, if the batch downloads."""
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from ._field_help import ShowsFields
 from ._validation import (
     above_zero,
     check_above_zero,
@@ -29,11 +30,13 @@ IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 @attrs.frozen
-class Rate:
+class Rate(metaclass=ShowsFields):
     """So many requests in any window of so many seconds."""
 
     count: int = attrs.field(validator=whole_above_zero)
+    """Requests in a window."""
     per_s: float = attrs.field(kw_only=True, validator=above_zero)
+    """Length of the window, in seconds."""
 
 
 def _check_rate(_: object, attribute: attrs.Attribute[Any], rate: Rate) -> None:
@@ -41,26 +44,30 @@ def _check_rate(_: object, attribute: attrs.Attribute[Any], rate: Rate) -> None:
 
 
 @attrs.frozen(kw_only=True)
-class Limits:
+class Limits(metaclass=ShowsFields):
     """The limits of the account and of this process; the published ones are the defaults.
 
     Source: https://docs.kie.ai (20 new tasks in 10 seconds, 10 queries a second)
     """
 
     create: Rate = attrs.field(default=Rate(20, per_s=10.0), validator=_check_rate)
+    """New tasks of the account."""
     query: Rate = attrs.field(default=Rate(10, per_s=1.0), validator=_check_rate)
+    """Queries of the account: polls, records, balance."""
     create_connections: int = attrs.field(default=4, validator=whole_above_zero)
     """Creates on the wire at once: also the most that one crash can leave unknown."""
     query_connections: int = attrs.field(default=16, validator=whole_above_zero)
+    """Queries on the wire at once."""
 
 
 @attrs.frozen(kw_only=True)
-class Budget:
+class Budget(metaclass=ShowsFields):
     """A hard stop before the next create, for the life of the session (or of its journal)."""
 
     credits: float | None = attrs.field(default=None, validator=above_zero)
     """What has not settled, or may exist after an unknown create, counts as the mean of what has."""
     tasks: int | None = attrs.field(default=None, validator=whole_above_zero)
+    """Creates that may be sent, whatever becomes of them; None is any number."""
 
 
 def _check_proxy(_: object, attribute: attrs.Attribute[Any], proxy: str | None) -> None:
@@ -106,7 +113,7 @@ def _read_hosts(given: Iterable[str]) -> tuple[str, ...]:
 
 
 @attrs.frozen(kw_only=True)
-class Network:
+class Network(metaclass=ShowsFields):
     """The way from here to the service, where it is not the plain one.
 
     Of the environment only ``KIE_PROXY`` and ``SSL_CERT_FILE`` are read, for what is not given here and for
@@ -191,7 +198,7 @@ def _check_switch(_: object, attribute: attrs.Attribute[Any], value: bool) -> No
 
 
 @attrs.frozen(kw_only=True)
-class PollSchedule:
+class PollSchedule(metaclass=ShowsFields):
     """The rule for the times at which a task is polled.
 
     By itself it learns: from the tasks of a model that ended, and from those that still run, how likely

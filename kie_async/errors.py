@@ -49,14 +49,16 @@ class InvalidRequest(KieError, ValueError):
 
 
 class RefConflict(InvalidRequest):
-    """A ref that stands in the journal was used again with another body."""
+    """A ref that stands for a task was used for another body; ``changed`` names its fields, if known."""
 
-    def __init__(self, ref: str) -> None:
-        super().__init__(ref)
+    def __init__(self, ref: str, changed: tuple[str, ...] = ()) -> None:
+        super().__init__(ref, changed)
         self.ref = ref
+        self.changed = changed
 
     def __str__(self) -> str:
-        return f"ref {self.ref!r} was used for another request body; use a new ref for a new task"
+        what = f" (its {', '.join(self.changed)} changed)" if self.changed else ""
+        return f"ref {self.ref!r} was made before from other content{what}; a new ref makes and pays it again"
 
 
 class SessionMisuse(KieError, RuntimeError):

@@ -8,11 +8,12 @@ from typing import Literal
 
 import attrs
 
+from ._field_help import ShowsFields
 from .models import TaskRecord
 
 
 @attrs.frozen(kw_only=True)
-class SessionStats:
+class SessionStats(metaclass=ShowsFields):
     """What a session did so far."""
 
     creates: int = 0
@@ -24,17 +25,23 @@ class SessionStats:
     rate_limited: int = 0
     """Answers that said: too many requests, or maintenance."""
     callbacks_accepted: int = 0
+    """Deliveries that were news of a task."""
     callbacks_duplicate: int = 0
     """Deliveries for tasks that had settled."""
     callbacks_rejected: Mapping[str, int] = attrs.field(factory=dict)
     """By reason."""
     settled_by_callback: int = 0
+    """Tasks whose end a callback brought."""
     settled_by_poll: int = 0
+    """Tasks whose end a poll found."""
     unknown_creates: int = 0
+    """Creates whose outcome is unknown, those that were adopted later included."""
     ghost_creates: int = 0
     """Creates judged as not created that turned out to be; should be 0."""
     credits_consumed: float = 0.0
+    """What the settled tasks cost, as their records say."""
     in_flight: int = 0
+    """Tasks that have not settled."""
 
 
 class Source(StrEnum):
@@ -49,15 +56,19 @@ EventKind = Literal["created", "updated", "settled", "unknown", "adopted"]
 
 
 @attrs.frozen(kw_only=True)
-class SessionEvent:
+class SessionEvent(metaclass=ShowsFields):
     """One thing that happened in a session, for its ``on_event`` hook."""
 
     kind: EventKind
+    """What happened."""
     task_id: str
+    """The task's id; empty while none is known."""
     ref: str | None = None
+    """The ref the task was created with."""
     source: Literal["", "callback", "poll"] = ""
     """Which side settled the task; empty when nobody did: a timeout, a close."""
     record: TaskRecord | None = None
+    """What was observed, if it was news of the task itself."""
 
 
 @attrs.define(kw_only=True)

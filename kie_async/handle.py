@@ -96,7 +96,7 @@ class TaskHandle(BoundToLoop):
         self.request = request
         """What was asked for; None for an attached or resumed task."""
         self.ref = request.ref if request else ref
-        """The caller's own key."""
+        """The caller's own key, as `TaskRequest.ref` says."""
         self.model = request.model if request else model
         """Empty for an attached task."""
         self.record: TaskRecord | None = None

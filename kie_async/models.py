@@ -9,8 +9,9 @@ from enum import StrEnum
 
 import attrs
 
+from ._field_help import ShowsFields
 from ._json import decode_object
-from .errors import InvalidRequest
+from .errors import InvalidRequest, KieError
 
 TASK_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 """What an id of the service looks like; anything else never goes into a URL or a signature."""
@@ -47,13 +48,15 @@ def advance(current: TaskState, observed: TaskState) -> TaskState:
 
 
 @attrs.frozen(kw_only=True)
-class TaskRecord:
+class TaskRecord(metaclass=ShowsFields):
     """One observation of a task, from a query or from a callback."""
 
     task_id: str
     """The service's id; some callbacks call it ``task_id``, some ``taskId``."""
     model: str = ""
+    """The model's id, as the service says it."""
     state: TaskState = TaskState.UNKNOWN
+    """How it stands."""
     urls: tuple[str, ...] = ()
     """Where the results lie. The service keeps them from one to fourteen days: download at once."""
     result_object: Mapping[str, object] | None = attrs.field(default=None, hash=False)
@@ -67,8 +70,11 @@ class TaskRecord:
     remaining_credits: float | None = None
     """The account's balance, in the records that carry it."""
     created_at: datetime | None = None
+    """When it was created, by the service's clock."""
     updated_at: datetime | None = None
+    """When it last changed, by the service's clock."""
     completed_at: datetime | None = None
+    """When it ended, by the service's clock; None before."""
     duration_s: float | None = None
     """From creation to completion, queueing included."""
     raw: Mapping[str, object] = attrs.field(factory=dict, repr=False, eq=False)
@@ -115,10 +121,11 @@ def only_url(urls: tuple[str, ...]) -> str:
 
 
 @attrs.frozen(kw_only=True)
-class TaskResult:
+class TaskResult(metaclass=ShowsFields):
     """What a successful task yields."""
 
     record: TaskRecord
+    """The record that says so."""
 
     @property
     def task_id(self) -> str:
@@ -156,15 +163,52 @@ class TaskResult:
 
 
 @attrs.frozen(kw_only=True)
-class UploadedFile:
+class UploadedFile(metaclass=ShowsFields):
     """A file the service keeps for a day."""
 
     url: str
+    """Where the service finds it; it goes into a model's input."""
     name: str = ""
+    """Its name at the service."""
     size: int | None = None
     """Bytes."""
     mime_type: str = ""
+    """Its type, as the service says it."""
     uploaded_at: datetime | None = None
     """By the clock of the service, if its answer says so."""
     expires_at: datetime | None = None
     """When the service deletes it, if its answer says so; else that is 24 hours later."""
+
+
+@attrs.frozen(kw_only=True)
+class SettledTask(metaclass=ShowsFields):
+    """A task that a journal knows to have ended: with a result or an error."""
+
+    ref: str | None
+    """The caller's own key; in a batch, one made of the request's content if it had none."""
+    task_id: str
+    """The service's id."""
+    model: str
+    """The name of the generator."""
+    ended_at: datetime
+    """When its end was noted, by the clock of this machine. In UTC."""
+    result: TaskResult | None = None
+    """What it yielded; None if it failed."""
+    error: KieError | None = None
+    """Why there is no result; None if there is one."""
+
+    @property
+    def ok(self) -> bool:
+        """Tell whether there is a result."""
+        return self.error is None
+
+    def unwrap(self) -> TaskResult:
+        """Return the result.
+
+        Raises:
+            KieError: The error, if there is one.
+        """
+        if self.error is not None:
+            raise self.error
+        assert self.result is not None  # noqa: S101  (without an error there is a result)
+        return self.result

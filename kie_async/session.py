@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -36,10 +37,11 @@ from .engine.settings import CallbackPolicy, Settings, with_environment
 from .errors import InvalidRequest, SessionMisuse
 from .events import Counters, SessionEvent, SessionStats
 from .handle import TaskHandle
+from .inputs.durations import MODEL_DURATIONS_S
 from .inputs.media import Media
 from .inputs.request import TaskRequest, TypedInput, as_request
 from .journal.base import Journal
-from .models import TaskRecord, TaskResult, UploadedFile, only_url
+from .models import SettledTask, TaskRecord, TaskResult, UploadedFile, only_url
 
 BASE_URL = "https://api.kie.ai"
 _log = logging.getLogger("kie_async")
@@ -223,8 +225,13 @@ class KieSession(BoundToLoop):
         come first served; cancelling that wait sends nothing. A cancel after the body has left stops
         only the caller: the task is watched on. *timeout_s* bounds the wait for the task's end.
 
+        *ref* is your own key, such as the id of an order or a message: one ref, one paid task, for as long
+        as the journal lives. Asked for again, it is the same task. Without a journal it is forgotten when
+        the task ends.
+
         Raises:
             InvalidRequest: An argument is wrong; nothing was sent.
+            RefConflict: The ref stands for another request; nothing was sent.
             ApiError: The service refused; nothing was created.
             TransportError: Nothing was sent.
             CreateOutcomeUnknown: The body left and nothing proves what happened; never sent again.
@@ -243,6 +250,8 @@ class KieSession(BoundToLoop):
         timeout_s: float | None = None,
     ) -> TaskResult:
         """Create one task and return its result; takes the arguments of `create`.
+
+        One *ref* is one paid task: asked for again, it yields the same result as long as the journal lives.
 
         Raises:
             KieError: Whatever `create` or awaiting its handle raises.
@@ -280,6 +289,24 @@ class KieSession(BoundToLoop):
         """
         return await self._engine.recovery.resume(self._deadline(None))
 
+    def settled(self, *, since: datetime | None = None, ref_prefix: str = "") -> AsyncIterator[SettledTask]:
+        """Return the tasks that the journal knows to have ended: ``async for task in kie.settled()``.
+
+        For a bot that died between the end of a task and its answer: all are given again each time, the
+        oldest end first. *since* is an aware datetime, compared with `SettledTask.ended_at`; *ref_prefix* is
+        how their refs begin. Asks the service nothing. Without a durable journal there are none.
+
+        Raises:
+            InvalidRequest: An argument is wrong.
+            JournalError: From the iteration: the journal cannot be read.
+            SessionMisuse: The session is not open here.
+        """
+        check_kind("since", since, (datetime, type(None)), "an aware datetime")
+        if since is not None and since.utcoffset() is None:
+            raise InvalidRequest("since has no time zone; give an aware datetime: datetime.now(UTC) - ...")
+        check_kind("ref_prefix", ref_prefix, str, "how the refs begin")
+        return self._engine.recovery.iterate_settled(since, ref_prefix)
+
     def batch(
         self,
         requests: Requests,
@@ -290,8 +317,9 @@ class KieSession(BoundToLoop):
         """Return the outcomes of many requests as they finish: ``async for outcome in kie.batch(jobs)``.
 
         *requests* is a sync or async iterable of any length, pulled only when there is room, so that
-        memory stays bounded. With a journal, refs that have settled are answered from it and unsettled
-        ones are waited for again; a request without a ref is known by its content. With *download_to*
+        memory stays bounded. One ref is one paid task: as long as the journal lives, refs that have settled
+        are answered from it and unsettled ones are waited for again; a request without a ref is known by its
+        content. Without a journal a ref is forgotten when its task ends. With *download_to*
         the files of each result are fetched into that folder, which is tried before anything is sent.
         When so many tasks of one model fail in a row without a success, the batch stops; None is never.
 
@@ -391,6 +419,18 @@ class KieSession(BoundToLoop):
         async with aclosing(self._engine.downloads.stream(_url_of(result))) as blocks:
             async for block in blocks:
                 yield block
+
+    def expected_s(self, model: str) -> float | None:
+        """Return how many seconds a task of a model takes in the median, queueing at the service included.
+
+        From the tasks of the model that ended here, or in earlier runs with the journal; before three did,
+        from a table of what users measured, and None where that does not know the model.
+
+        Raises:
+            SessionMisuse: The session is not open here.
+        """
+        learned_s = self._engine.poller.median_s(model)
+        return MODEL_DURATIONS_S.get(model) if learned_s is None else learned_s
 
     def stats(self) -> SessionStats:
         """Return what the session did so far."""

@@ -43,7 +43,8 @@ SINCE = datetime(2026, 1, 2, tzinfo=UTC)
 FAILED = TaskRecord(task_id="t1", state=TaskState.FAIL, fail_code="500", fail_message="Internal Error")
 
 WITH_FIELDS: tuple[tuple[KieError, dict[str, object]], ...] = (
-    (RefConflict("row-7"), {"ref": "row-7"}),
+    (RefConflict("row-7"), {"ref": "row-7", "changed": ()}),
+    (RefConflict("row-7", ("prompt",)), {"ref": "row-7", "changed": ("prompt",)}),
     (BatchStopped("no credits"), {"reason": "no credits", "budget": None, "until": None}),
     (BudgetExceeded(500.0, 460.0, 40.0), {"budget": 500.0, "spent": 460.0, "held": 40.0, "unit": "credits"}),
     (CreatesHalted(3, SINCE), {"unknown_in_a_row": 3, "until": SINCE}),

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent / "kie_async"
 # --- what was agreed ------------------------------------------------------------------------------
 
 VOCABULARY = frozenset(
-    {"errors", "models", "events", "config", "_json", "_secrets", "_validation", "_background"}
+    {"errors", "models", "events", "config", "_json", "_secrets", "_validation", "_background", "_field_help"}
 )
 """What every wing may import, and what imports no wing."""
 
@@ -59,7 +59,7 @@ LIBRARY_HOMES: dict[str, tuple[str, ...]] = {
     "asyncpg": ("journal/postgres",),
     "aiohttp_socks": ("http/socks.py",),
     "backoff": ("http/backoff.py",),
-    "cattrs": ("planning/durations.py",),
+    "cattrs": ("planning/durations.py", "engine/kept_uploads.py"),
     "opentelemetry": ("instrumentation/",),
     "typer": ("cli/",),
     "rich": ("cli/",),

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import struct
 import sys
 import wave
@@ -20,6 +19,7 @@ import aiohttp
 import pytest
 from support.crowd import Crowd, until
 from support.delivering import aiohttp_on
+from support.ports import free_port
 from support.readme import ROOT, command, fences
 from support.telegram import telegram, update
 
@@ -46,13 +46,6 @@ def _write_voice(path: Path) -> None:
         voice.setsampwidth(2)
         voice.setframerate(8000)
         voice.writeframes(bytes(16000))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 async def _open(port: int) -> aiohttp.ClientSession:
@@ -101,7 +94,7 @@ async def test_snippet_runs(number: int, tmp_path: Path) -> None:
     for framework in FRAMEWORKS:
         if f"from {framework}" in SNIPPETS[number]:
             pytest.importorskip(framework)
-    port, crowd = _free_port(), Crowd()
+    port, crowd = free_port(), Crowd()
     snippet = SNIPPETS[number].replace("https://bot.example.org", f"http://127.0.0.1:{port}")
     visit = next((visit for word, visit in VISITS.items() if word in snippet), None)
     script = tmp_path / "snippet.py"

@@ -8,6 +8,7 @@ from typing import Protocol
 import attrs
 from multidict import CIMultiDict, CIMultiDictProxy
 
+from .._field_help import ShowsFields
 from ..models import TaskRecord
 from ..wire.redaction import MACS_ONLY as MACS_ONLY
 from ..wire.redaction import Redactor as Redactor
@@ -59,10 +60,11 @@ class Inbox(Protocol):
 
 
 @attrs.frozen(kw_only=True)
-class Address:
+class Address(metaclass=ShowsFields):
     """A callback address whose mac is right."""
 
     intent_id: str
+    """The id of the create it was made for."""
     inboxes: tuple[Inbox, ...] = attrs.field(repr=False)
     """The sessions whose secret made it."""
 
@@ -72,16 +74,21 @@ NO_ADDRESS = Address(intent_id="", inboxes=())
 
 
 @attrs.frozen(kw_only=True)
-class CallbackVerdict:
+class CallbackVerdict(metaclass=ShowsFields):
     """What to answer to a delivery, and why."""
 
     status: int
+    """The HTTP status to answer with."""
     reason: str = ""
     """Empty when the delivery was accepted."""
     record: TaskRecord | None = None
+    """What the delivery says of the task, if it was read."""
     is_signed: bool = False
+    """Whether its signature was verified with a key."""
     intent_id: str = ""
+    """The id of the create whose address it came to."""
     inbox: Inbox | None = attrs.field(default=None, repr=False)
+    """The session it belongs to."""
 
     @property
     def body(self) -> bytes:

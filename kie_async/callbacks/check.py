@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
+from .._field_help import ShowsFields
 from .._validation import check_above_zero, check_url, is_loopback
 from ..errors import CallbackRejected
 from .address import address_below, callback_mac, new_intent_id, split_address
@@ -48,7 +49,7 @@ _STATUS_ADVICE = {
 
 
 @attrs.frozen(kw_only=True)
-class CallbackCheck:
+class CallbackCheck(metaclass=ShowsFields):
     """What `CallbackReceiver.check` found; as text it is one sentence."""
 
     url: str

@@ -12,6 +12,7 @@ import attrs
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
+from .._field_help import ShowsFields
 from .address import path_parts
 from .aiohttp_routes import body_reader, response_for
 from .base import METHOD_NOT_ALLOWED, CallbackVerdict, Handler
@@ -46,12 +47,15 @@ _log = logging.getLogger("kie_async")
 
 
 @attrs.frozen(kw_only=True)
-class ServedReceiver:
+class ServedReceiver(metaclass=ShowsFields):
     """A receiver that listens on its own port."""
 
     host: str
+    """Where it listens."""
     port: int
+    """The port, the one that was taken where 0 was asked for."""
     path: str
+    """What a callback URL's path begins with."""
 
     @property
     def url(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,14 +12,15 @@ import typer
 from .. import __version__
 from .batch import batch
 from .demo import demo
+from .env_file import load_env_file
 from .journal import journal
 from .listen import listen
+from .run import run
 from .runtime import configure_log
 from .sandbox import PASS_OPTIONS_ON, sandbox
-from .tasks import balance, run, status
+from .tasks import balance, status
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,  # panels leave too little room for words at 80 columns
     # A traceback with local variables could show the key.
@@ -33,9 +35,25 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _read_env_file(path: Path | None) -> None:
+    # Eagerly, before the command's own options are read: some of them have a variable.
+    if path is not None:
+        load_env_file(path)
+
+
 @app.callback()
 def begin(
     *,
+    _env_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--env-file",
+            metavar="FILE",
+            is_eager=True,
+            callback=_read_env_file,
+            help="Read variables such as KIE_API_KEY from this file; those that are set count more.",
+        ),
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the log on standard error.")] = False,
     version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version.")

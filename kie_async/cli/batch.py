@@ -5,30 +5,30 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import urlsplit
 
 import attrs
 import typer
 
 from ..batch import MAX_FAILURES_IN_A_ROW, Batch
-from ..callbacks.receiver import CallbackReceiver
 from ..config import Budget
-from ..errors import AuthenticationError, BatchStopped, FileError, JournalError, KieError
+from ..errors import AuthenticationError, BatchStopped, FileError, KieError
 from ..events import SessionEvent
 from ..inputs.request import TaskRequest
 from ..journal.sqlite import SqliteJournal
 from ..session import KieSession
 from .batch_ledger import BatchLedger
 from .batch_progress import BatchProgress, open_progress
-from .jobs_file import read_jobs
-from .output import print_err, print_out
+from .changed_rows import list_changed
+from .jobs_file import Jobs, read_jobs
+from .output import count_of, format_duration, print_err, print_out
 from .runtime import DONE, FAILED, INTERRUPTED, CannotRun, explain, require_folder, require_key, run_command
+from .sessions import CallbackUrl, Port, SessionOptions, check_port, open_session
 
-_DEFAULT_PORT = 8080
 _WRITE_RETRY_S = 60.0
 
 
@@ -46,6 +46,22 @@ class BatchOptions:
     grace_s: float
     callback_url: str | None
     port: int
+    only: frozenset[str]
+    limit: int | None
+    skip_changed: bool
+    as_it_stands: bool
+
+    def choose(self, jobs: Jobs) -> list[int]:
+        """Return the places of the jobs this run is about.
+
+        Raises:
+            CannotRun: No job has a ref that was asked for.
+        """
+        for ref in sorted(self.only):
+            if jobs.index_of(ref) is None:
+                raise CannotRun(f"no job has the ref {ref}; nothing was sent")
+        places = (index for index, (_, job) in enumerate(jobs) if not self.only or job.ref in self.only)
+        return list(islice(places, self.limit))
 
 
 def batch(
@@ -76,13 +92,21 @@ def batch(
     grace: Annotated[
         float, typer.Option(min=0.0, metavar="S", help="After Ctrl-C, wait S seconds for what is paid.")
     ] = 60.0,
-    callback_url: Annotated[
-        str | None, typer.Option(metavar="URL", help="Get callbacks: the public URL that leads to --port.")
+    callback_url: CallbackUrl = None,
+    port: Port = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="REF", help="Only the job with this ref; may be repeated.")
     ] = None,
-    port: Annotated[
-        int | None,
-        typer.Option(min=1, max=65535, metavar="N", help="Where callbacks come in; 8080 if not given."),
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Only the first N of these jobs.")
     ] = None,
+    skip_changed: Annotated[
+        bool, typer.Option("--skip-changed", help="Leave out jobs that were made before from other content.")
+    ] = False,
+    as_it_stands: Annotated[
+        bool,
+        typer.Option("--as-it-stands", help="Send also what looks mistaken: names of files, unknown models."),
+    ] = False,
 ) -> None:
     """Make a task of every line of a file, download the results. This costs credits.
 
@@ -90,11 +114,12 @@ def batch(
 
     \b
       ref,model,image_url,audio_url,prompt
-      anna,kling/v1-avatar-standard,anna.png,hello.mp3,a warm smile
-      otto,kling/v1-avatar-standard,https://example.org/otto.jpg,hello.mp3,
+      order-1001,kling/v1-avatar-standard,anna.png,hello.mp3,a warm smile
+      order-1002,kling/v1-avatar-standard,https://example.org/otto.jpg,hello.mp3,
 
-    The ref is your own name for a job, used once. The other columns are the fields of the model's input.
-    A .jsonl file has an object with the same names in each line instead.
+    The ref is your own name for a job, such as the id of an order: one ref, one paid task, for as long as
+    the journal lives. The other columns are the fields of the model's input. A .jsonl file has an object
+    with the same names in each line instead.
 
     For the Kling avatar models image_url and audio_url may be local files, their paths relative to the
     folder of the jobs file; each is uploaded once. Other models get their fields as they stand; out of a
@@ -108,8 +133,7 @@ def batch(
     Exit status: 0 all done; 1 some failed, are unknown or still open; 2 asked wrongly, nothing was sent;
     130 interrupted before all was done.
     """
-    if port is not None and callback_url is None:
-        raise typer.BadParameter("goes with --callback-url only", param_hint="--port")
+    port = check_port(port, callback_url)
     if budget_credits is not None and not budget_credits > 0:
         raise typer.BadParameter("must be above zero", param_hint="--budget-credits")
     # os.path, since pathlib's own questions raise for paths that cannot be reached.
@@ -125,7 +149,11 @@ def batch(
         max_failures_in_a_row=max_failures_in_a_row or None,
         grace_s=grace,
         callback_url=callback_url,
-        port=port or _DEFAULT_PORT,
+        port=port,
+        only=frozenset(only or ()),
+        limit=limit,
+        skip_changed=skip_changed,
+        as_it_stands=as_it_stands,
     )
     # The results file is replaced as a whole; it must never be one of the others.
     files = {os.path.realpath(path) for path in (options.jobs, options.journal, options.results)}
@@ -143,14 +171,17 @@ async def run_batch(options: BatchOptions) -> int:
         CannotRun: Something is wrong with the file, a folder, the journal or the port; nothing was sent.
         InvalidRequest: The key or an address is wrong; nothing was sent.
     """
-    with read_jobs(options.jobs, report=lambda problem: print_err(str(problem))) as jobs:
+    with read_jobs(
+        options.jobs, report=lambda problem: print_err(str(problem)), as_it_stands=options.as_it_stands
+    ) as jobs:
+        chosen = options.choose(jobs)
         require_key()
         for folder in (options.out, options.results.parent, options.journal.parent):
             require_folder(folder)
         ledger = BatchLedger(jobs, options.results)
         with open_progress() as progress:
             run = _CommandRun(options, ledger, progress)
-            await run.run(jobs.requests())
+            await run.run(jobs, chosen)
     print_out(f"{len(jobs)} jobs: {ledger.summary()}; see {options.results}")
     return run.report_status()
 
@@ -163,6 +194,8 @@ class _CommandRun:
         self._ledger = ledger
         self._progress = progress
         self._journal = SqliteJournal(options.journal)
+        self._chosen: Sequence[int] = ()
+        """The places in the file of the jobs this run is about, in their order."""
         self._interrupts = 0
         self._settled_count = 0
         """Tasks that settled in this run: what the ETA is reckoned from."""
@@ -179,21 +212,47 @@ class _CommandRun:
             return DONE
         return INTERRUPTED if self._interrupts else FAILED
 
-    async def run(self, requests: Iterator[TaskRequest]) -> None:
-        """Create, wait and download until every job has an outcome, or it is time to leave."""
+    async def run(self, jobs: Jobs, chosen: Sequence[int]) -> None:
+        """Create, wait and download until every chosen job has an outcome, or it is time to leave.
+
+        Raises:
+            CannotRun: A job was made before from other content; nothing was sent.
+        """
         is_open = False
         try:
-            async with self._open_session() as kie:
+            async with open_session(self._session_options(), self._note_event) as kie:
+                self._chosen = await self._without_changed(jobs, chosen)
                 is_open = True
                 for handle in await kie.resume():
                     self._ledger.record_task(handle.ref, handle.task_id)
                 # The batch joins these by their refs, so none is created again.
                 if await self._can_save() and await self._takes_key(kie):
-                    await self._consume(self._begin(kie, requests))
+                    await self._consume(self._begin(kie, (jobs[index][1] for index in self._chosen)))
         finally:
             # If it never opened, the file is another's: a former run's, or that of whoever has the journal.
             if is_open:
                 await self._write_results()
+
+    async def _without_changed(self, jobs: Jobs, chosen: Sequence[int]) -> Sequence[int]:
+        changed = await list_changed(self._journal, jobs, chosen)
+        for row in changed:
+            self._progress.print_line(str(row))
+        if changed and not self._options.skip_changed:
+            raise CannotRun(
+                f"{count_of(len(changed), 'job')} changed; nothing was sent; --skip-changed leaves them out"
+            )
+        left_out = {row.index for row in changed}
+        return [index for index in chosen if index not in left_out]
+
+    def _session_options(self) -> SessionOptions:
+        options = self._options
+        return SessionOptions(
+            journal=self._journal,
+            callback_url=options.callback_url,
+            port=options.port,
+            max_in_flight=options.max_in_flight,
+            budget=options.budget,
+        )
 
     async def _can_save(self) -> bool:
         """Tell whether the results file can be written."""
@@ -212,7 +271,7 @@ class _CommandRun:
             pass
         return not self._problem
 
-    def _begin(self, kie: KieSession, requests: Iterator[TaskRequest]) -> Batch:
+    def _begin(self, kie: KieSession, requests: Iterable[TaskRequest]) -> Batch:
         return kie.batch(
             requests,
             download_to=self._options.out,
@@ -224,35 +283,6 @@ class _CommandRun:
             await self._ledger.results.write()
         except OSError as exc:
             self._problem = f"cannot write {self._options.results}: {exc.strerror}"
-
-    @asynccontextmanager
-    async def _open_session(self) -> AsyncIterator[KieSession]:
-        """Open the session, and where callbacks come in if they are wanted.
-
-        Raises:
-            CannotRun: The journal or the port cannot be had.
-        """
-        options = self._options
-        receiver = None if options.callback_url is None else CallbackReceiver()
-        session = KieSession(
-            callback_url=options.callback_url,
-            receiver=receiver,
-            journal=self._journal,
-            max_in_flight=options.max_in_flight,
-            budget=options.budget,
-            on_event=self._note_event,
-        )
-        async with AsyncExitStack() as opened:
-            try:
-                if receiver is not None:
-                    path = urlsplit(options.callback_url or "").path
-                    await opened.enter_async_context(receiver.serve(port=options.port, path=path))
-                kie = await opened.enter_async_context(session)
-            except OSError as exc:
-                raise CannotRun(f"cannot listen on port {options.port}: {exc.strerror or exc}") from None
-            except JournalError as exc:
-                raise CannotRun(str(exc)) from None
-            yield kie
 
     async def _consume(self, batch: Batch) -> None:
         """Read the outcomes to the end, or until it is time to leave."""
@@ -297,7 +327,8 @@ class _CommandRun:
 
     async def _read_outcomes(self, batch: Batch) -> None:
         try:
-            async for outcome in batch:
+            async for sent in batch:
+                outcome = attrs.evolve(sent, index=self._chosen[sent.index])
                 line, state = self._ledger.record_outcome(outcome)
                 if outcome.error is not None and not isinstance(outcome.error, BatchStopped):
                     again = "; run again to fetch it" if isinstance(outcome.error, FileError) else ""
@@ -324,7 +355,7 @@ class _CommandRun:
             ledger, eta = self._ledger, ""
             if self._settled_count:
                 still = ledger.total - ledger.ended
-                eta = f", ETA {_duration((loop.time() - began) / self._settled_count * still)}"
+                eta = f", ETA {format_duration((loop.time() - began) / self._settled_count * still)}"
             self._progress.show(ledger.ended, ledger.total, ledger.summary() + eta)
 
     async def _write_changes(self) -> None:
@@ -335,9 +366,3 @@ class _CommandRun:
                 # A full disk must not end the wait for tasks that are paid.
                 self._progress.print_line(f"cannot write {self._options.results} now: {exc.strerror}")
                 await asyncio.sleep(_WRITE_RETRY_S)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

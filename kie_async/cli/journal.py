@@ -34,13 +34,14 @@ def show(
 ) -> None:
     """List every task a journal knows, in the order they were asked for. Sends nothing, needs no key.
 
+    It may be in use, and is not changed: what is shown is how it stands now.
+
     CREATED tasks are running or were not seen to end. SUCCEEDED and FAILED have ended. REJECTED was refused
     by the service, NOT_CREATED never sent. UNKNOWN was sent and no answer came: money may have been spent;
     look at https://kie.ai/logs.
 
     The columns are state, ref, task id, credits and intent, which is the journal's own name for each.
     """
-    # Opening a journal that is not there would make one.
     if not os.path.exists(file):  # unlike `Path.exists` it never raises
         raise typer.BadParameter(f"there is no journal {file}", param_hint="FILE")
     run_command(_show(file, as_json=as_json))
@@ -50,11 +51,11 @@ async def _show(file: Path, *, as_json: bool) -> int:
     """Print all intents.
 
     Raises:
-        CannotRun: It is no journal, or in use.
+        CannotRun: It is no journal, or cannot be read.
     """
     source = SqliteJournal(file)
     try:
-        await source.open_file()
+        await source.open_to_read()
         if as_json:
             async for intent in source.iterate_intents():
                 print_out(json.dumps(_json_fields(intent), ensure_ascii=False))

@@ -21,6 +21,7 @@ from ..callbacks.server import serve
 from ..errors import CallbackRejected
 from .output import print_err, print_out
 from .runtime import DONE, FAILED, CannotRun, run_command
+from .sessions import HMAC_KEY_VARIABLES
 
 _MOST_SHOWN = 200
 
@@ -36,7 +37,8 @@ def listen(
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8080,
     path: Annotated[str, typer.Option(help="Path that the callback URL ends in.")] = "/kie",
     hmac_key: Annotated[
-        str, typer.Option(envvar="KIE_HMAC_KEY", help="Verify signatures with this key of kie.ai/settings.")
+        str,
+        typer.Option(envvar=HMAC_KEY_VARIABLES, help="Verify signatures with this key of kie.ai/settings."),
     ] = "",
     check: Annotated[
         str | None,

@@ -7,6 +7,7 @@ import contextlib
 import importlib.util
 import logging
 import os
+import shlex
 import signal
 from collections.abc import Coroutine
 from pathlib import Path
@@ -64,15 +65,16 @@ def explain(error: KieError) -> str:
         case CreateOutcomeUnknown():
             return f"money may have been spent: {error}; look at https://kie.ai/logs before you try again"
         case AuthenticationError():
-            return f"{error}; check KIE_API_KEY"
+            return f"the key was refused ({error.code}); check KIE_API_KEY"
         case TaskError(record=record) if record is None or not record.state.is_terminal:
             return f"{error}; later: {wait_command(error.task_id)}"
     return str(error)
 
 
-def wait_command(task_id: str) -> str:
-    """Return the command that waits for a task again."""
-    return f"kie-async status {task_id} --wait"
+def wait_command(task_id: str, out: Path | None = None) -> str:
+    """Return the command that waits for a task again, and fetches its results into *out*."""
+    fetch = "" if out is None else f" --out {shlex.quote(str(out))}"
+    return f"kie-async status {task_id} --wait{fetch}"
 
 
 def require_key() -> None:

@@ -24,7 +24,7 @@ from ..errors import (
 )
 from ..files.uploads import Uploads
 from ..handle import TaskHandle
-from ..inputs.fingerprint import fingerprint
+from ..inputs.fingerprint import changed_fields, fingerprint, is_same
 from ..inputs.request import TaskRequest
 from ..journal.base import Claim, ClaimSource, Intent, IntentState, TaskAlreadyBound, log_failed_note
 from ..limits.admission import CLOSED, Admission
@@ -339,5 +339,5 @@ class TaskCreator:
 
 
 def _check_same(ref: str, noted: bytes, given: bytes) -> None:
-    if noted != given:
-        raise RefConflict(ref)
+    if not is_same(noted, given):
+        raise RefConflict(ref, changed_fields(noted, given))

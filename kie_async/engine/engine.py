@@ -15,6 +15,7 @@ from ..creating.create_transport import CreateTransport
 from ..errors import SessionMisuse
 from ..events import Counters
 from ..files.downloads import Downloads
+from ..files.upload_store import MemoryUploadStore, UploadStore
 from ..files.uploads import Uploads
 from ..handle import TaskHandle
 from ..http.query_client import QueryClient
@@ -32,6 +33,7 @@ from ..wire.redaction import Redactor
 from .creator import TaskCreator
 from .event_hook import EventHook
 from .inbox import CallbackInbox
+from .kept_uploads import JournalUploadStore
 from .reconciler import Reconciler
 from .recovery import Recovery
 from .settings import Settings
@@ -64,7 +66,14 @@ class Engine:
             redactor=redactor,
         )
         self.queries = QueryClient(self._query_transport, query_limiter, counters=counters, rng=rng)
-        self.uploads = Uploads(settings.upload_url, key, rng=rng, network=settings.network, redactor=redactor)
+        self.uploads = Uploads(
+            settings.upload_url,
+            key,
+            rng=rng,
+            network=settings.network,
+            redactor=redactor,
+            store=_upload_store(self.journal, settings),
+        )
         self.downloads = Downloads(
             allow_loopback=is_loopback(settings.base_url),
             rng=rng,
@@ -233,3 +242,9 @@ def _journal_of(given: str | Path | Journal | None) -> Journal:
     if isinstance(given, Journal):
         return given
     return MemoryJournal() if given is None else SqliteJournal(given)
+
+
+def _upload_store(journal: Journal, settings: Settings) -> UploadStore:
+    if not journal.is_durable:
+        return MemoryUploadStore()
+    return JournalUploadStore(journal, account=settings.key, origins=(settings.base_url, settings.upload_url))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
+from math import ceil
 from pathlib import Path
 
 from ..errors import CreateOutcomeUnknown
 from ..handle import TaskHandle
 from ..journal.base import Intent, IntentState, Journal
 from ..limits.budget import BudgetLedger
-from ..models import TaskRecord
+from ..models import SettledTask, TaskRecord, TaskResult, TaskState
 from ..wire.codes import error_for
 from .pending_creates import PendingCreate, Phase
 from .tracker import TaskTracker, outcome_of
@@ -80,6 +81,16 @@ class Recovery:
                 handles.append(pending.handle)
         return handles
 
+    async def iterate_settled(self, since: datetime | None, ref_prefix: str) -> AsyncIterator[SettledTask]:
+        """Yield what the journal knows of tasks that ended, the oldest end first.
+
+        Raises:
+            JournalError: It cannot be read.
+        """
+        since_ms = 0 if since is None else max(0, ceil(since.timestamp() * 1000))
+        async for intent in self._journal.iterate_settled(since_ms=since_ms, ref_prefix=ref_prefix):
+            yield _settled_task(intent)
+
     def revive(self, intent: Intent, deadline: float) -> TaskHandle:
         """Return the handle of an intent found in the journal.
 
@@ -123,6 +134,21 @@ class Recovery:
             pending.is_awaited = True
             pending.handle.move_deadline(deadline)
             self._tracker.await_deadline(pending.handle)
+
+
+def _settled_task(intent: Intent) -> SettledTask:
+    # An end that cannot be read any more is still an end: its record has no result to hand out.
+    state = TaskState.SUCCESS if intent.state is IntentState.SUCCEEDED else TaskState.FAIL
+    nothing = TaskRecord(task_id=intent.task_id, model=intent.model, state=state, credits=intent.credits)
+    outcome = outcome_of(intent.read_end() or nothing)
+    return SettledTask(
+        ref=intent.ref,
+        task_id=intent.task_id,
+        model=intent.model,
+        ended_at=datetime.fromtimestamp((intent.terminal_ms or 0) / 1000, tz=UTC),
+        result=outcome if isinstance(outcome, TaskResult) else None,
+        error=None if isinstance(outcome, TaskResult) else outcome,
+    )
 
 
 def shorten_list(names: Sequence[str], journal: Path | None) -> str:

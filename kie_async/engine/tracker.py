@@ -34,6 +34,7 @@ from ..models import TaskRecord, TaskResult, TaskState
 from ..planning.planner import Learned
 from ..polling.entry import PollEntry
 from ..polling.poller import Poller
+from ..wire.codes import name_task
 from .event_hook import EventHook
 from .pending_creates import PendingCreate, PendingCreates, Phase
 from .registry import REMEMBERED, TaskRegistry
@@ -418,7 +419,7 @@ class TaskTracker:
     def give_up(self, key: str, error: KieError) -> None:
         """Settle a task that the service keeps refusing to show."""
         if (handle := self.registry.by_task(key)) is not None:
-            self.settle(handle, error)
+            self.settle(handle, name_task(error, key))
 
     def expire(self, key: str) -> None:
         """Settle a handle whose deadline passed; an unknown create can be adopted even after that."""

@@ -74,11 +74,14 @@ class MemoryUploadStore:
         return self._uploads.get(key)
 
     async def save_upload(self, key: bytes, upload: StoredUpload) -> None:
-        """Remember an upload; the oldest makes room for it."""
+        """Remember an upload; the oldest makes room for it, and so do those that the service deleted."""
         self._uploads.pop(key, None)
-        self._uploads[key] = upload
-        if len(self._uploads) > self._most:
+        while self._uploads and self._has_to_go(next(iter(self._uploads.values())), upload.stored_at):
             self._uploads.popitem(last=False)
+        self._uploads[key] = upload
+
+    def _has_to_go(self, oldest: StoredUpload, now: float) -> bool:
+        return len(self._uploads) >= self._most or oldest.expires_at <= now
 
 
 def _wall_now() -> float:

@@ -7,10 +7,11 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
 
 from .._validation import check_task_id
-from ..errors import RateLimited
+from ..errors import ApiError, RateLimited
 from ..events import Counters
 from ..limits.rate_limiter import RateLimiter
 from ..models import TaskRecord
+from ..wire.codes import name_task
 from ..wire.requests import encode_credits, encode_query
 from ..wire.responses import WireResponse, decode_confirmation, decode_credits, decode_query
 from .backoff import retry
@@ -63,7 +64,10 @@ class QueryClient:
     async def query(self, task_id: str) -> TaskRecord:
         """Return a record; see `KieSession.query`."""
         check_task_id(task_id)
-        return await self._retry(lambda: self.read_record(task_id))
+        try:
+            return await self._retry(lambda: self.read_record(task_id))
+        except ApiError as exc:
+            raise name_task(exc, task_id) from None
 
     async def query_confirmation(self, task_id: str) -> tuple[TaskRecord, str | None]:
         """Return what `confirm` does; transient failures are asked again a few times."""

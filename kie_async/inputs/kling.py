@@ -8,6 +8,7 @@ from typing import Any, Literal, cast
 
 import attrs
 
+from .._field_help import ShowsFields
 from .._validation import check_url
 from ..errors import InvalidRequest
 from .media import LOCAL_MEDIA, LocalMedia, Media, has_scheme, own_media
@@ -59,7 +60,7 @@ def _check_avatar_model(_: object, __: attrs.Attribute[Any], model: str) -> None
 
 
 @attrs.frozen(kw_only=True)
-class KlingAvatar:
+class KlingAvatar(metaclass=ShowsFields):
     """A portrait and a voice that become a talking-head video.
 
     Source: https://docs.kie.ai/market/kling/v1-avatar-standard
@@ -75,9 +76,10 @@ class KlingAvatar:
     prompt: str = attrs.field(default="", repr=False, validator=_check_prompt)
     """What the face should express; at most 5000 characters. Sent even when empty, as the model wants."""
     model: AvatarModel = attrs.field(default="kling/v1-avatar-standard", validator=_check_avatar_model)
+    """One of the four; they differ in resolution and price."""
 
     def as_request(self, *, ref: str | None = None) -> TaskRequest:
-        """Return the request for this input.
+        """Return the request for this input; see `TaskRequest.ref`.
 
         Raises:
             InvalidRequest: The ref is blank.

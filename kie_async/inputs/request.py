@@ -8,6 +8,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 import attrs
 
+from .._field_help import ShowsFields
 from .._validation import check_url, name_what_has_no_json
 from ..errors import InvalidRequest
 from .media import LOCAL_MEDIA, check_no_paths_as_text, own_media
@@ -65,10 +66,11 @@ def _frozen_input(value: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 @attrs.frozen(kw_only=True)
-class TaskRequest:
+class TaskRequest(metaclass=ShowsFields):
     """What the caller asks for, before a task exists."""
 
     model: str = attrs.field(validator=_check_model)
+    """The model's id, such as `kling/v1-avatar-standard`."""
     input: Mapping[str, Any] = attrs.field(
         repr=False, hash=False, converter=_frozen_input, validator=_check_input
     )
@@ -76,7 +78,10 @@ class TaskRequest:
     a `pathlib.Path`, bytes, a binary stream, which is read from its beginning. An `UploadedFile` becomes its
     URL. Text is never read as a path; where a path stands in the place of a URL, it is refused."""
     ref: str | None = attrs.field(default=None, validator=_check_ref)
-    """The caller's own key for this task, unique in a journal."""
+    """The caller's own key, such as the id of an order or a message: one ref, one paid task, for as long as
+    the journal lives. The same ref with the same request is the same task, with another one a `RefConflict`;
+    a request that was surely refused or never sent frees it. Without a journal it is forgotten when the task
+    ends."""
     callback_url: str | None = attrs.field(default=None, repr=False, validator=_check_callback_url)
     """A callback address of the caller's own: sent untouched, and the task is then only polled here."""
 
@@ -86,7 +91,7 @@ class TypedInput(Protocol):
     """Anything that can say what it asks for as a `TaskRequest`."""
 
     def as_request(self, *, ref: str | None = None) -> TaskRequest:
-        """Return the request for this input."""
+        """Return the request for this input; *ref* is `TaskRequest.ref`."""
         ...
 
 

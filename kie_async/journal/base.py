@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -15,6 +15,11 @@ import attrs
 from ..errors import JournalError
 from ..models import TaskRecord, TaskState
 from ..wire.records import decode_record
+
+MOST_SMALL_NOTES = 10_000
+"""How many a journal remembers: the uploads of a long night."""
+
+_LONGEST_S = 10 * 365 * 86_400.0
 
 _log = logging.getLogger("kie_async")
 
@@ -57,6 +62,8 @@ class Intent:
     expects_callback: bool = False
     planned_ms: int = 0
     """Unix time in milliseconds, by the clock of the run that planned it."""
+    terminal_ms: int | None = None
+    """When its end was noted, in the same way; None while it was not seen to end."""
     replaces: str = ""
     """The intent of unknown outcome in whose place this one is sent: somebody accepted to pay for both."""
 
@@ -122,10 +129,11 @@ class TaskAlreadyBound(JournalError):
 class Journal(ABC):
     """Keeps every intent and what became of it.
 
-    `list_`, `load_` and `find_` read; `mark_` and `save_` write, and return only when what they noted is as
-    durable as this journal makes it. A session relies on the order: SENDING is noted before the first byte
-    leaves, an id before user code sees it, an end before a handle settles. Every call but `discard` raises
-    `JournalError` when it cannot be done; then nothing of it was noted.
+    `list_`, `iterate_`, `load_` and `find_` read; `mark_` and `save_` write, and return only when what they
+    noted is as durable as this journal makes it. A session relies on the order: SENDING is noted before the
+    first byte leaves, an id before user code sees it, an end before a handle settles. Every call but
+    `discard`, `recall` and `remember` raises `JournalError` when it cannot be done; then nothing of it was
+    noted.
     """
 
     is_durable: bool = False
@@ -170,6 +178,12 @@ class Journal(ABC):
     @abstractmethod
     async def list_claims(self) -> list[Claim]:
         """Return what is claimed of intents that have no task, in the order it was noted."""
+
+    async def iterate_settled(self, *, since_ms: int = 0, ref_prefix: str = "") -> AsyncIterator[Intent]:
+        """Yield the intents whose task ended since then, the oldest end first; one that forgets has none."""
+        forgotten: tuple[Intent, ...] = ()
+        for intent in forgotten:
+            yield intent
 
     @abstractmethod
     async def load_totals(self) -> Totals:
@@ -251,6 +265,21 @@ class Journal(ABC):
     def discard(self, intent_id: str) -> None:  # noqa: B027  (only a journal that forgets has a use for it)
         """Forget an intent whose task has ended, if this journal forgets."""
 
+    # --- small notes, which save work and are no part of the promise -----------------------------
+
+    async def recall(self, key: str) -> object | None:
+        """Return what was last remembered under *key*, None if that is nothing, too old or unreadable.
+
+        A note from the future does not count: the clock that dated it was wrong. Never raises.
+        """
+        return None
+
+    async def remember(self, key: str, note: object, *, for_s: float) -> None:  # noqa: B027  (it may forget)
+        """Keep a small *note*, fit for JSON, in the place of the former one, for *for_s* by the wall clock.
+
+        Only so many are kept: the oldest make room. What cannot be kept is logged. Never raises.
+        """
+
 
 def encode_note(note: object) -> str:
     """Return *note* as JSON text that UTF-8 can hold.
@@ -278,6 +307,34 @@ def decode_note(text: str) -> dict[str, object] | None:
     return found if isinstance(found, dict) else None
 
 
+@attrs.frozen
+class SmallNote:
+    """What was remembered, and from when to when it holds, in milliseconds since the epoch."""
+
+    text: str
+    noted_ms: int
+    expires_ms: int
+
+    @classmethod
+    def of(cls, note: object, *, for_s: float, now_ms: int) -> SmallNote:
+        """Return *note* as it is kept.
+
+        Raises:
+            JournalError: It has no JSON form.
+        """
+        return cls(encode_note(note), now_ms, now_ms + int(min(for_s, _LONGEST_S) * 1000))
+
+    def read(self, now_ms: int) -> object | None:
+        """Return the note, None if it is too old, from the future or not to be read."""
+        if not self.noted_ms <= now_ms < self.expires_ms:
+            return None
+        try:
+            found: object = json.loads(self.text)
+        except (ValueError, RecursionError):
+            return None
+        return found
+
+
 def _is_utf8(text: str) -> bool:
     """Tell whether there is no half of a surrogate pair in it."""
     try:
@@ -294,3 +351,12 @@ def log_failed_note(what: str) -> Iterator[None]:
         yield
     except JournalError:
         _log.exception("%s could not be noted; the next open will find out", what)
+
+
+@contextmanager
+def log_lost_note(key: str) -> Iterator[None]:
+    """Log a small note that could not be read or kept: work is done again, and nothing paid is lost."""
+    try:
+        yield
+    except JournalError as exc:
+        _log.warning("the note %r could not be read or kept: %s", key, exc)

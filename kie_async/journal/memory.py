@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
 import attrs
 
 from ..models import TaskRecord
-from .base import Claim, Intent, IntentState, Journal, Totals
+from .base import MOST_SMALL_NOTES, Claim, Intent, IntentState, Journal, SmallNote, Totals, log_lost_note
 
 
 class MemoryJournal(Journal):
@@ -19,6 +21,7 @@ class MemoryJournal(Journal):
         self._refs: dict[str, str] = {}
         self._replaced: dict[str, Intent] = {}
         """By the intent that was sent in its place: who gets the ref back if that one created nothing."""
+        self._notes: OrderedDict[str, SmallNote] = OrderedDict()
 
     async def open(self) -> list[Intent]:
         """Return nothing: no process was before this one."""
@@ -120,6 +123,20 @@ class MemoryJournal(Journal):
             del self._by_ref[held.ref]
         for successor in [s for s, former in self._replaced.items() if former.intent_id == intent_id]:
             del self._replaced[successor]
+
+    async def recall(self, key: str) -> object | None:
+        """Return what this process remembered under *key*; see `Journal.recall`."""
+        note = self._notes.get(key)
+        return None if note is None else note.read(time.time_ns() // 1_000_000)
+
+    async def remember(self, key: str, note: object, *, for_s: float) -> None:
+        """Keep a small note until the process ends; see `Journal.remember`."""
+        with log_lost_note(key):
+            kept = SmallNote.of(note, for_s=for_s, now_ms=time.time_ns() // 1_000_000)
+            self._notes.pop(key, None)
+            self._notes[key] = kept
+            if len(self._notes) > MOST_SMALL_NOTES:
+                self._notes.popitem(last=False)
 
     def _held_by(self, intent_id: str) -> Intent | None:
         """Return what is known of an intent, as long as it has its ref."""

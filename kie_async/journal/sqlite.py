@@ -21,23 +21,27 @@ from ..errors import JournalError
 from ..models import TaskRecord, TaskState
 from ..wire.redaction import without_mac
 from .base import (
+    MOST_SMALL_NOTES,
     Claim,
     ClaimSource,
     Intent,
     IntentState,
     Journal,
+    SmallNote,
     TaskAlreadyBound,
     Totals,
     decode_note,
     encode_note,
+    log_lost_note,
 )
 from .rescue_file import RescueFile, decode_line, split_lines
 from .sqlite_file import JournalFile
+from .sqlite_snapshot import JournalSnapshot
 from .sqlite_thread import SqliteThread
 
 _INTENT_FIELDS = (
     *("intent_id", "model", "ref", "fingerprint", "body", "state", "task_id", "reason", "code", "credits"),
-    *("record", "expects_callback", "planned_ms", "replaces"),
+    *("record", "expects_callback", "planned_ms", "replaces", "terminal_ms"),
 )
 
 # As bytes, a record that is damaged is one that cannot be read, and not an error of the whole query.
@@ -47,6 +51,14 @@ _INTENT_COLUMNS = ", ".join(_INTENT_FIELDS).replace("record", "CAST(record AS BL
 _SMALL_COLUMNS = ", ".join({"body": "NULL", "record": "x''"}.get(field, field) for field in _INTENT_FIELDS)
 
 _SELECT_CHUNK = f"SELECT seq, {_SMALL_COLUMNS} FROM intent WHERE seq > ? ORDER BY seq LIMIT ?"  # noqa: S608
+
+# The plus keeps SQLite from going by the state and sorting all ends for each chunk.
+_SELECT_SETTLED = f"""
+SELECT seq, terminal_ms, {_INTENT_COLUMNS} FROM intent
+WHERE terminal_ms IS NOT NULL AND (terminal_ms, seq) > (?1, ?2) AND +state IN ('SUCCEEDED', 'FAILED')
+  AND (?3 = '' OR instr(ref, ?3) = 1)
+ORDER BY terminal_ms, seq LIMIT ?4
+"""  # noqa: S608  (made of constants)
 
 _INSERT_SENDING = """
 INSERT INTO intent(
@@ -91,6 +103,17 @@ WHERE NOT EXISTS (SELECT 1 FROM intent WHERE intent_id = ?1 AND task_id IS NOT N
 ON CONFLICT(intent_id, task_id) DO UPDATE SET source = excluded.source WHERE source = 'unsigned'
 """
 
+_READ_NOTE = "SELECT CAST(note AS BLOB), noted_ms, expires_ms FROM note WHERE key = ?"
+
+# A note from the future would be the last to make room, and be taken for a fresh one when its time comes.
+_DROP_USELESS_NOTES = "DELETE FROM note WHERE expires_ms <= ?1 OR noted_ms > ?1"
+
+_DROP_OLDEST_NOTES = """
+DELETE FROM note WHERE key IN (
+  SELECT key FROM note ORDER BY noted_ms LIMIT max(0, (SELECT count(*) FROM note) - ?)
+)
+"""
+
 _ECHOES_OF_THE_REQUEST = ("param", "paramJson")
 """Keys of a record under which the request comes back; they are kept only when bodies are."""
 
@@ -98,6 +121,9 @@ _MAX_REASON_CHARS = 500
 
 _GHOST_HORIZON_MS = 14 * 86_400_000
 """How long a refused create may still turn out to be a task: the service keeps results no longer."""
+
+_SETTLED_CHUNK = 100
+"""How many are read at once; their records are whole."""
 
 _YEAR_2100_MS = 4_102_444_800_000
 
@@ -149,7 +175,7 @@ class SqliteJournal(Journal):
             JournalError: The file is no journal of this version, is damaged or cannot be written.
             JournalLocked: Another session or process has it open.
         """
-        await self.open_file()
+        await self._open_file()
         try:
             is_recent = "(planned_ms <= 0 OR planned_ms > ?)"  # no real time: better expected for too long
             is_given_up = f"(state IN ('REJECTED', 'WRITTEN_OFF') AND sends = 1 AND {is_recent})"
@@ -159,18 +185,31 @@ class SqliteJournal(Journal):
             await self.aclose()
             raise
 
-    async def open_file(self) -> None:
-        """Open or make the file as `open` does, for one who reads it with `iterate_intents`.
+    async def open_to_read(self) -> None:
+        """Read the file as it stands now, whoever has it open: without a lock, and without changing anything.
+
+        What is noted later is not seen. A create that was on its way when its process ended is UNKNOWN, as
+        for the next session. Needs the right to read file and folder, and room for a copy.
 
         Raises:
-            JournalError: The file is no journal of this version, is damaged or cannot be written.
-            JournalLocked: Another session or process has it open.
+            JournalError: The file is not there, no journal of this version, or damaged.
         """
+        await self._start(JournalSnapshot(self._file.path, self._finish_copy))
+
+    async def _start(self, file: JournalFile) -> None:
         if self._thread is not None:
             raise JournalError(f"journal {self._file.path} is open already")
-        self._thread = SqliteThread(self._file)
+        self._thread = SqliteThread(file)
         try:
             await self._thread.start()
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def _open_file(self) -> None:
+        """Open or make the file, and bring it up to date."""
+        await self._start(self._file)
+        try:
             rescued = await self._do(self._replay)
             # A job of its own: the file may go only after what was read from it is committed.
             await self._do(lambda _: _put_away(rescued))
@@ -189,12 +228,21 @@ class SqliteJournal(Journal):
 
         Rescued ids come first: an intent whose id is known is not unknown.
         """
-        rescued = [_use_rescued(db, RescueFile(path)) for path in self._file.rescue_paths]
+        rescued = self._read_rescued(db)
         latest = "SELECT coalesce(max(planned_ms), 0) FROM intent WHERE planned_ms < ?"
         self._latest_planned_ms = db.execute(latest, (_YEAR_2100_MS,)).fetchone()[0]
-        db.execute("UPDATE intent SET state = 'UNKNOWN', reason = 'crash' WHERE state = 'SENDING'")
-        db.execute("UPDATE intent SET state = 'NOT_CREATED', reason = 'never sent' WHERE state = 'PLANNED'")
+        _end_what_was_on_its_way(db)
+        return rescued
+
+    def _read_rescued(self, db: sqlite3.Connection) -> list[_Rescued]:
+        rescued = [_use_rescued(db, RescueFile(path)) for path in self._file.rescue_paths]
         return [found for found in rescued if found is not None]
+
+    def _finish_copy(self, db: sqlite3.Connection, is_over: bool) -> None:
+        """Do to a copy what is done to the file at open, but for what is under way in another process."""
+        self._read_rescued(db)
+        if is_over:
+            _end_what_was_on_its_way(db)
 
     # --- reading -------------------------------------------------------------------------------
 
@@ -225,6 +273,21 @@ class SqliteJournal(Journal):
             for row in rows:
                 yield _intent(row[1:])
             last = rows[-1][0]
+
+    async def iterate_settled(self, *, since_ms: int = 0, ref_prefix: str = "") -> AsyncIterator[Intent]:
+        """Yield the intents whose task ended since then, the oldest end first, in bounded memory.
+
+        Raises:
+            JournalError: It cannot be read any more.
+        """
+        last = (since_ms, 0)  # no seq is 0, so what ended in that millisecond comes too
+        while rows := await self._select_settled(*last, ref_prefix, _SETTLED_CHUNK):
+            for row in rows:
+                yield _intent(row[2:])
+            last = (rows[-1][1], rows[-1][0])
+
+    async def _select_settled(self, *values: object) -> list[tuple[Any, ...]]:
+        return await self._do(lambda db: db.execute(_SELECT_SETTLED, values).fetchall())
 
     async def find_by_task(self, task_id: str) -> Intent | None:
         """Return the intent that became a task."""
@@ -374,6 +437,29 @@ class SqliteJournal(Journal):
 
         await self._do(job)
 
+    # --- small notes ---------------------------------------------------------------------------
+
+    async def recall(self, key: str) -> object | None:
+        """Return what was last remembered under *key*; see `Journal.recall`."""
+        with log_lost_note(key):
+            if row := await self._do(lambda db: db.execute(_READ_NOTE, (key,)).fetchone()):
+                text, noted_ms, expires_ms = row
+                return SmallNote(_decode_text(text), noted_ms, expires_ms).read(_now_ms())
+        return None
+
+    async def remember(self, key: str, note: object, *, for_s: float) -> None:
+        """Keep a small note across restarts; see `Journal.remember`."""
+        now_ms = _now_ms()
+
+        def job(db: sqlite3.Connection) -> None:
+            db.execute(_DROP_USELESS_NOTES, (now_ms,))
+            db.execute("INSERT OR REPLACE INTO note VALUES (?, ?, ?, ?)", (key, *attrs.astuple(kept)))
+            db.execute(_DROP_OLDEST_NOTES, (MOST_SMALL_NOTES,))
+
+        with log_lost_note(key):
+            kept = SmallNote.of(note, for_s=for_s, now_ms=now_ms)
+            await self._do(job)
+
     async def _do(
         self, job: Callable[[sqlite3.Connection], _T], *, rescue: Callable[[], None] | None = None
     ) -> _T:
@@ -399,7 +485,10 @@ def _intent(row: tuple[Any, ...]) -> Intent:
     found["expects_callback"] = bool(found["expects_callback"])
     found["record"] = _decode_text(found["record"])
     # No age may be negative or beyond all dates: the clock may have been another in the run that noted it.
-    found["planned_ms"] = min(max(found["planned_ms"], 0), _now_ms())
+    now_ms = _now_ms()
+    for field in ("planned_ms", "terminal_ms"):
+        if found[field] is not None:
+            found[field] = min(max(found[field], 0), now_ms)
     return Intent(**found)
 
 
@@ -456,6 +545,11 @@ def _bind_task(db: sqlite3.Connection, task_id: str, now_ms: int, adopted_by: st
     if holders := _intents(db, "task_id = ?", task_id):
         raise TaskAlreadyBound(f"task {task_id} belongs to another intent, {holders[0].intent_id}")
     raise JournalError(f"task {task_id} cannot be noted: its intent {intent_id} has another task or is gone")
+
+
+def _end_what_was_on_its_way(db: sqlite3.Connection) -> None:
+    db.execute("UPDATE intent SET state = 'UNKNOWN', reason = 'crash' WHERE state = 'SENDING'")
+    db.execute("UPDATE intent SET state = 'NOT_CREATED', reason = 'never sent' WHERE state = 'PLANNED'")
 
 
 def _use_rescued(db: sqlite3.Connection, file: RescueFile) -> _Rescued | None:

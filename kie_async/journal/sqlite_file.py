@@ -12,6 +12,7 @@ import importlib
 import os
 import re
 import secrets
+import shutil
 import sqlite3
 import stat
 import sys
@@ -22,6 +23,7 @@ from typing import Any, NamedTuple, NoReturn
 from ..errors import JournalError, JournalLocked
 from .base import IntentState
 from .exclusive_rename import rename_exclusively
+from .owner import read_owner, remove_owner, write_owner
 
 if sys.platform != "win32":
     import fcntl
@@ -93,6 +95,26 @@ CREATE TABLE IF NOT EXISTS learned(
 """
 """Made at open: it is no part of the promise, and journals without it are as good."""
 
+_NOTE_TABLE = """
+CREATE TABLE IF NOT EXISTS note(
+  key TEXT PRIMARY KEY,
+  note TEXT NOT NULL,
+  noted_ms INTEGER NOT NULL,
+  expires_ms INTEGER NOT NULL
+) STRICT
+"""
+"""Made at open, as `_LEARNED_TABLE` is, with an index for each way in which a note goes."""
+
+_NOTE_INDEXES = (
+    "CREATE INDEX IF NOT EXISTS note_by_time ON note(noted_ms)",
+    "CREATE INDEX IF NOT EXISTS note_by_end ON note(expires_ms)",
+)
+
+_SETTLED_INDEX = (
+    "CREATE INDEX IF NOT EXISTS intent_by_end ON intent(terminal_ms) WHERE terminal_ms IS NOT NULL"
+)
+"""Made at open too: what ended is read in the order of its ends."""
+
 _COLUMN = re.compile(r"^  (\w+) (TEXT|INTEGER|REAL|BLOB)\b(.*?)(,?)$", re.MULTILINE)
 
 _STORED_AS = {
@@ -122,6 +144,8 @@ _CACHE_KIB = 256
 _OCCURRENCE_TABLE = "CREATE TEMP TABLE occurrence(key BLOB PRIMARY KEY, times INTEGER NOT NULL) WITHOUT ROWID"
 """Temporary: a batch that runs again counts again."""
 
+_COPIED_BYTES = 1 << 20
+
 _held: dict[tuple[int, int], int] = {}
 """The journals this process has open, by device and inode, each with the descriptor that holds its lock."""
 
@@ -142,6 +166,9 @@ class JournalFile:
     The path may be a symbolic link. SQLite follows it and keeps its log beside the file that it means, so
     everything but what people read is about that file; it is found once, at open.
     """
+
+    begin = "BEGIN IMMEDIATE"
+    """How a transaction begins."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).absolute()
@@ -177,8 +204,7 @@ class JournalFile:
             JournalLocked: Another session or process has it.
         """
         self.distrust, self._is_overwritten, self._marks = "", False, None
-        self._target = _resolved(self.path)
-        self._is_link = self._target != self.path
+        self._find()
         if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
             needed = ".".join(map(str, _OLDEST_SQLITE))
             raise JournalError(f"a journal needs SQLite {needed}; this Python has {sqlite3.sqlite_version}")
@@ -197,6 +223,10 @@ class JournalFile:
             self._release()
             raise
         return db
+
+    def _find(self) -> None:
+        self._target = _resolved(self.path)
+        self._is_link = self._target != self.path
 
     def disconnect(self, db: sqlite3.Connection) -> None:
         """Close the connection and let go of the file."""
@@ -274,9 +304,7 @@ class JournalFile:
             db.execute("PRAGMA trusted_schema = OFF")
             db.execute("BEGIN EXCLUSIVE")
             self._check_content(db, has_log=has_log)
-            if _select_one(db, "PRAGMA user_version") == 1:
-                for statement in _FROM_VERSION_1:  # in one transaction: it is brought up to date or as it was
-                    db.execute(schema_text(statement))
+            bring_up_to_date(db)
             db.execute("COMMIT")
             if _select_one(db, "PRAGMA journal_mode = WAL") != "wal":
                 raise JournalError(f"journal {self.path}: this file system cannot hold a write-ahead log")
@@ -286,7 +314,6 @@ class JournalFile:
         try:
             db.execute("PRAGMA synchronous = FULL")
             db.execute("PRAGMA fullfsync = ON")
-            db.execute(schema_text(_LEARNED_TABLE))
             db.execute(_OCCURRENCE_TABLE)
             # SQLite's default cache is 2 MB each; the operating system caches the file as well.
             for schema in ("main", "temp"):
@@ -353,14 +380,18 @@ class JournalFile:
                     raise self._no_locks() from None
                 raise self._locked() if isinstance(exc, BlockingIOError) else exc from None
             _held[key], self._key = descriptor, key
+            write_owner(self._target)
 
     def _release(self) -> None:
         with _holding:
             if (descriptor := _held.pop(self._key, None)) is not None:
+                remove_owner(self._target)
                 os.close(descriptor)
 
     def _locked(self) -> JournalLocked:
-        return JournalLocked(f"journal {self.path} is open in another session or process")
+        owner = read_owner(self._target)
+        by = f": {owner}" if owner is not None else ""
+        return JournalLocked(f"journal {self.path} is open in another session or process{by}")
 
     def _no_locks(self) -> JournalError:
         return JournalError(
@@ -413,6 +444,37 @@ def _resolved(path: Path) -> Path:
 
 def _rescue_path(path: Path) -> Path:
     return path.with_name(path.name + ".rescue.jsonl")
+
+
+def bring_up_to_date(db: sqlite3.Connection) -> None:
+    """Give a journal what this version has more than the one that wrote it.
+
+    To be called in one transaction: it is brought up to date or as it was.
+    """
+    former = _FROM_VERSION_1 if _select_one(db, "PRAGMA user_version") == 1 else ()
+    for statement in (*former, _LEARNED_TABLE, _NOTE_TABLE, *_NOTE_INDEXES, _SETTLED_INDEX):
+        db.execute(schema_text(statement))
+
+
+def copy_beside_locks(source: Path, target: Path) -> None:
+    """Copy a journal's file, and cost nobody a lock, whoever has it open.
+
+    A session of this process would lose SQLite's own lock when any descriptor of the file is closed, so that
+    one that is held here is read by the descriptor that holds it.
+
+    Raises:
+        OSError: It cannot be read, or the copy cannot be written.
+    """
+    with _holding, target.open("wb") as copy:
+        status = source.stat()
+        held = _held.get((status.st_dev, status.st_ino))
+        if held is None or sys.platform == "win32":
+            with source.open("rb") as file:
+                shutil.copyfileobj(file, copy, _COPIED_BYTES)
+            return
+        at = 0
+        while block := os.pread(held, _COPIED_BYTES, at):
+            at += copy.write(block)
 
 
 def has_strict_tables() -> bool:

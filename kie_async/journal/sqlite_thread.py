@@ -122,7 +122,7 @@ class SqliteThread:
                 raise JournalError(self._file.distrust)
             # Before anything is read: an overwritten file may no longer know a ref that is paid for.
             self._file.check_content()
-            db.execute("BEGIN IMMEDIATE")
+            db.execute(self._file.begin)
             for job in group:
                 outcomes.append((job.waiter, job.run(db), None))  # noqa: PERF401  (their number shows which job failed)
             db.execute("COMMIT")

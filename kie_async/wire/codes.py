@@ -12,6 +12,7 @@ from ..errors import (
     ApiError,
     AuthenticationError,
     InsufficientCredits,
+    KieError,
     Maintenance,
     NotFound,
     QuotaExceeded,
@@ -108,6 +109,16 @@ def subject_of(error: Exception) -> Subject:
 def is_invisible(code: int, message: str) -> bool:
     """Tell whether recordInfo says that it does not know the task, or not yet."""
     return code == 404 or (code == 422 and _UNKNOWN_RECORD.search(message) is not None)
+
+
+def name_task(error: KieError, task_id: str) -> KieError:
+    """Return the error of a query in words that name the task, where it says that there is none such."""
+    if not isinstance(error, ApiError) or subject_of(error) is not Subject.TASK:
+        return error
+    if not is_invisible(error.code, error.message):
+        return error
+    message = f"the service knows no task {task_id} ({error.message})"
+    return type(error)(error.code, message, error.http_status)
 
 
 class CreateVerdict(Enum):

@@ -15,7 +15,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import sqlite3
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from typing import Any, Self
 
 import aiohttp
 import attrs
+from support.ports import free_port
 
 from kie_async.sandbox.bodies import signature_headers
 
@@ -184,7 +184,7 @@ class Campaign:
         self._sandbox_url = ""
         self._proxy: Proxy
         self._worker: asyncio.subprocess.Process
-        self._port = _free_port()
+        self._port = free_port()
 
     async def run(self) -> Report:
         """Return what happened."""
@@ -467,13 +467,6 @@ async def _sandbox(folder: Path) -> AsyncIterator[str]:
     async with _process("-m", "kie_async.sandbox", *arguments) as process:
         assert process.stdout is not None
         yield (await process.stdout.readline()).decode().strip()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 async def run(restarts: int, *, seed: int = 1) -> Report:

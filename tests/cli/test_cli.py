@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import typer
+from support.ports import free_port
 
 from kie_async import cli
 from kie_async.cli import runtime
@@ -98,7 +99,10 @@ def call(
         shown = capsys.readouterr()
         return left.value.code or 0, shown.out, shown.err  # type: ignore[return-value]
 
-    return run
+    set_before = dict(os.environ)
+    yield run
+    os.environ.clear()  # a command may have read a file of variables
+    os.environ.update(set_before)
 
 
 @pytest.fixture
@@ -180,6 +184,12 @@ def test_without_a_key_one_line_says_what_to_do(call: Call, arguments: tuple[str
         (("a/b", "--input", "[1]"), "JSON object"),
         (("a/b", "--input", "@nowhere.json"), "cannot read nowhere.json: No such file"),
         (("a/b", "--input", "{}", "--prompt", "x"), "either --input"),
+        (("foo/bar",), """foo/bar takes its fields by --input '{"prompt": ...}' or -f prompt=..."""),
+        (("a/b", "-f", "prompt"), "-f must look like NAME=TEXT, got 'prompt'"),
+        (("a/b", "-f", "=x"), "-f must look like NAME=TEXT"),
+        (("a/b", "-f", "n:json=1,"), "n:json is not JSON"),
+        (("a/b", "-f", "prompt=x", "-f", "prompt=y"), "the field prompt is given twice"),
+        (("a/b", "--input", '{"prompt": 1}', "-f", "prompt=y"), "the field prompt is given twice"),
         (("not a model", "--input", "{}"), "model must look like"),
         (("a/b", "--input", "{}", "--timeout", "0"), "timeout_s must be"),
         (("a/b", "--input", "{}", "--out", "taken"), "cannot make the folder taken"),
@@ -277,7 +287,8 @@ async def test_run_shows_the_id_at_once_and_then_what_became_of_it(tmp_path: Pat
 
     assert (film[0], film[2]) == (0, "")
     rows = dict(line.split(maxsplit=1) for line in film[1].splitlines())
-    assert rows.keys() == {"model", "state", "credits", "seconds", "url", "file"}
+    assert rows["expected"] == "about 5 min"
+    assert rows.keys() == {"expected", "model", "state", "credits", "took", "url", "file"}
     assert (rows["state"], rows["credits"]) == ("success", "16")
     assert rows["file"] in {str(file) for file in out.iterdir()}
 
@@ -391,6 +402,101 @@ async def test_an_interrupt_before_the_create_says_that_nothing_was_created(kie:
     assert err.endswith("interrupted: no task was created\n")
 
 
+async def test_run_with_a_ref_in_a_journal_pays_once(call: Call, kie: Sandbox, tmp_path: Path) -> None:
+    arguments = ("run", "sandbox/echo", "-f", "prompt=hello", "--ref", "order:7", "--journal", "run.db")
+    first = await call_in_thread(call, *arguments, **service(kie))
+    again = await call_in_thread(call, *arguments, **service(kie))
+    assert first[0] == again[0] == 0
+    assert first[1].splitlines()[0] == again[1].splitlines()[0]
+    assert kie.counts["create.bodies"] == 1
+    code, _, err = await call_in_thread(call, *arguments[:-2], **service(kie))
+    assert code == 2
+    assert "goes with --journal only" in err
+
+
+async def test_run_reads_fields_one_by_one(call: Call, kie: Sandbox) -> None:
+    fields = ("-f", "prompt=a = b", "-f", "seconds:json=5", "--field", "empty=")
+    assert (await call_in_thread(call, "run", "sandbox/echo", *fields, **service(kie)))[0] == 0
+    (task,) = kie.tasks.values()
+    assert task.input == {"prompt": "a = b", "seconds": 5, "empty": ""}
+
+
+async def test_run_gets_callbacks_at_a_port_of_its_own(call: Call, tmp_path: Path) -> None:
+    port = free_port()
+    async with Sandbox(api_key=KEY, durations=Fixed(0.1), hmac_key="signs") as kie:
+        code, _, err = await call_in_thread(
+            call,
+            *("-v", "run", "sandbox/echo", "-f", "prompt=x", "--port", str(port)),
+            **service(kie),
+            KIE_CALLBACK_URL=f"http://127.0.0.1:{port}/kie",
+            KIE_WEBHOOK_HMAC_KEY="signs",
+        )
+        (task,) = kie.tasks.values()
+    assert code == 0, err
+    assert (task.callback_url or "").startswith(f"http://127.0.0.1:{port}/kie/")
+    assert kie.counts["query"] == 0  # the signed callback was all it took
+
+
+async def test_an_interrupt_names_the_command_that_fetches_the_video(tmp_path: Path) -> None:
+    async with Sandbox(api_key=KEY, durations=Never()) as kie:
+        running = await start(
+            "run", "sandbox/echo", "-f", "prompt=x", "--out", f"{tmp_path}/my films", **service(kie)
+        )
+        task_id = (await running.line()).split()[1]
+        running.interrupt()
+        code, _, err = await running.end()
+    assert code == 130
+    assert err.endswith(f"later: kie-async status {task_id} --wait --out '{tmp_path}/my films'\n")
+
+
+# --- the environment -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "KIE_API_KEY={key}\nKIE_BASE_URL={url}\n",
+        "\ufeff# mine\r\nexport KIE_API_KEY='{key}'\r\n\r\nKIE_BASE_URL = \"{url}\"  # here\r\n",
+        "KIE_API_KEY={key} # a remark\nKIE_BASE_URL={url}",
+    ],
+)
+async def test_variables_can_come_from_a_file(call: Call, kie: Sandbox, tmp_path: Path, text: str) -> None:
+    file = tmp_path / ".env"
+    file.write_text(text.format(key=KEY, url=kie.url), encoding="utf-8")
+    kie.balance = 12
+    assert await call_in_thread(call, "--env-file", str(file), "credits") == (0, "12\n", "")
+
+
+async def test_a_variable_that_is_set_counts_more_than_a_file(
+    call: Call, kie: Sandbox, tmp_path: Path
+) -> None:
+    file = tmp_path / ".env"
+    file.write_text(f"KIE_API_KEY=another\nKIE_BASE_URL={kie.url}\n")
+    kie.balance = 12
+    assert await call_in_thread(call, "--env-file", str(file), "credits", KIE_API_KEY=KEY) == (0, "12\n", "")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"KIE_API_KEY secret-key", "line 1 is not NAME=value"), (b"\xff\xfe", "not UTF-8"), (None, "No such")],
+)
+def test_a_file_of_variables_that_cannot_be_read_is_named_and_not_shown(
+    call: Call, tmp_path: Path, content: bytes | None, words: str
+) -> None:
+    file = tmp_path / ".env"
+    if content is not None:
+        file.write_bytes(content)
+    code, _, err = call("--env-file", str(file), "credits")
+    assert code == 2
+    assert words in err
+    assert "secret" not in err
+
+
+def test_the_shell_can_complete_commands(call: Call) -> None:
+    code, out, _ = call(_KIE_ASYNC_COMPLETE="complete_bash", COMP_WORDS="kie-async cre", COMP_CWORD="1")
+    assert (code, out) == (0, "credits\n")
+
+
 # --- status, credits, sandbox ----------------------------------------------------------------------
 
 
@@ -435,10 +541,17 @@ async def test_status_looks_once_or_waits_and_downloads(call: Call, tmp_path: Pa
         assert "no longer has the file" in err
 
 
-async def test_status_of_an_unknown_id_is_one_line(call: Call, kie: Sandbox) -> None:
-    code, out, err = await call_in_thread(call, "status", "nobody", **service(kie))
+@pytest.mark.parametrize("options", [(), ("--wait",)], ids=" ".join)
+async def test_status_of_an_unknown_id_is_one_line_at_once(
+    call: Call, kie: Sandbox, options: tuple[str, ...]
+) -> None:
+    code, out, err = await call_in_thread(call, "status", "nobody", *options, **service(kie))
     assert (code, out) == (1, "")
     assert is_one_line(err)
+    assert "the service knows no task nobody" in err
+
+
+async def test_status_of_what_is_no_id_sends_nothing(call: Call, kie: Sandbox) -> None:
     code, _, err = await call_in_thread(call, "status", "no/id", **service(kie))
     assert code == 2
     assert is_one_line(err)
@@ -451,7 +564,7 @@ async def test_credits(call: Call, kie: Sandbox) -> None:
     code, out, err = await call_in_thread(call, "credits", **service(kie))
     assert (code, out) == (1, "")
     assert is_one_line(err)
-    assert err.endswith("check KIE_API_KEY\n")
+    assert err == "error: the key was refused (401); check KIE_API_KEY\n"
 
 
 async def test_the_sandbox_serves_until_it_is_interrupted(call: Call) -> None:

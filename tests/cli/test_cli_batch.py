@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.ports import free_port
 
 from kie_async import cli
 from kie_async.cli import results_file
@@ -158,13 +159,6 @@ def files_in(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def with_callbacks() -> list[str]:
     """Return options that spare a test the two seconds before the first poll."""
     port = free_port()
@@ -277,6 +271,51 @@ async def test_a_writing_that_was_overtaken_leaves_the_newer_one(
     assert outcomes_in(results.path) == {"done": 1}
 
 
+async def test_a_part_of_the_jobs_can_be_chosen(command: Command, service: Sandbox, tmp_path: Path) -> None:
+    write_jobs(tmp_path, 5)
+    chosen = ("--only", "r4", "--only", "r1", "--only", "r2", "--limit", "2")
+    code, _, err = await command(service, "batch", "jobs.csv", *chosen, *with_callbacks())
+    assert (code, err) == (1, "run the same command again to go on; nothing is paid twice\n")
+    assert prompts_at(service) == {"1": 1, "2": 1}
+    found = results_in(tmp_path / "kie-batch" / "results.jsonl")
+    assert [line["ref"] for line in found if line["outcome"] == "done"] == ["r1", "r2"]
+
+
+# --- rows that were made before from other content -------------------------------------------------
+
+
+async def test_changed_rows_are_found_before_anything_is_sent(
+    command: Command, service: Sandbox, tmp_path: Path
+) -> None:
+    write_media(tmp_path)
+    (tmp_path / "other.png").write_bytes(read_portrait() + b"another")
+    head = "ref,model,image_url,audio_url,prompt\n"
+    (tmp_path / "jobs.csv").write_text(
+        f"{head}ada,{AVATAR},face.png,voice.wav,a\nbob,{AVATAR},face.png,voice.wav,b\n"
+    )
+    assert (await command(service, "batch", "jobs.csv", *with_callbacks()))[0] == 0
+    (tmp_path / "jobs.csv").write_text(
+        f"{head}ada,{AVATAR},other.png,voice.wav,a\nbob,{AVATAR},face.png,voice.wav,c\n"
+        f"cyd,{AVATAR},face.png,voice.wav,c\n"
+    )
+    before = service.counts.copy()
+    results = (tmp_path / "kie-batch" / "results.jsonl").read_bytes()
+    assert await command(service, "batch", "jobs.csv") == (
+        2,
+        "",
+        "line 2, ref ada: made before from another portrait; a new ref makes and pays it again\n"
+        "line 3, ref bob: made before from another prompt; a new ref makes and pays it again\n"
+        "error: 2 jobs changed; nothing was sent; --skip-changed leaves them out\n",
+    )
+    assert service.counts == before
+    assert (tmp_path / "kie-batch" / "results.jsonl").read_bytes() == results
+
+    await command(service, "batch", "jobs.csv", "--skip-changed", *with_callbacks())
+    assert service.counts["create"] == before["create"] + 1
+    found = results_in(tmp_path / "kie-batch" / "results.jsonl")
+    assert [line["ref"] for line in found if line["outcome"] == "done"] == ["cyd"]
+
+
 # --- nothing sent ----------------------------------------------------------------------------------
 
 
@@ -319,6 +358,8 @@ async def test_whatever_is_wrong_with_the_file_is_told_before_a_key_is_asked_for
         (("batch", "jobs.csv", "--results", "jobs.csv.db"), "three files"),
         (("batch", "jobs.csv", "--results", "."), "is a folder"),
         (("batch", "jobs.csv", "--out", "taken"), "cannot make the folder taken"),
+        (("batch", "jobs.csv", "--only", "r0", "--only", "r9"), "no job has the ref r9"),
+        (("batch", "jobs.csv", "--limit", "0"), "--limit"),
         (("batch", "jobs.csv", "--journal", "taken"), "taken"),
         (("journal", "show"), "Missing argument"),
         (("journal", "show", "nowhere.db"), "there is no journal nowhere.db"),
@@ -615,17 +656,19 @@ async def test_the_journal_shows_every_intent(command: Command, patient: Sandbox
     assert len({fact["intent"] for fact in facts}) == 3
 
 
-async def test_a_journal_in_use_is_neither_shown_nor_shared(
+async def test_a_journal_in_use_is_shown_and_not_shared(
     command: Command, patient: Sandbox, tmp_path: Path
 ) -> None:
     write_jobs(tmp_path, 1)
     running = await start(patient, tmp_path, "batch", "jobs.csv", *with_callbacks())
     path = tmp_path / "kie-batch" / "results.jsonl"
     await until(lambda: path.exists() and outcomes_in(path) == {"running": 1})
-    for arguments in (("journal", "show", "jobs.csv.db"), ("batch", "jobs.csv")):
-        code, out, err = await command(patient, *arguments)
-        assert (code, out) == (2, "")
-        assert "is open in another session or process" in err
+    code, out, err = await command(None, "journal", "show", "jobs.csv.db")
+    assert (code, err) == (0, "")
+    assert out.startswith("CREATED")
+    code, out, err = await command(patient, "batch", "jobs.csv")
+    assert (code, out) == (2, "")
+    assert "is open in another session or process: pid " in err
     assert outcomes_in(path) == {"running": 1}  # still the first one's
     finish(patient, [0])
     assert (await running.end())[0] == 0

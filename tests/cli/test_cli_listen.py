@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 from support.delivering import post
+from support.ports import free_port
 
 from kie_async import KieSession, Sandbox
 
@@ -52,13 +53,6 @@ async def url_of(process: asyncio.subprocess.Process) -> str:
     found = re.match(r"listening at (http://127\.0\.0\.1:\d+/\S+);", await line_of(process))
     assert found
     return found[1]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 async def test_it_shows_what_arrives_and_no_secret(start: Start) -> None:

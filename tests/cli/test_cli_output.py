@@ -133,7 +133,7 @@ async def fill(path: Path, count: int, **fields: str) -> None:
 async def test_intents_are_iterated_in_order_whatever_the_chunk(tmp_path: Path, chunk: int) -> None:
     await fill(tmp_path / "run.db", 7)
     journal = SqliteJournal(tmp_path / "run.db")
-    await journal.open_file()
+    await journal.open()
     found = [found.intent_id async for found in journal.iterate_intents(chunk=chunk)]
     assert found == [listed.intent_id for listed in await journal.list_intents()]
     assert len(found) == 7

@@ -224,11 +224,22 @@ def test_all_that_is_wrong_in_jsonl_is_told_at_once(folder: Path) -> None:
     ("text", "problems"),
     [
         (
-            b"name;model\na;m\n",
+            b"name,model\na,m\n",
+            ["line 1, column ref: missing in the header, which has: name, model"],
+        ),
+        (
+            b"name;other\na;m\n",
             [
-                "line 1, column ref: missing in the header, which has: name;model",
-                "line 1, column model: missing in the header, which has: name;model",
+                "line 1, column ref: missing in the header, which has: name;other",
+                "line 1, column model: missing in the header, which has: name;other",
             ],
+        ),
+        *(
+            (
+                f"ref{mark}model{mark}prompt, or none\n".encode(),
+                [f"line 1, column 1: its cells are divided by {name}; save it as a CSV with commas"],
+            )
+            for mark, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars"))
         ),
         (b"", ["line 1, column ref: missing in the header, which has: nothing"] * 2),
         (b"ref,prompt\n,\na,hi\n", ["line 1, column model: missing in the header, which has: ref, prompt"]),
@@ -296,3 +307,74 @@ def test_a_folder_is_no_file(folder: Path) -> None:
     (folder / "jobs.csv").mkdir()
     with pytest.raises(CannotRun, match=r"cannot read .*: Is a directory"):
         read_jobs(folder / "jobs.csv", report=print)
+
+
+# --- what is no jobs file at all -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("jobs.xlsx", b"PK\x03\x04...", "is a workbook (xlsx or ods), not a CSV; save it as CSV in UTF-8"),
+        ("jobs.csv", b"PK\x03\x04...", "is a workbook (xlsx or ods), not a CSV; save it as CSV in UTF-8"),
+        ("jobs.xls", b"\xd0\xcf\x11\xe0...", "is an old workbook (xls), not a CSV"),
+        ("jobs.csv", "ref,model\n".encode("utf-16"), "is text in UTF-16; save it as CSV in UTF-8"),
+        ("jobs.jsonl", "{}".encode("utf-16-be").join([b"\xfe\xff", b""]), "is text in UTF-16"),
+        ("jobs.tsv", b"ref\tmodel\n", "a jobs file ends in .csv or .jsonl"),
+    ],
+)
+def test_a_file_of_another_kind_is_named_with_how_to_save_it(
+    folder: Path, name: str, content: bytes, words: str
+) -> None:
+    with pytest.raises(CannotRun) as refused:
+        read_jobs(jobs_file(folder, content, name), report=lambda problem: None)
+    assert words in str(refused.value)
+
+
+# --- what only looks mistaken ----------------------------------------------------------------------
+
+NEARLY = [
+    ("kling/v1-avatar-standrd", "kling/v1-avatar-standard"),
+    ("Kling/V1-Avatar-Standard", "kling/v1-avatar-standard"),
+    ("google/nano-bananna", "google/nano-banana"),
+]
+
+
+@pytest.mark.parametrize(("model", "known"), NEARLY)
+def test_a_model_that_is_nearly_a_known_one_is_asked_about(folder: Path, model: str, known: str) -> None:
+    path = jobs_file(folder, f"ref,model\na,{model}\n")
+    assert problems_in(path) == [
+        f"line 2, column model: {model!r} is not known here, did you mean {known!r}? "
+        "If it is meant so, --as-it-stands sends it"
+    ]
+    with read_jobs(path, report=lambda problem: None, as_it_stands=True) as jobs:
+        assert len(jobs) == 1
+
+
+@pytest.mark.parametrize(
+    "model", ["kling/v2-avatar-standard", "nano-banana-3", "suno/v5", "sandbox/echo", "google/nano-banana"]
+)
+def test_another_version_and_another_model_are_no_mistake(folder: Path, model: str) -> None:
+    assert [row[2] for row in read(jobs_file(folder, f"ref,model\na,{model}\n"))] == [model]
+
+
+def test_the_name_of_a_file_that_would_go_as_text_is_asked_about(folder: Path) -> None:
+    path = jobs_file(folder, "ref,model,prompt,start\na,m/x,media,media/face.png\n")
+    assert problems_in(path) == [
+        "line 2, column start: 'media/face.png' is a file here; a column start:file uploads it. "
+        "If it is meant so, --as-it-stands sends it"
+    ]
+
+
+@pytest.mark.parametrize("model", ["m/x", AVATAR])
+def test_a_column_of_files_is_uploaded_for_any_model(folder: Path, model: str) -> None:
+    head = "ref,model,image_url:file,audio_url:file\n"
+    path = jobs_file(folder, f"{head}a,{model},media/face.png,media/voice.wav\n")
+    fields = read(path)[0][3]
+    assert fields["image_url"] == folder / "media/face.png"
+    assert fields["audio_url"] == folder / "media/voice.wav"
+
+
+def test_a_column_of_files_names_files(folder: Path) -> None:
+    path = jobs_file(folder, "ref,model,start:file\na,m/x,nowhere.png\n")
+    assert problems_in(path) == ["line 2, column start:file: 'nowhere.png' is not a file"]

@@ -17,7 +17,7 @@ import pytest
 from support.tables import together
 
 from kie_async.errors import InvalidRequest
-from kie_async.inputs.fingerprint import fingerprint
+from kie_async.inputs.fingerprint import changed_fields, fingerprint, is_same
 from kie_async.inputs.kling import AVATAR_MODELS, MAX_PROMPT, KlingAvatar
 from kie_async.inputs.request import TaskRequest, TypedInput, as_request
 
@@ -321,8 +321,45 @@ def request_for(**fields: Any) -> TaskRequest:
     return TaskRequest(model="a/b", input=fields)
 
 
-def test_a_fingerprint_is_a_sha256() -> None:
-    assert len(fingerprint(request_for(p=1))) == hashlib.sha256().digest_size
+def test_a_fingerprint_begins_with_a_sha256_of_all_as_older_ones_were() -> None:
+    text = '{"callback_url": null, "input": {"p": 1}, "model": "a/b"}'
+    assert fingerprint(request_for(p=1)).startswith(hashlib.sha256(text.encode()).digest())
+
+
+@together(
+    ("before", "now", "changed"),
+    [
+        ({"p": 1, "q": 2}, {"p": 1, "q": 3}, ("q",)),
+        ({"p": 1}, {"p": 1, "q": 3}, ("q",)),
+        ({"p": 1, "q": 2, "r": {}}, {"p": 2, "q": 2}, ("p", "r")),
+        ({"f": b"\x89PNG one"}, {"f": b"\x89PNG two"}, ("f",)),
+        ({"ü\0": 1}, {"ü\0": 2}, ("ü?",)),
+        ({"p": 1}, {"p": 1}, ()),
+    ],
+)
+def test_two_fingerprints_name_the_fields_that_changed(
+    before: dict[str, object], now: dict[str, object], changed: tuple[str, ...]
+) -> None:
+    noted, given = fingerprint(request_for(**before)), fingerprint(request_for(**now))
+    assert changed_fields(noted, given) == changed
+    assert is_same(noted, given) == (before == now)
+
+
+def test_another_model_is_named_as_what_changed() -> None:
+    other = fingerprint(TaskRequest(model="a/c", input={"p": 1}))
+    assert changed_fields(fingerprint(request_for(p=1)), other) == ("model",)
+
+
+def test_a_fingerprint_of_an_older_library_counts_and_names_nothing() -> None:
+    given = fingerprint(request_for(p=1))
+    assert is_same(given[:32], given)
+    assert not is_same(given[:32], fingerprint(request_for(p=2)))
+    assert changed_fields(given[:32], fingerprint(request_for(p=2))) == ()
+
+
+def test_a_fingerprint_is_small_however_many_fields_there_are() -> None:
+    many = {f"{number}-{'n' * 500}": number for number in range(1000)}
+    assert len(fingerprint(request_for(**many))) < 3000
 
 
 def test_equal_requests_have_one_fingerprint_in_any_order_and_under_any_ref() -> None:

@@ -1,0 +1,49 @@
+"""Finds the rows of a jobs file whose ref was used before for something else, before anything is sent."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+
+import attrs
+
+from ..inputs.fingerprint import changed_fields, fingerprint, is_same
+from ..journal.base import Journal
+from .jobs_file import Jobs
+
+_WORDS = {"image_url": "portrait", "audio_url": "voice"}
+
+
+@attrs.frozen
+class ChangedRow:
+    """A row whose ref stands for another request in the journal."""
+
+    index: int
+    line: int
+    ref: str
+    fields: Sequence[str]
+    """What changed, as far as the journal can tell."""
+
+    def __str__(self) -> str:
+        names = [f"another {_WORDS.get(field, field)}" for field in self.fields]
+        what = " and ".join(names) or "other content"
+        return f"line {self.line}, ref {self.ref}: made before from {what}; a new ref makes and pays it again"
+
+
+async def list_changed(journal: Journal, jobs: Jobs, chosen: Iterable[int]) -> list[ChangedRow]:
+    """Return the chosen rows that the journal knows from other content.
+
+    Raises:
+        JournalError: It cannot be read.
+        InvalidRequest: A file of a row cannot be read any more.
+    """
+    changed = []
+    for index in chosen:
+        line, request = jobs[index]
+        ref = request.ref or ""
+        if (intent := await journal.find_by_ref(ref)) is None:
+            continue
+        given = await asyncio.to_thread(fingerprint, request)
+        if not is_same(intent.fingerprint, given):
+            changed.append(ChangedRow(index, line, ref, changed_fields(intent.fingerprint, given)))
+    return changed

@@ -1,0 +1,98 @@
+"""Opens the session of a command: its journal, and where callbacks come in if they are wanted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import attrs
+import typer
+
+from ..callbacks.receiver import CallbackReceiver
+from ..config import Budget
+from ..errors import JournalError
+from ..events import SessionEvent
+from ..journal.base import Journal
+from ..session import KieSession
+from .runtime import CannotRun
+
+_DEFAULT_PORT = 8080
+
+HMAC_KEY_VARIABLES = ["KIE_WEBHOOK_HMAC_KEY", "KIE_HMAC_KEY"]
+"""Where the key of https://kie.ai/settings is found; the second one is the former name."""
+
+CallbackUrl = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        envvar="KIE_CALLBACK_URL",
+        help="Get callbacks: the public URL that leads to --port.",
+    ),
+]
+
+Port = Annotated[
+    int | None,
+    typer.Option(min=1, max=65535, metavar="N", help="Where callbacks come in; 8080 if not given."),
+]
+
+
+@attrs.frozen(kw_only=True)
+class SessionOptions:
+    """What a command line chooses of a session."""
+
+    journal: Path | Journal | None = None
+    callback_url: str | None = None
+    port: int = _DEFAULT_PORT
+    max_in_flight: int = 100
+    budget: Budget | None = None
+
+
+def check_port(port: int | None, callback_url: str | None) -> int:
+    """Return where callbacks come in.
+
+    Raises:
+        BadParameter: A port was given, and no callbacks are wanted.
+    """
+    if port is not None and callback_url is None:
+        raise typer.BadParameter("goes with --callback-url only", param_hint="--port")
+    return port or _DEFAULT_PORT
+
+
+@asynccontextmanager
+async def open_session(
+    options: SessionOptions, on_event: Callable[[SessionEvent], None]
+) -> AsyncIterator[KieSession]:
+    """Open the session, and where callbacks come in if they are wanted.
+
+    Raises:
+        CannotRun: The journal or the port cannot be had.
+    """
+    receiver = None if options.callback_url is None else CallbackReceiver(_hmac_keys())
+    session = KieSession(
+        callback_url=options.callback_url,
+        receiver=receiver,
+        journal=options.journal,
+        max_in_flight=options.max_in_flight,
+        budget=options.budget,
+        on_event=on_event,
+    )
+    async with AsyncExitStack() as opened:
+        try:
+            if receiver is not None:
+                path = urlsplit(options.callback_url or "").path
+                await opened.enter_async_context(receiver.serve(port=options.port, path=path))
+            kie = await opened.enter_async_context(session)
+        except OSError as exc:
+            raise CannotRun(f"cannot listen on port {options.port}: {exc.strerror or exc}") from None
+        except JournalError as exc:
+            raise CannotRun(str(exc)) from None
+        yield kie
+
+
+def _hmac_keys() -> list[str]:
+    named = (os.environ.get(name, "").strip() for name in HMAC_KEY_VARIABLES)
+    return [key for key in named if key][:1]
