@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections import OrderedDict
 from collections.abc import Iterator
+from copy import copy
 from enum import Enum
 
 import attrs
@@ -75,6 +76,14 @@ class PendingCreate:
     error: CreateOutcomeUnknown | None = None
     former: PendingCreate | None = None
     """The one in whose place it is sent."""
+
+    def copy_error(self) -> CreateOutcomeUnknown | None:
+        """Return the error for one who asks; an error raised by many would grow by the traceback of each."""
+        if self.error is None:
+            return None
+        error = copy(self.error)
+        error.handle = self.handle
+        return error
 
     @property
     def is_taken(self) -> bool:

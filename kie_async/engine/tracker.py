@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 from collections import OrderedDict
+from copy import copy
 from datetime import UTC, datetime
 
 import attrs
@@ -128,7 +129,6 @@ class TaskTracker:
         reason = f"task {task_id} was created and could not be noted"
         pending.phase, pending.is_awaited = Phase.UNKNOWN, False
         pending.error = CreateOutcomeUnknown(intent.intent_id, reason, datetime.now(UTC), intent.ref)
-        pending.error.handle = pending.handle
         pending.handle.mark_unknown()
         pending.add_claim(task_id, ClaimSource.ANSWER)
         self._counters.creates += 1
@@ -159,7 +159,7 @@ class TaskTracker:
     def mark_unknown(self, pending: PendingCreate, error: CreateOutcomeUnknown) -> None:
         """Take in that nobody knows what became of the create; the slot is free at once."""
         handle = error.handle = pending.handle
-        pending.phase, pending.error = Phase.UNKNOWN, error
+        pending.phase, pending.error = Phase.UNKNOWN, copy(error)  # the other's traceback holds its body
         handle.mark_unknown()
         self._counters.unknown_creates += 1
         if self._ledger is not None:
