@@ -758,6 +758,7 @@ async def test_control_endpoints_take_no_target_that_names_a_host_of_its_own(tar
         writer.write(head.encode())
         assert (await reader.readline()).split()[1] == b"403"
         writer.close()
+        await writer.wait_closed()
 
 
 @pytest.mark.parametrize(("method", "name"), CONTROL)
