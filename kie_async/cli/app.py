@@ -15,10 +15,12 @@ from .demo import demo
 from .env_file import load_env_file
 from .journal import journal
 from .listen import listen
+from .report import report
 from .run import run
 from .runtime import configure_log
 from .sandbox import PASS_OPTIONS_ON, sandbox
 from .tasks import balance, status
+from .top import top
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -70,9 +72,11 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "run": run,
     "batch": batch,
+    "report": report,
     "status": status,
     "credits": balance,
     "listen": listen,
+    "top": top,
 }
 
 for name, command in _COMMANDS.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -26,6 +27,7 @@ from .batch_progress import BatchProgress, open_progress
 from .changed_rows import list_changed
 from .jobs_file import Jobs, read_jobs
 from .output import count_of, format_duration, print_err, print_out
+from .report import report_results
 from .runtime import DONE, FAILED, INTERRUPTED, CannotRun, explain, require_folder, require_key, run_command
 from .sessions import CallbackUrl, Port, SessionOptions, check_port, open_session
 
@@ -127,6 +129,8 @@ def batch(
 
     The whole file is checked first. If anything is wrong, all of it is listed and nothing is sent.
 
+    At the end report.html and results.csv, beside the results, show what became of every job.
+
     Run the same command again after a crash, a Ctrl-C or an error: it goes on, and nothing is paid twice.
     Ctrl-C once sends nothing more and waits for what is paid, twice leaves at once.
 
@@ -178,12 +182,14 @@ async def run_batch(options: BatchOptions) -> int:
         require_key()
         for folder in (options.out, options.results.parent, options.journal.parent):
             require_folder(folder)
-        ledger = BatchLedger(jobs, options.results)
+        ledger, began = BatchLedger(jobs, options.results), time.time()
         with open_progress() as progress:
             run = _CommandRun(options, ledger, progress)
             await run.run(jobs, chosen)
     print_out(f"{len(jobs)} jobs: {ledger.summary()}; see {options.results}")
-    return run.report_status()
+    status = run.report_status()
+    await report_results(options.results, title=options.jobs.name, began=began, journal=options.journal)
+    return status
 
 
 class _CommandRun:
@@ -346,6 +352,7 @@ class _CommandRun:
             self._ledger.record_task(event.ref, event.task_id)
         elif event.kind == "settled":
             self._settled_count += 1
+            self._ledger.record_end(event.ref, event.source)
 
     async def _update_progress(self) -> None:
         loop = asyncio.get_running_loop()
