@@ -17,7 +17,7 @@ from ..journal.sqlite import SqliteJournal
 from ..models import JobState, TaskRecord
 from .jobs_file import Jobs
 from .output import without_key
-from .report_data import Row, describe_request, read_lines, row_of_line
+from .report_data import describe_request, read_lines, row_of_line
 from .report_sums import Sums, Tally
 from .results_file import ResultsFile
 

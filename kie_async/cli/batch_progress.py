@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from ..events import Weather
-from .output import count_of, format_duration, format_usd, make_printable, print_err
+from .output import format_duration, format_usd, make_printable, print_err
 
 _WIDEST_BAR, _NARROWEST_BAR = 40, 10
 
@@ -168,9 +168,3 @@ class _LiveBoard:
     def print_line(self, line: str) -> None:
         # Through rich, which draws the board again below it; written past rich it would land in the board.
         self._live.console.print(make_printable(" ".join(line.split())), soft_wrap=True)
-
-
-def show_sums_line(total: int, states: dict[str, int]) -> str:
-    """Return the counts of all states in words; they add up to the number of jobs."""
-    kinds = "; ".join(f"{count} {state}" for state, count in states.items())
-    return f"{count_of(total, 'job')}: {kinds}"
