@@ -176,7 +176,8 @@ async def run_batch(options: BatchOptions) -> int:
             await run.run(jobs, chosen)
         sums = ledger.sums(began, run.totals)
     summary = show_summary(sums)
-    print_out(summary)
+    for text in summary.splitlines():
+        print_out(text)
     _print_reasons(sums)
     if run.problem:
         print_err(f"error: {run.problem}")
