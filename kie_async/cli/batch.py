@@ -27,7 +27,7 @@ from .changed_rows import list_changed
 from .jobs_file import Jobs, read_jobs
 from .output import count_of, print_err, print_out
 from .runtime import DONE, FAILED, INTERRUPTED, CannotRun, explain, require_folder, require_key, run_command
-from .sessions import CallbackUrl, Port, SessionOptions, check_port, open_session
+from .sessions import AccountName, CallbackUrl, Port, SessionOptions, check_port, open_session
 
 _WRITE_RETRY_S = 60.0
 
@@ -44,6 +44,7 @@ class BatchOptions:
     budget: Budget | None
     max_failures_in_a_row: int | None
     grace_s: float
+    account: str | None
     callback_url: str | None
     port: int
     only: frozenset[str]
@@ -92,6 +93,7 @@ def batch(
     grace: Annotated[
         float, typer.Option(min=0.0, metavar="S", help="After Ctrl-C, wait S seconds for what is paid.")
     ] = 60.0,
+    account: AccountName = None,
     callback_url: CallbackUrl = None,
     port: Port = None,
     only: Annotated[
@@ -148,6 +150,7 @@ def batch(
         budget=None if budget_credits is None else Budget(credits=budget_credits),
         max_failures_in_a_row=max_failures_in_a_row or None,
         grace_s=grace,
+        account=account,
         callback_url=callback_url,
         port=port,
         only=frozenset(only or ()),
@@ -248,6 +251,7 @@ class _CommandRun:
         options = self._options
         return SessionOptions(
             journal=self._journal,
+            account=options.account,
             callback_url=options.callback_url,
             port=options.port,
             max_in_flight=options.max_in_flight,

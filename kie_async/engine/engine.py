@@ -133,10 +133,10 @@ class Engine:
         """Read the journal and begin to take in callbacks.
 
         Raises:
-            JournalError: The journal cannot be opened or trusted.
+            JournalError: The journal cannot be opened or trusted, or belongs to another account.
         """
         try:
-            await self.recovery.replay()
+            await self.recovery.replay(self.settings.account)
             self.poller.restore(await self.journal.load_durations())
         except BaseException:
             await self.aclose()
@@ -247,4 +247,5 @@ def _journal_of(given: str | Path | Journal | None) -> Journal:
 def _upload_store(journal: Journal, settings: Settings) -> UploadStore:
     if not journal.is_durable:
         return MemoryUploadStore()
-    return JournalUploadStore(journal, account=settings.key, origins=(settings.base_url, settings.upload_url))
+    origins = (settings.base_url, settings.upload_url)
+    return JournalUploadStore(journal, account=settings.account.secret, origins=origins)
