@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import ThreadedResolver
+from aiohttp.abc import ResolveResult
 from conftest import OpenSession
 from support.journals import created, intent, opened, raw
 from support.tables import together
 
-from kie_async import AuthenticationError, JournalError, KieSession, Sandbox, SqliteJournal
+from kie_async import AuthenticationError, JournalError, KieSession, Network, Sandbox, SqliteJournal
 from kie_async._secrets import Secret
 from kie_async._validation import check_origin
 from kie_async.journal.account import Account, account_digest, derive_account_name
@@ -86,9 +89,13 @@ RULES: dict[str, list[tuple[Account, str | None]]] = {
         (account(OLD, WORK), TAKEN),
         (account(OLD, WORK, "http://localhost:8800"), elsewhere(REAL, "http://localhost:8800")),
     ],
-    "another sandbox": [
+    "a sandbox on another port": [
+        *((account(url="http://127.0.0.1:8800"), TAKEN), (account(url="http://127.0.0.1:8801"), TAKEN)),
+        *((account(url="https://127.0.0.2/kie"), TAKEN), (account(url="http://localhost"), TAKEN)),
+    ],
+    "a sandbox with another key": [
         (account(url="http://127.0.0.1:8800"), TAKEN),
-        (account(url="http://127.0.0.1:8801"), elsewhere("http://127.0.0.1:8800", "http://127.0.0.1:8801")),
+        (account(NEW, url="http://127.0.0.1:8801"), "was made with another key of http://127.0.0.1:8801"),
     ],
     "another host": [
         (account(), TAKEN),
@@ -297,16 +304,33 @@ async def test_a_rehearsal_is_not_taken_for_the_real_thing(
     sandbox: Sandbox, open_session: OpenSession, tmp_path: Path
 ) -> None:
     path = tmp_path / "run.db"
-    async with Sandbox() as rehearsal:
-        await make_one(await open_session(base_url=rehearsal.url, journal=path))
-        with pytest.raises(JournalError, match=elsewhere(rehearsal.url, sandbox.url)):
-            await open_session(journal=path)
-        with pytest.raises(JournalError, match=elsewhere(rehearsal.url, REAL)):
-            await open_session(base_url=REAL, journal=path)
-        asked = rehearsal.counts.total()
-        await open_session(base_url=rehearsal.url, journal=path)
-        assert rehearsal.counts.total() == asked
-    assert not sandbox.counts
+    task_id = await make_one(await open_session(journal=path))
+    with pytest.raises(JournalError, match=elsewhere(sandbox.url, REAL)):
+        await open_session(base_url=REAL, journal=path)
+    assert await make_one(await open_session(journal=path)) == task_id
+
+
+class Here(ThreadedResolver):
+    """Resolves every name to this machine."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        return await super().resolve("127.0.0.1", port, family)
+
+
+async def test_another_service_is_refused_before_anything_is_sent(
+    sandbox: Sandbox, open_session: OpenSession, tmp_path: Path
+) -> None:
+    port = sandbox.url.rpartition(":")[2]
+    named = f"http://sandbox.example:{port}"
+    network = Network(allow_http_to=["sandbox.example"], resolver=Here())
+    path = tmp_path / "run.db"
+    await make_one(await open_session(base_url=named, network=network, journal=path))
+    asked = sandbox.counts.total()
+    with pytest.raises(JournalError, match=elsewhere(named, sandbox.url)):
+        await open_session(journal=path)
+    assert sandbox.counts.total() == asked
 
 
 async def test_another_key_is_asked_about_before_anything_is_sent(
