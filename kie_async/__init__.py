@@ -46,7 +46,7 @@ from .inputs.kling import KlingAvatar
 from .inputs.media import Media
 from .inputs.request import TaskRequest
 from .journal.sqlite import SqliteJournal
-from .models import SettledTask, TaskRecord, TaskResult, TaskState, UploadedFile
+from .models import JobState, SettledTask, TaskRecord, TaskResult, TaskState, UploadedFile
 from .sandbox import Sandbox
 from .session import KieSession
 
@@ -71,6 +71,7 @@ __all__ = [
     "FileError",
     "InsufficientCredits",
     "InvalidRequest",
+    "JobState",
     "JournalError",
     "JournalLocked",
     "KieError",

@@ -18,6 +18,7 @@ from ._background import BoundToLoop
 from ._field_help import ShowsFields
 from ._validation import check_count, check_path, try_to_write
 from .engine.engine import Engine
+from .engine.job_states import state_after
 from .errors import (
     AuthenticationError,
     BatchStopped,
@@ -39,7 +40,7 @@ from .errors import (
 from .handle import TaskHandle
 from .inputs.fingerprint import fingerprint
 from .inputs.request import TaskRequest, TypedInput, as_request
-from .models import TaskResult
+from .models import JobState, TaskResult
 
 Requests = Iterable[TaskRequest | TypedInput] | AsyncIterable[TaskRequest | TypedInput]
 _STOPPING = (
@@ -78,6 +79,11 @@ class Outcome(metaclass=ShowsFields):
     """What went wrong; None if nothing did."""
     files: tuple[Path, ...] = ()
     """The downloaded files, if the batch downloads."""
+
+    @property
+    def state(self) -> JobState:
+        """How the job stands, in the word that people read."""
+        return state_after(self.error, has_task=bool(self.task_id), has_result=self.result is not None)
 
     @property
     def ok(self) -> bool:

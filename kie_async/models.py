@@ -42,6 +42,27 @@ class TaskState(StrEnum):
         self.is_terminal = word in {"success", "fail"}
 
 
+class JobState(StrEnum):
+    """How a job stands, in the one word that people read: on the command line, in results and reports."""
+
+    QUEUED = "queued"
+    """It waits for its turn here."""
+    SENDING = "sending"
+    """Its create is on the wire."""
+    RUNNING = "running"
+    """Its task exists at the service, is paid, and was not seen to end."""
+    DONE = "done"
+    NOT_SAVED = "done, not saved"
+    """There is a result, and a file of it could not be fetched."""
+    FAILED = "failed"
+    """The service ended its task without a result."""
+    REFUSED = "refused"
+    """The service, or a check before it, said no to this job: no task was made."""
+    NOT_SENT = "not sent"
+    PERHAPS_PAID = "perhaps paid"
+    """The outcome of its create is unknown: money may have been spent."""
+
+
 def advance(current: TaskState, observed: TaskState) -> TaskState:
     """Return the state after *observed*; terminal states stay, a stale replica moves nothing back."""
     return current if current.is_terminal or observed.rank <= current.rank else observed

@@ -38,6 +38,7 @@ from .engine.settings import CallbackPolicy, Settings, with_environment
 from .errors import InvalidRequest, SessionMisuse
 from .events import Counters, SessionEvent, SessionStats
 from .handle import TaskHandle
+from .inputs.durations import MODEL_DURATIONS_S
 from .inputs.media import Media
 from .inputs.request import TaskRequest, TypedInput, as_request
 from .journal.account import Account, derive_account_name
@@ -424,6 +425,18 @@ class KieSession(BoundToLoop):
         async with aclosing(self._engine.downloads.stream(_url_of(result))) as blocks:
             async for block in blocks:
                 yield block
+
+    def expected_s(self, model: str) -> float | None:
+        """Return how many seconds a task of a model takes in the median, queueing at the service included.
+
+        From the tasks of the model that ended here, or in earlier runs with the journal; before three did,
+        from a table of what users measured, and None where that does not know the model.
+
+        Raises:
+            SessionMisuse: The session is not open here.
+        """
+        learned_s = self._engine.poller.median_s(model)
+        return MODEL_DURATIONS_S.get(model) if learned_s is None else learned_s
 
     def stats(self) -> SessionStats:
         """Return what the session did so far."""

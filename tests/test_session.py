@@ -1325,6 +1325,28 @@ asyncio.run(main())
 """
 
 
+class TestHowLongATaskTakes:
+    async def test_before_one_was_seen_the_table_says_it(
+        self, sandbox: Sandbox, open_session: OpenSession
+    ) -> None:
+        kie = await open_session()
+
+        assert kie.expected_s("kling/v1-avatar-standard") == 300
+        assert kie.expected_s("nobody/knows") is None
+
+    async def test_what_was_seen_counts_more_than_the_table(
+        self, sandbox: Sandbox, open_session: OpenSession
+    ) -> None:
+        kie = await open_session(poll=PollSchedule(first_s=0.02))
+
+        for _ in range(4):
+            handle = await kie.create("sandbox/echo", {})
+            sandbox.finish(handle.task_id)
+            await handle
+
+        assert kie.expected_s("sandbox/echo") == pytest.approx(0.1, abs=1.0)
+
+
 class TestNoise:
     def test_a_program_that_ends_during_a_create_says_so_without_a_traceback(self) -> None:
         run = run_python(ENDS_IN_A_CREATE)

@@ -19,6 +19,7 @@ from .run import run
 from .runtime import configure_log
 from .sandbox import PASS_OPTIONS_ON, sandbox
 from .tasks import balance, status
+from .top import top
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -73,6 +74,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "status": status,
     "credits": balance,
     "listen": listen,
+    "top": top,
 }
 
 for name, command in _COMMANDS.items():

@@ -25,7 +25,7 @@ from .batch_ledger import BatchLedger
 from .batch_progress import BatchProgress, open_progress
 from .changed_rows import list_changed
 from .jobs_file import Jobs, read_jobs
-from .output import count_of, print_err, print_out
+from .output import count_of, format_duration, print_err, print_out
 from .runtime import DONE, FAILED, INTERRUPTED, CannotRun, explain, require_folder, require_key, run_command
 from .sessions import AccountName, CallbackUrl, Port, SessionOptions, check_port, open_session
 
@@ -359,7 +359,7 @@ class _CommandRun:
             ledger, eta = self._ledger, ""
             if self._settled_count:
                 still = ledger.total - ledger.ended
-                eta = f", ETA {_duration((loop.time() - began) / self._settled_count * still)}"
+                eta = f", ETA {format_duration((loop.time() - began) / self._settled_count * still)}"
             self._progress.show(ledger.ended, ledger.total, ledger.summary() + eta)
 
     async def _write_changes(self) -> None:
@@ -370,9 +370,3 @@ class _CommandRun:
                 # A full disk must not end the wait for tasks that are paid.
                 self._progress.print_line(f"cannot write {self._options.results} now: {exc.strerror}")
                 await asyncio.sleep(_WRITE_RETRY_S)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -76,6 +76,13 @@ def format_number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}".rstrip("0").rstrip(".")
 
 
+def format_duration(seconds: float) -> str:
+    """Return a duration in the largest unit that has two digits: ``40 s``, ``12 min``, ``2.5 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def count_of(count: int, noun: str) -> str:
     """Return a number of things in words: ``1 job``, ``40 jobs``."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
@@ -100,6 +107,11 @@ def show_id(task_id: str, *, as_json: bool) -> None:
         print_err(f"task {task_id}")
     else:
         _print_row("task", task_id)
+
+
+def show_expected(seconds: float) -> None:
+    """Show how long a task is likely to take."""
+    _print_row("expected", f"about {format_duration(seconds)}")
 
 
 def show_task(record: TaskRecord, files: Sequence[Path], *, as_json: bool, is_id_shown: bool = False) -> None:

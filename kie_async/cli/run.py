@@ -16,7 +16,7 @@ from ..events import SessionEvent
 from ..inputs.kling import AVATAR_MODELS, AvatarModel, KlingAvatar
 from ..inputs.request import TaskRequest
 from ..session import KieSession
-from .output import print_err, show_id
+from .output import print_err, show_expected, show_id
 from .runtime import CannotRun, require_folder, require_key, run_command, wait_command
 from .sessions import AccountName, CallbackUrl, Port, SessionOptions, check_port, open_session
 from .tasks import AsJson, TaskOptions, Timeout, await_end
@@ -188,6 +188,9 @@ async def _run(asked: _Asked, session: SessionOptions, options: TaskOptions) -> 
     try:
         async with reporter.open_session(session) as kie:
             handle = await kie.create(request, timeout_s=options.timeout_s)
+            expected_s = kie.expected_s(request.model)
+            if expected_s is not None and not handle.is_done and not options.as_json:
+                show_expected(expected_s)
             return await await_end(kie, handle, reporter.options)
     except asyncio.CancelledError:
         print_err(f"interrupted: {reporter.interrupt_summary()}")

@@ -13,7 +13,7 @@ from pathlib import Path
 import attrs
 
 from ..errors import JournalError
-from ..models import TaskRecord, TaskState
+from ..models import JobState, TaskRecord, TaskState
 from ..wire.records import decode_record
 from .account import Account
 
@@ -39,6 +39,20 @@ class IntentState(StrEnum):
     SUCCEEDED = "SUCCEEDED"
     FAILED = "FAILED"
     WRITTEN_OFF = "WRITTEN_OFF"
+
+
+_JOB_STATES = {
+    IntentState.PLANNED: JobState.NOT_SENT,
+    IntentState.SENDING: JobState.SENDING,
+    IntentState.CREATED: JobState.RUNNING,
+    IntentState.REJECTED: JobState.REFUSED,
+    IntentState.NOT_CREATED: JobState.NOT_SENT,
+    IntentState.UNKNOWN: JobState.PERHAPS_PAID,
+    IntentState.SUCCEEDED: JobState.DONE,
+    IntentState.FAILED: JobState.FAILED,
+    # A person stopped waiting for it; that changes nothing about the money.
+    IntentState.WRITTEN_OFF: JobState.PERHAPS_PAID,
+}
 
 
 @attrs.frozen(kw_only=True)
@@ -67,6 +81,11 @@ class Intent:
     """When its end was noted, in the same way; None while it was not seen to end."""
     replaces: str = ""
     """The intent of unknown outcome in whose place this one is sent: somebody accepted to pay for both."""
+
+    @property
+    def job_state(self) -> JobState:
+        """How it stands, in the word that people read."""
+        return _JOB_STATES[self.state]
 
     @property
     def frees_its_ref(self) -> bool:

@@ -109,6 +109,14 @@ class PollPlanner:
             self._planned_loss = share
         return is_worse
 
+    def median_s(self, model: str, now: float) -> float | None:
+        """Return how long a task of a model takes in the median; None until enough were seen to end."""
+        known = self._models.get(model)
+        if known is None or known.durations.seen < MIN_COMPLETIONS:
+            return None
+        median_s = self._curve(model, now).end_of(0.5)
+        return None if math.isinf(median_s) else median_s
+
     # --- what was seen -------------------------------------------------------------------------
 
     def note_running(self, model: str, from_s: float, to_s: float) -> None:

@@ -78,7 +78,7 @@ class PollCurve:
             polls.append(polls[-1] + root * whole / (2 * wait_s))
         curve = cls(edges_s[: len(polls)], polls, cumulative)
         curve.is_learned = True
-        curve.late_s = _inverse(edges_s, cumulative, -math.log(_LATE_SHARE))
+        curve.late_s = curve.end_of(1 - _LATE_SHARE)
         return curve
 
     def at_most(self, other: PollCurve) -> PollCurve:
@@ -103,6 +103,10 @@ class PollCurve:
             if number == len(made):
                 return math.inf
         return edges_s[number] - (made[number] - wanted) / self._per_s[number]
+
+    def end_of(self, share: float) -> float:
+        """Return the age by which such a share of the tasks has ended; infinite if that is never."""
+        return _inverse(self._edges_s, self._cumulative_hazard, -math.log1p(-share))
 
     def chance(self, from_s: float, to_s: float) -> float:
         """Return how likely a task that ran at one age has ended at the other."""

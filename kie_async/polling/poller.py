@@ -155,6 +155,10 @@ class Poller:
         """Return what was learned, if so many ends were taken in since it was last returned."""
         return self._planner.take_learned(min_completions)
 
+    def median_s(self, model: str) -> float | None:
+        """Return how long a task of a model takes in the median; None until enough were seen to end."""
+        return self._planner.median_s(model, self._now())
+
     def restore(self, learned: Learned) -> None:
         """Begin with what another session had learned."""
         self._planner.restore(learned)

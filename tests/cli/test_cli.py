@@ -287,7 +287,8 @@ async def test_run_shows_the_id_at_once_and_then_what_became_of_it(tmp_path: Pat
 
     assert (film[0], film[2]) == (0, "")
     rows = dict(line.split(maxsplit=1) for line in film[1].splitlines())
-    assert rows.keys() == {"model", "state", "credits", "took", "url", "file"}
+    assert rows["expected"] == "about 5 min"
+    assert rows.keys() == {"expected", "model", "state", "credits", "took", "url", "file"}
     assert (rows["state"], rows["credits"]) == ("success", "16")
     assert rows["file"] in {str(file) for file in out.iterdir()}
 

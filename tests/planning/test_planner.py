@@ -200,6 +200,19 @@ class TestWithCallbacks:
         assert expected == pytest.approx(table.callback_loss.share * alone)
 
 
+class TestHowLongATaskTakes:
+    def test_the_median_is_what_half_of_the_tasks_took(self) -> None:
+        table = PollPlanner(PollSchedule())
+        for duration_s in range(80, 161):
+            table.note_finished(MODEL, float(duration_s), seen_s=0.0)
+        assert table.median_s(MODEL, 1e6) == pytest.approx(120.0, rel=0.1)
+
+    def test_before_a_few_have_ended_nobody_knows(self) -> None:
+        assert taught(count=2).median_s(MODEL, 1e6) is None
+        assert taught(count=4).median_s(MODEL, 1e6) is not None
+        assert taught().median_s("another/model", 1e6) is None
+
+
 class TestWhatIsKept:
     def test_it_is_worth_keeping_after_so_many_ends(self) -> None:
         table = PollPlanner(PollSchedule())

@@ -1,0 +1,143 @@
+"""``kie-async top``: shows how a batch stands by its journal, also while it runs elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import os
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Annotated
+
+import attrs
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from ..errors import JournalError
+from ..journal.base import Intent
+from ..journal.sqlite import SqliteJournal
+from ..models import JobState
+from .output import count_of, format_duration, format_number, make_printable, print_out
+from .runtime import DONE, CannotRun, run_command
+
+_MOST_RUNNING, _MOST_FAILURES = 10, 5
+
+_ORDER = (
+    *(JobState.DONE, JobState.FAILED, JobState.REFUSED, JobState.PERHAPS_PAID),
+    *(JobState.RUNNING, JobState.SENDING, JobState.QUEUED, JobState.NOT_SENT),
+)
+
+Every = Annotated[float, typer.Option("--every", min=0.2, metavar="S", help="Read it again each S seconds.")]
+
+
+def top(
+    *,
+    file: Annotated[Path, typer.Argument(metavar="JOURNAL", help="The journal.")],
+    every: Every = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Show it once, and leave.")] = False,
+) -> None:
+    """Show how the jobs of a journal stand: by state, what runs for how long, the last failures, credits.
+
+    Sends nothing, needs no key, and disturbs nobody who uses the journal. Ctrl-C ends it. Where standard
+    output is no terminal it is shown once.
+    """
+    if not os.path.exists(file):  # unlike `Path.exists` it never raises
+        raise typer.BadParameter(f"there is no journal {file}", param_hint="JOURNAL")
+    is_live = sys.stdout.isatty() and not once
+    run_command(show_live(lambda: read_overview(file), every) if is_live else _show_once(file))
+
+
+@attrs.define
+class Overview:
+    """What a journal says at one moment."""
+
+    counts: Counter[JobState] = attrs.field(factory=Counter)
+    credits: float = 0.0
+    oldest: list[tuple[int, str, str]] = attrs.field(factory=list)
+    """Of those that run: when they were planned, ref, task id."""
+    failures: deque[tuple[int, str, str]] = attrs.field(factory=lambda: deque(maxlen=_MOST_FAILURES))
+    """The last ones: when they ended, ref, reason."""
+
+    def lines(self, now_s: float) -> Iterator[str]:
+        """Yield what there is to say."""
+        kinds = ", ".join(f"{self.counts[state]} {state}" for state in _ORDER if self.counts[state])
+        yield f"{count_of(self.counts.total(), 'job')}{': ' if kinds else ''}{kinds}"
+        yield f"{format_number(self.credits)} credits ({format_number(self.credits * 0.005)} USD)"
+        for place, (planned_ms, ref, task_id) in enumerate(self.oldest, start=1):
+            age_s = max(0.0, now_s - planned_ms / 1000)
+            yield f"running  {place:>3}  {format_duration(age_s):>7}  {ref}  {task_id}"
+        if (more := self.counts[JobState.RUNNING] - len(self.oldest)) > 0:
+            yield f"running  and {more} more, younger"
+        for ended_ms, ref, reason in reversed(self.failures):
+            ago_s = max(0.0, now_s - ended_ms / 1000)
+            yield f"failed   {format_duration(ago_s):>7} ago  {ref}  {reason}"
+
+
+async def read_overview(file: Path) -> Overview:
+    """Return what a journal says now.
+
+    Raises:
+        CannotRun: It is no journal, or cannot be read.
+    """
+    source, overview = SqliteJournal(file), Overview()
+    running: list[tuple[int, str, str]] = []
+    failed: list[tuple[int, str, Intent]] = []
+    try:
+        await source.open_to_read()
+        async for intent in source.iterate_intents():
+            overview.counts[intent.job_state] += 1
+            overview.credits += intent.credits or 0.0
+            if intent.job_state is JobState.RUNNING:
+                running.append((intent.planned_ms, _name(intent), intent.task_id))
+            elif intent.job_state in {JobState.FAILED, JobState.REFUSED}:
+                _keep_last(failed, (intent.terminal_ms or intent.planned_ms, intent.intent_id, intent))
+        for ended_ms, _, intent in sorted(failed):
+            # The rows of an iteration come without their records, which may be large.
+            whole = await source.find_by_task(intent.task_id) if intent.task_id else None
+            overview.failures.append((ended_ms, _name(intent), _reason(whole or intent)))
+    except JournalError as exc:
+        raise CannotRun(str(exc)) from None
+    finally:
+        await source.aclose()
+    overview.oldest = heapq.nsmallest(_MOST_RUNNING, running)
+    return overview
+
+
+def _keep_last(kept: list[tuple[int, str, Intent]], item: tuple[int, str, Intent]) -> None:
+    add = heapq.heappush if len(kept) < _MOST_FAILURES else heapq.heappushpop
+    add(kept, item)
+
+
+def _name(intent: Intent) -> str:
+    return intent.ref or intent.intent_id
+
+
+def _reason(intent: Intent) -> str:
+    record = intent.read_end()
+    said = (record.fail_code, record.fail_message) if record else (str(intent.code or ""), intent.reason)
+    return " ".join(" ".join(said).split())
+
+
+async def _show_once(file: Path) -> int:
+    for line in (await read_overview(file)).lines(time.time()):
+        print_out(line)
+    return DONE
+
+
+async def show_live(read: Callable[[], Awaitable[Overview]], every_s: float) -> int:
+    """Show an overview in place, again and again, until cancelled by Ctrl-C, which is the ordinary end."""
+    console = Console(markup=False, highlight=False, emoji=False)
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            try:
+                overview = await read()
+                text = "\n".join(make_printable(line) for line in overview.lines(time.time()))
+                live.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
+                await asyncio.sleep(every_s)
+            except asyncio.CancelledError:
+                return DONE
