@@ -111,11 +111,12 @@ def open_files() -> int:
 
 @pytest.fixture(autouse=True)
 def log_level() -> Iterator[None]:
-    """Take back what a test, or the command line in it, did to the level of our log."""
-    log = logging.getLogger("kie_async")
-    level = log.level
+    """Take back what a test, or the command line in it, did to the levels of our logs."""
+    logs = [logging.getLogger(name) for name in ("kie_async", "kie_async.uploads", "kie_async.weather")]
+    levels = [log.level for log in logs]
     yield
-    log.setLevel(level)
+    for log, level in zip(logs, levels, strict=True):
+        log.setLevel(level)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from .demo import demo
 from .env_file import load_env_file
 from .journal import journal
 from .listen import listen
+from .report import report
 from .run import run
 from .runtime import configure_log
 from .sandbox import PASS_OPTIONS_ON, sandbox
@@ -71,6 +72,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "run": run,
     "batch": batch,
+    "report": report,
     "status": status,
     "credits": balance,
     "listen": listen,

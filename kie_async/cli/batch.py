@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -14,7 +15,7 @@ from typing import Annotated
 import attrs
 import typer
 
-from ..batch import MAX_FAILURES_IN_A_ROW, Batch
+from ..batch import GIVE_UP_AFTER_S, MAX_FAILURES_IN_A_ROW, Batch
 from ..config import Budget
 from ..errors import AuthenticationError, BatchStopped, FileError, KieError
 from ..events import SessionEvent
@@ -26,6 +27,7 @@ from .batch_progress import BatchProgress, open_progress
 from .changed_rows import list_changed
 from .jobs_file import Jobs, read_jobs
 from .output import count_of, format_duration, print_err, print_out
+from .report import report_results
 from .runtime import DONE, FAILED, INTERRUPTED, CannotRun, explain, require_folder, require_key, run_command
 from .sessions import AccountName, CallbackUrl, Port, SessionOptions, check_port, open_session
 
@@ -43,6 +45,7 @@ class BatchOptions:
     max_in_flight: int
     budget: Budget | None
     max_failures_in_a_row: int | None
+    give_up_after_s: float
     grace_s: float
     account: str | None
     callback_url: str | None
@@ -90,6 +93,10 @@ def batch(
         int,
         typer.Option(min=0, metavar="N", help="Stop when N tasks of a model fail in a row; 0 is never."),
     ] = MAX_FAILURES_IN_A_ROW,
+    give_up_after: Annotated[
+        float,
+        typer.Option(min=0.0, metavar="S", help="Wait S seconds for a full disk; 0 is not at all."),
+    ] = GIVE_UP_AFTER_S,
     grace: Annotated[
         float, typer.Option(min=0.0, metavar="S", help="After Ctrl-C, wait S seconds for what is paid.")
     ] = 60.0,
@@ -129,6 +136,8 @@ def batch(
 
     The whole file is checked first. If anything is wrong, all of it is listed and nothing is sent.
 
+    At the end report.html and results.csv, beside the results, show what became of every job.
+
     Run the same command again after a crash, a Ctrl-C or an error: it goes on, and nothing is paid twice.
     Ctrl-C once sends nothing more and waits for what is paid, twice leaves at once.
 
@@ -149,6 +158,7 @@ def batch(
         max_in_flight=max_in_flight,
         budget=None if budget_credits is None else Budget(credits=budget_credits),
         max_failures_in_a_row=max_failures_in_a_row or None,
+        give_up_after_s=give_up_after,
         grace_s=grace,
         account=account,
         callback_url=callback_url,
@@ -181,12 +191,14 @@ async def run_batch(options: BatchOptions) -> int:
         require_key()
         for folder in (options.out, options.results.parent, options.journal.parent):
             require_folder(folder)
-        ledger = BatchLedger(jobs, options.results)
+        ledger, began = BatchLedger(jobs, options.results), time.time()
         with open_progress() as progress:
             run = _CommandRun(options, ledger, progress)
             await run.run(jobs, chosen)
     print_out(f"{len(jobs)} jobs: {ledger.summary()}; see {options.results}")
-    return run.report_status()
+    status = run.report_status()
+    await report_results(options.results, title=options.jobs.name, began=began, journal=options.journal)
+    return status
 
 
 class _CommandRun:
@@ -280,6 +292,7 @@ class _CommandRun:
             requests,
             download_to=self._options.out,
             max_failures_in_a_row=self._options.max_failures_in_a_row,
+            give_up_after_s=self._options.give_up_after_s,
         )
 
     async def _write_results(self) -> None:
@@ -350,6 +363,7 @@ class _CommandRun:
             self._ledger.record_task(event.ref, event.task_id)
         elif event.kind == "settled":
             self._settled_count += 1
+            self._ledger.record_end(event.ref, event.source)
 
     async def _update_progress(self) -> None:
         loop = asyncio.get_running_loop()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +24,7 @@ from ..inputs.request import TaskRequest
 from ..models import TaskRecord
 from .jobs_file import Jobs
 from .output import format_number, without_key
+from .report_data import describe_request, read_lines
 from .results_file import ResultsFile
 
 JobState = Literal["pending", "running", "done", "failed", "unknown"]
@@ -40,8 +43,10 @@ class BatchLedger:
         self.total = len(jobs)
         self.ended = 0
         """Jobs of which this run has an outcome."""
-        self.results = ResultsFile(path, (_results_line(line, job, "pending") for line, job in jobs))
         self._jobs = jobs
+        self._folder = path.parent
+        self._ends = _read_ends(path)
+        self.results = ResultsFile(path, (self._line(line, job, "pending") for line, job in jobs))
         self._states: list[JobState] = ["pending"] * len(jobs)
         self._has_outcome = bytearray(len(jobs))
         self._counts: Counter[JobState] = Counter({"pending": len(jobs)})
@@ -64,6 +69,11 @@ class BatchLedger:
         if index is not None and not self._has_outcome[index]:
             self._set(index, "running" if task_id else "unknown", {"task_id": task_id})
 
+    def record_end(self, ref: str | None, source: str) -> None:
+        """Record that a job's task was seen to end now, by a callback or by a poll."""
+        if ref is not None and source:
+            self._ends[ref] = (source, _iso(datetime.now(UTC)))
+
     def record_outcome(self, outcome: Outcome) -> tuple[int, JobState]:
         """Record the outcome of a job; return the line it stands in, and the state it ends in."""
         state = state_after(outcome.error)
@@ -74,17 +84,53 @@ class BatchLedger:
         fields: dict[str, Any] = {"task_id": outcome.task_id, "files": [str(file) for file in outcome.files]}
         if record is not None:
             fields |= _record_fields(record)
+            if record.completed_at is not None:  # if this run did not see it end, the service's word counts
+                self._ends.setdefault(outcome.ref or "", ("", _iso(record.completed_at)))
         if outcome.error is not None:
             fields["error"] = without_key(str(outcome.error))
         return self._set(outcome.index, state, fields), state
 
     def _set(self, index: int, state: JobState, fields: dict[str, Any]) -> int:
         line, request = self._jobs[index]
-        self.results.set_line(index, _results_line(line, request, state) | fields)
+        self.results.set_line(index, self._line(line, request, state) | fields)
         self._counts[self._states[index]] -= 1
         self._counts[state] += 1
         self._states[index] = state
         return line
+
+    def _line(self, line: int, request: TaskRequest, state: JobState) -> dict[str, Any]:
+        source, ended_at = self._ends.get(request.ref or "", ("", ""))
+        return {
+            "ref": request.ref,
+            "line": line,
+            "model": request.model,
+            "outcome": state,
+            "task_id": "",
+            "credits": None,
+            "duration_s": None,
+            "urls": [],
+            "result_object": None,
+            "files": [],
+            "error": "",
+            "told_by": source,
+            "ended_at": ended_at,
+            **describe_request(request, self._folder),
+        }
+
+
+def _iso(time: datetime) -> str:
+    return f"{time:%Y-%m-%dT%H:%M:%S.%fZ}"
+
+
+def _read_ends(path: Path) -> dict[str, tuple[str, str]]:
+    """Return what told of the ends that former runs saw, and when, by ref: no journal knows that."""
+    ends = {}
+    with suppress(OSError):
+        for line in read_lines(path):
+            ref, source, ended_at = line.get("ref"), line.get("told_by"), line.get("ended_at")
+            if isinstance(ref, str) and isinstance(source, str) and isinstance(ended_at, str) and ended_at:
+                ends[ref] = (source, ended_at)
+    return ends
 
 
 def state_after(error: KieError | None) -> JobState:
@@ -110,20 +156,4 @@ def _record_fields(record: TaskRecord) -> dict[str, Any]:
         "duration_s": record.duration_s,
         "urls": list(record.urls),
         "result_object": None if record.result_object is None else dict(record.result_object),
-    }
-
-
-def _results_line(line: int, request: TaskRequest, state: JobState) -> dict[str, Any]:
-    return {
-        "ref": request.ref,
-        "line": line,
-        "model": request.model,
-        "outcome": state,
-        "task_id": "",
-        "credits": None,
-        "duration_s": None,
-        "urls": [],
-        "result_object": None,
-        "files": [],
-        "error": "",
     }

@@ -6,8 +6,10 @@ import asyncio
 import math
 import random
 import secrets
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -26,6 +28,9 @@ from .demo_display import DemoProgress, make_console, make_progress, show_report
 from .demo_media import read_portrait, read_voice
 from .demo_report import Job, Report
 from .output import print_err
+from .report import report_results
+from .report_data import RESULTS_NAME
+from .results_file import ResultsFile
 from .runtime import DONE, FAILED, require_folder, require_renderer, run_command
 
 # The real service takes minutes (median about 120 s) and its callbacks some seconds. The demo's clock
@@ -41,6 +46,19 @@ _TASK_TIMEOUT_S = 120.0
 _MAX_DOWNLOADS = 8
 """Results fetched at once."""
 _BALANCE = 1e9
+
+_NOTICE = "Made with the sandbox on this machine: nothing was paid. The credits are the service's prices."
+
+_PROMPTS = (
+    *("a warm smile", "calm, with a slow nod", "surprised and delighted", "thoughtful, eyes to the side"),
+    *("a wink at the end", "serious, like a newsreader", "about to laugh", "proud and a little shy"),
+    *(
+        "sleepy, first thing in the morning",
+        "telling a secret",
+        "cheerful, head tilted",
+        "sure of every word",
+    ),
+)
 
 
 @attrs.frozen(kw_only=True)
@@ -102,14 +120,31 @@ async def run_demo(options: DemoOptions, console: Console) -> int:
     require_renderer()
     require_folder(options.out)
     request = _make_request(options)
-    jobs = [Job(number=number) for number in range(1, options.jobs + 1)]
+    began = time.time()
+    jobs = [
+        Job(number=number, prompt=_PROMPTS[(number - 1) % len(_PROMPTS)])
+        for number in range(1, options.jobs + 1)
+    ]
     try:
         report = await _make_all(options, request, jobs, console)
     except asyncio.CancelledError:
         print_err(f"interrupted: {sum(job.file is not None for job in jobs)} videos are in {options.out}")
         raise
     show_report(console, report)
+    await _write_report(report, request, began)
     return DONE if report.is_complete else FAILED
+
+
+async def _write_report(report: Report, avatar: KlingAvatar, began: float) -> None:
+    """Write the results as a batch does, and the page that shows them."""
+    folder = report.folder
+    results = ResultsFile(folder / RESULTS_NAME, (job.results_line(avatar, folder) for job in report.jobs))
+    try:
+        await results.write()
+    except OSError as exc:
+        print_err(f"no report: cannot write {results.path}: {exc.strerror}")
+    else:
+        await report_results(results.path, title="The demo", began=began, notice=_NOTICE)
 
 
 def _make_request(options: DemoOptions) -> KlingAvatar:
@@ -165,7 +200,8 @@ async def _make(
 ) -> None:
     """Make one video, from the create to the file."""
     try:
-        result = await (await kie.create(request, ref=job.ref))
+        avatar = attrs.evolve(request, prompt=job.prompt)
+        result = await (await kie.create(avatar, ref=job.ref))
         async with downloads:
             job.file = (await kie.download(result, folder))[0]
     except KieError as exc:
@@ -235,9 +271,9 @@ class _JobUpdater:
         job = self._jobs[event.ref or ""]  # every task of the demo has a ref
         now = asyncio.get_running_loop().time()
         if event.kind == "created":
-            job.created_at, job.state = now, "created"
+            job.created_at, job.state, job.task_id = now, "created", event.task_id
         elif event.kind == "settled":
-            job.settled_at, job.source = now, event.source
+            job.settled_at, job.ended_at, job.source = now, datetime.now(UTC), event.source
         if event.record is not None:
             job.state, job.credits = str(event.record.state), event.record.credits
         self._progress.show(job)

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import attrs
 
+from ..inputs.kling import KlingAvatar
+from ..models import JobState
 from .output import format_number
+from .report_data import describe_request
+
+_OUTCOMES = {
+    "planned": JobState.NOT_SENT,
+    "refused": JobState.REFUSED,
+    "fail": JobState.FAILED,
+    "success": JobState.NOT_SAVED,
+}
+"""Of a job without a file."""
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -16,10 +29,14 @@ class Job:
     """One video of the demo."""
 
     number: int
+    prompt: str = "a warm smile"
     state: str = "planned"
     created_at: float | None = None
     """Seconds on the loop's clock, as the next."""
     settled_at: float | None = None
+    ended_at: datetime | None = None
+    """The same on the calendar."""
+    task_id: str = ""
     source: str = ""
     """What brought its end first: ``callback`` or ``poll``."""
     credits: float | None = None
@@ -43,6 +60,32 @@ class Job:
     def is_over(self) -> bool:
         """Return whether nothing more will come of it."""
         return self.file is not None or bool(self.error)
+
+    @property
+    def outcome(self) -> JobState:
+        """Return how it ended, in the words of a report."""
+        if self.file is not None:
+            return JobState.DONE
+        return _OUTCOMES.get(self.state, JobState.RUNNING)
+
+    def results_line(self, avatar: KlingAvatar, folder: Path) -> dict[str, Any]:
+        """Return its line in a results file in *folder*, as a batch writes it; *avatar* is what all share."""
+        request = avatar.as_request()
+        return {
+            "ref": self.ref,
+            "line": self.number,
+            "model": request.model,
+            "outcome": self.outcome.value,
+            "task_id": self.task_id,
+            "credits": self.credits,
+            "duration_s": None if self.seconds is None else round(self.seconds, 3),
+            "files": [str(self.file)] if self.file else [],
+            "error": self.error,
+            "told_by": self.source,
+            "ended_at": "" if self.ended_at is None else self.ended_at.isoformat(),
+            **describe_request(request, folder),
+            "prompt": self.prompt,
+        }
 
 
 @attrs.frozen(kw_only=True)

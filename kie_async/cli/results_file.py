@@ -60,7 +60,7 @@ class ResultsFile:
         # A write whose caller was cancelled goes on in its thread and may come here late, even last:
         # it copies the lines only now, so that it never puts old ones over newer ones.
         with self._write_lock:
-            _replace(self.path, self._lines.copy())
+            replace_file(self.path, self._lines.copy())
 
 
 def _encode(line: dict[str, Any]) -> bytes:
@@ -68,7 +68,12 @@ def _encode(line: dict[str, Any]) -> bytes:
     return escape_marks(json.dumps(line, ensure_ascii=False)).encode(errors="replace") + b"\n"
 
 
-def _replace(path: Path, lines: list[bytes]) -> None:
+def replace_file(path: Path, lines: Iterable[bytes]) -> None:
+    """Write a file anew and put it in the place of the one that is there.
+
+    Raises:
+        OSError: The file stays as it was.
+    """
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         with draft.open("xb") as file:

@@ -114,10 +114,12 @@ def require_folder(folder: Path) -> None:
 
 
 def configure_log(*, verbose: bool) -> None:
-    """Send the package's log to standard error: errors and what is said of files, or all of it."""
+    """Send the package's log to standard error: errors, files and what is waited for, or all of it."""
     handler = logging.StreamHandler()
     handler.setFormatter(LogFormatter("%(name)s: %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.ERROR)
     logging.getLogger("kie_async").setLevel(logging.DEBUG if verbose else logging.ERROR)
     # What is said of files beforehand saves a task that would fail.
     logging.getLogger("kie_async.uploads").setLevel(logging.DEBUG if verbose else logging.WARNING)
+    # Whoever sees nothing happen for an hour must know why, and when it is over.
+    logging.getLogger("kie_async.weather").setLevel(logging.DEBUG if verbose else logging.INFO)

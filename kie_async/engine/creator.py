@@ -21,9 +21,12 @@ from ..errors import (
     RateLimited,
     RefConflict,
     SessionMisuse,
+    TransportError,
+    UploadRefused,
 )
 from ..files.uploads import Uploads
 from ..handle import TaskHandle
+from ..http.backoff import MAX_ATTEMPTS, delays
 from ..inputs.fingerprint import changed_fields, fingerprint, is_same
 from ..inputs.request import TaskRequest
 from ..journal.base import Claim, ClaimSource, Intent, IntentState, TaskAlreadyBound, log_failed_note
@@ -89,7 +92,8 @@ class TaskCreator:
     ) -> TaskHandle:
         """Return the handle of a new task, or the one a ref stands for; see `KieSession.create`.
 
-        With *wait_if_sent* a first cancel stops only what has not left; what has left is waited for.
+        With *wait_if_sent* a first cancel stops only what has not left; what has left is waited for. Such a
+        create keeps trying, however long the service is out of reach: whoever wants its end stops it.
         """
         if request.ref is None:
             return await self._create(request, b"", timeout_s, wait_if_sent)
@@ -139,13 +143,14 @@ class TaskCreator:
         *,
         former: PendingCreate | None = None,
     ) -> TaskHandle:
-        intent_id = new_intent_id()
-        request = await self._uploads.replace_media(request)
+        intent_id, begun_at = new_intent_id(), asyncio.get_running_loop().time()
+        request = await self._with_uploads(request, keeps_trying=wait_if_sent)
         wire_request = encode_create(request, None)  # says what is wrong with it while no address is in sight
         if request.callback_url is None:
             wire_request = self._addressed(wire_request, intent_id)
         # After the uploads: they take long and cost nothing, and a slot is for what may be paid.
-        await self._admission.acquire()
+        with self._calls.weather.slot_wait.waiting():
+            await self._admission.acquire()
         intent = Intent(
             intent_id=intent_id,
             model=request.model,
@@ -168,7 +173,14 @@ class TaskCreator:
         # From here, and once more when it is a task: neither waits nor retries are taken off its time.
         pending.handle.move_deadline(asyncio.get_running_loop().time() + timeout_s)
         guard = partial(self._let_leave, intent, former)
-        call = self._calls.new(intent, wire_request, pending.handle.deadline, guard)
+        call = self._calls.new(
+            intent,
+            wire_request,
+            pending.handle.deadline,
+            guard,
+            begun_at=begun_at,
+            keeps_trying=wait_if_sent,
+        )
         return await self.runner.run(
             self._run_in_turn(pending, call, timeout_s, waits_for_refunds=wait_if_sent),
             call,
@@ -176,6 +188,26 @@ class TaskCreator:
             wait_if_sent=wait_if_sent,
             on_cancelled=partial(self._tracker.cancel, pending),
         )
+
+    async def _with_uploads(self, request: TaskRequest, *, keeps_trying: bool) -> TaskRequest:
+        """Return *request* with URLs in the place of its media; one that keeps trying waits for the host."""
+        uploads, weather, waits = self._uploads, self._calls.weather.uploads, delays(self._calls.rng)
+        while True:
+            begun_at, sent_before = asyncio.get_running_loop().time(), uploads.sent_count
+            try:
+                return await uploads.replace_media(request)
+            except (TransportError, UploadRefused) as exc:
+                is_of_file = isinstance(exc, UploadRefused) and not exc.may_pass
+                # Where others come through meanwhile it is this file that does not.
+                if is_of_file or uploads.sent_count > sent_before:
+                    raise
+                weather.record_failure(str(exc), begun_at=begun_at, count=MAX_ATTEMPTS)
+                if not keeps_trying:
+                    raise
+            finally:
+                if uploads.sent_count > sent_before:
+                    weather.record_success()
+            await asyncio.sleep(next(waits))
 
     def _let_leave(self, intent: Intent, former: PendingCreate | None) -> None:
         """Do what belongs into the step in which a body leaves, or keep it back.

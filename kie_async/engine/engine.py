@@ -12,6 +12,7 @@ from .._background import BackgroundTasks
 from .._validation import is_loopback
 from ..creating.create_call import CreateCalls
 from ..creating.create_transport import CreateTransport
+from ..creating.create_weather import CreateWeather
 from ..errors import SessionMisuse
 from ..events import Counters
 from ..files.downloads import Downloads
@@ -36,6 +37,7 @@ from .inbox import CallbackInbox
 from .kept_uploads import JournalUploadStore
 from .reconciler import Reconciler
 from .recovery import Recovery
+from .result_folder import ResultFolder
 from .settings import Settings
 from .tracker import TaskTracker
 
@@ -56,6 +58,7 @@ class Engine:
         self.journal = _journal_of(settings.journal)
         self.background = BackgroundTasks("kie_async watcher")
 
+        self.events = EventHook(settings.on_event)
         redactor = Redactor(settings.secrets)
         query_limiter = RateLimiter(limits.query, now=now)
         self._query_transport = Transport(
@@ -89,10 +92,18 @@ class Engine:
                 redactor=redactor,
             ),
             rate_limiter=RateLimiter(limits.create, now=now),
-            breaker=CircuitBreaker(now=now),
+            breaker=CircuitBreaker(now=now, sink=self.events),
             journal=self.journal,
             counters=counters,
             rng=rng,
+            weather=CreateWeather(
+                api=settings.base_url,
+                uploads=settings.upload_url,
+                max_in_flight=settings.max_in_flight,
+                now=now,
+                sink=self.events,
+            ),
+            timeout_s=settings.create_timeout_s,
         )
 
         self.poller = Poller(
@@ -101,13 +112,13 @@ class Engine:
             PollPlanner(settings.poll),
             connections=limits.query_connections,
             rng=rng,
+            weather=self.events,
         )
         self.admission = Admission(settings.max_in_flight)
-        self._events = EventHook(settings.on_event)
         self.ledger = None if settings.budget is None else BudgetLedger(settings.budget)
         callbacks = settings.callbacks
         self.tracker = TaskTracker(
-            self.poller, self.journal, counters, self.admission, self.ledger, self._events, callbacks, self
+            self.poller, self.journal, counters, self.admission, self.ledger, self.events, callbacks, self
         )
         self.reconciler = Reconciler(
             self.tracker, self.queries, self.journal, counters, callbacks, self.background
@@ -173,7 +184,7 @@ class Engine:
         self._detach_all()
         for part in (self.calls.transport, self._query_transport, self.uploads, self.downloads, self.journal):
             await part.aclose()
-        await self._events.drain(caller)
+        await self.events.drain(caller)
 
     def __del__(self) -> None:
         """Say what goes on, and close what can be closed, when the event loop ended without `aclose`.
@@ -193,6 +204,20 @@ class Engine:
         if names:
             _log_what_goes_on("session closed", names)
         self.tracker.detach_all()
+
+    # --- what a batch asks of its session ------------------------------------------------------
+
+    def open_folder(self, folder: Path, give_up_after_s: float) -> ResultFolder:
+        """Return what saves the results of one batch."""
+        return ResultFolder(
+            folder,
+            give_up_after_s,
+            downloads=self.downloads,
+            queries=self.queries,
+            journal=self.journal,
+            settings=self.settings,
+            sink=self.events,
+        )
 
     # --- work that must not outlive the session ------------------------------------------------
 

@@ -413,6 +413,10 @@ class TaskTracker:
         if is_waiting and pending.handle.deadline <= asyncio.get_running_loop().time():
             self.expire_pending(pending)
 
+    def outlast_weather(self, handle: TaskHandle) -> None:
+        """Let the deadline of a handle wait for an answer while polls fail."""
+        self._poller.outlast_weather(_entry_of(handle))
+
     def abandon(self, handle: TaskHandle) -> None:
         """Settle a handle that its user gave up; see `TaskHandle.abandon`."""
         handle = self.registry.by_task(handle.task_id) or handle  # the one that its twins go along with

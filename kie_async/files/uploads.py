@@ -25,6 +25,8 @@ from ..errors import (
     AuthenticationError,
     InvalidRequest,
     KieError,
+    RateLimited,
+    ServerError,
     SessionMisuse,
     TransportError,
     UploadRefused,
@@ -90,6 +92,8 @@ class Uploads:
         self._is_closed = False
         self._has_warned = False
         self._running = BackgroundTasks("kie_async upload")
+        self.sent_count = 0
+        """How many uploads came through."""
         self._shared: dict[bytes, asyncio.Task[UploadedFile]] = {}
         """Uploads under way, by what they upload."""
 
@@ -220,11 +224,13 @@ class Uploads:
         """Upload, again if that may help: it costs nothing, and every attempt has a name of its own."""
         try:
             # A body of up to 100 MB is not sent again sooner than our own delay, whatever the host allows.
-            return await retry(lambda: self._send_in_slot(send), rng=self._rng, keeps_backoff=True)
+            file = await retry(lambda: self._send_in_slot(send), rng=self._rng, keeps_backoff=True)
         except AuthenticationError:
             raise
         except ApiError as exc:
-            raise UploadRefused(str(exc)) from None
+            raise UploadRefused(str(exc), _may_pass(exc)) from None
+        self.sent_count += 1
+        return file
 
     async def _send_in_slot(self, send: Callable[[], Awaitable[UploadedFile]]) -> UploadedFile:
         # Not the connector's own limit: the timeout would run while an upload waits for its turn.
@@ -260,6 +266,12 @@ class Uploads:
         return decode_upload(await self._transport.send(request))
 
 
+def _may_pass(error: ApiError) -> bool:
+    """Tell whether a refusal says nothing about the file, as code 500 may."""
+    is_gateway = isinstance(error, ServerError) and error.http_status in {502, 503, 504}
+    return is_gateway or isinstance(error, RateLimited)
+
+
 def _new_name(ending: str) -> str:
     """Return a name that was never used: the service caches by name and mixes up equal ones."""
     return secrets.token_hex(16) + ending
@@ -282,7 +294,7 @@ async def _naming_field(field: str, work: Awaitable[_T]) -> _T:
     try:
         return await work
     except (InvalidRequest, UploadRefused) as exc:
-        raise type(exc)(f"{field}: {exc}") from None
+        raise type(exc)(f"{field}: {exc}", *exc.args[1:]) from None
 
 
 async def _all_of(work: Iterable[Coroutine[None, None, _T]]) -> list[_T]:

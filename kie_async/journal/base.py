@@ -200,6 +200,10 @@ class Journal(ABC):
     async def find_by_task(self, task_id: str) -> Intent | None:
         """Return the intent that became a task; a journal that forgets may not know it any more."""
 
+    async def list_last_results(self, count: int) -> list[Intent]:
+        """Return the last *count* intents whose task succeeded; a journal that forgets has none."""
+        return []
+
     @abstractmethod
     async def list_claims(self) -> list[Claim]:
         """Return what is claimed of intents that have no task, in the order it was noted."""

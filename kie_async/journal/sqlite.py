@@ -327,6 +327,11 @@ class SqliteJournal(Journal):
         found = await self._select("task_id = ?", task_id)
         return found[0] if found else None
 
+    async def list_last_results(self, count: int) -> list[Intent]:
+        """Return the last *count* intents whose task succeeded."""
+        last = "SELECT seq FROM intent WHERE state = 'SUCCEEDED' ORDER BY seq DESC LIMIT ?"
+        return await self._select(f"seq IN ({last})", count)
+
     async def list_claims(self) -> list[Claim]:
         """Return what is claimed of intents that have no task, in the order it was noted."""
         query = "SELECT intent_id, task_id, source FROM claim ORDER BY noted_ms, task_id"

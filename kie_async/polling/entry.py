@@ -72,6 +72,13 @@ class PollEntry:
     is_urgent: bool = False
     is_queued: bool = False
     is_polling: bool = False
+    outlasts_weather: bool = False
+    """Whether its deadline waits, too, for an answer after polls have failed."""
+
+    @property
+    def is_unanswered(self) -> bool:
+        """Tell whether its last poll failed."""
+        return self.failures is not None and self.failures.failed.count > 0
 
     @property
     def is_closed(self) -> bool:

@@ -11,10 +11,11 @@ from enum import Enum
 from ..errors import ApiError, KieError, RateLimited
 from ..http.backoff import MAX_RETRY_AFTER_S, delays
 from ..limits.rate_limiter import RateLimiter
+from ..limits.weather import NO_SINK, Condition, WeatherSink
 from ..models import TaskRecord, TaskState
 from ..wire.codes import Subject, subject_of
 from ..wire.records import read_state_word
-from .entry import PollEntry, PollFailures, Streak
+from .entry import PollEntry, Streak
 
 KEY_DENIED_S = 60.0
 """So long the service must refuse the key before every wait is given up: keys are refused in passing too."""
@@ -53,13 +54,21 @@ class FailurePolicy:
     Pages, gateways and broken answers say nothing of a task: it is asked again, until its deadline.
     """
 
-    def __init__(self, rate_limiter: RateLimiter, *, grace_s: float, rng: random.Random) -> None:
+    def __init__(
+        self,
+        rate_limiter: RateLimiter,
+        *,
+        grace_s: float,
+        rng: random.Random,
+        weather: WeatherSink = NO_SINK,
+    ) -> None:
         self._rate_limiter = rate_limiter
         self._grace_s = grace_s
         self._rng = rng
         self._key_denied = Streak()
         self._pauses: Iterator[float] | None = None
         self._throttled_at = -math.inf
+        self._condition = Condition("unanswered", weather)
         self._warned_of: PollEntry | None = None
         """The task named in the last warning, until it is answered again: the others fail with it."""
 
@@ -67,9 +76,9 @@ class FailurePolicy:
         """Take in that a record came."""
         self._key_denied = Streak()
         self._pauses = None
+        self._note_end_of_failures(entry, now)
         if (failures := entry.failures) is None:
             return
-        self._note_end_of_failures(entry, failures, now)
         failures.failed, failures.denied, failures.unanswered = Streak(), Streak(), Streak()
 
     def record_failure(self, entry: PollEntry, error: Exception, now: float) -> Decision:
@@ -126,22 +135,32 @@ class FailurePolicy:
     def _note_failure(self, entry: PollEntry, error: Exception, now: float) -> None:
         """Log a failure, and warn once when failures last: in an outage one task stands for all."""
         failed = entry.need_failures().failed
-        failed.add(now)
+        # From when the first of them was sent: one that waits for its answer in vain has failed for as long.
+        failed.add(min(now, max(entry.last_polled_at, entry.begun_at)) if not failed.count else now)
         surprise = None if isinstance(error, KieError) else error
         if not isinstance(error, RateLimited):  # those are counted, and common where many poll
             _log.info("poll %d of task %s failed: %s", failed.count, entry.key, error, exc_info=surprise)
         is_said = self._warned_of is not None and not self._warned_of.is_closed
         if not is_said and failed.lasts(now, at_least_s=LASTING_S):
             self._warned_of = entry
-            message = (
-                "polls of task %s have failed for %.0f s: %s; it goes on at the service and is asked again"
+            lasted_s = now - failed.since
+            self._condition.say(
+                f"polls of task {entry.key} have failed for {lasted_s:.0f} s: {error}; "
+                "it goes on at the service and is asked again",
+                for_s=lasted_s,
+                surprise=surprise,
             )
-            _log.warning(message, entry.key, now - failed.since, error, exc_info=surprise)
 
-    def _note_end_of_failures(self, entry: PollEntry, failures: PollFailures, now: float) -> None:
-        if self._warned_of is entry:
-            self._warned_of = None
-            _log.info("task %s is answered again, after %.0f s", entry.key, now - failures.failed.since)
+    def _note_end_of_failures(self, entry: PollEntry, now: float) -> None:
+        warned_of = self._warned_of
+        if warned_of is entry and entry.failures is not None:
+            lasted_s = now - entry.failures.failed.since
+            self._condition.end(f"task {entry.key} is answered again, after {lasted_s:.0f} s")
+        elif warned_of is not None and warned_of.is_closed:  # it settled otherwise: this one speaks for it
+            self._condition.end("polls are answered again")
+        else:
+            return
+        self._warned_of = None
 
 
 def _judge_streak(streak: Streak, now: float, at_least_s: float, decision: Decision) -> Decision:

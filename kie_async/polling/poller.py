@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import time
+from collections.abc import Callable
 from typing import Protocol
 
 from .._background import BackgroundTasks
@@ -12,13 +14,15 @@ from ..errors import ApiError, KieError
 from ..events import Source
 from ..http.query_client import QueryClient
 from ..limits.rate_limiter import RateLimiter
+from ..limits.weather import NO_SINK, WeatherSink
 from ..models import TaskRecord, TaskState
 from ..planning.planner import Learned, PollPlanner
 from ..wire.records import failed_record
 from .entry import PollEntry
-from .failures import Decision, FailurePolicy, StateWarnings
+from .failures import LASTING_S, Decision, FailurePolicy, StateWarnings
 from .learner import Learner
 from .poll_queue import PollQueue
+from .sleep import SleepDetector
 from .timer_wheel import TICK_S, TimerWheel
 
 
@@ -50,6 +54,8 @@ class Poller:
         connections: int,
         rng: random.Random,
         loop: asyncio.AbstractEventLoop | None = None,
+        weather: WeatherSink = NO_SINK,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._queries = queries
         self._rate_limiter = rate_limiter
@@ -63,7 +69,10 @@ class Poller:
         self._wheel = TimerWheel(self._loop, self._on_due)
         self._due = PollQueue(longest_s=self._schedule.longest_gap_s)
         self._learner = Learner(planner)
-        self._failures = FailurePolicy(rate_limiter, grace_s=self._schedule.visibility_grace_s, rng=rng)
+        self._failures = FailurePolicy(
+            rate_limiter, grace_s=self._schedule.visibility_grace_s, rng=rng, weather=weather
+        )
+        self._sleep = SleepDetector(clock=clock, sink=weather)
         self._state_warnings = StateWarnings()
         self._workers = BackgroundTasks("kie_async poller")
         self._idle = 0
@@ -103,6 +112,11 @@ class Poller:
         entry = PollEntry(key, "", deadline, self._now(), expects_callback=True)
         self._wheel.add(entry)
         return entry
+
+    def outlast_weather(self, entry: PollEntry | None) -> None:
+        """Let a deadline wait for an answer while polls fail."""
+        if entry is not None:
+            entry.outlasts_weather = True
 
     def forget(self, entry: PollEntry | None) -> None:
         """Never poll this again."""
@@ -224,17 +238,31 @@ class Poller:
         )
 
     def _on_due(self, now: float) -> None:
+        self._sleep.note_turn(now, self._wheel.late_s)
         for entry in self._wheel.take_due(now):
             if entry.is_closed:
                 continue
             if entry.deadline <= now:
-                self._sink.expire(entry.key)
+                self._expire(entry, now)
             # Void unless its time has come: when that moves, what stands in the wheel is left there.
             elif entry.next_at <= now and not (
                 entry.is_queued or entry.is_polling or self._is_put_off(entry, now)
             ):
                 self._due.put(entry)
         self._dispatch()
+
+    def _expire(self, entry: PollEntry, now: float) -> None:
+        """End the wait for a task, unless the weather kept it from being asked for."""
+        deadline = self._sleep.spared_deadline(entry)
+        if deadline is None and entry.outlasts_weather and entry.is_unanswered:
+            deadline = now + LASTING_S
+        if deadline is None:
+            self._sink.expire(entry.key)
+            return
+        entry.deadline = deadline
+        self._wheel.add(entry)
+        if entry.next_at < math.inf:  # else it has no task to poll
+            self.poll_soon(entry)
 
     def _is_put_off(self, entry: PollEntry, now: float) -> bool:
         """Put a poll off that callbacks have made needless since it was planned."""

@@ -185,7 +185,10 @@ async def test_a_batch_uploads_once_downloads_all_and_sends_nothing_when_run_aga
 
     code, out, err = await command(service, *arguments)
     assert (code, err) == (0, "")
-    assert out == ("5 jobs: 5 done, 0 failed, 0 unknown, 0 running, 80 credits; see deep/out/results.jsonl\n")
+    assert out == (
+        "5 jobs: 5 done, 0 failed, 0 unknown, 0 running, 80 credits; see deep/out/results.jsonl\n"
+        "deep/out/report.html\n"
+    )
     assert service.counts["upload"] == 2
     assert service.counts["create"] == 5
     assert prompts_at(service) == Counter(f"smile, {number}" for number in range(5))
@@ -199,7 +202,7 @@ async def test_a_batch_uploads_once_downloads_all_and_sends_nothing_when_run_aga
         assert (tmp_path / line["files"][0]).stat().st_size
         assert line["urls"]
     files = {Path(file).name for line in found for file in line["files"]}
-    assert files_in(tmp_path / "deep/out") == files | {"results.jsonl"}
+    assert files_in(tmp_path / "deep/out") == files | {"results.jsonl", "results.csv", "report.html"}
 
     before, first = service.counts.copy(), (tmp_path / "deep/out/results.jsonl").read_bytes()
     code, out, err = await command(service, *arguments)
@@ -222,13 +225,13 @@ async def test_the_results_file_is_whole_at_every_moment(patient: Sandbox, tmp_p
         assert [line["ref"] for line in found] == [f"r{each}" for each in range(12)]
     assert (await running.end())[0] == 0
     assert outcomes_in(path) == {"done": 12}
-    assert len(files_in(path.parent)) == 13
+    assert len(files_in(path.parent)) == 12 + len({"results.jsonl", "results.csv", "report.html"})
 
 
 async def test_a_writing_that_was_given_up_on_does_not_undo_a_later_one(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    may_end, has_ended, replace = threading.Event(), threading.Event(), results_file._replace
+    may_end, has_ended, replace = threading.Event(), threading.Event(), results_file.replace_file
 
     def slowly(path: Path, lines: list[bytes]) -> None:
         if b"running" in lines[0]:
@@ -237,7 +240,7 @@ async def test_a_writing_that_was_given_up_on_does_not_undo_a_later_one(
         if b"running" in lines[0]:
             has_ended.set()
 
-    monkeypatch.setattr(results_file, "_replace", slowly)
+    monkeypatch.setattr(results_file, "replace_file", slowly)
     results = results_file.ResultsFile(tmp_path / "results.jsonl", [{"outcome": "running"}])
     given_up = asyncio.create_task(results.write())
     await asyncio.sleep(0.01)
@@ -254,13 +257,13 @@ async def test_a_writing_that_was_given_up_on_does_not_undo_a_later_one(
 async def test_a_writing_that_was_overtaken_leaves_the_newer_one(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    written, replace = [], results_file._replace
+    written, replace = [], results_file.replace_file
 
     def counted(path: Path, lines: list[bytes]) -> None:
         replace(path, lines)
         written.append(lines)
 
-    monkeypatch.setattr(results_file, "_replace", counted)
+    monkeypatch.setattr(results_file, "replace_file", counted)
     results = results_file.ResultsFile(tmp_path / "results.jsonl", [{"outcome": "running"}])
     with results._write_lock:
         overtaken = asyncio.create_task(results.write())
@@ -505,7 +508,7 @@ async def test_results_that_cannot_be_written_end_nothing_that_is_paid(
         if next(tries):  # the first is before anything is sent
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(results_file, "_replace", refuse)
+    monkeypatch.setattr(results_file, "replace_file", refuse)
     write_jobs(tmp_path, 2)
     code, out, err = await command(service, "batch", "jobs.csv", *with_callbacks())
     assert code == 1

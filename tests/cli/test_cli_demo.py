@@ -32,8 +32,10 @@ SUMMARY = re.compile(
 
 
 def summary_of(out: str) -> dict[str, str]:
-    found = SUMMARY.fullmatch(out.splitlines()[-1])
+    *_, summary, page = out.splitlines()
+    found = SUMMARY.fullmatch(summary)
     assert found, out
+    assert page == f"{found['folder']}/report.html"
     return found.groupdict()
 
 

@@ -41,9 +41,11 @@ from kie_async.errors import AnswerUnreadable, ServerError, TransportError
 from kie_async.events import Source
 from kie_async.handle import TaskHandle
 from kie_async.limits.rate_limiter import RateLimiter
+from kie_async.limits.weather import NO_SINK
 from kie_async.planning.planner import PollPlanner
 from kie_async.polling.entry import PollEntry
 from kie_async.polling.poller import Poller
+from kie_async.polling.sleep import SleepDetector
 from kie_async.polling.timer_wheel import TICK_S, TimerWheel
 from kie_async.wire.codes import error_for
 from kie_async.wire.records import decode_record
@@ -1368,3 +1370,60 @@ def test_what_is_overdue_comes_at_once_on_uvloop_too() -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(overdue())
     assert ticks
+
+
+# --- a machine that slept ------------------------------------------------------------------------------
+
+
+class Wall:
+    """A clock on the wall that goes on in sleep."""
+
+    def __init__(self) -> None:
+        self.now = 1_700_000_000.0
+        self.ahead_s = 0.0
+
+    def __call__(self) -> float:
+        return asyncio.get_running_loop().time() + self.now + self.ahead_s
+
+
+async def test_a_sleep_in_which_the_loops_clock_stood_still_is_said_once(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    wall = Wall()
+    detector = SleepDetector(clock=wall, sink=NO_SINK)
+    for turn in range(10):
+        if turn == 5:
+            wall.ahead_s += 7200.0
+        detector.note_turn(clock.now, 0.0)
+        await clock.advance(1.0)
+    assert caplog.messages == ["nothing ran here for 2.0 h: the machine slept, or its event loop was blocked"]
+
+
+@pytest.mark.parametrize("step_s", [-7200.0, -1.0, 20.0])
+async def test_a_clock_that_is_set_back_or_a_bit_forward_is_no_sleep(
+    clock: Clock, caplog: pytest.LogCaptureFixture, step_s: float
+) -> None:
+    wall = Wall()
+    detector = SleepDetector(clock=wall, sink=NO_SINK)
+    for _ in range(3):
+        detector.note_turn(clock.now, 0.0)
+        wall.ahead_s += step_s
+        await clock.advance(1.0)
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(("outlasts", "ends_after_s"), [(False, 60.0), (True, 630.0)])
+async def test_a_deadline_waits_for_an_answer_where_that_is_wanted(
+    clock: Clock, bench: NewBench, outlasts: bool, ends_after_s: float
+) -> None:
+    bench = bench(EVERY_SECOND)
+    entry = bench.track(timeout_s=60.0)
+    if outlasts:
+        bench.poller.outlast_weather(entry)
+    bench.answer = lambda _: TransportError("timed out")
+    await clock.advance(600.0)
+    bench.answer = running
+    await clock.advance(1.5)
+    assert bool(bench.expired) is not outlasts
+    await clock.advance(ends_after_s - 600.0 + 1.0 if outlasts else 0.0)
+    assert bench.expired

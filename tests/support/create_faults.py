@@ -21,6 +21,7 @@ from kie_async._secrets import Secret
 from kie_async.config import Network, Rate
 from kie_async.creating.create_call import CreateCall, CreateCalls
 from kie_async.creating.create_transport import CreateTransport
+from kie_async.creating.create_weather import CreateWeather
 from kie_async.errors import (
     ApiError,
     CreateOutcomeUnknown,
@@ -164,6 +165,7 @@ def creation(
         journal=journal or MemoryJournal(),
         counters=counters or Counters(),
         rng=random.Random(1),
+        weather=CreateWeather(now=now),
     )
     request = WireRequest(method="POST", path="/api/v1/jobs/createTask", body=body)
     return calls.new(Intent(intent_id="0" * 32, model="test/echo"), request, now() + patience_s)
