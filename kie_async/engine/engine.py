@@ -27,6 +27,7 @@ from ..journal.sqlite import SqliteJournal
 from ..limits.admission import Admission
 from ..limits.budget import BudgetLedger
 from ..limits.circuit_breaker import CircuitBreaker
+from ..limits.query_speed import QueryPace
 from ..limits.rate_limiter import RateLimiter
 from ..planning.planner import PollPlanner
 from ..polling.poller import Poller
@@ -34,6 +35,7 @@ from ..wire.redaction import Redactor
 from .creator import TaskCreator
 from .event_hook import EventHook
 from .inbox import CallbackInbox
+from .kept_speed import KeptQuerySpeed
 from .kept_uploads import JournalUploadStore
 from .reconciler import Reconciler
 from .recovery import Recovery
@@ -61,6 +63,9 @@ class Engine:
         self.events = EventHook(settings.on_event)
         redactor = Redactor(settings.secrets)
         query_limiter = RateLimiter(limits.query, now=now)
+        account = settings.account
+        self._query_speed = KeptQuerySpeed(limits, self.journal, account=account.secret, origin=account.url)
+        self._query_pace = QueryPace(query_limiter, self._query_speed)
         self._query_transport = Transport(
             settings.base_url,
             key,
@@ -108,7 +113,7 @@ class Engine:
 
         self.poller = Poller(
             self.queries,
-            query_limiter,
+            self._query_pace,
             PollPlanner(settings.poll),
             connections=limits.query_connections,
             rng=rng,
@@ -149,6 +154,8 @@ class Engine:
         try:
             await self.recovery.replay(self.settings.account)
             self.poller.restore(await self.journal.load_durations())
+            await self._query_speed.recall(self._loop.time())
+            self._query_pace.adjust()
         except BaseException:
             await self.aclose()
             raise
@@ -179,7 +186,8 @@ class Engine:
         await self.background.aclose()
         await self.reconciler.drain()
         await self.tracker.drain()
-        if (learned := self.poller.take_learned(1)) is not None:
+        await self._query_speed.drain()
+        if (learned := self.poller.take_learned()) is not None:
             await self.tracker.save_learned(learned)
         self._detach_all()
         for part in (self.calls.transport, self._query_transport, self.uploads, self.downloads, self.journal):
@@ -241,6 +249,11 @@ class Engine:
     def abandon(self, handle: TaskHandle) -> None:
         """Settle a handle as abandoned; see `TaskHandle.abandon`."""
         self.tracker.abandon(handle)
+
+    def candidate_of(self, handle: TaskHandle) -> str:
+        """Return the task that a create may have become; see `TaskHandle.candidate_task_id`."""
+        pending = self.tracker.pending.get(handle.intent_id)
+        return "" if pending is None else pending.candidate_task_id
 
     async def resolve(self, handle: TaskHandle, task_id: str) -> None:
         """Bind an unknown create to a task; see `TaskHandle.resolve`."""

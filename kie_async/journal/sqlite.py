@@ -56,9 +56,9 @@ _SELECT_CHUNK = f"SELECT seq, {_SMALL_COLUMNS} FROM intent WHERE seq > ? ORDER B
 # The plus keeps SQLite from going by the state and sorting all ends for each chunk.
 _SELECT_SETTLED = f"""
 SELECT seq, terminal_ms, {_INTENT_COLUMNS} FROM intent
-WHERE terminal_ms IS NOT NULL AND (terminal_ms, seq) > (?1, ?2) AND +state IN ('SUCCEEDED', 'FAILED')
-  AND (?3 = '' OR instr(ref, ?3) = 1)
-ORDER BY terminal_ms, seq LIMIT ?4
+WHERE terminal_ms IS NOT NULL AND (terminal_ms, seq) > (?, ?) AND +state IN ('SUCCEEDED', 'FAILED')
+  AND (? = '' OR instr(ref, ?) = 1)
+ORDER BY terminal_ms, seq LIMIT ?
 """  # noqa: S608  (made of constants)
 
 _INSERT_SENDING = """
@@ -99,8 +99,8 @@ WHERE intent_id = ? AND ref IS NULL
 """
 
 _SAVE_CLAIM = """
-INSERT INTO claim SELECT ?1, ?2, ?3, ?4
-WHERE NOT EXISTS (SELECT 1 FROM intent WHERE intent_id = ?1 AND task_id IS NOT NULL)
+INSERT INTO claim SELECT ?, ?, ?, ?
+WHERE NOT EXISTS (SELECT 1 FROM intent WHERE intent_id = ? AND task_id IS NOT NULL)
 ON CONFLICT(intent_id, task_id) DO UPDATE SET source = excluded.source WHERE source = 'unsigned'
 """
 
@@ -126,7 +126,7 @@ SELECT EXISTS(
 _READ_NOTE = "SELECT CAST(note AS BLOB), noted_ms, expires_ms FROM note WHERE key = ?"
 
 # A note from the future would be the last to make room, and be taken for a fresh one when its time comes.
-_DROP_USELESS_NOTES = "DELETE FROM note WHERE expires_ms <= ?1 OR noted_ms > ?1"
+_DROP_USELESS_NOTES = "DELETE FROM note WHERE expires_ms <= ? OR noted_ms > ?"
 
 _DROP_OLDEST_NOTES = """
 DELETE FROM note WHERE key IN (
@@ -314,7 +314,7 @@ class SqliteJournal(Journal):
             JournalError: It cannot be read any more.
         """
         last = (since_ms, 0)  # no seq is 0, so what ended in that millisecond comes too
-        while rows := await self._select_settled(*last, ref_prefix, _SETTLED_CHUNK):
+        while rows := await self._select_settled(*last, ref_prefix, ref_prefix, _SETTLED_CHUNK):
             for row in rows:
                 yield _intent(row[2:])
             last = (rows[-1][1], rows[-1][0])
@@ -447,7 +447,7 @@ class SqliteJournal(Journal):
 
     async def save_claim(self, claim: Claim) -> None:
         """Note what is claimed of an intent; a stronger source takes the place of a weaker one."""
-        values = (claim.intent_id, claim.task_id, claim.source.value, _now_ms())
+        values = (claim.intent_id, claim.task_id, claim.source.value, _now_ms(), claim.intent_id)
         await self._do(lambda db: db.execute(_SAVE_CLAIM, values) and None)
 
     async def drop_claim(self, intent_id: str, task_id: str) -> None:
@@ -485,7 +485,7 @@ class SqliteJournal(Journal):
         now_ms = _now_ms()
 
         def job(db: sqlite3.Connection) -> None:
-            db.execute(_DROP_USELESS_NOTES, (now_ms,))
+            db.execute(_DROP_USELESS_NOTES, (now_ms, now_ms))
             db.execute("INSERT OR REPLACE INTO note VALUES (?, ?, ?, ?)", (key, *attrs.astuple(kept)))
             db.execute(_DROP_OLDEST_NOTES, (MOST_SMALL_NOTES,))
 

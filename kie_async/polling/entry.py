@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import attrs
 
@@ -42,6 +43,11 @@ class PollFailures:
     urgent_polls: int = 0
     """Polls that followed an urgent one, since its callback may have outrun the record."""
     empty_successes: int = 0
+    pauses: Iterator[float] | None = None
+    """Growing delays while the service refuses this task for the rate, and no other."""
+    pause_s: float = 0.0
+    refused: int = 0
+    """How many of its last polls were refused for the rate, one after the other."""
 
 
 @attrs.define(eq=False, weakref_slot=False)
@@ -76,7 +82,7 @@ class PollEntry:
     """Whether its deadline waits, too, for an answer after polls have failed."""
 
     @property
-    def is_unanswered(self) -> bool:
+    def is_failing(self) -> bool:
         """Tell whether its last poll failed."""
         return self.failures is not None and self.failures.failed.count > 0
 
@@ -94,6 +100,14 @@ class PollEntry:
     def is_first(self) -> bool:
         """Tell whether it was never polled."""
         return self.last_polled_at == -math.inf
+
+    @property
+    def is_unanswered(self) -> bool:
+        """Tell whether it was never polled, or its last poll was refused for the rate.
+
+        One that is refused again has no claim: it could keep all others from being polled.
+        """
+        return self.is_first or (self.failures is not None and self.failures.refused == 1)
 
     def need_failures(self) -> PollFailures:
         """Return its failures, made if it has none."""

@@ -13,7 +13,7 @@ from .._background import BackgroundTasks
 from ..errors import ApiError, KieError
 from ..events import Source
 from ..http.query_client import QueryClient
-from ..limits.rate_limiter import RateLimiter
+from ..limits.query_speed import QueryPace
 from ..limits.weather import NO_SINK, WeatherSink
 from ..models import TaskRecord, TaskState
 from ..planning.planner import Learned, PollPlanner
@@ -48,7 +48,7 @@ class Poller:
     def __init__(
         self,
         queries: QueryClient,
-        rate_limiter: RateLimiter,
+        pace: QueryPace,
         planner: PollPlanner,
         *,
         connections: int,
@@ -58,7 +58,8 @@ class Poller:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._queries = queries
-        self._rate_limiter = rate_limiter
+        self._rate_limiter = pace.limiter
+        self._pace = pace
         self._planner = planner
         self._schedule = planner.schedule
         self._connections = connections
@@ -70,7 +71,7 @@ class Poller:
         self._due = PollQueue(longest_s=self._schedule.longest_gap_s)
         self._learner = Learner(planner)
         self._failures = FailurePolicy(
-            rate_limiter, grace_s=self._schedule.visibility_grace_s, rng=rng, weather=weather
+            pace, grace_s=self._schedule.visibility_grace_s, rng=rng, weather=weather
         )
         self._sleep = SleepDetector(clock=clock, sink=weather)
         self._state_warnings = StateWarnings()
@@ -155,19 +156,22 @@ class Poller:
 
     # --- what the ends teach -------------------------------------------------------------------
 
-    def complete(self, entry: PollEntry, record: TaskRecord, source: Source, intent_id: str) -> None:
-        """Learn from the end of a task, and never poll it again."""
+    def complete(
+        self, entry: PollEntry, record: TaskRecord, source: Source, intent_id: str
+    ) -> Learned | None:
+        """Learn from an end and poll the task never again; return what is known if it is time to save it."""
         if entry.is_closed:
-            return
+            return None
         self._learner.record_end(entry, record, source, intent_id, self._now())
         if entry.expects_callback and source is Source.POLL:
             self._await_late_callbacks()
         self.forget(entry)
         self._tighten()
+        return self._planner.take_learned()
 
-    def take_learned(self, min_completions: int = 25) -> Learned | None:
-        """Return what was learned, if so many ends were taken in since it was last returned."""
-        return self._planner.take_learned(min_completions)
+    def take_learned(self) -> Learned | None:
+        """Return what is known, if any end was taken in since it was last returned."""
+        return self._planner.take_learned(1)
 
     def median_s(self, model: str) -> float | None:
         """Return how long a task of a model takes in the median; None until enough were seen to end."""
@@ -254,7 +258,7 @@ class Poller:
     def _expire(self, entry: PollEntry, now: float) -> None:
         """End the wait for a task, unless the weather kept it from being asked for."""
         deadline = self._sleep.spared_deadline(entry)
-        if deadline is None and entry.outlasts_weather and entry.is_unanswered:
+        if deadline is None and entry.outlasts_weather and entry.is_failing:
             deadline = now + LASTING_S
         if deadline is None:
             self._sink.expire(entry.key)
@@ -307,6 +311,7 @@ class Poller:
                 if entry is None or entry.is_closed:
                     self._rate_limiter.release_unused()
                     continue
+                self._pace.note_wait(now - entry.next_at, now)
                 self._idle -= 1
                 self._dispatch()
                 try:
@@ -330,7 +335,9 @@ class Poller:
                 entry.is_polling = False
         except Exception as exc:  # whatever a poll ends in, the task is paid and will be polled again
             self._act_on_failure(entry, exc)
-            delay_s = self._urgent_delay_s(entry, source)
+            delay_s = self._failures.retry_delay_s(entry)
+            if delay_s is None:
+                delay_s = self._urgent_delay_s(entry, source)
         else:
             self._failures.record_success(entry, now)
             delay_s = self._act_on_record(entry, record, source)

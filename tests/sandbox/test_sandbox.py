@@ -272,6 +272,37 @@ async def test_queries_have_a_window_of_their_own() -> None:
         assert codes == [200, 200, 200, 429, 429]
 
 
+async def test_queries_of_one_task_have_a_window_of_their_own() -> None:
+    async with Opened(query_limit=None, task_query_limit=(2, 5.0)) as caller:
+        one, other = await caller.task_id(), await caller.task_id()
+        codes = [(await caller.query(task_id))["code"] for task_id in (one, one, one, other, other, other)]
+        assert codes == [200, 200, 429, 200, 200, 429]
+
+
+async def test_what_one_limit_of_queries_refuses_does_not_count_for_the_other() -> None:
+    async with Opened(query_limit=(3, 5.0), task_query_limit=(2, 5.0)) as caller:
+        one, other = await caller.task_id(), await caller.task_id()
+        codes = [(await caller.query(task_id))["code"] for task_id in (one, one, one, other, other)]
+        assert codes == [200, 200, 429, 200, 429]
+
+
+@pytest.mark.parametrize(
+    ("counted_by", "of_one", "of_two"),
+    [("key", 10, 10), ("task", 10, 20), ("both", 10, 10), ("none", 20, 40)],
+)
+async def test_an_option_says_what_queries_are_counted_by(counted_by: str, of_one: int, of_two: int) -> None:
+    options = parse_options(["--port=0", f"--query-limit={counted_by}"])
+    for tasks, most in ((1, of_one), (2, of_two)):
+        async with (
+            options.sandbox() as sandbox,
+            aiohttp.ClientSession(headers={"Authorization": "Bearer sandbox-key"}) as http,
+        ):
+            caller = Caller(sandbox, http)
+            ids = [await caller.task_id() for _ in range(tasks)]
+            codes = [(await caller.query(task_id))["code"] for task_id in ids * 20]
+            assert codes.count(200) == most
+
+
 # -- credits ---------------------------------------------------------------------------------------
 
 
