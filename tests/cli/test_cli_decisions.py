@@ -13,7 +13,7 @@ from support.journals import opened
 
 from kie_async import CreateOutcomeUnknown, KieSession, SqliteJournal, cli
 from kie_async.journal.base import Claim, ClaimSource, Intent
-from kie_async.sandbox import Fixed, Sandbox
+from kie_async.sandbox import Fixed, Never, Sandbox
 
 KEY = "kie-key-0123456789"
 Command = Callable[..., Awaitable[tuple[int, str, str]]]
