@@ -14,6 +14,7 @@ import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -607,6 +608,37 @@ async def test_a_wrong_key_is_found_before_anything_is_uploaded_or_created(
     assert "check KIE_API_KEY" in err
     assert service.counts["credit"] == service.counts.total() - service.counts["credit.401"] == 1
     assert results_in(tmp_path / "jobs-results" / "results.jsonl")[0]["outcome"] == "not sent"
+
+
+async def test_a_batch_that_was_rehearsed_is_not_taken_for_done(
+    command: Command, service: Sandbox, tmp_path: Path
+) -> None:
+    write_jobs(tmp_path, 3)
+    assert (await command(service, "batch", "jobs.csv"))[0] == 0
+    code, out, err = await command(SimpleNamespace(url="https://api.kie.ai"), "batch", "jobs.csv")
+    assert (code, out) == (2, "")
+    assert err == (
+        f"error: journal {tmp_path}/jobs.csv.db belongs to {service.url}, this session speaks to "
+        "https://api.kie.ai; use another journal\n"
+    )
+
+
+@pytest.mark.parametrize("is_in_environment", [False, True])
+async def test_a_rotated_key_goes_on_with_a_batch_under_the_name_of_its_account(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_in_environment: bool
+) -> None:
+    write_jobs(tmp_path, 3)
+    async with Sandbox(api_key=None, durations=Fixed(0.05)) as service:
+        assert (await command(service, "batch", "jobs.csv", "--limit", "1"))[0] == 1
+        monkeypatch.setattr(sys.modules[__name__], "KEY", "kie-key-rotated")
+        code, _, err = await command(service, "batch", "jobs.csv")
+        assert code == 2
+        assert "--account NAME" in err
+        if is_in_environment:
+            monkeypatch.setenv("KIE_ACCOUNT", "work")
+        named = () if is_in_environment else ("--account", "work")
+        assert (await command(service, "batch", "jobs.csv", *named))[0] == 0
+    assert service.counts["create.bodies"] == 3
 
 
 async def test_a_results_file_that_cannot_be_written_ends_a_batch_before_it_sends(
