@@ -20,6 +20,8 @@ from ..models import TaskRecord
 _MARKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f]")
 """Control characters, ends of lines, and what changes the direction of writing (Unicode's Bidi_Control)."""
 
+USD_PER_CREDIT = 0.005
+
 _BLANKS = re.compile(r"[ \t\r\n]+")
 
 _SHORTEST_HIDDEN_KEY = 8
@@ -74,6 +76,17 @@ class LogFormatter(logging.Formatter):
 def format_number(value: float | None) -> str:
     """Return a number for people: no exponent, no needless zeros; nothing for None."""
     return "" if value is None else f"{value:.3f}".rstrip("0").rstrip(".")
+
+
+def format_usd(credits: float) -> str:
+    """Return what credits cost, to the cent, or to half of one where there is one."""
+    return f"{credits * USD_PER_CREDIT:,.3f}".removesuffix("0") + " USD"
+
+
+def format_spent(credits: float) -> str:
+    """Return credits and what they cost in words."""
+    noun = "credit" if credits == 1 else "credits"
+    return f"{format_number(credits)} {noun} ({format_usd(credits)})"
 
 
 def format_duration(seconds: float) -> str:
