@@ -92,7 +92,7 @@ async def test_resolve_binds_the_create_to_the_task_that_was_found(
 
     assert (code, err) == (0, "")
     assert out.startswith(f"task     {task_id}\n")
-    assert "state    success" in out
+    assert "state    done" in out
     assert await intents_in(tmp_path / "run.db") == [("SUCCEEDED", "anna", task_id)]
     assert len(service.tasks) == 1
 
@@ -254,7 +254,7 @@ async def test_a_process_of_its_own_decides_and_leaves_without_a_traceback(
     )
     out, err = await asyncio.wait_for(process.communicate(), 40.0)
     assert (process.returncode, err.decode()) == (0, "")
-    assert "state    fail" in out.decode()
+    assert "state    failed" in out.decode()
 
 
 # --- in the library --------------------------------------------------------------------------------
