@@ -4,23 +4,16 @@ from __future__ import annotations
 
 from ..errors import (
     ApiError,
-    AuthenticationError,
     CreateOutcomeUnknown,
     FileError,
-    InsufficientCredits,
     InvalidRequest,
     KieError,
-    QuotaExceeded,
-    RateLimited,
     ResultUnreadable,
     TaskError,
     TaskFailed,
 )
 from ..models import JobState
-
-_NOT_OF_THE_JOB = (AuthenticationError, InsufficientCredits, QuotaExceeded, RateLimited)
-"""What the service says no to is the account, at this time."""
-
+from ..wire.codes import is_of_account
 
 def state_after(error: KieError | None, *, has_task: bool, has_result: bool) -> JobState:
     """Return how a job stands after its outcome; *has_task* tells whether it has a task of its own."""
@@ -34,5 +27,6 @@ def state_after(error: KieError | None, *, has_task: bool, has_result: bool) -> 
         return JobState.RUNNING
     if isinstance(error, CreateOutcomeUnknown | TaskError):
         return JobState.PERHAPS_PAID
-    is_refusal = isinstance(error, ApiError | InvalidRequest | FileError)
-    return JobState.REFUSED if is_refusal and not isinstance(error, _NOT_OF_THE_JOB) else JobState.NOT_SENT
+    if isinstance(error, ApiError) and is_of_account(error):
+        return JobState.NOT_SENT
+    return JobState.REFUSED if isinstance(error, ApiError | InvalidRequest | FileError) else JobState.NOT_SENT

@@ -334,6 +334,8 @@ class TaskTracker:
         except JournalError as exc:
             _log.info("the journal could not be asked for task %s: %s", handle.task_id, exc)
             return
+        if intent is None:
+            self._poller.mark_foreign(_entry_of(handle))
         if intent is None or handle.is_done:
             return
         self.join(handle, intent)

@@ -14,6 +14,7 @@ import attrs
 
 from ..errors import JournalError
 from ..models import JobState, TaskRecord, TaskState
+from ..wire.codes import error_for, is_of_account
 from ..wire.records import decode_record
 from .account import Account
 
@@ -85,6 +86,8 @@ class Intent:
     @property
     def job_state(self) -> JobState:
         """How it stands, in the word that people read."""
+        if self.state is IntentState.REJECTED and is_of_account(error_for(self.code or 0, self.reason)):
+            return JobState.NOT_SENT
         return _JOB_STATES[self.state]
 
     @property

@@ -13,7 +13,7 @@ from ..http.backoff import MAX_RETRY_AFTER_S, delays
 from ..limits.query_speed import QueryPace
 from ..limits.weather import NO_SINK, Condition, WeatherSink
 from ..models import TaskRecord, TaskState
-from ..wire.codes import Subject, subject_of
+from ..wire.codes import Subject, is_invisible, subject_of
 from ..wire.records import read_state_word
 from .entry import PollEntry, PollFailures, Streak
 
@@ -28,6 +28,9 @@ UNANSWERED_S = 600.0
 
 MIN_ANSWERS = 5
 """Fewer answers end no wait, however long they are apart."""
+
+FOREIGN_ANSWERS = 2
+"""So often the service must say after the grace that it knows no task of an id that came from elsewhere."""
 
 LASTING_S = 30.0
 """Polls of a task that fail for so long are worth a warning."""
@@ -74,6 +77,7 @@ class FailurePolicy:
 
     def record_success(self, entry: PollEntry, now: float) -> None:
         """Take in that a record came."""
+        entry.is_foreign = False
         if self._key_denied.count:
             self._key_denied = Streak()
         self._pauses = None
@@ -114,7 +118,10 @@ class FailurePolicy:
             return _judge_streak(failures.unanswered, now, UNANSWERED_S, Decision.FAIL)
         if self._may_be_invisible(entry, error, now):
             return Decision.POLL_LATER
-        return _judge_streak(failures.denied, now, TASK_DENIED_S, Decision.GIVE_UP)
+        decision = _judge_streak(failures.denied, now, TASK_DENIED_S, Decision.GIVE_UP)
+        # No create was paid for here that could be lost: who mistyped an id need not wait for minutes.
+        is_mistyped = entry.is_foreign and _knows_no_task(error)
+        return Decision.GIVE_UP if is_mistyped and failures.denied.count >= FOREIGN_ANSWERS else decision
 
     def _judge_key(self, now: float) -> Decision:
         decision = _judge_streak(self._key_denied, now, KEY_DENIED_S, Decision.GIVE_UP_ALL)
@@ -183,6 +190,10 @@ class FailurePolicy:
         else:
             return
         self._warned_of = None
+
+
+def _knows_no_task(error: Exception) -> bool:
+    return isinstance(error, ApiError) and is_invisible(error.code, error.message)
 
 
 def _pause_s(error: RateLimited, growing: Iterator[float]) -> float:
