@@ -313,6 +313,7 @@ class KieSession(BoundToLoop):
         *,
         download_to: str | Path | None = None,
         max_failures_in_a_row: int | None = MAX_FAILURES_IN_A_ROW,
+        retry_failed: bool = False,
     ) -> Batch:
         """Return the outcomes of many requests as they finish: ``async for outcome in kie.batch(jobs)``.
 
@@ -322,6 +323,10 @@ class KieSession(BoundToLoop):
         content. Without a journal a ref is forgotten when its task ends. With *download_to*
         the files of each result are fetched into that folder, which is tried before anything is sent.
         When so many tasks of one model fail in a row without a success, the batch stops; None is never.
+
+        With *retry_failed* a request whose task failed in a former run, or that was refused, gets a new
+        attempt, which is paid, under the same ref; its content may be another. Never one that may be running
+        or is perhaps paid; and no ref gets two attempts in one batch.
 
         Raises:
             InvalidRequest: An argument is wrong; or, from the iteration, the folder cannot be written.
@@ -333,6 +338,7 @@ class KieSession(BoundToLoop):
             self._engine,
             download_to=download_to,
             max_failures_in_a_row=max_failures_in_a_row,
+            retry_failed=retry_failed,
         )
 
     async def query(self, task_id: str) -> TaskRecord:

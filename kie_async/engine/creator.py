@@ -39,6 +39,8 @@ from .tracker import TaskTracker
 
 _log = logging.getLogger("kie_async")
 
+_DECIDED = "the create was decided meanwhile; nothing was sent; await its handle"
+
 
 class _RefTurn(asyncio.Lock):
     """The turn of those who would create for a ref; it lives as long as one of them waits or creates."""
@@ -86,10 +88,13 @@ class TaskCreator:
         *,
         wait_if_sent: bool = False,
         known_fingerprint: bytes | None = None,
+        attempted: set[str] | None = None,
     ) -> TaskHandle:
         """Return the handle of a new task, or the one a ref stands for; see `KieSession.create`.
 
-        With *wait_if_sent* a first cancel stops only what has not left; what has left is waited for.
+        With *wait_if_sent* a first cancel stops only what has not left; what has left is waited for. With
+        *attempted*, what failed or was refused gets a new attempt under its ref, unless that is in it; the
+        refs of all creates are put into it.
         """
         if request.ref is None:
             return await self._create(request, b"", timeout_s, wait_if_sent)
@@ -99,36 +104,53 @@ class TaskCreator:
         turn = self._turn_of(request.ref)
         # Two creates of one ref at once would both find it free, and both would be paid.
         async with turn:
-            known = await self._known(request.ref, digest, timeout_s)
-            if known is None and turn.made is not None:
-                _check_same(request.ref, turn.made[1], digest)
-                known = turn.made[0]
-            if known is None:
-                known = await self._create(request, digest, timeout_s, wait_if_sent)
-                turn.remember(known, digest)
-            return known
+            found = await self._find(request.ref, digest, timeout_s, turn, attempted)
+            if isinstance(found, TaskHandle):
+                return found
+            if attempted is not None:
+                attempted.add(request.ref)
+            try:
+                handle = await self._create(request, digest, timeout_s, wait_if_sent, replaced=found)
+            except InvalidRequest:
+                now = await self._calls.journal.find_by_ref(request.ref) if found is not None else None
+                if now is None or now.may_be_retried:
+                    raise
+                # It was no failure after all: a callback has shown its task.
+                return self._revive(now, digest, timeout_s)
+            turn.remember(handle, digest)
+            return handle
 
     def _turn_of(self, ref: str) -> _RefTurn:
         """Return the turn of who would create for a ref: one at a time."""
         return self._refs.setdefault(ref, _RefTurn())
 
-    async def _known(self, ref: str, digest: bytes, timeout_s: float) -> TaskHandle | None:
-        """Return the handle a ref stands for, if it stands for one.
+    async def _find(
+        self, ref: str, digest: bytes, timeout_s: float, turn: _RefTurn, attempted: set[str] | None
+    ) -> TaskHandle | Intent | None:
+        """Return the handle a ref stands for, the intent to be tried anew, or None if the ref is free.
 
         Raises:
             RefConflict: It stands for another request.
         """
         # Who is still on the wire comes first: the journal would call it unknown before its answer is here.
         found = await self.runner.end_of_orphan(ref) or self._tracker.registry.by_ref(ref)
-        if found is not None:
-            handle, noted = found
-            _check_same(ref, noted, digest)
-            return handle
-        intent = await self._calls.journal.find_by_ref(ref)
-        if intent is None:
+        if found is None and (intent := await self._calls.journal.find_by_ref(ref)) is not None:
+            if attempted is not None and ref not in attempted and self._may_be_retried(intent):
+                return intent
+            return self._revive(intent, digest, timeout_s)
+        if (found := found or turn.made) is None:
             return None
-        _check_same(ref, intent.fingerprint, digest)
+        handle, noted = found
+        _check_same(ref, noted, digest)
+        return handle
+
+    def _revive(self, intent: Intent, digest: bytes, timeout_s: float) -> TaskHandle:
+        _check_same(intent.ref or "", intent.fingerprint, digest)
         return self._recovery.revive(intent, asyncio.get_running_loop().time() + timeout_s)
+
+    def _may_be_retried(self, intent: Intent) -> bool:
+        pending = self._tracker.pending.get(intent.intent_id)
+        return intent.may_be_retried and (pending is None or self._is_open(pending, Phase.REJECTED))
 
     async def _create(
         self,
@@ -137,8 +159,10 @@ class TaskCreator:
         timeout_s: float,
         wait_if_sent: bool = False,
         *,
-        former: PendingCreate | None = None,
+        replaced: Intent | None = None,
     ) -> TaskHandle:
+        # One that failed has its task, and is not pending.
+        former = None if replaced is None else self._tracker.pending.get(replaced.intent_id)
         intent_id = new_intent_id()
         request = await self._uploads.replace_media(request)
         wire_request = encode_create(request, None)  # says what is wrong with it while no address is in sight
@@ -154,7 +178,7 @@ class TaskCreator:
             body=(wire_request.body or b"").decode(),
             # A URL of the user's own takes its callbacks elsewhere: then there are only the polls.
             expects_callback=request.callback_url is None and self._callbacks.is_received,
-            replaces="" if former is None else former.intent.intent_id,
+            replaces="" if replaced is None else replaced.intent_id,
         )
         pending = self._tracker.begin(attrs.evolve(intent, body=None), request, former)
         self._admission.hold(pending.handle)
@@ -167,7 +191,8 @@ class TaskCreator:
             raise
         # From here, and once more when it is a task: neither waits nor retries are taken off its time.
         pending.handle.move_deadline(asyncio.get_running_loop().time() + timeout_s)
-        guard = partial(self._let_leave, intent, former)
+        phase = None if former is None else former.phase
+        guard = partial(self._let_leave, intent, former, phase)
         call = self._calls.new(intent, wire_request, pending.handle.deadline, guard)
         return await self.runner.run(
             self._run_in_turn(pending, call, timeout_s, waits_for_refunds=wait_if_sent),
@@ -177,21 +202,23 @@ class TaskCreator:
             on_cancelled=partial(self._tracker.cancel, pending),
         )
 
-    def _let_leave(self, intent: Intent, former: PendingCreate | None) -> None:
+    def _let_leave(self, intent: Intent, former: PendingCreate | None, phase: Phase | None) -> None:
         """Do what belongs into the step in which a body leaves, or keep it back.
 
         Raises:
             InvalidRequest: The create that this one replaces became a task meanwhile.
             BudgetExceeded: The budget does not allow it.
         """
-        if former is not None and not self._is_undecided(former):
-            raise InvalidRequest("the create was decided meanwhile; nothing was sent; await its handle")
+        if former is not None and not self._is_open(former, phase):
+            raise InvalidRequest(_DECIDED)
         if self._ledger is not None:
             self._ledger.reserve(intent.intent_id, intent.model)
 
-    def _is_undecided(self, former: PendingCreate) -> bool:
-        is_open = former in self._tracker.pending and not former.is_taken
-        return is_open and former.phase is Phase.UNKNOWN
+    def _is_open(self, former: PendingCreate, phase: Phase | None) -> bool:
+        """Tell whether nobody has found out, or is finding out, that a create in this phase became a task."""
+        is_open = former in self._tracker.pending and not former.is_taken and former.phase is phase
+        # Of an unknown one somebody accepted to pay twice; of a refused one a callback may say that it runs.
+        return is_open and (phase is Phase.UNKNOWN or not former.claims)
 
     def _addressed(self, request: WireRequest, intent_id: str) -> WireRequest:
         """Return *request* with the intent's address in it, which no frame that can raise later holds."""
@@ -323,14 +350,11 @@ class TaskCreator:
             request = handle.request
             if former is None or request is None:
                 raise InvalidRequest(f"the create became task {handle.task_id} meanwhile; await its handle")
-            if not self._is_undecided(former):
-                raise InvalidRequest("the create was decided meanwhile; nothing was sent; await its handle")
-            return await self._replace(former, request)
-
-    async def _replace(self, former: PendingCreate, request: TaskRequest) -> TaskHandle:
-        """Send a request again. The first create is written off in the step in which the second leaves."""
-        digest, timeout_s = former.intent.fingerprint, self._task_timeout_s
-        return await self._create(request, digest, timeout_s, former=former)
+            if not self._is_open(former, Phase.UNKNOWN):
+                raise InvalidRequest(_DECIDED)
+            # The first create is written off in the step in which the second leaves.
+            first = former.intent
+            return await self._create(request, first.fingerprint, self._task_timeout_s, replaced=first)
 
     async def drain(self) -> None:
         """Keep back what has not left, and give what has left some time to learn its id."""

@@ -67,6 +67,8 @@ class PendingCreate:
     error: CreateOutcomeUnknown | None = None
     former: PendingCreate | None = None
     """The one in whose place it is sent."""
+    is_replaced: bool = False
+    """Another is sent in its place, and has its ref."""
 
     @property
     def is_taken(self) -> bool:
