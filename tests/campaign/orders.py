@@ -568,7 +568,7 @@ class Order:
         if len(unasked) > 1:
             self.complain(f"ref {ref} was sent again after an unclear answer: {sent}")
         if self.kind == "model":
-            self._check_formers([rows[intent] for intent, _ in sent])
+            self._check_formers([rows[intent] for intent in dict.fromkeys(intent for intent, _ in sent)])
 
     def _check_formers(self, rows: Sequence[Row]) -> None:
         """Only what had failed or was refused is tried anew; the rest somebody accepted."""
