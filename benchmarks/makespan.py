@@ -85,9 +85,16 @@ def measured(jobs: int) -> list[Figure]:
             Figure(
                 name=f"{way.name}, refused",
                 values=[sum(one.refusals for one in some)],
-                unit="answers",
+                unit="creates",
                 at_most=0,
                 goal="P9",
+            ),
+            Figure(
+                name=f"{way.name}, queries refused",
+                values=[one.refused_queries / one.queries * makespan.ONE_REFUSED_IN for one in some],
+                unit=f"of {makespan.ONE_REFUSED_IN}",
+                at_most=1,
+                goal="P13",
             ),
         ]
     return figures

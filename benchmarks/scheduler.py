@@ -24,6 +24,7 @@ import attrs
 
 from kie_async import KieError, Limits, PollSchedule, TaskRecord, TaskState
 from kie_async.events import Source
+from kie_async.limits.query_speed import QueryPace, QuerySpeed
 from kie_async.limits.rate_limiter import RateLimiter
 from kie_async.planning.planner import PollPlanner
 from kie_async.polling.poller import Poller
@@ -89,7 +90,7 @@ async def scheduler(count: int, polls: Polls, loop: Any, period_s: float) -> Asy
     """Let the session's scheduler poll so many handles."""
     poller = Poller(
         polls,  # type: ignore[arg-type]  (of a query client it reads records only)
-        RateLimiter(MANY, now=loop.time),
+        QueryPace(RateLimiter(MANY, now=loop.time), QuerySpeed(MANY, None)),
         PollPlanner(PollSchedule.fixed(period_s)),
         connections=Limits().query_connections,
         rng=random.Random(0),

@@ -12,6 +12,7 @@ import attrs
 
 from kie_async import Limits, PollSchedule, Rate, TaskRecord, TaskState
 from kie_async.events import Source
+from kie_async.limits.query_speed import QueryPace, QuerySpeed
 from kie_async.limits.rate_limiter import RateLimiter
 from kie_async.planning.planner import PollPlanner
 from kie_async.polling.entry import PollEntry
@@ -144,20 +145,22 @@ class Run:
         lost: float | None = None,
         creates: Rate = CREATES,
         queries: Rate = MANY,
+        ceiling: Rate | None = None,
+        slots: int = SLOTS,
         known: int = 0,
     ) -> None:
         self.loop = loop
         self.rng = random.Random(seed)
         self.durations = durations
         self.lost = lost
-        self.slots = asyncio.Semaphore(SLOTS)
+        self.slots, self.slots_count = asyncio.Semaphore(slots), slots
         self.creates = RateLimiter(creates, now=loop.time)
         table = PollPlanner(schedule)
         for _ in range(known):
             table.note_finished(MODEL, durations(self.rng, 0), seen_s=0.0)
         self.poller = Poller(
             self,  # type: ignore[arg-type]  (of a query client it reads records only)
-            RateLimiter(queries, now=loop.time),
+            QueryPace(RateLimiter(queries, now=loop.time), QuerySpeed(queries, ceiling)),
             table,
             connections=Limits().query_connections,
             rng=self.rng,
@@ -176,7 +179,7 @@ class Run:
             await self.creates.acquire()
             self._begin(str(number), self.durations(self.rng, number))
             self.creates.release()
-        for _ in range(SLOTS):
+        for _ in range(self.slots_count):
             await self.slots.acquire()  # all of them are free once the last task is known to have ended
         took_s = self.loop.time() - began
         await self.poller.aclose()
@@ -195,6 +198,10 @@ class Run:
     async def read_record(self, task_id: str, *, unless: object = None) -> TaskRecord:
         """Answer a poll."""
         self.polls += 1
+        return self.record_of(task_id)
+
+    def record_of(self, task_id: str) -> TaskRecord:
+        """Return the record of a task as it is now."""
         task = self.running[task_id]
         return task.ended if task.ends_at <= self.loop.time() else _RUNNING
 

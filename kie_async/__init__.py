@@ -40,7 +40,7 @@ from .errors import (
     TransportError,
     UploadRefused,
 )
-from .events import SessionEvent, SessionStats
+from .events import SessionEvent, SessionStats, Weather
 from .handle import TaskHandle
 from .inputs.kling import KlingAvatar
 from .inputs.media import Media
@@ -112,4 +112,5 @@ __all__ = [
     "TransportError",
     "UploadRefused",
     "UploadedFile",
+    "Weather",
 ]

@@ -16,17 +16,16 @@ import attrs
 
 from ._background import BoundToLoop
 from ._field_help import ShowsFields
-from ._validation import check_count, check_kind, check_path, try_to_write
+from ._validation import check_count, check_kind, check_path, check_wait
 from .engine.engine import Engine
 from .engine.job_states import state_after
+from .engine.result_folder import ResultFolder
 from .errors import (
     ApiError,
     AuthenticationError,
     BatchStopped,
     BudgetExceeded,
     CreateOutcomeUnknown,
-    CreatesHalted,
-    DownloadFailed,
     InsufficientCredits,
     InvalidRequest,
     JournalError,
@@ -47,7 +46,6 @@ Requests = Iterable[TaskRequest | TypedInput] | AsyncIterable[TaskRequest | Type
 _STOPPING = (
     AuthenticationError,
     BudgetExceeded,
-    CreatesHalted,
     InsufficientCredits,
     JournalError,
     QuotaExceeded,
@@ -55,6 +53,8 @@ _STOPPING = (
 )
 """What the next request would meet as well."""
 MAX_FAILURES_IN_A_ROW = 20
+GIVE_UP_AFTER_S = 6 * 3600.0
+"""So long a full disk is waited for."""
 _WARN_AT_FAILURES = 5
 ADOPTION_GRACE_S, _NO_GRACE_S = 5.0, 0.01
 """How long a create of unknown outcome of a former run is given to be adopted, with and without callbacks."""
@@ -108,8 +108,9 @@ class Batch(BoundToLoop):
 
     A request is pulled only when there is room for it: so many are unsettled, and as many again
     downloading or not yet read. One failure never cancels another. When the account or the
-    journal itself says no, the iteration ends with `BatchStopped` after the outcomes of all that was
-    pulled. Leaving the loop early stops creating; what is paid runs on and stands in the journal.
+    journal itself says no, or a disk stays full, the iteration ends with `BatchStopped` after the
+    outcomes of all that was pulled. An unreachable service, its limits and a halt of creates are waited
+    out. Leaving the loop early stops creating; what is paid runs on and stands in the journal.
     Under ``async with`` that is so when the block ends, else as soon as nobody holds the batch.
     """
 
@@ -120,14 +121,16 @@ class Batch(BoundToLoop):
         *,
         download_to: str | Path | None = None,
         max_failures_in_a_row: int | None = MAX_FAILURES_IN_A_ROW,
+        give_up_after_s: float = GIVE_UP_AFTER_S,
         retry_failed: bool = False,
     ) -> None:
         if download_to is not None:
             check_path("download_to", download_to)
         if max_failures_in_a_row is not None:
             check_count("max_failures_in_a_row", max_failures_in_a_row)
+        check_wait("give_up_after_s", give_up_after_s)
         check_kind("retry_failed", retry_failed, bool, "True or False")
-        folder = None if download_to is None else Path(download_to)
+        folder = None if download_to is None else engine.open_folder(Path(download_to), give_up_after_s)
         streaks = _FailureStreaks(max_failures_in_a_row)
         self._run = _BatchRun(requests, engine, folder, streaks, retry_failed=retry_failed)
 
@@ -168,14 +171,14 @@ class _BatchRun:
         self,
         requests: Requests,
         engine: Engine,
-        download_to: Path | None,
+        folder: ResultFolder | None,
         streaks: _FailureStreaks,
         *,
         retry_failed: bool,
     ) -> None:
         self._pull = _pull_from(requests)
         self._engine = engine
-        self._download_to = download_to
+        self._folder = folder
         self._streaks = streaks
         self._attempted: set[str] | None = set() if retry_failed else None
         """Refs of attempts under way or failed in this run, which get no other in it; None if no ref does."""
@@ -227,6 +230,8 @@ class _BatchRun:
         if self._is_stopped:
             return
         self._is_stopped, self._reason = True, reason
+        if self._folder is not None:
+            self._folder.stop()
         for task in (self._pulling, *self._creates):
             if task is not None and task is not asyncio.current_task(self._loop):
                 task.cancel()
@@ -255,7 +260,7 @@ class _BatchRun:
 
     def _not_sent(self) -> BatchStopped:
         why = self._reason
-        numbers = [getattr(why, name, None) for name in ("budget", "spent", "held", "until")]
+        numbers = [getattr(why, name, None) for name in ("budget", "spent", "held")]
         return BatchStopped(str(why) if why else "stop() was called", *numbers)
 
     # --- running -------------------------------------------------------------------------------
@@ -286,14 +291,10 @@ class _BatchRun:
         """Pull requests while there is room. What the user's iterable raises ends the iteration, later.
 
         Raises:
-            InvalidRequest: The folder cannot be written, so that no result could be saved.
+            InvalidRequest: No result could be saved.
         """
-        if self._download_to is not None:
-            try:
-                await asyncio.to_thread(try_to_write, self._download_to)
-            except OSError as exc:
-                reason = f"download_to: cannot write to {self._download_to}: {exc.strerror or exc}"
-                raise InvalidRequest(f"{reason}; nothing was sent") from None
+        if self._folder is not None:
+            await self._folder.check()
         for index in itertools.count():
             await self._slots.acquire()
             if (pulled := await self._pull()) is None:
@@ -313,8 +314,8 @@ class _BatchRun:
         finally:
             self._slots.release()
         try:
-            if outcome.result is not None and self._download_to is not None:
-                outcome = await self._downloaded(outcome, outcome.result, self._download_to)
+            if outcome.result is not None and self._folder is not None:
+                outcome = await self._downloaded(outcome, outcome.result, self._folder)
         except BaseException:
             self._unread_slots.release()  # no reader of the outcome will
             raise
@@ -326,6 +327,7 @@ class _BatchRun:
             request, digest = await self._with_ref(outcome.request)
             outcome = attrs.evolve(outcome, ref=request.ref, request=request)
             handle = await self._handle_for(request, digest)
+            self._engine.tracker.outlast_weather(handle)
             outcome = attrs.evolve(outcome, task_id=handle.task_id)
             outcome = attrs.evolve(outcome, result=await self._result_of(handle))
         except KieError as exc:
@@ -351,21 +353,13 @@ class _BatchRun:
         self._streaks.count_success(handle.model)
         return result
 
-    async def _downloaded(self, outcome: Outcome, result: TaskResult, folder: Path) -> Outcome:
+    async def _downloaded(self, outcome: Outcome, result: TaskResult, folder: ResultFolder) -> Outcome:
         try:
-            paths = await self._engine.downloads.download(result.urls, folder, task_id=result.task_id)
-            return attrs.evolve(outcome, files=tuple(paths))
+            return attrs.evolve(outcome, files=await folder.save(result))
         except KieError as exc:
-            if isinstance(exc, DownloadFailed) and not self._is_stopped:
-                await self._stop_unless_writable(folder)
+            if folder.reason_to_stop is not None:
+                self.stop(folder.reason_to_stop)
             return attrs.evolve(outcome, error=exc)
-
-    async def _stop_unless_writable(self, folder: Path) -> None:
-        """Stop when the disk is full or the folder is gone: no result of a further task could be saved."""
-        try:
-            await asyncio.to_thread(try_to_write, folder)
-        except OSError as exc:
-            self.stop(DownloadFailed(f"cannot write to {folder} any more: {exc.strerror or exc}"))
 
     async def _with_ref(self, request: TaskRequest) -> tuple[TaskRequest, bytes | None]:
         """Return the request with a ref, and its fingerprint if that was needed.
@@ -384,6 +378,8 @@ class _BatchRun:
 
     async def _handle_for(self, request: TaskRequest, digest: bytes | None) -> TaskHandle:
         async with self._creating:
+            if self._folder is not None:
+                await self._folder.wait_for_room()
             try:
                 return await self._create(request, digest)
             except _STOPPING as exc:

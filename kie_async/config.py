@@ -43,6 +43,26 @@ def _check_rate(_: object, attribute: attrs.Attribute[Any], rate: Rate) -> None:
     check_kind(attribute.name, rate, Rate, "a Rate(count, per_s=seconds)")
 
 
+def _is_slower(rate: Rate, other: Rate) -> bool:
+    return rate.count * other.per_s < other.count * rate.per_s
+
+
+def _default_ceiling(limits: Limits) -> Rate:
+    query, fastest = limits.query, Rate(100, per_s=1.0)
+    return query if isinstance(query, Rate) and _is_slower(fastest, query) else fastest
+
+
+def _check_ceiling(limits: Limits, attribute: attrs.Attribute[Any], ceiling: Rate | None) -> None:
+    if ceiling is None:
+        return
+    check_kind(attribute.name, ceiling, Rate, "a Rate(count, per_s=seconds) or None")
+    if _is_slower(ceiling, limits.query):
+        raise InvalidRequest(
+            f"{attribute.name} must not be slower than query, {limits.query.count} in "
+            f"{limits.query.per_s:g} s; None keeps queries at that"
+        )
+
+
 @attrs.frozen(kw_only=True)
 class Limits(metaclass=ShowsFields):
     """The limits of the account and of this process; the published ones are the defaults.
@@ -53,7 +73,17 @@ class Limits(metaclass=ShowsFields):
     create: Rate = attrs.field(default=Rate(20, per_s=10.0), validator=_check_rate)
     """New tasks of the account."""
     query: Rate = attrs.field(default=Rate(10, per_s=1.0), validator=_check_rate)
-    """Queries of the account: polls, records, balance."""
+    """Queries of the account, polls, records, balance: the speed that they begin with."""
+    query_ceiling: Rate | None = attrs.field(
+        default=attrs.Factory(_default_ceiling, takes_self=True), validator=_check_ceiling
+    )
+    """The most that queries come to; by default 100 a second, or *query* where that is faster.
+
+    While polls are overdue and nothing was refused, queries get faster by a quarter each 10 s. A 429 takes
+    them back to what held before, which a journal remembers for a day; what was refused is tried again after
+    2 minutes, then after twice as long each time. A window below a second makes these times shorter too.
+    None, or the same as *query*, keeps them at *query*.
+    """
     create_connections: int = attrs.field(default=4, validator=whole_above_zero)
     """Creates on the wire at once: also the most that one crash can leave unknown."""
     query_connections: int = attrs.field(default=16, validator=whole_above_zero)
@@ -65,7 +95,9 @@ class Budget(metaclass=ShowsFields):
     """A hard stop before the next create, for the life of the session (or of its journal)."""
 
     credits: float | None = attrs.field(default=None, validator=above_zero)
-    """What has not settled, or may exist after an unknown create, counts as the mean of what has."""
+    """What has not settled, or may exist after an unknown create, counts as what the service holds for it,
+    else as its expected price: the most of what its model took so far (per second of audio where the seconds
+    of a local file are known) and what the price table says. See "A budget" in the README for the promise."""
     tasks: int | None = attrs.field(default=None, validator=whole_above_zero)
     """Creates that may be sent, whatever becomes of them; None is any number."""
 

@@ -289,7 +289,18 @@ class FileError(KieError):
 
 
 class UploadRefused(FileError):
-    """The upload service did not take the file."""
+    """The upload service did not take the file.
+
+    ``may_pass`` tells that this says nothing about the file: a limit, maintenance, a gateway's page.
+    """
+
+    def __init__(self, reason: str, may_pass: bool = False) -> None:
+        super().__init__(reason, may_pass)
+        self.reason = reason
+        self.may_pass = may_pass
+
+    def __str__(self) -> str:
+        return self.reason
 
 
 class DownloadFailed(FileError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from enum import StrEnum
 from typing import Literal
 
@@ -51,8 +52,40 @@ class Source(StrEnum):
     CALLBACK = "callback"
 
 
-EventKind = Literal["created", "updated", "settled", "unknown", "adopted"]
-"""What happened to a task. ``unknown``: nobody knows whether a create made one; ``adopted``: it did."""
+EventKind = Literal["created", "updated", "settled", "unknown", "adopted", "weather"]
+"""What happened to a task. ``unknown``: nobody knows whether a create made one; ``adopted``: it did.
+``weather`` is of no task: see `Weather`."""
+
+WeatherKind = Literal[
+    "unreachable",
+    "held back",
+    "no answer",
+    "halted",
+    "unanswered",
+    "uploads",
+    "downloads",
+    "disk",
+    "asleep",
+]
+"""What keeps a session from getting on: creates that do not reach the service, that it holds back by a limit
+or maintenance, that it does not answer, or that are halted after unknown outcomes; polls that are unanswered;
+uploads and downloads that fail; a folder that cannot be written; a machine that slept."""
+
+
+@attrs.frozen(kw_only=True)
+class Weather(metaclass=ShowsFields):
+    """What keeps a session from getting on, though it goes on by itself: begun, going on, or over."""
+
+    kind: WeatherKind
+    """What is the matter."""
+    message: str
+    """What is done about it too, in the words of the log."""
+    since: datetime
+    """When it began."""
+    until: datetime | None = None
+    """When it is tried again, or given up; None if that is not known."""
+    is_over: bool = False
+    """Whether it has passed."""
 
 
 @attrs.frozen(kw_only=True)
@@ -62,13 +95,15 @@ class SessionEvent(metaclass=ShowsFields):
     kind: EventKind
     """What happened."""
     task_id: str
-    """The task's id; empty while none is known."""
+    """The task's id; empty while none is known, and in news of the weather."""
     ref: str | None = None
     """The ref the task was created with."""
     source: Literal["", "callback", "poll"] = ""
     """Which side settled the task; empty when nobody did: a timeout, a close."""
     record: TaskRecord | None = None
     """What was observed, if it was news of the task itself."""
+    weather: Weather | None = None
+    """What keeps the session from getting on, if it is news of that."""
 
 
 @attrs.define(kw_only=True)

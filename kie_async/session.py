@@ -27,7 +27,7 @@ from ._validation import (
     read_environment,
     read_key,
 )
-from .batch import MAX_FAILURES_IN_A_ROW, Batch, Requests
+from .batch import GIVE_UP_AFTER_S, MAX_FAILURES_IN_A_ROW, Batch, Requests
 from .callbacks.address import derive_callback_secret
 from .callbacks.receiver import CallbackReceiver
 from .config import Budget, Limits, Network, PollSchedule
@@ -79,6 +79,7 @@ class KieSession(BoundToLoop):
         limits: Limits = Limits(),  # noqa: B008  (frozen)
         poll: PollSchedule = PollSchedule(),  # noqa: B008  (frozen)
         task_timeout_s: float = 3600.0,
+        create_timeout_s: float | None = 120.0,
         budget: Budget | None = None,
         confirm_callbacks: bool | None = None,
         callback_secrets: Sequence[str | bytes] = (),
@@ -104,6 +105,8 @@ class KieSession(BoundToLoop):
         check_hook(on_event)
         check_count("max_in_flight", max_in_flight)
         check_above_zero("task_timeout_s", task_timeout_s)
+        if create_timeout_s is not None:
+            check_above_zero("create_timeout_s", create_timeout_s)
         if receiver is not None and callback_url is None:
             raise InvalidRequest("callback_url is missing: a receiver hears nothing without it")
         key = Secret(read_key(api_key))
@@ -133,6 +136,7 @@ class KieSession(BoundToLoop):
             network=with_environment(network, base_url),
             poll=poll,
             task_timeout_s=task_timeout_s,
+            create_timeout_s=create_timeout_s,
             budget=budget,
             on_event=on_event,
             rng=rng or random.Random(),
@@ -233,7 +237,7 @@ class KieSession(BoundToLoop):
             InvalidRequest: An argument is wrong; nothing was sent.
             RefConflict: The ref stands for another request; nothing was sent.
             ApiError: The service refused; nothing was created.
-            TransportError: Nothing was sent.
+            TransportError: Nothing was sent; the service was out of reach for *create_timeout_s*.
             CreateOutcomeUnknown: The body left and nothing proves what happened; never sent again.
             BudgetExceeded: The budget is spent; nothing was sent.
             SessionMisuse: The session is not open here.
@@ -289,6 +293,17 @@ class KieSession(BoundToLoop):
         """
         return await self._engine.recovery.resume(self._deadline(None))
 
+    def unknown_creates(self) -> list[TaskHandle]:
+        """Return a handle for every create of unknown outcome, those of the journal too; polls nothing.
+
+        Each can `resolve`, `write_off` or `resubmit`; the last needs a journal that keeps bodies, or the same
+        request created again.
+
+        Raises:
+            SessionMisuse: The session is not open here.
+        """
+        return self._engine.recovery.list_unknown(self._deadline(None))
+
     def settled(self, *, since: datetime | None = None, ref_prefix: str = "") -> AsyncIterator[SettledTask]:
         """Return the tasks that the journal knows to have ended: ``async for task in kie.settled()``.
 
@@ -313,6 +328,7 @@ class KieSession(BoundToLoop):
         *,
         download_to: str | Path | None = None,
         max_failures_in_a_row: int | None = MAX_FAILURES_IN_A_ROW,
+        give_up_after_s: float = GIVE_UP_AFTER_S,
         retry_failed: bool = False,
     ) -> Batch:
         """Return the outcomes of many requests as they finish: ``async for outcome in kie.batch(jobs)``.
@@ -321,15 +337,18 @@ class KieSession(BoundToLoop):
         memory stays bounded. One ref is one paid task: as long as the journal lives, refs that have settled
         are answered from it and unsettled ones are waited for again; a request without a ref is known by its
         content. Without a journal a ref is forgotten when its task ends. With *download_to*
-        the files of each result are fetched into that folder, which is tried before anything is sent.
-        When so many tasks of one model fail in a row without a success, the batch stops; None is never.
+        the files of each result are fetched into that folder, which is tried before anything is sent, as is
+        the host that results come from. A disk that fills up stops creating; after *give_up_after_s* without
+        room the batch ends, at once if that is 0. When so many tasks of one model fail in a row without a
+        success, the batch stops; None is never. An unreachable service, its limits, and a halt after creates
+        of unknown outcome are waited out, as the log and the ``weather`` events say.
 
         With *retry_failed* a request whose task failed in a former run, or that was refused, gets a new
         attempt, which is paid, under the same ref; its content may be another. Never one that may be running
         or is perhaps paid; and no ref gets two attempts in one batch.
 
         Raises:
-            InvalidRequest: An argument is wrong; or, from the iteration, the folder cannot be written.
+            InvalidRequest: An argument is wrong; or, from the iteration, no result could be saved.
             BatchStopped: From the iteration, when no further request could succeed.
             SessionMisuse: The session is not open here.
         """
@@ -338,6 +357,7 @@ class KieSession(BoundToLoop):
             self._engine,
             download_to=download_to,
             max_failures_in_a_row=max_failures_in_a_row,
+            give_up_after_s=give_up_after_s,
             retry_failed=retry_failed,
         )
 

@@ -9,14 +9,18 @@ import asyncio
 import logging
 import math
 import os
+import sys
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
 from support.clock import Clock, SteeredLoop, eventually
+from support.inside import open_http_sessions
+from support.loops import ASKED_FOR, LOOPS, eager
 
 from kie_async import (
     CallbackReceiver,
@@ -30,6 +34,8 @@ from kie_async import (
 )
 from kie_async.sandbox import Never
 
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each process that a test starts compiles everything
+sys.dont_write_bytecode = False
 settings.register_profile("suite", max_examples=40, deadline=None)
 settings.load_profile("suite")
 
@@ -50,37 +56,26 @@ NO_LIMITS = Limits(
     create_connections=64,
     query_connections=64,
 )
-LOOP = os.environ.get("KIE_TESTS_LOOP", "plain")
-"""``plain``, ``eager`` (tasks that begin at once) or ``uvloop``; steered clocks have their own loop."""
 OpenSession = Callable[..., Awaitable[KieSession]]
 
 
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Function
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """Give the tests that ask for ``clock`` a loop with one."""
+    """Run the suite on the loop asked for; the tests that ask for ``clock`` get one of their own."""
     if "clock" in item.fixturenames:
-        return {"steered": _eager(SteeredLoop)}
-    return {LOOP: _uvloop if LOOP == "uvloop" else _eager(asyncio.new_event_loop)}
+        return {"steered": eager(SteeredLoop) if ASKED_FOR == "eager" else SteeredLoop}
+    return {ASKED_FOR: LOOPS[ASKED_FOR]}
 
 
-def _eager(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> Callable[[], asyncio.AbstractEventLoop]:
-    """Return what makes a loop whose tasks begin at once, if the suite runs so (Python 3.12 and newer)."""
-    if LOOP != "eager":
-        return loop_factory
-
-    def make() -> asyncio.AbstractEventLoop:
-        loop = loop_factory()
-        loop.set_task_factory(asyncio.eager_task_factory)
-        return loop
-
-    return make
-
-
-def _uvloop() -> asyncio.AbstractEventLoop:
-    import uvloop
-
-    return uvloop.new_event_loop()
+@pytest.fixture(params=LOOPS)
+def loop_name(request: pytest.FixtureRequest) -> str:
+    """Name each loop that can be had, for `run_on`: whatever loop the suite runs on."""
+    if request.param == "uvloop":
+        pytest.importorskip("uvloop")
+    if request.param == "eager" and sys.version_info < (3, 12):
+        pytest.skip("eager tasks came with Python 3.12")
+    return str(request.param)
 
 
 @pytest.fixture
@@ -111,16 +106,25 @@ def open_files() -> int:
 
 @pytest.fixture(autouse=True)
 def log_level() -> Iterator[None]:
-    """Take back what a test, or the command line in it, did to the level of our log."""
-    log = logging.getLogger("kie_async")
-    level = log.level
+    """Take back what a test, or the command line in it, did to the levels of our logs."""
+    logs = [logging.getLogger(name) for name in ("kie_async", "kie_async.uploads", "kie_async.weather")]
+    levels = [log.level for log in logs]
     yield
-    log.setLevel(level)
+    for log, level in zip(logs, levels, strict=True):
+        log.setLevel(level)
 
 
-@pytest.fixture
-async def leaks() -> AsyncIterator[None]:
-    """Fail the test if a task or a file descriptor is left when all it opened is closed.
+@pytest.fixture(autouse=True)
+def http_sessions() -> Iterator[None]:
+    """Fail the test if an HTTP session of ours is left open: it would be until the process ends."""
+    before = open_http_sessions()
+    yield
+    assert not open_http_sessions() - before
+
+
+@asynccontextmanager
+async def no_leaks() -> AsyncIterator[None]:
+    """Fail if a task or a file descriptor is left when all that was opened inside is closed.
 
     Or if anything was reported to the loop's exception handler: an error nobody was there to take.
     """
@@ -132,6 +136,13 @@ async def leaks() -> AsyncIterator[None]:
     await eventually(lambda: open_files() <= files, rounds=1000)
     left = asyncio.all_tasks() - tasks - {asyncio.current_task()}
     assert not left, f"tasks are left: {left}"
+
+
+@pytest.fixture
+async def leaks() -> AsyncIterator[None]:
+    """Fail the test if it leaves something behind, whatever loop it runs on."""
+    async with no_leaks():
+        yield
 
 
 @pytest.fixture
@@ -165,6 +176,15 @@ async def open_session(sandbox: Sandbox) -> AsyncIterator[OpenSession]:
 async def kie(open_session: OpenSession) -> KieSession:
     """Return an open session that polls at every tick."""
     return await open_session()
+
+
+@pytest.fixture
+def ram(tmp_path: Path) -> Iterator[Path]:
+    """Return a folder in memory if there is one: for what opens many journals."""
+    with tempfile.TemporaryDirectory(
+        dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else tmp_path
+    ) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture

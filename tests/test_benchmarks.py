@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import create, footprint, latency, limiter, makespan, poll, simulated
+from benchmarks import create, footprint, latency, limiter, makespan, poll, query_speed, simulated
 from benchmarks.emulator import Emulator
 from benchmarks.floor import Bare, task_id_of
 from benchmarks.measuring import Figure, alternating, report
@@ -59,6 +59,13 @@ def test_the_limiter_is_measured_beside_one_that_is_refused() -> None:
 def test_a_makespan_is_never_shorter_than_ideal(way: makespan.Way) -> None:
     found = makespan.run(way, 40, 0)
     assert 1 <= found.ratio < 1.5
+
+
+@pytest.mark.parametrize("way", query_speed.WAYS, ids=lambda way: way.name)
+def test_a_speed_of_queries_finds_itself(way: query_speed.Way) -> None:
+    found = query_speed.run(way, 300, 300, 0, one_way_s=0.05)
+    assert found.refused <= found.polls / query_speed.ONE_REFUSED_IN
+    assert (found.whole_wait_s < 5) == (not way.by_key)
 
 
 def test_a_simulated_end_waits_half_a_fixed_interval_or_for_its_callback() -> None:

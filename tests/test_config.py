@@ -8,7 +8,7 @@ import attrs
 import pytest
 from support.tables import together
 
-from kie_async.config import DOCUMENTED, PollSchedule
+from kie_async.config import DOCUMENTED, Limits, PollSchedule, Rate
 from kie_async.errors import InvalidRequest
 
 
@@ -88,3 +88,37 @@ def test_a_fixed_interval_is_above_zero(bad: float) -> None:
 def test_it_is_frozen() -> None:
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         PollSchedule().first_s = 1.0  # type: ignore[misc]
+
+
+# --- limits ---------------------------------------------------------------------------------------
+
+
+@together(
+    ("query", "ceiling"),
+    [
+        (Rate(10, per_s=1.0), Rate(100, per_s=1.0)),
+        (Rate(1, per_s=10.0), Rate(100, per_s=1.0)),
+        (Rate(100, per_s=1.0), Rate(100, per_s=1.0)),
+        (Rate(30, per_s=0.1), Rate(30, per_s=0.1)),
+    ],
+)
+def test_queries_come_to_a_hundred_a_second_or_to_what_they_begin_with(query: Rate, ceiling: Rate) -> None:
+    assert Limits(query=query).query_ceiling == ceiling
+
+
+def test_a_ceiling_may_be_left_out_or_be_where_queries_begin() -> None:
+    assert Limits(query_ceiling=None).query_ceiling is None
+    assert Limits(query_ceiling=Rate(10, per_s=1.0)).query_ceiling == Rate(10, per_s=1.0)
+    assert Limits(query_ceiling=Rate(600, per_s=60.0)).query_ceiling == Rate(600, per_s=60.0)
+
+
+@together("bad", [9, "100", Rate(9, per_s=1.0), Rate(599, per_s=60.0), (100, 1.0)])
+def test_a_ceiling_below_where_queries_begin_is_refused_by_name(bad: object) -> None:
+    with pytest.raises(InvalidRequest, match="query_ceiling"):
+        Limits(query_ceiling=bad)  # type: ignore[arg-type]
+
+
+@together("bad", [None, 10, "10"])
+def test_a_rate_of_queries_that_is_none_is_refused_by_its_own_name(bad: object) -> None:
+    with pytest.raises(InvalidRequest, match="query must be"):
+        Limits(query=bad)  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.campaign
 
 
 async def a_short_crowd() -> Found:
-    return await crowd.run(40, rounds=1, durations=("uniform", 0.5, 0.8), lost_callbacks=0.0)
+    return await crowd.run(40, rounds=1, durations=("uniform", 0.5, 0.8), lost_callbacks=0.0, closing_s=0.3)
 
 
 async def test_a_crowd_leaves_nothing() -> None:

@@ -36,6 +36,7 @@ from kie_async.errors import (
     TaskError,
     TaskFailed,
     TaskTimedOut,
+    UploadRefused,
 )
 from kie_async.models import TaskRecord, TaskState
 
@@ -57,6 +58,7 @@ WITH_FIELDS: tuple[tuple[KieError, dict[str, object]], ...] = (
     (RateLimited(429, "slow", 429, 3.5), {"code": 429, "http_status": 429, "retry_after_s": 3.5}),
     (Maintenance(455, "later", 200, None), {"code": 455, "retry_after_s": None}),
     (ServerError(500, "oops"), {"code": 500}),
+    (UploadRefused("code 455: later", True), {"reason": "code 455: later", "may_pass": True}),
     (
         CreateOutcomeUnknown("i1", "timed out", SINCE, "row-7"),
         {"intent_id": "i1", "reason": "timed out", "since": SINCE, "ref": "row-7", "handle": None},

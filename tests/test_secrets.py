@@ -202,7 +202,7 @@ async def failing_session(fault: Fault, over: str, journal: Plans) -> AsyncItera
             connect_timeout_s=fault.connect_timeout_s,
             network=Network(ssl=trusting()),
         )
-        stack.push_async_callback(transport.aclose)
+        stack.push_async_callback(engine.calls.transport.aclose)  # the session closes the other one
         engine.calls.transport = transport
         journal.follow(engine.tracker)
         yield kie

@@ -15,7 +15,7 @@ from typing import Annotated
 import attrs
 import typer
 
-from ..batch import MAX_FAILURES_IN_A_ROW, Batch
+from ..batch import GIVE_UP_AFTER_S, MAX_FAILURES_IN_A_ROW, Batch
 from ..config import Budget
 from ..errors import AuthenticationError, BatchStopped, FileError, KieError
 from ..events import SessionEvent
@@ -45,6 +45,7 @@ class BatchOptions:
     max_in_flight: int
     budget: Budget | None
     max_failures_in_a_row: int | None
+    give_up_after_s: float
     grace_s: float
     callback_url: str | None
     port: int
@@ -91,6 +92,10 @@ def batch(
         int,
         typer.Option(min=0, metavar="N", help="Stop when N tasks of a model fail in a row; 0 is never."),
     ] = MAX_FAILURES_IN_A_ROW,
+    give_up_after: Annotated[
+        float,
+        typer.Option(min=0.0, metavar="S", help="Wait S seconds for a full disk; 0 is not at all."),
+    ] = GIVE_UP_AFTER_S,
     grace: Annotated[
         float, typer.Option(min=0.0, metavar="S", help="After Ctrl-C, wait S seconds for what is paid.")
     ] = 60.0,
@@ -151,6 +156,7 @@ def batch(
         max_in_flight=max_in_flight,
         budget=None if budget_credits is None else Budget(credits=budget_credits),
         max_failures_in_a_row=max_failures_in_a_row or None,
+        give_up_after_s=give_up_after,
         grace_s=grace,
         callback_url=callback_url,
         port=port,
@@ -282,6 +288,7 @@ class _CommandRun:
             requests,
             download_to=self._options.out,
             max_failures_in_a_row=self._options.max_failures_in_a_row,
+            give_up_after_s=self._options.give_up_after_s,
         )
 
     async def _write_results(self) -> None:
@@ -339,7 +346,8 @@ class _CommandRun:
                 if outcome.error is not None and not isinstance(outcome.error, BatchStopped):
                     again = "; run again to fetch it" if isinstance(outcome.error, FileError) else ""
                     self._progress.print_line(
-                        f"line {line}, ref {outcome.ref}: {state}: {explain(outcome.error)}{again}"
+                        f"line {line}, ref {outcome.ref}: {state}: "
+                        f"{explain(outcome.error, self._options.journal)}{again}"
                     )
         except BatchStopped as exc:
             self._problem = explain(exc.__cause__ if isinstance(exc.__cause__, KieError) else exc)

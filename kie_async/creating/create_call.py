@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Callable
 from datetime import UTC, datetime
 
 import attrs
 
-from ..errors import CreateOutcomeUnknown, KieError, RateLimited, TransportError
+from ..errors import CreateOutcomeUnknown, CreatesHalted, KieError, RateLimited, TransportError
 from ..events import Counters
 from ..http.backoff import delays
 from ..journal.base import Intent, Journal
@@ -18,6 +19,7 @@ from ..limits.rate_limiter import RateLimiter
 from ..wire.codes import CreateVerdict
 from ..wire.requests import WireRequest
 from .create_transport import Attempt, CreateTransport
+from .create_weather import CreateWeather
 from .send_gate import SendGate
 
 
@@ -31,12 +33,27 @@ class CreateCalls:
     journal: Journal
     counters: Counters
     rng: random.Random
+    weather: CreateWeather
+    timeout_s: float | None = None
+    """How long a create tries to reach the service; None is until its deadline."""
 
     def new(
-        self, intent: Intent, request: WireRequest, deadline: float, guard: Callable[[], None] | None = None
+        self,
+        intent: Intent,
+        request: WireRequest,
+        deadline: float,
+        guard: Callable[[], None] | None = None,
+        *,
+        begun_at: float = math.inf,
+        keeps_trying: bool = False,
     ) -> CreateCall:
-        """Return the call for an intent; nothing is sent before it runs, nor when *guard* raises."""
-        return CreateCall(self, intent, request, deadline, guard)
+        """Return the call for an intent; nothing is sent before it runs, nor when *guard* raises.
+
+        *begun_at* is when it was asked for, if that was before now. One that *keeps_trying* waits for an
+        unreachable service and for a halt of creates, however long.
+        """
+        begun_at = min(begun_at, asyncio.get_running_loop().time())
+        return CreateCall(self, intent, request, deadline, guard, begun_at, keeps_trying=keeps_trying)
 
 
 class CreateCall:
@@ -52,13 +69,19 @@ class CreateCall:
         intent: Intent,
         request: WireRequest,
         deadline: float,
-        guard: Callable[[], None] | None = None,
+        guard: Callable[[], None] | None,
+        begun_at: float,
+        *,
+        keeps_trying: bool = False,
     ) -> None:
         self._calls = calls
         self.intent = intent
         self._request = request
-        self._deadline = deadline
+        self._deadline = math.inf if keeps_trying else deadline
+        self._keeps_trying = keeps_trying
         self._guard = guard
+        self._now = asyncio.get_running_loop().time
+        self._begun_at = begun_at
         self._waits = delays(calls.rng)
         self._gate: SendGate | None = None
         self._is_stopped = False
@@ -89,7 +112,7 @@ class CreateCall:
         """
         calls = self._calls
         while True:
-            attempt = await self._attempt()
+            attempt = await self._attempt_unless_halted()
             answer = attempt.answer
             if answer.verdict is CreateVerdict.UNKNOWN:
                 calls.breaker.record_unknown()
@@ -109,35 +132,88 @@ class CreateCall:
             # the pause would leave an unknown create, which no restart may send again.
             if gate is not None and gate.may_be_noted:
                 await calls.journal.mark_unsent(self.intent.intent_id)
-            if attempt.is_final or self._is_stopped or self._is_too_late(wait_s):
+            is_final = attempt.is_final or (attempt.is_untrusted and not self._keeps_trying)
+            if is_final or self._is_stopped or self._now() + wait_s > self._deadline:
                 raise error
             calls.counters.retries += 1
             # After a limit it waits at the rate limiter, as all do; its own pause would come on top of it.
             if not isinstance(error, RateLimited):
-                await asyncio.sleep(wait_s)
+                await asyncio.sleep(max(0.0, min(wait_s, self._gives_up_at - self._now())))
+
+    async def _attempt_unless_halted(self) -> Attempt:
+        """Send once, when it is its turn; one that keeps trying waits for the end of a halt."""
+        while True:
+            try:
+                return await self._attempt()
+            except CreatesHalted:
+                if not self._keeps_trying:
+                    raise
+            await self._calls.breaker.wait()
 
     async def _attempt(self) -> Attempt:
         """Send once, when it is its turn."""
         calls = self._calls
         gate = self._new_gate()
-        # The connection first: who has passed the rate limiter cannot be held back by a throttle any more.
-        async with calls.transport.connection_slots:
-            await calls.rate_limiter.acquire()
+        with calls.weather.turn_wait.waiting():
+            # The connection first: who has passed the limiter cannot be held back by a throttle any more.
+            await calls.transport.connection_slots.acquire()
             try:
-                # Asked last: it may have been opened while this create waited for its turn.
-                calls.breaker.check()
-                attempt = await calls.transport.post(self._request, gate)
-                while attempt.needs_new_connection and not self._is_stopped:
-                    ended, gate = gate, self._new_gate()
-                    if ended.may_be_noted:
-                        await calls.journal.mark_unsent(self.intent.intent_id)
-                    attempt = await calls.transport.post(self._request, gate)
-            finally:
-                # The service counts what reached it, whatever it answered; what stayed here is not counted.
-                calls.rate_limiter.release() if gate.sent else calls.rate_limiter.release_unused()
+                await calls.rate_limiter.acquire()
+            except BaseException:
+                calls.transport.connection_slots.release()
+                raise
+        try:
+            # Asked last: it may have been opened while this create waited for its turn.
+            calls.breaker.check()
+            attempt = await self._post(gate)
+            while attempt.needs_new_connection and not self._is_stopped:
+                ended, gate = gate, self._new_gate()
+                if ended.may_be_noted:
+                    await calls.journal.mark_unsent(self.intent.intent_id)
+                attempt = await self._post(gate)
+        finally:
+            # The service counts what reached it, whatever it answered; what stayed here is not counted.
+            calls.rate_limiter.release() if gate.sent else calls.rate_limiter.release_unused()
+            calls.transport.connection_slots.release()
         if isinstance(gate.failure, KieError):
             raise gate.failure.with_traceback(None)  # its traceback leads through aiohttp's headers
         return attempt
+
+    async def _post(self, gate: SendGate) -> Attempt:
+        """Send through *gate*, as long as there is time to reach the service, and say what the weather is.
+
+        Raises:
+            TransportError: The service could not be reached for too long.
+        """
+        calls, begun_at = self._calls, self._now()
+        left_s, outage = self._gives_up_at - begun_at, calls.weather.unreachable
+        if left_s <= 0 and outage.failed_lately:
+            lasted_s = begun_at - (outage.since or begun_at)
+            raise TransportError(
+                f"nothing was sent: the service could not be reached for {lasted_s:.0f} s "
+                f"(create_timeout_s is {calls.timeout_s:g}): {outage.reason}"
+            )
+        if left_s <= 0:
+            left_s = math.inf
+        with calls.weather.answer_wait.waiting():
+            attempt = await calls.transport.post(self._request, gate, connect_within_s=left_s)
+        # What was kept back for a reason of ours, or on a kept connection, says nothing of the way there.
+        if not (self._is_stopped or attempt.needs_new_connection or isinstance(gate.failure, KieError)):
+            answer = attempt.answer
+            calls.weather.record(answer.verdict, answer.error, attempt.reason, begun_at)
+        return attempt
+
+    @property
+    def _gives_up_at(self) -> float:
+        """Return when the service will have been out of reach for too long.
+
+        Counted for all creates together: one that waited for its turn need not find out by itself.
+        """
+        timeout_s = self._calls.timeout_s
+        if timeout_s is None or self._keeps_trying:
+            return math.inf
+        since = self._calls.weather.unreachable.since
+        return max(self._now() if since is None else since, self._begun_at) + timeout_s
 
     def _new_gate(self) -> SendGate:
         gate = self._gate = SendGate(self._note_sending)
@@ -157,9 +233,6 @@ class CreateCall:
             wait_s = error.retry_after_s or wait_s
             self._calls.rate_limiter.throttle(wait_s)
         return wait_s
-
-    def _is_too_late(self, wait_s: float) -> bool:
-        return asyncio.get_running_loop().time() + wait_s > self._deadline
 
     def _unknown(self, attempt: Attempt) -> CreateOutcomeUnknown:
         intent, candidate = self.intent, attempt.answer.candidate_task_id

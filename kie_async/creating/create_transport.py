@@ -7,6 +7,7 @@ may be gone; an exception's class never does.
 from __future__ import annotations
 
 import asyncio
+import math
 from functools import lru_cache
 
 import aiohttp
@@ -51,7 +52,9 @@ class Attempt:
     answer: CreateAnswer
     reason: str = ""
     is_final: bool = False
-    """Whether trying again is useless although nothing was created: a certificate that does not fit."""
+    """Whether trying again is useless although nothing was created."""
+    is_untrusted: bool = False
+    """Whether nothing was created for a certificate that does not fit: a mistake, or a portal that may go."""
     needs_new_connection: bool = False
     """Whether nothing was sent only because a kept connection ended; the next one is to be taken at once."""
 
@@ -138,14 +141,18 @@ class CreateTransport:
             is_for_service=True,
         )
 
-    async def post(self, request: WireRequest, gate: SendGate) -> Attempt:
+    async def post(
+        self, request: WireRequest, gate: SendGate, *, connect_within_s: float = math.inf
+    ) -> Attempt:
         """Send *request* once and judge what happened. Cancelling it keeps back what has not left.
+
+        It is given up when there is no connection within *connect_within_s*, or the usual time.
 
         Raises:
             SessionMisuse: This aiohttp is not one that is known.
         """
         _check_aiohttp(aiohttp.__version__)
-        patience = _CallTimeout(gate, self._timeout_s, self._connect_timeout_s)
+        patience = _CallTimeout(gate, self._timeout_s, min(self._connect_timeout_s, connect_within_s))
         try:
             attempt = await self._exchange(request, gate)
         finally:
@@ -160,7 +167,7 @@ class CreateTransport:
     async def _exchange(self, request: WireRequest, gate: SendGate) -> Attempt:
         body, partial = OneShotBody(request.body or b"", gate), bytearray()
         response: WireResponse | None = None
-        reason, is_final, is_cut = "", False, False
+        reason, is_final, is_untrusted, is_cut = "", False, False, False
         try:
             async with self._http.post(
                 URL(self._base_url + request.path, encoded=True),
@@ -182,15 +189,17 @@ class CreateTransport:
             is_cut = True
         except Exception as exc:  # whatever it is: the gate and the bytes decide, not its class
             reason = describe_failure(exc)
-            is_final = isinstance(exc, aiohttp.ClientSSLError | aiohttp.InvalidURL)
+            is_final = isinstance(exc, aiohttp.InvalidURL)
+            is_untrusted = isinstance(exc, aiohttp.ClientSSLError)
         gate.close()
-        if not body.was_asked_for and not (is_cut or is_final or self._http.closed):
+        if not body.was_asked_for and not (is_cut or is_final or is_untrusted or self._http.closed):
             response, is_final = None, True
             reason = f"{reason}; {_MOCKED}" if reason else _MOCKED
         return Attempt(
             answer=decode_create(response, sent=gate.sent, partial=bytes(partial)),
             reason=reason or _unread(response, gate),
             is_final=is_final,
+            is_untrusted=is_untrusted,
             needs_new_connection=not is_cut and _met_an_end(body, gate, has_answer=response is not None),
         )
 

@@ -21,15 +21,20 @@ from ..errors import (
     RateLimited,
     RefConflict,
     SessionMisuse,
+    TransportError,
+    UploadRefused,
 )
 from ..files.uploads import Uploads
 from ..handle import TaskHandle
+from ..http.backoff import MAX_ATTEMPTS, delays
 from ..inputs.fingerprint import changed_fields, fingerprint, is_same
 from ..inputs.request import TaskRequest
 from ..journal.base import Claim, ClaimSource, Intent, IntentState, TaskAlreadyBound, log_failed_note
 from ..limits.admission import CLOSED, Admission
 from ..limits.budget import BudgetLedger
+from ..limits.prices import Charge
 from ..wire.requests import WireRequest, encode_create, with_callback_url
+from .charges import charge_of
 from .create_runner import CreateRunner
 from .pending_creates import PendingCreate, Phase
 from .reconciler import Reconciler
@@ -92,7 +97,8 @@ class TaskCreator:
     ) -> TaskHandle:
         """Return the handle of a new task, or the one a ref stands for; see `KieSession.create`.
 
-        With *wait_if_sent* a first cancel stops only what has not left; what has left is waited for. With
+        With *wait_if_sent* a first cancel stops only what has not left; what has left is waited for. Such a
+        create keeps trying, however long the service is out of reach: whoever wants its end stops it. With
         *attempted*, what failed or was refused gets a new attempt under its ref, unless that is in it; the
         refs of all creates are put into it.
         """
@@ -104,9 +110,12 @@ class TaskCreator:
         turn = self._turn_of(request.ref)
         # Two creates of one ref at once would both find it free, and both would be paid.
         async with turn:
-            found = await self._find(request.ref, digest, timeout_s, turn, attempted)
+            found = await self._find(request, request.ref, digest, timeout_s, attempted)
             if isinstance(found, TaskHandle):
                 return found
+            if found is None and turn.made is not None:
+                _check_same(request.ref, turn.made[1], digest)
+                return turn.made[0]
             if attempted is not None:
                 attempted.add(request.ref)
             try:
@@ -116,7 +125,7 @@ class TaskCreator:
                 if now is None or now.may_be_retried:
                     raise
                 # It was no failure after all: a callback has shown its task.
-                return self._revive(now, digest, timeout_s)
+                return self._revive(now, request, digest, timeout_s)
             turn.remember(handle, digest)
             return handle
 
@@ -125,28 +134,34 @@ class TaskCreator:
         return self._refs.setdefault(ref, _RefTurn())
 
     async def _find(
-        self, ref: str, digest: bytes, timeout_s: float, turn: _RefTurn, attempted: set[str] | None
+        self, request: TaskRequest, ref: str, digest: bytes, timeout_s: float, attempted: set[str] | None
     ) -> TaskHandle | Intent | None:
         """Return the handle a ref stands for, the intent to be tried anew, or None if the ref is free.
 
         Raises:
             RefConflict: It stands for another request.
+            CreateOutcomeUnknown: Nobody knows what became of it; its handle can `resubmit` this request.
         """
         # Who is still on the wire comes first: the journal would call it unknown before its answer is here.
         found = await self.runner.end_of_orphan(ref) or self._tracker.registry.by_ref(ref)
         if found is None and (intent := await self._calls.journal.find_by_ref(ref)) is not None:
             if attempted is not None and ref not in attempted and self._may_be_retried(intent):
                 return intent
-            return self._revive(intent, digest, timeout_s)
-        if (found := found or turn.made) is None:
+            return self._revive(intent, request, digest, timeout_s)
+        if found is None:
             return None
         handle, noted = found
         _check_same(ref, noted, digest)
         return handle
 
-    def _revive(self, intent: Intent, digest: bytes, timeout_s: float) -> TaskHandle:
+    def _revive(self, intent: Intent, request: TaskRequest, digest: bytes, timeout_s: float) -> TaskHandle:
         _check_same(intent.ref or "", intent.fingerprint, digest)
-        return self._recovery.revive(intent, asyncio.get_running_loop().time() + timeout_s)
+        try:
+            return self._recovery.revive(intent, asyncio.get_running_loop().time() + timeout_s)
+        except CreateOutcomeUnknown as exc:
+            if exc.handle is not None and exc.handle.request is None:  # of a former run
+                exc.handle.hold_request(request)
+            raise
 
     def _may_be_retried(self, intent: Intent) -> bool:
         pending = self._tracker.pending.get(intent.intent_id)
@@ -163,24 +178,27 @@ class TaskCreator:
     ) -> TaskHandle:
         # One that failed has its task, and is not pending.
         former = None if replaced is None else self._tracker.pending.get(replaced.intent_id)
-        intent_id = new_intent_id()
-        request = await self._uploads.replace_media(request)
+        phase = None if former is None else former.phase
+        intent_id, begun_at = new_intent_id(), asyncio.get_running_loop().time()
+        charge = await self._charge_of(request)
+        request = await self._with_uploads(request, keeps_trying=wait_if_sent)
         wire_request = encode_create(request, None)  # says what is wrong with it while no address is in sight
         if request.callback_url is None:
             wire_request = self._addressed(wire_request, intent_id)
         # After the uploads: they take long and cost nothing, and a slot is for what may be paid.
-        await self._admission.acquire()
-        intent = Intent(
+        with self._calls.weather.slot_wait.waiting():
+            await self._admission.acquire()
+        describe = partial(
+            Intent,
             intent_id=intent_id,
             model=request.model,
             ref=request.ref,
             fingerprint=digest,
-            body=(wire_request.body or b"").decode(),
             # A URL of the user's own takes its callbacks elsewhere: then there are only the polls.
             expects_callback=request.callback_url is None and self._callbacks.is_received,
             replaces="" if replaced is None else replaced.intent_id,
         )
-        pending = self._tracker.begin(attrs.evolve(intent, body=None), request, former)
+        pending = self._tracker.begin(describe(), request, former)
         self._admission.hold(pending.handle)
         try:
             # With the slot in hand: while it waited, the session may have closed and others spent the
@@ -191,18 +209,53 @@ class TaskCreator:
             raise
         # From here, and once more when it is a task: neither waits nor retries are taken off its time.
         pending.handle.move_deadline(asyncio.get_running_loop().time() + timeout_s)
-        phase = None if former is None else former.phase
-        guard = partial(self._let_leave, intent, former, phase)
-        call = self._calls.new(intent, wire_request, pending.handle.deadline, guard)
+        intent = describe(body=(wire_request.body or b"").decode())
+        guard = partial(self._let_leave, intent, charge, former, phase)
+        call = self._calls.new(
+            intent,
+            wire_request,
+            pending.handle.deadline,
+            guard,
+            begun_at=begun_at,
+            keeps_trying=wait_if_sent,
+        )
         return await self.runner.run(
-            self._run_in_turn(pending, call, timeout_s, waits_for_refunds=wait_if_sent),
+            self._run_in_turn(pending, call, charge, timeout_s, waits_for_refunds=wait_if_sent),
             call,
             ref=request.ref,
             wait_if_sent=wait_if_sent,
             on_cancelled=partial(self._tracker.cancel, pending),
         )
 
-    def _let_leave(self, intent: Intent, former: PendingCreate | None, phase: Phase | None) -> None:
+    async def _with_uploads(self, request: TaskRequest, *, keeps_trying: bool) -> TaskRequest:
+        """Return *request* with URLs in the place of its media; one that keeps trying waits for the host."""
+        uploads, weather, waits = self._uploads, self._calls.weather.uploads, delays(self._calls.rng)
+        while True:
+            begun_at, sent_before = asyncio.get_running_loop().time(), uploads.sent_count
+            try:
+                return await uploads.replace_media(request)
+            except (TransportError, UploadRefused) as exc:
+                is_of_file = isinstance(exc, UploadRefused) and not exc.may_pass
+                # Where others come through meanwhile it is this file that does not.
+                if is_of_file or uploads.sent_count > sent_before:
+                    raise
+                weather.record_failure(str(exc), begun_at=begun_at, count=MAX_ATTEMPTS)
+                if not keeps_trying:
+                    raise
+            finally:
+                if uploads.sent_count > sent_before:
+                    weather.record_success()
+            await asyncio.sleep(next(waits))
+
+    async def _charge_of(self, request: TaskRequest) -> Charge:
+        """Return what is known of the price of a request; files are read for it only under a budget."""
+        if self._ledger is None:
+            return Charge(request.model)
+        return charge_of(request.model, request.input, await self._uploads.measure_audio(request.input))
+
+    def _let_leave(
+        self, intent: Intent, charge: Charge, former: PendingCreate | None, phase: Phase | None
+    ) -> None:
         """Do what belongs into the step in which a body leaves, or keep it back.
 
         Raises:
@@ -212,7 +265,7 @@ class TaskCreator:
         if former is not None and not self._is_open(former, phase):
             raise InvalidRequest(_DECIDED)
         if self._ledger is not None:
-            self._ledger.reserve(intent.intent_id, intent.model)
+            self._ledger.reserve(intent.intent_id, charge)
 
     def _is_open(self, former: PendingCreate, phase: Phase | None) -> bool:
         """Tell whether nobody has found out, or is finding out, that a create in this phase became a task."""
@@ -226,17 +279,22 @@ class TaskCreator:
         return request if url is None else with_callback_url(request, url)
 
     async def _run_in_turn(
-        self, pending: PendingCreate, call: CreateCall, timeout_s: float, *, waits_for_refunds: bool
+        self,
+        pending: PendingCreate,
+        call: CreateCall,
+        charge: Charge,
+        timeout_s: float,
+        *,
+        waits_for_refunds: bool,
     ) -> TaskHandle | KieError:
         """Run when no other create must show its price first; a turn ends when the outcome is known."""
         if self._ledger is None:
             return await self._run(pending, call, timeout_s)
-        model = pending.intent.model
-        await self._ledger.wait_for_turn(model, waits_for_refunds=waits_for_refunds)
+        await self._ledger.wait_for_turn(charge, waits_for_refunds=waits_for_refunds)
         try:
             return await self._run(pending, call, timeout_s)
         finally:
-            self._ledger.leave(model)
+            self._ledger.leave(charge)
 
     async def _run(self, pending: PendingCreate, call: CreateCall, timeout_s: float) -> TaskHandle | KieError:
         """Return what became of a create: there may be nobody left to take an error that is raised."""
@@ -344,7 +402,10 @@ class TaskCreator:
     async def resubmit(self, handle: TaskHandle) -> TaskHandle:
         """Send the request of an unknown create as a new task; see `TaskHandle.resubmit`."""
         if handle.request is None:
-            raise InvalidRequest("this handle does not hold its request; create a new task")
+            raise InvalidRequest(
+                "this handle does not hold its request; create() the same request with its ref again, and "
+                "resubmit by the handle of the error; or create a new task with a new ref"
+            )
         async with self._turn_of(handle.ref or handle.intent_id):
             former = self._tracker.pending.get(handle.intent_id)
             request = handle.request

@@ -12,6 +12,7 @@ from .._background import BackgroundTasks
 from .._validation import is_loopback
 from ..creating.create_call import CreateCalls
 from ..creating.create_transport import CreateTransport
+from ..creating.create_weather import CreateWeather
 from ..errors import SessionMisuse
 from ..events import Counters
 from ..files.downloads import Downloads
@@ -26,6 +27,7 @@ from ..journal.sqlite import SqliteJournal
 from ..limits.admission import Admission
 from ..limits.budget import BudgetLedger
 from ..limits.circuit_breaker import CircuitBreaker
+from ..limits.query_speed import QueryPace
 from ..limits.rate_limiter import RateLimiter
 from ..planning.planner import PollPlanner
 from ..polling.poller import Poller
@@ -33,9 +35,11 @@ from ..wire.redaction import Redactor
 from .creator import TaskCreator
 from .event_hook import EventHook
 from .inbox import CallbackInbox
+from .kept_speed import KeptQuerySpeed
 from .kept_uploads import JournalUploadStore
 from .reconciler import Reconciler
 from .recovery import Recovery
+from .result_folder import ResultFolder
 from .settings import Settings
 from .tracker import TaskTracker
 
@@ -56,8 +60,11 @@ class Engine:
         self.journal = _journal_of(settings.journal)
         self.background = BackgroundTasks("kie_async watcher")
 
+        self.events = EventHook(settings.on_event)
         redactor = Redactor(settings.secrets)
         query_limiter = RateLimiter(limits.query, now=now)
+        self._query_speed = KeptQuerySpeed(limits, self.journal, account=key, origin=settings.base_url)
+        self._query_pace = QueryPace(query_limiter, self._query_speed)
         self._query_transport = Transport(
             settings.base_url,
             key,
@@ -89,25 +96,33 @@ class Engine:
                 redactor=redactor,
             ),
             rate_limiter=RateLimiter(limits.create, now=now),
-            breaker=CircuitBreaker(now=now),
+            breaker=CircuitBreaker(now=now, sink=self.events),
             journal=self.journal,
             counters=counters,
             rng=rng,
+            weather=CreateWeather(
+                api=settings.base_url,
+                uploads=settings.upload_url,
+                max_in_flight=settings.max_in_flight,
+                now=now,
+                sink=self.events,
+            ),
+            timeout_s=settings.create_timeout_s,
         )
 
         self.poller = Poller(
             self.queries,
-            query_limiter,
+            self._query_pace,
             PollPlanner(settings.poll),
             connections=limits.query_connections,
             rng=rng,
+            weather=self.events,
         )
         self.admission = Admission(settings.max_in_flight)
-        self._events = EventHook(settings.on_event)
         self.ledger = None if settings.budget is None else BudgetLedger(settings.budget)
         callbacks = settings.callbacks
         self.tracker = TaskTracker(
-            self.poller, self.journal, counters, self.admission, self.ledger, self._events, callbacks, self
+            self.poller, self.journal, counters, self.admission, self.ledger, self.events, callbacks, self
         )
         self.reconciler = Reconciler(
             self.tracker, self.queries, self.journal, counters, callbacks, self.background
@@ -138,6 +153,8 @@ class Engine:
         try:
             await self.recovery.replay()
             self.poller.restore(await self.journal.load_durations())
+            await self._query_speed.recall(self._loop.time())
+            self._query_pace.adjust()
         except BaseException:
             await self.aclose()
             raise
@@ -168,12 +185,13 @@ class Engine:
         await self.background.aclose()
         await self.reconciler.drain()
         await self.tracker.drain()
-        if (learned := self.poller.take_learned(1)) is not None:
+        await self._query_speed.drain()
+        if (learned := self.poller.take_learned()) is not None:
             await self.tracker.save_learned(learned)
         self._detach_all()
         for part in (self.calls.transport, self._query_transport, self.uploads, self.downloads, self.journal):
             await part.aclose()
-        await self._events.drain(caller)
+        await self.events.drain(caller)
 
     def __del__(self) -> None:
         """Say what goes on, and close what can be closed, when the event loop ended without `aclose`.
@@ -193,6 +211,20 @@ class Engine:
         if names:
             _log_what_goes_on("session closed", names)
         self.tracker.detach_all()
+
+    # --- what a batch asks of its session ------------------------------------------------------
+
+    def open_folder(self, folder: Path, give_up_after_s: float) -> ResultFolder:
+        """Return what saves the results of one batch."""
+        return ResultFolder(
+            folder,
+            give_up_after_s,
+            downloads=self.downloads,
+            queries=self.queries,
+            journal=self.journal,
+            settings=self.settings,
+            sink=self.events,
+        )
 
     # --- work that must not outlive the session ------------------------------------------------
 
@@ -216,6 +248,11 @@ class Engine:
     def abandon(self, handle: TaskHandle) -> None:
         """Settle a handle as abandoned; see `TaskHandle.abandon`."""
         self.tracker.abandon(handle)
+
+    def candidate_of(self, handle: TaskHandle) -> str:
+        """Return the task that a create may have become; see `TaskHandle.candidate_task_id`."""
+        pending = self.tracker.pending.get(handle.intent_id)
+        return "" if pending is None else pending.candidate_task_id
 
     async def resolve(self, handle: TaskHandle, task_id: str) -> None:
         """Bind an unknown create to a task; see `TaskHandle.resolve`."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from .._background import BackgroundTasks
 from ..errors import InvalidRequest
-from ..events import EventKind, SessionEvent, Source
+from ..events import EventKind, SessionEvent, Source, Weather
 from ..handle import TaskHandle
 
 Hook = Callable[[SessionEvent], object]
@@ -59,6 +59,12 @@ class EventHook:
             record=handle.record,
         )
         asyncio.get_running_loop().call_soon(self._call_hook, self._on_event, event)
+
+    def emit_weather(self, weather: Weather) -> None:
+        """Call the hook with what keeps the session from getting on; it is the `WeatherSink` of the parts."""
+        if self._on_event is not None:
+            event = SessionEvent(kind="weather", task_id="", weather=weather)
+            asyncio.get_running_loop().call_soon(self._call_hook, self._on_event, event)
 
     async def drain(self, caller: asyncio.Task[Any] | None) -> None:
         """Give coroutines of the hook some seconds to end; *caller* may be one of them and is left alone."""

@@ -77,6 +77,7 @@ class Settings:
     network: Network
     poll: PollSchedule
     task_timeout_s: float
+    create_timeout_s: float | None
     budget: Budget | None
     on_event: Hook | None
     rng: random.Random

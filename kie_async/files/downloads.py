@@ -36,6 +36,7 @@ from ..http.transport import (
     describe_failure,
     make_connector,
     open_http_session,
+    resolve,
 )
 from ..wire.requests import encode_fresh_link
 from ..wire.responses import decode_fresh_link
@@ -43,6 +44,9 @@ from .addresses import NotPublicError, may_connect
 from .media_types import ending_for_type, sniff
 from .part_file import PartFile, find_complete
 from .transfer import LinkRefused, Transfer
+
+RESULT_HOST = "tempfile.aiquickdraw.com"
+"""Where most results come from."""
 
 MAX_DOWNLOAD_BYTES = 4 * 1024**3
 
@@ -72,6 +76,20 @@ _T = TypeVar("_T")
 
 _is_named_host: ContextVar[bool] = ContextVar("_is_named_host", default=False)
 """Whether the connection that the running task asks for leads to a host named in `Network.allow_http_to`."""
+
+
+class CannotWrite(DownloadFailed):
+    """A file could not be written: the disk is full, or the folder is not ours."""
+
+    def __init__(self, message: str, why: str = "", number: int | None = None) -> None:
+        super().__init__(message)
+        self.args = (message, why, number)
+        self.why = why
+        self.number = number
+        """The ``errno``."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class Downloads:
@@ -121,13 +139,29 @@ class Downloads:
         Raises:
             InvalidRequest: The task id is not one of the service's.
             ResultExpired: The service no longer has a file.
-            DownloadFailed: A file could not be fetched or written.
+            CannotWrite: A file could not be written.
+            DownloadFailed: It could not be fetched.
         """
         check_task_id(task_id)
         folder = Path(folder)
         await _on_disk(folder, lambda: folder.mkdir(parents=True, exist_ok=True))
         named = [(url, f"{task_id}-{at}") for at, url in enumerate(urls, start=1)]
         return await self._until_closed([self._save_unless_there(url, folder, name) for url, name in named])
+
+    async def find_refusal(self, host: str) -> str:
+        """Return why no file may be fetched from a host, and the way round it; "" if one may.
+
+        A proxy finds the address by itself.
+
+        Raises:
+            OSError: It cannot be resolved.
+        """
+        if self._network.proxy is not None or self._network.allows_http(host):
+            return ""
+        addresses = [host] if is_ip_address(host) else await resolve(self._network, host)
+        if not addresses or any(map(self._may_connect, addresses)):
+            return ""
+        return NotPublicError(addresses[0]).advice()
 
     async def read(self, url: str, *, max_bytes: int) -> bytes:
         """Return a file as bytes; see `KieSession.read`.
@@ -385,4 +419,5 @@ async def _on_disk(folder: Path, work: Callable[..., _T], *args: object) -> _T:
     try:
         return job.result()
     except OSError as exc:
-        raise DownloadFailed(f"cannot write to {folder}: {exc.strerror}") from None
+        why = exc.strerror or str(exc)
+        raise CannotWrite(f"cannot write to {folder}: {why}", why, exc.errno) from None

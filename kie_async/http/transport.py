@@ -5,6 +5,7 @@ The key goes to one origin: redirects are not followed, and no proxy is used but
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from collections.abc import Callable
@@ -111,6 +112,23 @@ class _TunnelConnector(TypedConnector):
         if made[0].is_closing():
             raise aiohttp.ClientOSError(None, "the proxy closed the connection")
         return made
+
+
+async def resolve(network: Network, host: str) -> list[str]:
+    """Return the addresses of a host, as a connection made the way a `Network` says would find them.
+
+    Raises:
+        OSError: There are none, or none came in time.
+    """
+    given = network.resolver
+    resolver = aiohttp.DefaultResolver() if given is None else _UserResolver(given)
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            return [found["host"] for found in await resolver.resolve(host, 443)]
+    except TimeoutError:
+        raise OSError(None, "no answer in time") from None
+    finally:
+        await resolver.close()
 
 
 def make_connector(

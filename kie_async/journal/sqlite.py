@@ -100,8 +100,8 @@ WHERE intent_id = ? AND ref IS NULL
 """
 
 _SAVE_CLAIM = """
-INSERT INTO claim SELECT ?1, ?2, ?3, ?4
-WHERE NOT EXISTS (SELECT 1 FROM intent WHERE intent_id = ?1 AND task_id IS NOT NULL)
+INSERT INTO claim SELECT ?, ?, ?, ?
+WHERE NOT EXISTS (SELECT 1 FROM intent WHERE intent_id = ? AND task_id IS NOT NULL)
 ON CONFLICT(intent_id, task_id) DO UPDATE SET source = excluded.source WHERE source = 'unsigned'
 """
 
@@ -296,6 +296,16 @@ class SqliteJournal(Journal):
         found = await self._select("task_id = ?", task_id)
         return found[0] if found else None
 
+    async def list_last_results(self, count: int) -> list[Intent]:
+        """Return the last *count* intents whose task succeeded."""
+        last = "SELECT seq FROM intent WHERE state = 'SUCCEEDED' ORDER BY seq DESC LIMIT ?"
+        return await self._select(f"seq IN ({last})", count)
+
+    async def find_by_intent(self, intent_id: str) -> Intent | None:
+        """Return an intent."""
+        found = await self._select("intent_id = ?", intent_id)
+        return found[0] if found else None
+
     async def list_claims(self) -> list[Claim]:
         """Return what is claimed of intents that have no task, in the order it was noted."""
         query = "SELECT intent_id, task_id, source FROM claim ORDER BY noted_ms, task_id"
@@ -411,7 +421,7 @@ class SqliteJournal(Journal):
 
     async def save_claim(self, claim: Claim) -> None:
         """Note what is claimed of an intent; a stronger source takes the place of a weaker one."""
-        values = (claim.intent_id, claim.task_id, claim.source.value, _now_ms())
+        values = (claim.intent_id, claim.task_id, claim.source.value, _now_ms(), claim.intent_id)
         await self._do(lambda db: db.execute(_SAVE_CLAIM, values) and None)
 
     async def drop_claim(self, intent_id: str, task_id: str) -> None:

@@ -1,9 +1,10 @@
-"""Limits requests to so many in a window; callers wait in the order they came."""
+"""Limits requests to so many in a window, which may change; callers wait in the order they came."""
 
 from __future__ import annotations
 
 import asyncio
 import math
+from bisect import insort
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,9 +22,11 @@ class RateLimiter:
     """
 
     def __init__(self, rate: Rate, *, now: Callable[[], float]) -> None:
-        self._rate = rate
+        self._per_s = rate.per_s
+        self._count = rate.count
         self._now = now
         self._unused = rate.count
+        """Below zero while permits are out, or not back yet, that there shall not be any more."""
         self._back_at: deque[float] = deque()
         self._paused_until = -math.inf
         self._waiting_count = 0
@@ -62,7 +65,7 @@ class RateLimiter:
     def release(self) -> float:
         """Give a permit back, to be used again ``per_s`` from now: its answer is here. Return now."""
         now = self._now()
-        self._back_at.append(now + self._rate.per_s)
+        self._back_at.append(now + self._per_s)
         if self._waiting_count:
             self._changed.set()
         return now
@@ -70,6 +73,26 @@ class RateLimiter:
     def release_unused(self) -> None:
         """Give a permit back at once: no request was sent with it."""
         self._unused += 1
+        if self._waiting_count:
+            self._changed.set()
+
+    @property
+    def is_used_up(self) -> bool:
+        """Tell whether the next request would have to wait for a permit."""
+        return self._unused <= 0
+
+    def set_count(self, count: int) -> None:
+        """Let so many requests through in a window from now on.
+
+        More of them come spread over a window, not in a burst; fewer are taken from those that come back.
+        """
+        more, self._count = count - self._count, count
+        if more <= 0:
+            self._unused += more
+            return
+        now = self._now()
+        for number in range(1, more + 1):
+            insort(self._back_at, now + self._per_s * number / more)
         if self._waiting_count:
             self._changed.set()
 
@@ -84,6 +107,6 @@ class RateLimiter:
         # A pause stops every permit: the service itself has said when to come again.
         if self._paused_until > now:
             return self._paused_until - now
-        if self._unused:
+        if self._unused > 0:
             return 0.0
         return self._back_at[0] - now if self._back_at else math.inf

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import attrs
 
@@ -42,6 +43,11 @@ class PollFailures:
     urgent_polls: int = 0
     """Polls that followed an urgent one, since its callback may have outrun the record."""
     empty_successes: int = 0
+    pauses: Iterator[float] | None = None
+    """Growing delays while the service refuses this task for the rate, and no other."""
+    pause_s: float = 0.0
+    refused: int = 0
+    """How many of its last polls were refused for the rate, one after the other."""
 
 
 @attrs.define(eq=False, weakref_slot=False)
@@ -63,6 +69,7 @@ class PollEntry:
     next_at: float = math.inf
     """When it is polled next; infinite if only the deadline is waited for."""
     last_polled_at: float = -math.inf
+    """When its record was last asked for, by this entry or by whoever had the task before."""
     last_seen_running_s: float = 0.0
     """The age at which it was last seen running; infinite until an older task was seen for the first time."""
     last_digest: int | None = None
@@ -72,6 +79,13 @@ class PollEntry:
     is_urgent: bool = False
     is_queued: bool = False
     is_polling: bool = False
+    outlasts_weather: bool = False
+    """Whether its deadline waits, too, for an answer after polls have failed."""
+
+    @property
+    def is_failing(self) -> bool:
+        """Tell whether its last poll failed."""
+        return self.failures is not None and self.failures.failed.count > 0
 
     @property
     def is_closed(self) -> bool:
@@ -81,12 +95,20 @@ class PollEntry:
     @property
     def last_polled_s(self) -> float:
         """Return the age at the last poll; 0 before the first."""
-        return 0.0 if self.last_polled_at == -math.inf else self.last_polled_at - self.begun_at
+        return max(0.0, self.last_polled_at - self.begun_at)
 
     @property
     def is_first(self) -> bool:
         """Tell whether it was never polled."""
         return self.last_polled_at == -math.inf
+
+    @property
+    def is_unanswered(self) -> bool:
+        """Tell whether it was never polled, or its last poll was refused for the rate.
+
+        One that is refused again has no claim: it could keep all others from being polled.
+        """
+        return self.is_first or (self.failures is not None and self.failures.refused == 1)
 
     def need_failures(self) -> PollFailures:
         """Return its failures, made if it has none."""

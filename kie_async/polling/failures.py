@@ -10,7 +10,8 @@ from enum import Enum
 
 from ..errors import ApiError, KieError, RateLimited
 from ..http.backoff import MAX_RETRY_AFTER_S, delays
-from ..limits.rate_limiter import RateLimiter
+from ..limits.query_speed import QueryPace
+from ..limits.weather import NO_SINK, Condition, WeatherSink
 from ..models import TaskRecord, TaskState
 from ..wire.codes import Subject, subject_of
 from ..wire.records import read_state_word
@@ -53,24 +54,34 @@ class FailurePolicy:
     Pages, gateways and broken answers say nothing of a task: it is asked again, until its deadline.
     """
 
-    def __init__(self, rate_limiter: RateLimiter, *, grace_s: float, rng: random.Random) -> None:
-        self._rate_limiter = rate_limiter
+    def __init__(
+        self,
+        pace: QueryPace,
+        *,
+        grace_s: float,
+        rng: random.Random,
+        weather: WeatherSink = NO_SINK,
+    ) -> None:
+        self._pace = pace
         self._grace_s = grace_s
         self._rng = rng
         self._key_denied = Streak()
         self._pauses: Iterator[float] | None = None
         self._throttled_at = -math.inf
+        self._condition = Condition("unanswered", weather)
         self._warned_of: PollEntry | None = None
         """The task named in the last warning, until it is answered again: the others fail with it."""
 
     def record_success(self, entry: PollEntry, now: float) -> None:
         """Take in that a record came."""
-        self._key_denied = Streak()
+        if self._key_denied.count:
+            self._key_denied = Streak()
         self._pauses = None
+        self._note_end_of_failures(entry, now)
         if (failures := entry.failures) is None:
             return
-        self._note_end_of_failures(entry, failures, now)
         failures.failed, failures.denied, failures.unanswered = Streak(), Streak(), Streak()
+        failures.refused, failures.pauses = 0, None
 
     def record_failure(self, entry: PollEntry, error: Exception, now: float) -> Decision:
         """Take in a poll without a record and decide what follows."""
@@ -81,9 +92,16 @@ class FailurePolicy:
             self._note_failure(entry, error, now)
         return decision
 
+    def retry_delay_s(self, entry: PollEntry) -> float | None:
+        """Return the delay to the next poll if the last was refused for the rate; None after any other."""
+        failures = entry.failures
+        return failures.pause_s if failures is not None and failures.refused else None
+
     def _judge(self, entry: PollEntry, error: Exception, now: float) -> Decision:
+        failures = entry.need_failures()
+        failures.refused = failures.refused + 1 if isinstance(error, RateLimited) else 0
         if isinstance(error, RateLimited):
-            self._throttle(entry, error, now)
+            failures.pause_s = self._throttle(entry, failures, error, now)
             return Decision.POLL_LATER
         self._pauses = None
         subject = subject_of(error)
@@ -92,7 +110,6 @@ class FailurePolicy:
         if subject is Subject.CALL:
             return Decision.POLL_LATER
         self._key_denied = Streak()  # whoever speaks of a task has taken the key
-        failures = entry.need_failures()
         if subject is Subject.PROVIDER:
             return _judge_streak(failures.unanswered, now, UNANSWERED_S, Decision.FAIL)
         if self._may_be_invisible(entry, error, now):
@@ -105,16 +122,30 @@ class FailurePolicy:
             self._key_denied = Streak()  # what is tracked from now on has its own time
         return decision
 
-    def _throttle(self, entry: PollEntry, error: RateLimited, now: float) -> None:
-        """Hold every poll back; refusals of polls that left before this was last done are the same news."""
-        pause_s = error.retry_after_s
-        if pause_s is None:
-            if entry.last_polled_at < self._throttled_at:
-                return
-            self._pauses = self._pauses or delays(self._rng, first_s=1.0, ceiling_s=MAX_RETRY_AFTER_S)
-            pause_s = next(self._pauses)
-        self._throttled_at = now
-        self._rate_limiter.throttle(min(pause_s, MAX_RETRY_AFTER_S))
+    def _throttle(self, entry: PollEntry, failures: PollFailures, error: RateLimited, now: float) -> float:
+        """Hold all polls back, or return how long to hold back those of this task alone.
+
+        Refusals of polls that left before this was last done are the same news.
+        """
+        is_news = entry.last_polled_at >= self._throttled_at
+        # While nobody gets through, the pauses grow; a speed made slower each time would outlast them.
+        if is_news and self._pauses is None and not self._slow_down(entry, now):
+            failures.pauses = failures.pauses or self._growing()
+            return _pause_s(error, failures.pauses)
+        if is_news or error.retry_after_s is not None:
+            self._pauses = self._pauses or self._growing()
+            self._throttled_at = now
+            self._pace.limiter.throttle(_pause_s(error, self._pauses))
+        return 0.0  # its turn comes again before others have theirs
+
+    def _slow_down(self, entry: PollEntry, now: float) -> bool:
+        """Make queries slower; return whether the refusal is news of all, and not of its task alone."""
+        is_of_all = self._pace.speed.note_refused(entry.key, entry.last_polled_at, now)
+        self._pace.adjust()
+        return is_of_all
+
+    def _growing(self) -> Iterator[float]:
+        return delays(self._rng, first_s=1.0, ceiling_s=MAX_RETRY_AFTER_S)
 
     def _may_be_invisible(self, entry: PollEntry, error: Exception, now: float) -> bool:
         """Tell whether a task is so young that no words of the service mean more than "not yet"."""
@@ -126,22 +157,37 @@ class FailurePolicy:
     def _note_failure(self, entry: PollEntry, error: Exception, now: float) -> None:
         """Log a failure, and warn once when failures last: in an outage one task stands for all."""
         failed = entry.need_failures().failed
-        failed.add(now)
+        # From when the first of them was sent: one that waits for its answer in vain has failed for as long.
+        failed.add(min(now, max(entry.last_polled_at, entry.begun_at)) if not failed.count else now)
         surprise = None if isinstance(error, KieError) else error
         if not isinstance(error, RateLimited):  # those are counted, and common where many poll
             _log.info("poll %d of task %s failed: %s", failed.count, entry.key, error, exc_info=surprise)
         is_said = self._warned_of is not None and not self._warned_of.is_closed
         if not is_said and failed.lasts(now, at_least_s=LASTING_S):
             self._warned_of = entry
-            message = (
-                "polls of task %s have failed for %.0f s: %s; it goes on at the service and is asked again"
+            lasted_s = now - failed.since
+            self._condition.say(
+                f"polls of task {entry.key} have failed for {lasted_s:.0f} s: {error}; "
+                "it goes on at the service and is asked again",
+                for_s=lasted_s,
+                surprise=surprise,
             )
-            _log.warning(message, entry.key, now - failed.since, error, exc_info=surprise)
 
-    def _note_end_of_failures(self, entry: PollEntry, failures: PollFailures, now: float) -> None:
-        if self._warned_of is entry:
-            self._warned_of = None
-            _log.info("task %s is answered again, after %.0f s", entry.key, now - failures.failed.since)
+    def _note_end_of_failures(self, entry: PollEntry, now: float) -> None:
+        warned_of = self._warned_of
+        if warned_of is entry and entry.failures is not None:
+            lasted_s = now - entry.failures.failed.since
+            self._condition.end(f"task {entry.key} is answered again, after {lasted_s:.0f} s")
+        elif warned_of is not None and warned_of.is_closed:  # it settled otherwise: this one speaks for it
+            self._condition.end("polls are answered again")
+        else:
+            return
+        self._warned_of = None
+
+
+def _pause_s(error: RateLimited, growing: Iterator[float]) -> float:
+    pause_s = next(growing) if error.retry_after_s is None else error.retry_after_s
+    return min(pause_s, MAX_RETRY_AFTER_S)
 
 
 def _judge_streak(streak: Streak, now: float, at_least_s: float, decision: Decision) -> Decision:
@@ -158,8 +204,10 @@ class StateWarnings:
 
     def note(self, record: TaskRecord, now: float) -> None:
         """Warn of the word in a record, each word once in ten minutes."""
+        if record.state is not TaskState.UNKNOWN:
+            return
         word = read_state_word(record.raw)[:_MAX_WORD]
-        if record.state is not TaskState.UNKNOWN or word in ("", TaskState.UNKNOWN):
+        if word in ("", TaskState.UNKNOWN):
             return
         is_new = word not in self._warned_at
         if is_new and len(self._warned_at) == _MAX_WORDS:  # endless new words must not fill log and memory

@@ -1,4 +1,4 @@
-"""Orders the polls that are due: urgent ones, then first polls, then the tasks likeliest to have ended."""
+"""Orders the polls that are due: urgent and first ones, refused ones, then tasks likeliest to have ended."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Chance = Callable[[PollEntry, float], float]
 
 
 class PollQueue:
-    """Those that are due: urgent ones first, then first polls, then the likeliest to have ended.
+    """Those that are due: urgent ones, then first and refused polls, then the likeliest to have ended.
 
     The chance is asked only while polls are short, and of all that wait at a time; a task that waited
     *longest_s* goes before those.
@@ -43,7 +43,9 @@ class PollQueue:
                 with suppress(ValueError):
                     queue.remove(entry)
         entry.is_queued = True
-        (self._urgent if entry.is_urgent else self._first if entry.is_first else self._again).append(entry)
+        (self._urgent if entry.is_urgent else self._first if entry.is_unanswered else self._again).append(
+            entry
+        )
 
     def pop(self, now: float, chance: Chance) -> PollEntry | None:
         """Take out the entry to poll now, which may be closed meanwhile; None if nobody waits."""

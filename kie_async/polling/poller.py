@@ -5,20 +5,24 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import time
+from collections.abc import Callable
 from typing import Protocol
 
 from .._background import BackgroundTasks
 from ..errors import ApiError, KieError
 from ..events import Source
 from ..http.query_client import QueryClient
-from ..limits.rate_limiter import RateLimiter
+from ..limits.query_speed import QueryPace
+from ..limits.weather import NO_SINK, WeatherSink
 from ..models import TaskRecord, TaskState
 from ..planning.planner import Learned, PollPlanner
 from ..wire.records import failed_record
 from .entry import PollEntry
-from .failures import Decision, FailurePolicy, StateWarnings
+from .failures import LASTING_S, Decision, FailurePolicy, StateWarnings
 from .learner import Learner
 from .poll_queue import PollQueue
+from .sleep import SleepDetector
 from .timer_wheel import TICK_S, TimerWheel
 
 
@@ -44,15 +48,18 @@ class Poller:
     def __init__(
         self,
         queries: QueryClient,
-        rate_limiter: RateLimiter,
+        pace: QueryPace,
         planner: PollPlanner,
         *,
         connections: int,
         rng: random.Random,
         loop: asyncio.AbstractEventLoop | None = None,
+        weather: WeatherSink = NO_SINK,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._queries = queries
-        self._rate_limiter = rate_limiter
+        self._rate_limiter = pace.limiter
+        self._pace = pace
         self._planner = planner
         self._schedule = planner.schedule
         self._connections = connections
@@ -63,7 +70,10 @@ class Poller:
         self._wheel = TimerWheel(self._loop, self._on_due)
         self._due = PollQueue(longest_s=self._schedule.longest_gap_s)
         self._learner = Learner(planner)
-        self._failures = FailurePolicy(rate_limiter, grace_s=self._schedule.visibility_grace_s, rng=rng)
+        self._failures = FailurePolicy(
+            pace, grace_s=self._schedule.visibility_grace_s, rng=rng, weather=weather
+        )
+        self._sleep = SleepDetector(clock=clock, sink=weather)
         self._state_warnings = StateWarnings()
         self._workers = BackgroundTasks("kie_async poller")
         self._idle = 0
@@ -81,9 +91,19 @@ class Poller:
         self._sink = sink
 
     def track(
-        self, task_id: str, *, model: str, deadline: float, expects_callback: bool, at_once: bool = False
+        self,
+        task_id: str,
+        *,
+        model: str,
+        deadline: float,
+        expects_callback: bool,
+        at_once: bool = False,
+        read_at: float = -math.inf,
     ) -> PollEntry:
-        """Begin to poll a task; *at_once* is for tasks that began long ago."""
+        """Begin to poll a task; *at_once* is for tasks that began long ago.
+
+        *read_at* is when its record was read before that: no callback makes it be read again at once.
+        """
         entry = PollEntry(task_id, model, deadline, self._now(), expects_callback)
         self._wheel.add(entry)
         if at_once:
@@ -95,6 +115,8 @@ class Poller:
             if expects_callback and self._planner.should_probe():
                 self._probes.add(entry)
             entry.next_at = self._plan(entry, self._rng.random(), entry.begun_at)
+        entry.last_polled_at = read_at
+        entry.next_at = max(entry.next_at, self._soonest(entry))
         self._wheel.schedule(entry)
         return entry
 
@@ -103,6 +125,11 @@ class Poller:
         entry = PollEntry(key, "", deadline, self._now(), expects_callback=True)
         self._wheel.add(entry)
         return entry
+
+    def outlast_weather(self, entry: PollEntry | None) -> None:
+        """Let a deadline wait for an answer while polls fail."""
+        if entry is not None:
+            entry.outlasts_weather = True
 
     def forget(self, entry: PollEntry | None) -> None:
         """Never poll this again."""
@@ -123,9 +150,8 @@ class Poller:
     def poll_soon(self, entry: PollEntry) -> None:
         """Poll at the next turn, as if its time had come: something in the record is wanted."""
         if not (entry.is_closed or entry.is_queued or entry.is_polling):
-            entry.next_at = self._now()
-            self._due.put(entry)
-            self._dispatch()
+            now = self._now()
+            self._poll_at(entry, max(now, self._soonest(entry)), now)
 
     def __len__(self) -> int:
         return len(self._wheel)
@@ -141,19 +167,22 @@ class Poller:
 
     # --- what the ends teach -------------------------------------------------------------------
 
-    def complete(self, entry: PollEntry, record: TaskRecord, source: Source, intent_id: str) -> None:
-        """Learn from the end of a task, and never poll it again."""
+    def complete(
+        self, entry: PollEntry, record: TaskRecord, source: Source, intent_id: str
+    ) -> Learned | None:
+        """Learn from an end and poll the task never again; return what is known if it is time to save it."""
         if entry.is_closed:
-            return
+            return None
         self._learner.record_end(entry, record, source, intent_id, self._now())
         if entry.expects_callback and source is Source.POLL:
             self._await_late_callbacks()
         self.forget(entry)
         self._tighten()
+        return self._planner.take_learned()
 
-    def take_learned(self, min_completions: int = 25) -> Learned | None:
-        """Return what was learned, if so many ends were taken in since it was last returned."""
-        return self._planner.take_learned(min_completions)
+    def take_learned(self) -> Learned | None:
+        """Return what is known, if any end was taken in since it was last returned."""
+        return self._planner.take_learned(1)
 
     def median_s(self, model: str) -> float | None:
         """Return how long a task of a model takes in the median; None until enough were seen to end."""
@@ -224,17 +253,31 @@ class Poller:
         )
 
     def _on_due(self, now: float) -> None:
+        self._sleep.note_turn(now, self._wheel.late_s)
         for entry in self._wheel.take_due(now):
             if entry.is_closed:
                 continue
             if entry.deadline <= now:
-                self._sink.expire(entry.key)
+                self._expire(entry, now)
             # Void unless its time has come: when that moves, what stands in the wheel is left there.
             elif entry.next_at <= now and not (
                 entry.is_queued or entry.is_polling or self._is_put_off(entry, now)
             ):
                 self._due.put(entry)
         self._dispatch()
+
+    def _expire(self, entry: PollEntry, now: float) -> None:
+        """End the wait for a task, unless the weather kept it from being asked for."""
+        deadline = self._sleep.spared_deadline(entry)
+        if deadline is None and entry.outlasts_weather and entry.is_failing:
+            deadline = now + LASTING_S
+        if deadline is None:
+            self._sink.expire(entry.key)
+            return
+        entry.deadline = deadline
+        self._wheel.add(entry)
+        if entry.next_at < math.inf:  # else it has no task to poll
+            self.poll_soon(entry)
 
     def _is_put_off(self, entry: PollEntry, now: float) -> bool:
         """Put a poll off that callbacks have made needless since it was planned."""
@@ -248,11 +291,18 @@ class Poller:
     def _schedule_next(self, entry: PollEntry, delay_s: float | None, now: float) -> None:
         """Set the next poll; without *delay_s* the planner says when."""
         if entry.is_urgent:  # callbacks of strangers must not become a flood of queries
-            at = entry.last_polled_at + self._schedule.ring_gap_s
+            at = self._soonest(entry)
         elif delay_s is not None:
             at = now + delay_s
         else:
             at = self._plan(entry, self._rng.random(), now)
+        self._poll_at(entry, at, now)
+
+    def _soonest(self, entry: PollEntry) -> float:
+        """Return the instant before which nobody's word makes a task be read again."""
+        return entry.last_polled_at + self._schedule.ring_gap_s
+
+    def _poll_at(self, entry: PollEntry, at: float, now: float) -> None:
         entry.next_at = at
         if at > now:
             self._wheel.schedule(entry)
@@ -279,6 +329,7 @@ class Poller:
                 if entry is None or entry.is_closed:
                     self._rate_limiter.release_unused()
                     continue
+                self._pace.note_wait(now - entry.next_at, now)
                 self._idle -= 1
                 self._dispatch()
                 try:
@@ -302,7 +353,9 @@ class Poller:
                 entry.is_polling = False
         except Exception as exc:  # whatever a poll ends in, the task is paid and will be polled again
             self._act_on_failure(entry, exc)
-            delay_s = self._urgent_delay_s(entry, source)
+            delay_s = self._failures.retry_delay_s(entry)
+            if delay_s is None:
+                delay_s = self._urgent_delay_s(entry, source)
         else:
             self._failures.record_success(entry, now)
             delay_s = self._act_on_record(entry, record, source)

@@ -42,6 +42,8 @@ class TimerWheel:
         self._void = 0
         self._max_void = _MIN_VOID
         self._is_closed = False
+        self.late_s = 0.0
+        """How much later than it was set to the timer fired last."""
 
     @property
     def _review_at(self) -> float:
@@ -118,6 +120,7 @@ class TimerWheel:
 
     def _on_timer(self) -> None:
         now = max(self._loop.time(), self._wakes_at) + _ROUNDING_S
+        self.late_s = now - self._wakes_at
         self._timer, self._wakes_at = None, math.inf
         self._on_due(now)
         if self._ticks:

@@ -71,9 +71,9 @@ class Endpoints:
         body = encode_envelope(200, "success", data, key_set=self.world.key_set)
         return web.Response(body=body, headers=_JSON)
 
-    def _judge(self, endpoint: str, request: web.Request) -> Refusal | None:
+    def _judge(self, endpoint: str, request: web.Request, *, task_id: str | None = None) -> Refusal | None:
         authorization = request.headers.get("Authorization", "")
-        return self.world.judge_arrival(endpoint, authorization, time.monotonic())
+        return self.world.judge_arrival(endpoint, authorization, time.monotonic(), task_id=task_id)
 
     async def _create(self, request: web.Request) -> web.Response:
         refusal = self._judge("create", request)
@@ -117,7 +117,8 @@ class Endpoints:
         return {"taskId": task_id, "recordId": task_id}
 
     async def _query(self, request: web.Request) -> web.Response:
-        refusal = self._judge("query", request)
+        task_id = request.query.get("taskId", "")
+        refusal = self._judge("query", request, task_id=task_id)
         faults = self.world.faults
         if faults.query_answers_next:
             return _canned(faults.query_answers_next.pop(0))
@@ -127,7 +128,6 @@ class Endpoints:
             raise refusal
         if faults.take("query_500_next"):
             raise Refusal(500, "Server Error - An unexpected error occurred while processing the request")
-        task_id = request.query.get("taskId", "")
         if not task_id:
             raise Refusal(400, "taskId parameter is required")
         return web.Response(body=await self._look(task_id), headers=_JSON)

@@ -37,6 +37,9 @@ class Sandbox:
 
     Use it as an async context manager, or call ``start`` and ``aclose``. Closed, it still shows what
     happened; started again, it listens on the same port and its tasks go on.
+
+    Limits are so many requests in so many seconds, of the key; *task_query_limit* is one for queries of each
+    task. The service's own texts differ on which of the two it has.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Sandbox:
         credits_per_s: float = 8.0,
         create_limit: tuple[int, float] | None = (20, 10.0),
         query_limit: tuple[int, float] | None = (10, 1.0),
+        task_query_limit: tuple[int, float] | None = None,
         hmac_key: str | None = None,
         key_set: Literal["2026", "2025"] = "2026",
         callbacks: bool = True,
@@ -73,6 +77,7 @@ class Sandbox:
             balance=credits,
             credits_per_s=credits_per_s,
             windows={name: Window(*limit) for name, limit in limits.items() if limit is not None},
+            task_query_limit=task_query_limit,
             key_set=key_set,
             faults=faults or Faults(),
         )

@@ -22,6 +22,7 @@ from .server import Sandbox
 TOKEN_VARIABLE = "KIE_SANDBOX_TOKEN"  # noqa: S105  (its name)
 
 _DEFAULT_DURATIONS = "fixed:2"
+_QUERIES = (10, 1.0)
 
 
 def _durations(text: str) -> Durations:
@@ -79,6 +80,12 @@ class ServeOptions:
     limits: bool = _option(
         True, "keep the service's rate limits, or none", action=argparse.BooleanOptionalAction
     )
+    query_limit: str = _option(
+        "key",
+        "what 10 queries a second are counted by, as the service's texts differ: key, task, both or none "
+        "(default: %(default)s)",
+        choices=("key", "task", "both", "none"),
+    )
     render: bool = _option(False, "results are playable videos (needs PyAV)", action="store_true")
     seed: int = _option(
         0, "another seed, other durations and faults (default: %(default)s)", type=int, metavar="N"
@@ -117,7 +124,8 @@ class ServeOptions:
             seed=self.seed,
             credits=self.credits,
             create_limit=(20, 10.0) if self.limits else None,
-            query_limit=(10, 1.0) if self.limits else None,
+            query_limit=_QUERIES if self.limits and self.query_limit in ("key", "both") else None,
+            task_query_limit=_QUERIES if self.limits and self.query_limit in ("task", "both") else None,
             hmac_key=self.hmac_key,
             render=self.render,
             faults=faults,

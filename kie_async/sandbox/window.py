@@ -17,11 +17,15 @@ class Window:
         self._per_s = per_s
         self._admitted: deque[float] = deque()
 
-    def admit(self, now: float) -> bool:
-        """Return whether the arrival at *now* (seconds, never going back) is within the limit."""
+    def has_room(self, now: float) -> bool:
+        """Return whether an arrival at *now* (seconds, never going back) would be within the limit."""
         while self._admitted and self._admitted[0] <= now - self._per_s:
             self._admitted.popleft()
-        if len(self._admitted) >= self._count:
-            return False
-        self._admitted.append(now)
-        return True
+        return len(self._admitted) < self._count
+
+    def admit(self, now: float) -> bool:
+        """Return whether the arrival at *now* is within the limit; then it counts."""
+        has_room = self.has_room(now)
+        if has_room:
+            self._admitted.append(now)
+        return has_room

@@ -38,17 +38,23 @@ class World:
     balance: float
     credits_per_s: float
     windows: dict[str, Window]
+    """The limits of the key, by endpoint."""
+    task_query_limit: tuple[int, float] | None
+    """The limit of queries of one task."""
     key_set: KeySet
     faults: Faults
     tasks: dict[str, SandboxTask] = attrs.field(factory=dict)
     counts: Counter[str] = attrs.field(factory=Counter)
     deliveries: list[Delivery] = attrs.field(factory=list)
     files: FileStore = attrs.field(factory=FileStore)
+    _task_windows: dict[str, Window] = attrs.field(factory=dict)
 
-    def judge_arrival(self, endpoint: str, authorization: str, now: float) -> Refusal | None:
+    def judge_arrival(
+        self, endpoint: str, authorization: str, now: float, *, task_id: str | None = None
+    ) -> Refusal | None:
         """Return why a call is refused before its content matters, or None.
 
-        Only calls with a right key count against the limits.
+        Only calls with a right key count against the limits, a query against that of its task too.
         """
         scheme, _, key = authorization.partition(" ")
         is_known = key == self.api_key if self.api_key is not None else bool(key.strip())
@@ -58,10 +64,17 @@ class World:
             return Refusal(455, _MAINTENANCE)
         if f"{endpoint}_429_next" in _COUNTERS and self.faults.take(f"{endpoint}_429_next"):
             return Refusal(429, _TOO_OFTEN)
-        window = self.windows.get(endpoint)
-        if window is not None and not window.admit(now):
+        windows = [window for window in (self.windows.get(endpoint), self._task_window(task_id)) if window]
+        if not all(window.has_room(now) for window in windows):
             return Refusal(429, _TOO_OFTEN)
+        for window in windows:
+            window.admit(now)
         return None
+
+    def _task_window(self, task_id: str | None) -> Window | None:
+        if self.task_query_limit is None or task_id not in self.tasks:
+            return None
+        return self._task_windows.setdefault(task_id, Window(*self.task_query_limit))
 
     def create(self, request: Any) -> SandboxTask:
         """Create a task from a parsed createTask body and take its hold from the balance.

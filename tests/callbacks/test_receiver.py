@@ -65,6 +65,9 @@ class Inbox:
     def owner_of(self, intent_id: str) -> str | None:
         return self.tasks.get(intent_id)
 
+    async def find_noted(self, intent_id: str) -> str | None:
+        return None
+
     async def accept(self, delivery: Delivery) -> None:
         self.accepted.append(delivery)
 
@@ -276,20 +279,33 @@ class TestBody:
 
         assert (verdict.status, verdict.reason) == (400, "id of another task")
 
-    @pytest.mark.parametrize(("turns", "status"), [(2, 400), (3, 200)])
-    async def test_that_id_is_the_one_known_when_the_answer_is_given(self, turns: int, status: int) -> None:
-        inbox = Inbox(tasks={INTENT: ""})
-        receiver = receiver_with(inbox=inbox)
+    @pytest.mark.parametrize(
+        ("moment", "status"), [("read", 400), ("next turn", 400), ("verified", 400), ("accepted", 200)]
+    )
+    async def test_that_id_is_the_one_known_when_it_is_accepted(self, moment: str, status: int) -> None:
+        def bind(now: str) -> None:
+            if now == moment:
+                inbox.tasks[INTENT] = "another"  # by a create answer, while other deliveries were read
+
+        class Slow(Inbox):
+            async def accept(self, delivery: Delivery) -> None:
+                await super().accept(delivery)
+                bind("accepted")
 
         async def read(_: int) -> bytes:
+            bind("read")
+            asyncio.get_running_loop().call_soon(bind, "next turn")
             return body_of(TASK)
 
-        answering = asyncio.create_task(receiver._on_request(tail(), {}, read))
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        inbox.tasks[INTENT] = "another"  # by a create answer, while other deliveries were read
+        def now() -> float:
+            bind("verified")
+            return NOW
 
-        assert (await answering).status == status
+        inbox = Slow(tasks={INTENT: ""})
+        receiver = CallbackReceiver(now=now)
+        receiver.attach(inbox)
+
+        assert (await receiver._on_request(tail(), {}, read)).status == status
         assert len(inbox.accepted) == (status == 200)
 
     def test_while_the_intent_has_no_task_any_id_is_accepted(self) -> None:

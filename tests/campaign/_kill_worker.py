@@ -5,7 +5,6 @@ It reads one job per line, forks for each, so that a restart costs no import, an
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import math
@@ -15,6 +14,8 @@ import sqlite3
 import sys
 from collections.abc import Callable
 from typing import Any
+
+from support.loops import run_on
 
 from kie_async import (
     CallbackReceiver,
@@ -163,7 +164,7 @@ def main() -> None:
             status = 1
             try:
                 logging.basicConfig(filename=job["log"], level=logging.WARNING)
-                asyncio.run(work(job))
+                run_on(job["loop"], work(job))
                 status = 0
             except BaseException:
                 logging.exception("the worker failed")

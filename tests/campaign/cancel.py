@@ -23,9 +23,9 @@ import aiohttp
 import attrs
 from support import inside
 from support.create_faults import KEY, after_a_create, warm_up
+from support.loops import add_option, run_on
 from support.misbehaving import Misbehaving, Peer, answer, certified, created, refused, trusting
 
-from campaign._loops import add_option, run_on
 from kie_async import CreateOutcomeUnknown, KieError, KieSession, Limits, Network, Rate, TaskHandle
 from kie_async.journal.base import Intent, IntentState, Journal
 from kie_async.journal.memory import MemoryJournal

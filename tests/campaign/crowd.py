@@ -20,6 +20,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import attrs
+from support.loops import add_option, run_on
 
 sys.path.append(str(Path(__file__).parent.parent.parent))  # the emulator is a benchmark's
 
@@ -130,10 +131,10 @@ async def gather_crowd(
             found.lost.append(f"{handle.task_id}: {exc}")
 
 
-async def _traces_after(service: Emulator) -> Traces:
+async def _traces_after(service: Emulator, closing_s: float) -> Traces:
     """Return what is left once the service has closed its connections and the loop has seen them go."""
     await service.hang_up()
-    await asyncio.sleep(CLOSING_S)
+    await asyncio.sleep(closing_s)
     return Traces.now()
 
 
@@ -144,6 +145,7 @@ async def run(
     polling: bool = False,
     durations: tuple[str, float, float] = DURATIONS,
     lost_callbacks: float = LOST_CALLBACKS,
+    closing_s: float = CLOSING_S,
 ) -> Found:
     """Let *rounds* crowds run, one after the other, on one session."""
     began, found = time.perf_counter(), Found(handles=count)
@@ -169,7 +171,7 @@ async def run(
             await service.set(**settings | {"durations": ("never",), "callback_loss": 0.0})
             few = min(count, WARM_UP)
             await gather_crowd(kie, Found(handles=few), few, end=service.end_all)  # opens what stays open
-            found.traces.append(await _traces_after(service))
+            found.traces.append(await _traces_after(service, closing_s))
             for _ in range(rounds):
                 await service.set(**settings)
                 known.clear()
@@ -178,7 +180,7 @@ async def run(
                 found.lags_s = array("d", [known[name] - at for name, at in ended.items() if name in known])
                 known.clear()
                 del ended
-                found.traces.append(await _traces_after(service))
+                found.traces.append(await _traces_after(service, closing_s))
             stats = kie.stats()
     found.by_callback, found.by_poll, found.queries = (
         stats.settled_by_callback,
@@ -195,10 +197,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--polling", action="store_true", help="no callbacks")
     parser.add_argument("--traced", action="store_true", help="count allocations too, which is slow")
+    add_option(parser)
     options = parser.parse_args(argv)
     pin(OUR_CORE)
     if options.traced:
         tracemalloc.start()
-    found = asyncio.run(run(options.handles, rounds=options.rounds, polling=options.polling))
+    found = run_on(options.loop, run(options.handles, rounds=options.rounds, polling=options.polling))
     print(found)
     return 0 if found.is_good else 1

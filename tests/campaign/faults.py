@@ -8,8 +8,7 @@ import platform
 import aiohttp
 from support.create_faults import Fault, judge, objection, rows
 from support.create_situations import Situation, protest, see, situations
-
-from campaign._loops import add_option, run_on
+from support.loops import add_option, run_on
 
 
 def main(argv: list[str]) -> int:

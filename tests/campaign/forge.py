@@ -29,6 +29,7 @@ from unittest.mock import patch
 
 import attrs
 from aiohttp import web
+from support.loops import add_option, run_on
 
 from kie_async import (
     CallbackReceiver,
@@ -658,8 +659,9 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.campaign forge", description=__doc__)
     parser.add_argument("--count", type=int, default=200_000)
     parser.add_argument("--seed", type=int, default=1)
+    add_option(parser)
     asked = parser.parse_args(argv)
-    report = asyncio.run(run(asked.count, asked.seed))
+    report = run_on(asked.loop, run(asked.count, asked.seed))
     for line in report.lines():
         print(line)
     return 1 if report.complaints or report.growth_mib > MAX_GROWTH_MIB else 0

@@ -25,9 +25,9 @@ from typing import Any, Self
 import aiohttp
 import attrs
 from support.create_faults import Notes, creating, creation, word_for
+from support.loops import add_option, run_on
 from support.misbehaving import answer, certified, created, html, refused
 
-from campaign._loops import add_option, run_on
 from kie_async.creating.kept_connection import KeptConnection
 
 IDLE_S = 1.5

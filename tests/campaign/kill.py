@@ -26,6 +26,7 @@ from typing import Any, Self
 
 import aiohttp
 import attrs
+from support.loops import ASKED_FOR, add_option, run_on
 from support.ports import free_port
 
 from kie_async.sandbox.bodies import signature_headers
@@ -169,10 +170,11 @@ class Report:
 class Campaign:
     """One journal, one sandbox, one worker that is killed so many times."""
 
-    def __init__(self, folder: Path, *, restarts: int, seed: int) -> None:
+    def __init__(self, folder: Path, *, restarts: int, seed: int, loop: str) -> None:
         self._folder = folder
         self._rng = random.Random(seed)
         self._restarts = restarts
+        self._loop = loop
         self._journal = folder / "run.db"
         self._next_ref = 0
         self._asked: set[str] = set()
@@ -194,7 +196,9 @@ class Campaign:
             self._http = await stack.enter_async_context(aiohttp.ClientSession())
             self._proxy = await stack.enter_async_context(Proxy(self._sandbox_url))
             self._worker = await stack.enter_async_context(
-                _process("-m", "tests.campaign._kill_worker", stdin=asyncio.subprocess.PIPE)
+                _process(
+                    "-m", "tests.campaign._kill_worker", stdin=asyncio.subprocess.PIPE, env=_with_tests()
+                )
             )
             for number in range(self._restarts):
                 await self._restart(self._plan(number))
@@ -248,6 +252,7 @@ class Campaign:
             "refs": refs,
             "point": point,
             "nth": nth,
+            "loop": self._loop,
         }
         self._write(json.dumps(job))
         self._asked.update(refs)
@@ -469,10 +474,15 @@ async def _sandbox(folder: Path) -> AsyncIterator[str]:
         yield (await process.stdout.readline()).decode().strip()
 
 
-async def run(restarts: int, *, seed: int = 1) -> Report:
+def _with_tests() -> dict[str, str]:
+    """Return the environment of a process that imports what tests stand on."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+
+
+async def run(restarts: int, *, seed: int = 1, loop: str = ASKED_FOR) -> Report:
     """Run the campaign in a folder that is kept if something is wrong."""
     folder = Path(tempfile.mkdtemp(prefix="kie-kill-"))
-    report = await Campaign(folder, restarts=restarts, seed=seed).run()
+    report = await Campaign(folder, restarts=restarts, seed=seed, loop=loop).run()
     if not report.wrong:
         shutil.rmtree(folder)
     return report
@@ -483,7 +493,8 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.campaign kill", description=__doc__)
     parser.add_argument("--restarts", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
+    add_option(parser)
     options = parser.parse_args(argv)
-    report = asyncio.run(run(options.restarts, seed=options.seed))
+    report = run_on(options.loop, run(options.restarts, seed=options.seed, loop=options.loop))
     print(report)
     return 1 if report.wrong else 0

@@ -32,6 +32,8 @@ from kie_async.sandbox.bodies import encode_envelope, signature_headers
 from kie_async.sandbox.window import Window
 
 MAX_RATIO = 1.02
+ONE_REFUSED_IN = 500
+"""Queries find their own speed: so rarely may they be refused on the way."""
 CREATES, CREATES_PER_S = 20, 10.0
 QUERIES, QUERIES_PER_S = 10, 1.0
 MANY = 100_000
@@ -47,7 +49,9 @@ class Found:
     optimum_s: float
     makespan_s: float
     refusals: int
+    """Creates that were refused: none should be."""
     queries: int
+    refused_queries: int
     took_s: float
     """Of real time."""
 
@@ -57,13 +61,14 @@ class Found:
 
     @property
     def is_good(self) -> bool:
-        return self.ratio <= MAX_RATIO and not self.refusals
+        is_rare = self.refused_queries * ONE_REFUSED_IN <= max(self.queries, ONE_REFUSED_IN)
+        return self.ratio <= MAX_RATIO and not self.refusals and is_rare
 
     def __str__(self) -> str:
         return (
             f"{self.jobs} jobs in {self.makespan_s:.1f} s, optimum {self.optimum_s:.1f} s, "
-            f"ratio {self.ratio:.4f} (allowed {MAX_RATIO}); {self.refusals} answers 429, "
-            f"{self.queries} queries; measured in {self.took_s:.0f} s"
+            f"ratio {self.ratio:.4f} (allowed {MAX_RATIO}); {self.refusals} creates refused, "
+            f"{self.queries} queries, {self.refused_queries} refused; measured in {self.took_s:.0f} s"
         )
 
 
@@ -122,7 +127,7 @@ class Service:
         await asyncio.sleep(self._rtt_s / 2)
         self.counts[endpoint] += 1
         is_admitted = self._windows[endpoint].admit(self._loop.time())
-        self.counts["429"] += not is_admitted
+        self.counts[f"{endpoint}.429"] += not is_admitted
         return is_admitted
 
     async def _answer(self, data: object, code: int = 200) -> web.Response:
@@ -209,8 +214,9 @@ async def run_virtual(
         jobs=count,
         optimum_s=optimum(durations, slots=slots),
         makespan_s=makespan,
-        refusals=service.counts["429"],
+        refusals=service.counts["create.429"],
         queries=service.counts["query"],
+        refused_queries=service.counts["query.429"],
         took_s=time.perf_counter() - began,
     )
 
@@ -279,8 +285,9 @@ async def run_scaled(count: int, factor: float, *, seed: int = 0) -> Found:
         jobs=count,
         optimum_s=optimum(durations),
         makespan_s=makespan * factor,
-        refusals=sandbox.counts["create.429"] + sandbox.counts["query.429"],
+        refusals=sandbox.counts["create.429"],
         queries=sandbox.counts["query"],
+        refused_queries=sandbox.counts["query.429"],
         took_s=time.perf_counter() - began,
     )
 

@@ -21,7 +21,7 @@ from support.create_faults import (
     rows,
     word_for,
 )
-from support.create_situations import protest, see, situations
+from support.create_situations import Situation, protest, see, situations
 from support.misbehaving import TASK_ID, Misbehaving, answer, certified, created, nobody, says, trusting
 from support.proxies import KINDS, Proxy, resets, status
 from support.proxies import says as proxy_says
@@ -79,8 +79,13 @@ async def test_the_situations_hold_behind_a_proxy(kind: str, monkeypatch: pytest
     async with Proxy(kind) as proxy:
         # What ends a connection at once is still on its way through the proxy when the next body leaves.
         chosen = [situation for situation in situations() if not situation.is_at_once]
-        for situation, way in product(chosen, ("TLS", "TLS, kept")):
-            assert not protest(situation, await see(situation, way, proxy.network), way), situation
+
+        async def check(row: tuple[Situation, str]) -> None:
+            assert not protest(row[0], await see(*row, proxy.network), row[1])
+
+        for may_share in (True, False):
+            rows = [row for row in product(chosen, ("TLS", "TLS, kept")) if row[0].may_share is may_share]
+            await each(rows, check, at_once=4 if may_share else 1)
     assert proxy.asked
 
 

@@ -195,10 +195,10 @@ def orders(*steps: str, after_answer: tuple[str, ...] = ()) -> list[Any]:
 @pytest.mark.parametrize("journal", JOURNALS)
 @pytest.mark.parametrize("chosen", orders("answer", "attach", "again", "callback", "resume"))
 async def test_an_answered_create_and_all_else_that_names_its_task_are_one(
-    chosen: list[Order], journal: str, is_signed: bool, clock: Clock, tmp_path: Path
+    chosen: list[Order], journal: str, is_signed: bool, clock: Clock, ram: Path
 ) -> None:
     async def check(order: Order) -> None:
-        path = tmp_path / "-".join(order) / "run.db"
+        path = ram / "-".join(order) / "run.db"
         path.parent.mkdir()
         async with joining(journal, path, is_signed=is_signed) as found:
             await found.take(order)
@@ -221,10 +221,10 @@ async def test_an_answered_create_and_all_else_that_names_its_task_are_one(
     orders("answer", "attach", "notice", "resolve", "resume", "callback", after_answer=("resolve", "resume")),
 )
 async def test_a_create_whose_answer_is_no_good_is_one_with_its_task_however_that_is_found(
-    chosen: list[Order], journal: str, fate: str, clock: Clock, tmp_path: Path
+    chosen: list[Order], journal: str, fate: str, clock: Clock, ram: Path
 ) -> None:
     async def check(order: Order) -> None:
-        path = tmp_path / "-".join(order) / "run.db"
+        path = ram / "-".join(order) / "run.db"
         path.parent.mkdir()
         async with joining(journal, path, fate, is_signed=len(order[0]) % 2 == 0) as found:
             await found.take(order)

@@ -15,7 +15,6 @@ from support.clock import Clock, eventually
 
 from kie_async import (
     ApiError,
-    BatchStopped,
     Budget,
     BudgetExceeded,
     CallbackReceiver,
@@ -204,6 +203,19 @@ async def test_a_ref_of_an_unknown_create_is_not_sent_again(
     with pytest.raises(RefConflict):
         await kie.create(OTHER)
     assert sandbox.counts["create"] == 1
+
+
+async def test_the_error_of_an_unknown_create_does_not_grow_however_often_it_is_asked_for(
+    sandbox: Sandbox, kie: KieSession
+) -> None:
+    first = await lose(kie, sandbox)
+    lengths = set()
+    for _ in range(5):
+        with pytest.raises(CreateOutcomeUnknown) as caught:
+            await kie.create(ECHO)
+        assert caught.value.handle is first.handle
+        lengths.add(len(caught.traceback))
+    assert len(lengths) == 1
 
 
 async def test_a_ref_of_an_unknown_create_of_a_former_run_is_not_sent_again(
@@ -765,19 +777,23 @@ async def test_unknown_creates_of_a_former_run_do_not_halt_this_one(
     await kie.create(attrs.evolve(ECHO, ref="c"))
 
 
-async def test_a_batch_stops_when_creates_are_halted(sandbox: Sandbox, restart: Restart) -> None:
+async def test_a_batch_sends_nothing_while_creates_are_halted(sandbox: Sandbox, restart: Restart) -> None:
     kie = await restart()
     sandbox.faults.lose_answer = 1.0
+    batch = kie.batch([attrs.evolve(ECHO, ref=str(number)) for number in range(500)])
     outcomes: list[Outcome] = []
 
     async def consume() -> None:
-        async for outcome in kie.batch([attrs.evolve(ECHO, ref=str(number)) for number in range(500)]):
-            outcomes.append(outcome)  # noqa: PERF401  (it ends with an error)
+        async for outcome in batch:
+            outcomes.append(outcome)  # noqa: PERF401  (it is stopped)
 
-    with pytest.raises(BatchStopped) as caught:
-        await consume()
-    assert isinstance(caught.value.__cause__, CreatesHalted)
+    reading = asyncio.create_task(consume())
+    await eventually(lambda: kie.stats().unknown_creates >= UNKNOWN_IN_A_ROW)
+    await asyncio.sleep(0.2)
+    assert not reading.done()
     assert len(sandbox.tasks) <= UNKNOWN_IN_A_ROW + 64  # what was on the wire at once
+    batch.stop()
+    await reading
     unknown = {outcome.ref for outcome in outcomes if isinstance(outcome.error, CreateOutcomeUnknown)}
     assert len(unknown) == len(sandbox.tasks)
 

@@ -339,6 +339,16 @@ def test_a_network_of_the_users_own_is_let_in(address: str, networks: list[str],
     assert may_connect(address, allow_loopback=False, allow=allow) is may
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "10.0.0.1"])
+async def test_a_host_can_be_tried_before_anything_is_fetched(host: str) -> None:
+    for allow_loopback in (True, False):
+        downloads = make(allow_loopback=allow_loopback)
+        refusal = await downloads.find_refusal(host)
+        await downloads.aclose()
+        assert bool(refusal) is not (allow_loopback and host != "10.0.0.1")
+        assert not refusal or "is not a public address; if it is of your network: Network(allow=" in refusal
+
+
 async def test_what_the_user_allows_is_connected_to_and_nothing_else(tmp_path: Path) -> None:
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("files.example").configure_cert(tls)

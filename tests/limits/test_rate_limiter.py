@@ -211,6 +211,78 @@ async def test_no_permit_is_lost_or_made_whoever_leaves_when(seed: int, clock: C
     await last.leave()
 
 
+# --- another number -------------------------------------------------------------------------------
+
+
+async def test_more_permits_come_spread_over_a_window(line: Line, clock: Clock) -> None:
+    await line.join(20)
+    line.limiter.set_count(8)
+    came = []
+    for _ in range(10):
+        await clock.advance(1.01)
+        came.append(len(line.through))
+    assert came == [3, 4, 4, 5, 5, 6, 6, 7, 7, 8]
+    await line.leave()
+
+
+async def test_fewer_permits_are_taken_from_those_nobody_uses(line: Line) -> None:
+    line.limiter.set_count(1)
+    await line.join(3)
+    assert line.through == [0]
+    await line.leave()
+
+
+async def test_fewer_permits_are_taken_from_those_that_come_back(line: Line, clock: Clock) -> None:
+    await line.join(9)
+    line.limiter.set_count(1)
+    for _ in range(3):
+        line.limiter.release()
+    await clock.advance(100)
+    assert line.through == [0, 1, 2, 3]
+    await line.leave()
+
+
+async def test_fewer_and_more_again_leaves_as_many_as_there_were(line: Line, clock: Clock) -> None:
+    await line.join(3)
+    line.limiter.set_count(1)
+    line.limiter.set_count(3)
+    for _ in range(3):
+        line.limiter.release()
+    await clock.advance(10.1)
+    await line.join(5)
+    assert line.through == [0, 1, 2, 3, 4, 5]
+    await line.leave()
+
+
+@pytest.mark.parametrize("seed", range(10))
+async def test_no_window_holds_more_than_the_most_that_was_allowed_in_it(seed: int, clock: Clock) -> None:
+    rng, limiter = random.Random(seed), RateLimiter(Rate(5, per_s=1.0), now=lambda: clock.now)
+    sent: list[float] = []
+    allowed = [(clock.now, 5)]
+
+    async def send_on() -> None:
+        while True:
+            sent.append(await limiter.acquire())
+            await asyncio.sleep(rng.uniform(0.0, 0.2))
+            limiter.release()
+
+    sending = [asyncio.create_task(send_on()) for _ in range(16)]
+    for _ in range(20):
+        await clock.advance(rng.uniform(0.1, 3.0))
+        allowed.append((clock.now, rng.randint(1, 12)))
+        limiter.set_count(allowed[-1][1])
+    await clock.advance(3.0)
+    for task in sending:
+        task.cancel()
+    for ends_at in sent:
+        begins_at = ends_at - 1.0
+        in_force = [count for at, count in allowed if begins_at < at <= ends_at]
+        in_force.append([count for at, count in allowed if at <= max(begins_at, allowed[0][0])][-1])
+        assert sum(begins_at < at <= ends_at for at in sent) <= max(in_force)
+    last = [at for at in sent if at > clock.now - 1.5]
+    assert len(last) >= allowed[-1][1]  # and all that is allowed is used
+
+
 # --- pauses ---------------------------------------------------------------------------------------
 
 

@@ -22,6 +22,7 @@ from kie_async.config import Rate
 from kie_async.errors import ServerError
 from kie_async.events import Source
 from kie_async.journal.sqlite import SqliteJournal
+from kie_async.limits.query_speed import QueryPace, QuerySpeed
 from kie_async.limits.rate_limiter import RateLimiter
 from kie_async.planning.durations import DurationModel
 from kie_async.planning.planner import PollPlanner
@@ -53,7 +54,9 @@ class Service:
         self.table = PollPlanner(schedule)
         self.poller = Poller(
             self,  # type: ignore[arg-type]  (of a query client it reads records only)
-            RateLimiter(Rate(1000, per_s=0.001), now=loop.time),
+            QueryPace(
+                RateLimiter(Rate(1000, per_s=0.001), now=loop.time), QuerySpeed(Rate(1000, per_s=0.001), None)
+            ),
             self.table,
             connections=16,
             rng=random.Random(1),

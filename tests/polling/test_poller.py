@@ -40,11 +40,15 @@ from kie_async import (
 from kie_async.errors import AnswerUnreadable, ServerError, TransportError
 from kie_async.events import Source
 from kie_async.handle import TaskHandle
+from kie_async.limits.query_speed import QueryPace, QuerySpeed
 from kie_async.limits.rate_limiter import RateLimiter
+from kie_async.limits.weather import NO_SINK
 from kie_async.planning.planner import PollPlanner
 from kie_async.polling.entry import PollEntry
 from kie_async.polling.poller import Poller
+from kie_async.polling.sleep import SleepDetector
 from kie_async.polling.timer_wheel import TICK_S, TimerWheel
+from kie_async.sandbox.window import Window
 from kie_async.wire.codes import error_for
 from kie_async.wire.records import decode_record
 
@@ -62,7 +66,9 @@ def done(task_id: str, *urls: str) -> TaskRecord:
 class Bench:
     """A poller alone: what it asks is answered by *answer*, what it does is written down."""
 
-    def __init__(self, clock: Clock, schedule: PollSchedule, rate: Rate, connections: int) -> None:
+    def __init__(
+        self, clock: Clock, schedule: PollSchedule, rate: Rate, connections: int, ceiling: Rate | None
+    ) -> None:
         self.clock = clock
         self.answer: Callable[[str], Answer] = running
         self.gate: asyncio.Event | None = None
@@ -74,7 +80,7 @@ class Bench:
         loop = asyncio.get_running_loop()
         self.poller = Poller(
             self,  # type: ignore[arg-type]  (of a query client it reads records only)
-            RateLimiter(rate, now=loop.time),
+            QueryPace(RateLimiter(rate, now=loop.time), QuerySpeed(rate, ceiling)),
             PollPlanner(schedule),
             connections=connections,
             rng=random.Random(1),
@@ -140,8 +146,9 @@ async def bench(clock: Clock) -> AsyncIterator[NewBench]:
         schedule: PollSchedule = PollSchedule(),  # noqa: B008  (frozen)
         rate: Rate = Rate(1000, per_s=0.001),  # noqa: B008
         connections: int = 16,
+        ceiling: Rate | None = None,
     ) -> Bench:
-        made.append(Bench(clock, schedule, rate, connections))
+        made.append(Bench(clock, schedule, rate, connections, ceiling))
         return made[-1]
 
     yield new_bench
@@ -457,6 +464,51 @@ class TestRefusedForTheRate:
         await clock.advance(2.2)
 
         assert len(bench.polls) >= 20
+
+    async def test_a_refused_poll_is_made_up_for_before_others_are_due_again(
+        self, clock: Clock, bench: NewBench
+    ) -> None:
+        bench = bench(EVERY_SECOND, Rate(1, per_s=1.0))
+        for number in range(5):
+            bench.track(f"t{number}")
+        await clock.advance(8.5)
+        refusals = [error_for(429, "too often")]
+        bench.answer = lambda task_id: refusals.pop() if refusals else running(task_id)
+        before = len(bench.polls)
+        await clock.advance(4.0)
+        refused, made_up_for, following = (task_id for _, task_id in bench.polls[before : before + 3])
+        assert refused == made_up_for != following
+
+    async def test_a_task_refused_while_others_get_through_is_held_back_alone(
+        self, clock: Clock, bench: NewBench
+    ) -> None:
+        bench = bench(EVERY_SECOND, Rate(1000, per_s=1.0))
+        for number in range(5):
+            bench.track(f"t{number}")
+        bench.answer = lambda task_id: error_for(429, "too often") if task_id == "t0" else running(task_id)
+        await clock.advance(60.0)
+        assert len(bench.times("t1")) >= 57
+        assert len(bench.times("t0")) < 12
+        bench.answer = running
+        await clock.advance(60.0)
+        before = len(bench.times("t0"))
+        await clock.advance(10.0)
+        assert len(bench.times("t0")) - before >= 9
+
+    async def test_polls_that_are_late_get_faster_until_one_is_refused(
+        self, clock: Clock, bench: NewBench
+    ) -> None:
+        bench = bench(EVERY_SECOND, Rate(10, per_s=1.0), ceiling=Rate(100, per_s=1.0))
+        for number in range(200):
+            bench.track(f"t{number}")
+        window = Window(15, 1.0)
+        bench.answer = lambda task_id: (
+            running(task_id) if window.admit(clock.now) else error_for(429, "too often")
+        )
+        await clock.advance(100.0)
+        before = len(bench.polls)
+        await clock.advance(10.0)
+        assert 130 <= len(bench.polls) - before <= 150
 
     async def test_it_settles_nothing(self, clock: Clock, bench: NewBench) -> None:
         bench = bench(EVERY_SECOND)
@@ -1368,3 +1420,60 @@ def test_what_is_overdue_comes_at_once_on_uvloop_too() -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(overdue())
     assert ticks
+
+
+# --- a machine that slept ------------------------------------------------------------------------------
+
+
+class Wall:
+    """A clock on the wall that goes on in sleep."""
+
+    def __init__(self) -> None:
+        self.now = 1_700_000_000.0
+        self.ahead_s = 0.0
+
+    def __call__(self) -> float:
+        return asyncio.get_running_loop().time() + self.now + self.ahead_s
+
+
+async def test_a_sleep_in_which_the_loops_clock_stood_still_is_said_once(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    wall = Wall()
+    detector = SleepDetector(clock=wall, sink=NO_SINK)
+    for turn in range(10):
+        if turn == 5:
+            wall.ahead_s += 7200.0
+        detector.note_turn(clock.now, 0.0)
+        await clock.advance(1.0)
+    assert caplog.messages == ["nothing ran here for 2.0 h: the machine slept, or its event loop was blocked"]
+
+
+@pytest.mark.parametrize("step_s", [-7200.0, -1.0, 20.0])
+async def test_a_clock_that_is_set_back_or_a_bit_forward_is_no_sleep(
+    clock: Clock, caplog: pytest.LogCaptureFixture, step_s: float
+) -> None:
+    wall = Wall()
+    detector = SleepDetector(clock=wall, sink=NO_SINK)
+    for _ in range(3):
+        detector.note_turn(clock.now, 0.0)
+        wall.ahead_s += step_s
+        await clock.advance(1.0)
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(("outlasts", "ends_after_s"), [(False, 60.0), (True, 630.0)])
+async def test_a_deadline_waits_for_an_answer_where_that_is_wanted(
+    clock: Clock, bench: NewBench, outlasts: bool, ends_after_s: float
+) -> None:
+    bench = bench(EVERY_SECOND)
+    entry = bench.track(timeout_s=60.0)
+    if outlasts:
+        bench.poller.outlast_weather(entry)
+    bench.answer = lambda _: TransportError("timed out")
+    await clock.advance(600.0)
+    bench.answer = running
+    await clock.advance(1.5)
+    assert bool(bench.expired) is not outlasts
+    await clock.advance(ends_after_s - 600.0 + 1.0 if outlasts else 0.0)
+    assert bench.expired

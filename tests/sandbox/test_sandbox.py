@@ -21,6 +21,7 @@ import wave
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
@@ -270,6 +271,37 @@ async def test_queries_have_a_window_of_their_own() -> None:
         task_id = await caller.task_id()
         codes = [(await caller.query(task_id))["code"] for _ in range(5)]
         assert codes == [200, 200, 200, 429, 429]
+
+
+async def test_queries_of_one_task_have_a_window_of_their_own() -> None:
+    async with Opened(query_limit=None, task_query_limit=(2, 5.0)) as caller:
+        one, other = await caller.task_id(), await caller.task_id()
+        codes = [(await caller.query(task_id))["code"] for task_id in (one, one, one, other, other, other)]
+        assert codes == [200, 200, 429, 200, 200, 429]
+
+
+async def test_what_one_limit_of_queries_refuses_does_not_count_for_the_other() -> None:
+    async with Opened(query_limit=(3, 5.0), task_query_limit=(2, 5.0)) as caller:
+        one, other = await caller.task_id(), await caller.task_id()
+        codes = [(await caller.query(task_id))["code"] for task_id in (one, one, one, other, other)]
+        assert codes == [200, 200, 429, 200, 429]
+
+
+@pytest.mark.parametrize(
+    ("counted_by", "of_one", "of_two"),
+    [("key", 10, 10), ("task", 10, 20), ("both", 10, 10), ("none", 20, 40)],
+)
+async def test_an_option_says_what_queries_are_counted_by(counted_by: str, of_one: int, of_two: int) -> None:
+    options = parse_options(["--port=0", f"--query-limit={counted_by}"])
+    for tasks, most in ((1, of_one), (2, of_two)):
+        async with (
+            options.sandbox() as sandbox,
+            aiohttp.ClientSession(headers={"Authorization": "Bearer sandbox-key"}) as http,
+        ):
+            caller = Caller(sandbox, http)
+            ids = [await caller.task_id() for _ in range(tasks)]
+            codes = [(await caller.query(task_id))["code"] for task_id in ids * 20]
+            assert codes.count(200) == most
 
 
 # -- credits ---------------------------------------------------------------------------------------
@@ -746,6 +778,18 @@ async def test_control_endpoints_answer_this_machine_and_no_foreign_page(
 ) -> None:
     async with Sandbox(durations=Never()) as sandbox:
         assert (await control_status(sandbox, method, name, **headers) != 403) == is_answered
+
+
+@pytest.mark.parametrize("target", ["evil.example", "127.0.0.1"])
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1"])
+async def test_control_endpoints_take_no_target_that_names_a_host_of_its_own(target: str, host: str) -> None:
+    async with Sandbox(durations=Never()) as sandbox:
+        reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(sandbox.url).port)
+        head = f"GET http://{target}/sandbox/state HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+        writer.write(head.encode())
+        assert (await reader.readline()).split()[1] == b"403"
+        writer.close()
+        await writer.wait_closed()
 
 
 @pytest.mark.parametrize(("method", "name"), CONTROL)

@@ -40,8 +40,10 @@ from kie_async.journal.memory import MemoryJournal
 from kie_async.journal.sqlite import SqliteJournal
 from kie_async.wire.requests import WireRequest
 from support import inside
+from support.clock import settle
 from support.create_faults import (
     BODY,
+    ENOUGH_S,
     KEY,
     SHORT_S,
     Notes,
@@ -166,6 +168,11 @@ class Situation:
         """Return how it is played."""
         return "plain", "TLS", "plain, kept", "TLS, kept"
 
+    @property
+    def may_share(self) -> bool:
+        """Tell whether others may play beside it: most count what the process has, or turns of its loop."""
+        return self.id == "A15"
+
     def __str__(self) -> str:
         return f"{self.id} {self.what}"
 
@@ -223,8 +230,8 @@ async def outcome_of(create: Awaitable[object]) -> str:
     return word_of(outcome)
 
 
-def makes_tasks(answer_s: float = 0.0) -> Behaviour:
-    """Make a task of each body, and know none when asked."""
+def makes_tasks(answer_s: float = 0.0, *, when_told: bool = False) -> Behaviour:
+    """Make a task of each body, and know none when asked; one held back answers when `may_answer` is set."""
 
     async def behave(peer: Peer) -> None:
         if (await peer.head()).startswith("GET"):
@@ -232,6 +239,8 @@ def makes_tasks(answer_s: float = 0.0) -> Behaviour:
         await peer.body()
         number = len(peer.server.bodies)
         await asyncio.sleep(answer_s)
+        if when_told:
+            await peer.server.may_answer.wait()
         return await peer.send(answer(created(f"task_{number}")))
 
     return behave
@@ -297,18 +306,18 @@ async def _waits_for_the_pool(stage: Stage) -> list[str]:
         attempt = await transport.post(request, SendGate(partial(asyncio.sleep, 0)))
         return attempt.answer.verdict.value.replace("_", " ")
 
-    async with stage.creating(connections=1, timeout_s=SHORT_S) as transport:
+    async with stage.creating(connections=1, timeout_s=ENOUGH_S) as transport:
         first, second = asyncio.create_task(post(transport)), asyncio.create_task(post(transport))
         return [await first, await second]
 
 
 async def _waits_for_a_place(stage: Stage) -> list[str]:
-    async with stage.creating(connections=1, timeout_s=SHORT_S) as transport:
+    async with stage.creating(connections=1, timeout_s=ENOUGH_S) as transport:
         first = asyncio.create_task(creation(transport).run())
         await stage.until_read()
         waiting = creation(transport)
         second = asyncio.create_task(waiting.run())
-        await asyncio.sleep(0.02)
+        await settle()
         assert waiting.stop()
         second.cancel()
         return [await outcome_of(second), await outcome_of(first)]
@@ -520,7 +529,7 @@ def _given_up() -> list[Situation]:
             what="given up after the body left",
             ends="given up, in flight, found by its ref, noted CREATED task_1",
             play=_after_the_body_left,
-            server=makes_tasks(answer_s=0.05),
+            server=makes_tasks(when_told=True),
         ),
         row(
             what="given up at every turn of the loop",
@@ -550,6 +559,7 @@ async def _after_the_body_left(stage: Stage) -> list[str]:
         await stage.until_read()
         creating.cancel()
         words = [await outcome_of(creating)]
+        stage.server.may_answer.set()
         async with asyncio.timeout(5):
             while not kie.stats().in_flight:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
@@ -593,7 +603,7 @@ def _ends_of_the_process() -> list[Situation]:
             what="the session closes, the body has left",
             ends="created, noted CREATED task_1",
             play=partial(_closes, after_bodies=1),
-            server=makes_tasks(answer_s=0.1),
+            server=makes_tasks(when_told=True),
         ),
         row(
             what="the session closes before the first byte",
@@ -616,6 +626,7 @@ async def _closes(stage: Stage, after_bodies: int) -> list[str]:
         creating = asyncio.create_task(kie.create(ECHO))
         await stage.until_read(after_bodies)
         await asyncio.sleep(0.02)
+        asyncio.get_running_loop().call_later(0.1, stage.server.may_answer.set)  # while it closes
     word = await outcome_of(creating)
     return [word, await stage.noted()] if after_bodies else [word]
 

@@ -1,6 +1,6 @@
 """Reads what no public name shows of an open session: its handles, its creates on the way, its free slots.
 
-Tests and campaigns reach into the engine here and nowhere else.
+Tests and campaigns reach into the engine here and nowhere else. And which HTTP sessions the package has.
 """
 
 from __future__ import annotations
@@ -8,9 +8,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import aiohttp
+
 from kie_async import KieSession, TaskHandle
 from kie_async.creating.create_transport import CreateTransport
 from kie_async.engine.pending_creates import Phase
+from kie_async.http import transport as _transport
 
 
 def _engine_of(kie: KieSession) -> Any:
@@ -54,3 +57,8 @@ def transport_of(kie: KieSession) -> CreateTransport:
     """Return what sends the session's creates."""
     transport: CreateTransport = _engine_of(kie).calls.transport
     return transport
+
+
+def open_http_sessions() -> set[aiohttp.ClientSession]:
+    """Return the HTTP sessions of all that is open in this process."""
+    return set(_transport._open_sessions)

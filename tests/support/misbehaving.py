@@ -96,6 +96,8 @@ class Misbehaving:
         """When, on the loop's clock, each of `bodies` was read."""
         self.connections = 0
         self.closing = asyncio.Event()
+        self.may_answer = asyncio.Event()
+        """For behaviours that hold their answer back until a test says so."""
         self._behave = behave
         self._tls = tls
         self._serving: set[asyncio.Task[None]] = set()
