@@ -17,8 +17,9 @@ import typer
 
 from ..batch import GIVE_UP_AFTER_S, MAX_FAILURES_IN_A_ROW, Batch
 from ..config import Budget
-from ..errors import AuthenticationError, BatchStopped, FileError, KieError
+from ..errors import AuthenticationError, BatchStopped, FileError, InvalidRequest, KieError
 from ..events import SessionEvent
+from ..files.names import check_template
 from ..inputs.request import TaskRequest
 from ..journal.sqlite import SqliteJournal
 from ..session import KieSession
@@ -28,7 +29,17 @@ from .changed_rows import list_changed
 from .jobs_file import Jobs, read_jobs
 from .output import count_of, format_duration, print_err, print_out
 from .report import report_results
-from .runtime import DONE, FAILED, INTERRUPTED, CannotRun, explain, require_folder, require_key, run_command
+from .runtime import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    CannotRun,
+    explain,
+    require_folder,
+    require_key,
+    run_command,
+    without_advice,
+)
 from .sessions import CallbackUrl, Port, SessionOptions, check_port, open_session
 
 _WRITE_RETRY_S = 60.0
@@ -53,6 +64,8 @@ class BatchOptions:
     limit: int | None
     skip_changed: bool
     as_it_stands: bool
+    retry_failed: bool
+    name: str
 
     def choose(self, jobs: Jobs) -> list[int]:
         """Return the places of the jobs this run is about.
@@ -114,6 +127,15 @@ def batch(
         bool,
         typer.Option("--as-it-stands", help="Send also what looks mistaken: names of files, unknown models."),
     ] = False,
+    retry_failed: Annotated[
+        bool,
+        typer.Option(
+            "--retry-failed", help="Make failed and refused jobs of former runs again, and pay again."
+        ),
+    ] = False,
+    name: Annotated[
+        str, typer.Option(metavar="NAME", help="How files are named: {ref}, {task_id}, {index}, {model}.")
+    ] = "{ref}",
 ) -> None:
     """Make a task of every line of a file, download the results. This costs credits.
 
@@ -137,12 +159,18 @@ def batch(
     At the end report.html and results.csv, beside the results, show what became of every job.
 
     Run the same command again after a crash, a Ctrl-C or an error: it goes on, and nothing is paid twice.
-    Ctrl-C once sends nothing more and waits for what is paid, twice leaves at once.
+    Ctrl-C once sends nothing more and waits for what is paid, twice leaves at once. With --retry-failed jobs
+    that failed, were refused or never sent go again under the same ref, also from changed content; never one
+    that may be running or is perhaps paid. The journal keeps every attempt and its credits.
 
     Exit status: 0 all done; 1 some failed, are unknown or still open; 2 asked wrongly, nothing was sent;
     130 interrupted before all was done.
     """
     port = check_port(port, callback_url)
+    try:
+        check_template("--name", name)
+    except InvalidRequest as exc:
+        raise typer.BadParameter(str(exc), param_hint="--name") from None
     if budget_credits is not None and not budget_credits > 0:
         raise typer.BadParameter("must be above zero", param_hint="--budget-credits")
     # os.path, since pathlib's own questions raise for paths that cannot be reached.
@@ -164,6 +192,8 @@ def batch(
         limit=limit,
         skip_changed=skip_changed,
         as_it_stands=as_it_stands,
+        retry_failed=retry_failed,
+        name=name,
     )
     # The results file is replaced as a whole; it must never be one of the others.
     files = {os.path.realpath(path) for path in (options.jobs, options.journal, options.results)}
@@ -246,7 +276,8 @@ class _CommandRun:
                 await self._write_results()
 
     async def _without_changed(self, jobs: Jobs, chosen: Sequence[int]) -> Sequence[int]:
-        changed = await list_changed(self._journal, jobs, chosen)
+        retry_failed = self._options.retry_failed
+        changed = await list_changed(self._journal, jobs, chosen, retry_failed=retry_failed)
         for row in changed:
             self._progress.print_line(str(row))
         if changed and not self._options.skip_changed:
@@ -273,7 +304,8 @@ class _CommandRun:
 
     async def _takes_key(self, kie: KieSession) -> bool:
         """Tell whether the service takes the key; if it cannot be asked now, the batch will see."""
-        if (await self._journal.load_totals()).settled >= self._ledger.total:
+        settled = (await self._journal.load_totals()).settled
+        if settled >= self._ledger.total and not self._options.retry_failed:
             return True  # all was done in former runs, as it seems: then nothing need be sent
         try:
             await kie.credits()
@@ -289,6 +321,8 @@ class _CommandRun:
             download_to=self._options.out,
             max_failures_in_a_row=self._options.max_failures_in_a_row,
             give_up_after_s=self._options.give_up_after_s,
+            retry_failed=self._options.retry_failed,
+            name=self._options.name,
         )
 
     async def _write_results(self) -> None:
@@ -341,7 +375,8 @@ class _CommandRun:
     async def _read_outcomes(self, batch: Batch) -> None:
         try:
             async for sent in batch:
-                outcome = attrs.evolve(sent, index=self._chosen[sent.index])
+                error = without_advice(sent.error)
+                outcome = attrs.evolve(sent, index=self._chosen[sent.index], error=error)
                 line, state = self._ledger.record_outcome(outcome)
                 if outcome.error is not None and not isinstance(outcome.error, BatchStopped):
                     again = "; run again to fetch it" if isinstance(outcome.error, FileError) else ""
