@@ -345,9 +345,9 @@ class KieSession(BoundToLoop):
         of unknown outcome are waited out, as the log and the ``weather`` events say.
 
         *name* is how the files are named, such as ``"{ref}"``; `{task_id}`, `{model}` and `{index}`, which is
-        `Outcome.index`, may stand in it too. What no file system takes becomes ``_``, several files of a result get
-        a number, and a name that another task has gets the end of the task id. Without it they are named
-        after task id and number. Files of former runs keep their names.
+        `Outcome.index`, may stand in it too. What no file system takes becomes ``_``, several files of a
+        result get a number, and where another has the name the end of the task id follows. Without it they
+        are named after task id and number. Files of former runs keep their names.
 
         With *retry_failed* a request whose task failed in a former run, or that was refused, gets a new
         attempt, which is paid, under the same ref; its content may be another. Never one that may be running

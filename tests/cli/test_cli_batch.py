@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -321,6 +322,96 @@ async def test_changed_rows_are_found_before_anything_is_sent(
     assert service.counts["create"] == before["create"] + 1
     found = results_in(tmp_path / "kie-batch" / "results.jsonl")
     assert [line["ref"] for line in found if line["outcome"] == "done"] == ["cyd"]
+
+
+# --- again ------------------------------------------------------------------------------------------
+
+
+async def run_ending(
+    command: Command, service: Sandbox, failing: set[str], *options: str
+) -> tuple[int, str, str]:
+    """Run a batch in which the tasks of some prompts fail and the others are done."""
+
+    async def end_all() -> None:
+        while True:
+            for task_id, task in list(service.tasks.items()):
+                service.finish(task_id, "fail" if task.input["prompt"] in failing else "success")
+            await asyncio.sleep(0.02)
+
+    ending = asyncio.create_task(end_all())
+    try:
+        return await command(service, "batch", "jobs.csv", *with_callbacks(), *options)
+    finally:
+        ending.cancel()
+
+
+async def test_failed_jobs_go_again_when_asked_and_the_journal_shows_every_attempt(
+    command: Command, service: Sandbox, tmp_path: Path
+) -> None:
+    write_jobs(tmp_path, 3)
+    assert (await run_ending(command, service, {"1"}))[0] == 1
+    code, _, err = await run_ending(command, service, {"1"})
+    assert (code, len(service.tasks)) == (1, 3)
+    assert "kie.batch" not in err
+    code, out, _ = await run_ending(command, service, {"1"}, "--retry-failed")
+    assert (code, len(service.tasks)) == (1, 4)
+    code, out, _ = await run_ending(command, service, set(), "--retry-failed")
+    assert (code, len(service.tasks)) == (0, 5)
+    assert out.startswith("3 jobs: 3 done, 0 failed")
+    assert "kie.batch" not in (tmp_path / "kie-batch" / "results.jsonl").read_text()
+
+    code, out, _ = await command(None, "journal", "show", "jobs.csv.db")
+    columns = [re.split(" {2,}", line) for line in out.splitlines()[:-1]]
+    assert sorted((ref, state) for state, ref, *_ in columns) == [
+        ("r0", "SUCCEEDED"),
+        ("r1", "SUCCEEDED"),
+        ("r1 (1)", "FAILED"),
+        ("r1 (2)", "FAILED"),
+        ("r2", "SUCCEEDED"),
+    ]
+    code, out, _ = await command(None, "journal", "show", "jobs.csv.db", "--json")
+    assert [json.loads(line)["former_ref"] for line in out.splitlines()].count("r1") == 2
+    code, out, _ = await command(None, "top", "jobs.csv.db", "--once")
+    assert out.startswith("3 jobs: 3 done\n")
+
+
+async def test_a_failed_job_may_be_made_from_other_content_when_it_is_retried(
+    command: Command, service: Sandbox, tmp_path: Path
+) -> None:
+    write_jobs(tmp_path, 2)
+    await run_ending(command, service, {"1"})
+    (tmp_path / "jobs.csv").write_text("ref,model,prompt\nr0,sandbox/echo,0\nr1,sandbox/echo,7\n")
+    code, _, err = await run_ending(command, service, set())
+    assert (code, len(service.tasks)) == (2, 2)
+    assert "made before from another prompt" in err
+    assert (await run_ending(command, service, set(), "--retry-failed"))[0] == 0
+    assert prompts_at(service) == Counter({"0": 1, "1": 1, "7": 1})
+
+
+async def test_files_are_named_as_asked_and_after_their_refs_if_not(
+    command: Command, service: Sandbox, tmp_path: Path
+) -> None:
+    write_jobs(tmp_path, 2)
+    assert (await run_ending(command, service, set()))[0] == 0
+    assert {"r0.mp4", "r1.mp4"} <= files_in(tmp_path / "kie-batch")
+    fetched = service.counts["file"]
+    name = ("--name", "{index:02} {ref} of {model}")
+    assert (await run_ending(command, service, set(), "--out", "other", *name))[0] == 0
+    assert {"00 r0 of sandbox_echo.mp4", "01 r1 of sandbox_echo.mp4"} <= files_in(tmp_path / "other")
+    assert service.counts["file"] == fetched + 2
+    assert (await run_ending(command, service, set(), "--name", "{task_id}"))[0] == 0
+    assert service.counts["file"] == fetched + 2
+
+
+async def test_a_name_that_cannot_be_is_refused_before_anything_else(
+    command: Command, service: Sandbox, tmp_path: Path
+) -> None:
+    write_jobs(tmp_path, 1)
+    code, _, err = await command(service, "batch", "jobs.csv", "--name", "{order}")
+    assert code == 2
+    assert "--name" in err
+    assert "{ref}, {task_id}, {index}, {model}" in " ".join(err.replace("│", " ").split())
+    assert not service.counts
 
 
 # --- nothing sent ----------------------------------------------------------------------------------
