@@ -29,7 +29,7 @@ class PartFile:
             self._file.truncate()
             self.size, self.head = 0, b""
             return
-        self._file = open(self._path, "xb", opener=_open_new)  # noqa: SIM115  closed in seal or discard
+        self._file = open(self._path, "xb", opener=open_no_link)  # noqa: SIM115  closed in seal or discard
         # Read back, since the umask cannot be asked for without changing it for every thread.
         self._mode = stat.S_IMODE(os.fstat(self._file.fileno()).st_mode)
         self._change_mode(0o600)
@@ -62,7 +62,8 @@ class PartFile:
             self._path.unlink()
 
 
-def _open_new(path: str, flags: int) -> int:
+def open_no_link(path: str, flags: int) -> int:
+    """Open a file unless a link is in its place, which may lead anywhere: for `open`."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .names import key_of
-from .part_file import is_complete
+from .part_file import is_complete, open_no_link
 
 LIST_NAME = ".kie-async-files.jsonl"
 """Hidden, beside the files. Without it nothing is lost: files are there, and what comes gets other names."""
@@ -87,7 +87,7 @@ class SavedFiles:
         line = json.dumps({"name": name, "task_id": owner[0], "number": owner[1]}, ensure_ascii=False)
         # Whoever was cut off in the middle of a line must not spoil this one.
         begin = b"\n" if self._rest else b""
-        with self._path.open("ab") as file:
+        with open(self._path, "ab", opener=open_no_link) as file:
             file.write(begin + line.encode() + b"\n")
 
     def _read(self) -> None:
