@@ -69,8 +69,8 @@ class LineProgress:
         if not job.is_over:
             return
         over = sum(one.is_over for one in self._jobs)
-        by = f", settled by {job.source}" if job.source else ""
-        self._print(f"{over:>3} of {len(self._jobs)}: job {job.number} {job.state}{_after(job)}{by}")
+        by = f", told by {job.source}" if job.source else ""
+        self._print(f"{over:>3} of {len(self._jobs)}: job {job.number} {job.outcome}{_after(job)}{by}")
 
     def _print(self, line: str) -> None:
         self._console.print(line, soft_wrap=True)
@@ -118,8 +118,8 @@ class BarProgress:
 def show_report(console: Console, report: Report) -> None:
     """Print the table of the jobs, and the summary."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in ("job", "state", "secs", "settled by", "credits"):
-        is_number = name in {"job", "secs", "credits"}
+    for name in ("job", "state", "took", "told by", "credits"):
+        is_number = name in {"job", "took", "credits"}
         table.add_column(name, justify="right" if is_number else "left", no_wrap=True)
     table.add_column("file", overflow="fold")
     for job in report.jobs:
@@ -130,9 +130,9 @@ def show_report(console: Console, report: Report) -> None:
 
 
 def _cells(job: Job) -> tuple[str, ...]:
-    seconds = "" if job.seconds is None else f"{job.seconds:.1f}"
+    took = "" if job.seconds is None else f"{job.seconds:.1f} s"
     last = job.file.name if job.file else job.error
-    return str(job.number), job.state, seconds, job.source, format_number(job.credits), escape_marks(last)
+    return str(job.number), job.outcome, took, job.source, format_number(job.credits), escape_marks(last)
 
 
 def _after(job: Job) -> str:

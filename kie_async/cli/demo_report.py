@@ -119,6 +119,6 @@ class Report:
         price = sum(job.credits or 0.0 for job in self.jobs)
         return (
             f"{self.saved} of {len(self.jobs)} videos in {self.elapsed_s:.1f} s: "
-            f"{by['callback']} settled by callback, {by['poll']} by poll; {format_number(price)} credits; "
+            f"{by['callback']} told by callback, {by['poll']} by poll; {format_number(price)} credits; "
             f"{self.refusals} answers 429; files in {self.folder}"
         )

@@ -13,9 +13,12 @@ import typer
 from ..errors import JournalError
 from ..journal.base import Intent
 from ..journal.sqlite import SqliteJournal
+from ..models import JobState
 from .attempts import AttemptNames
-from .output import escape_marks, format_number, print_out
+from .output import count_of, escape_marks, format_number, format_spent, print_out
+from .report_sums import STATES_IN_ORDER
 from .runtime import DONE, CannotRun, run_command
+from .top import REFRESH_S, read_overview, show_live
 
 _ALIGNED_COLUMNS = 5
 
@@ -32,20 +35,25 @@ def show(
     *,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The journal.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line instead.")] = False,
+    live: Annotated[
+        bool, typer.Option("--watch", help="Show how it stands again and again, as kie-async top does.")
+    ] = False,
 ) -> None:
     """List every task a journal knows, in the order they were asked for. Sends nothing, needs no key.
 
     It may be in use, and is not changed: what is shown is how it stands now.
 
-    CREATED tasks are running or were not seen to end. SUCCEEDED and FAILED have ended. REJECTED was refused
-    by the service, NOT_CREATED never sent. UNKNOWN was sent and no answer came: money may have been spent;
-    look at https://kie.ai/logs, and say what you found with journal resolve, write-off or resubmit.
+    What is running was not seen to end; what is refused or not sent has cost nothing. Perhaps paid is what
+    was sent and got no answer: look at https://kie.ai/logs, and say what you found with journal resolve,
+    write-off or resubmit.
 
     The columns are state, ref, task id, credits and intent, which is the journal's own name for each. A ref
     with a number, such as anna (1), is that of an earlier attempt.
     """
     if not os.path.exists(file):  # unlike `Path.exists` it never raises
         raise typer.BadParameter(f"there is no journal {file}", param_hint="FILE")
+    if live:
+        run_command(show_live(lambda: read_overview(file), REFRESH_S))
     run_command(_show(file, as_json=as_json))
 
 
@@ -73,7 +81,7 @@ async def _show(file: Path, *, as_json: bool) -> int:
 def _json_fields(intent: Intent) -> dict[str, Any]:
     return {
         "intent": intent.intent_id,
-        "state": str(intent.state),
+        "state": intent.job_state,
         "ref": intent.ref,
         "former_ref": intent.former_ref,
         "model": intent.model,
@@ -87,25 +95,27 @@ def _json_fields(intent: Intent) -> dict[str, Any]:
 async def _show_rows(source: SqliteJournal) -> None:
     # Read twice, so that columns are as wide as they must be and no more than a few rows are in memory.
     widths = [0] * _ALIGNED_COLUMNS
-    states: Counter[str] = Counter()
+    states: Counter[JobState] = Counter()
     spent = 0.0
     names = AttemptNames()
     async for intent in source.iterate_intents():
         cells = _cells(intent, names)
         widths = [max(width, len(cell)) for width, cell in zip(widths, cells, strict=False)]
-        states[str(intent.state)] += 1
+        if not intent.is_superseded:  # a later attempt is how its job stands
+            states[intent.job_state] += 1
         spent += intent.credits or 0.0
     names = AttemptNames()
     async for intent in source.iterate_intents():
         *columns, reason = _cells(intent, names)
         aligned = (cell.ljust(width) for cell, width in zip(columns, widths, strict=True))
         print_out("  ".join([*aligned, reason]).rstrip())
-    kinds = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
-    print_out(f"{states.total()} intents{': ' if kinds else ''}{kinds}; {format_number(spent)} credits")
+    kinds = "; ".join(f"{states[state]} {state}" for state in STATES_IN_ORDER if states[state])
+    print_out(f"{count_of(states.total(), 'job')}{': ' if kinds else ''}{kinds}")
+    print_out(format_spent(spent))
 
 
 def _cells(intent: Intent, names: AttemptNames) -> tuple[str, ...]:
     """Return what stands in the columns; the last one, which is as long as it is, is the reason."""
     cells = (names.name(intent) or "-", intent.task_id or "-", format_number(intent.credits) or "-")
     reason = " ".join(intent.reason.split())
-    return tuple(escape_marks(cell) for cell in (str(intent.state), *cells, intent.intent_id, reason))
+    return tuple(escape_marks(cell) for cell in (intent.job_state, *cells, intent.intent_id, reason))

@@ -15,10 +15,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from ..models import TaskRecord
+from ..models import JobState, TaskRecord, TaskState
 
 _MARKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f]")
 """Control characters, ends of lines, and what changes the direction of writing (Unicode's Bidi_Control)."""
+
+USD_PER_CREDIT = 0.005
 
 _BLANKS = re.compile(r"[ \t\r\n]+")
 
@@ -76,6 +78,17 @@ def format_number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}".rstrip("0").rstrip(".")
 
 
+def format_usd(credits: float) -> str:
+    """Return what credits cost, to the cent, or to half of one where there is one."""
+    return f"{credits * USD_PER_CREDIT:,.3f}".removesuffix("0") + " USD"
+
+
+def format_spent(credits: float) -> str:
+    """Return credits and what they cost in words."""
+    noun = "credit" if credits == 1 else "credits"
+    return f"{format_number(credits)} {noun} ({format_usd(credits)})"
+
+
 def format_duration(seconds: float) -> str:
     """Return a duration in the largest unit that has two digits: ``40 s``, ``12 min``, ``2.5 h``."""
     if seconds < 90:
@@ -114,6 +127,13 @@ def show_expected(seconds: float) -> None:
     _print_row("expected", f"about {format_duration(seconds)}")
 
 
+def job_state_of(record: TaskRecord) -> JobState:
+    """Return how the job of a task stands."""
+    if not record.state.is_terminal:
+        return JobState.RUNNING
+    return JobState.DONE if record.state is TaskState.SUCCESS else JobState.FAILED
+
+
 def show_task(record: TaskRecord, files: Sequence[Path], *, as_json: bool, is_id_shown: bool = False) -> None:
     """Show a record and the files of its results."""
     if as_json:
@@ -131,7 +151,7 @@ def _print_row(name: str, value: str) -> None:
 def _rows(record: TaskRecord, files: Sequence[Path]) -> Iterator[tuple[str, str]]:
     yield "task", record.task_id
     yield "model", record.model
-    yield "state", str(record.state)
+    yield "state", job_state_of(record)
     yield "reason", " ".join(text for text in (record.fail_code, record.fail_message) if text)
     yield "credits", format_number(record.credits)
     yield "took", format_number(record.duration_s) and f"{format_number(record.duration_s)} s"
@@ -147,7 +167,7 @@ def _json_fields(record: TaskRecord, files: Sequence[Path]) -> dict[str, Any]:
     return {
         "task_id": record.task_id,
         "model": record.model,
-        "state": str(record.state),
+        "state": job_state_of(record),
         "fail_code": record.fail_code,
         "fail_message": record.fail_message,
         "credits": record.credits,

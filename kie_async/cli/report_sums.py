@@ -15,15 +15,14 @@ import attrs
 
 from ..journal.base import Totals
 from ..models import JobState
+from .output import USD_PER_CREDIT as USD_PER_CREDIT
 from .report_data import Row
 
-USD_PER_CREDIT = 0.005
-
-_STATES = (
+STATES_IN_ORDER = (
     *(JobState.DONE, JobState.NOT_SAVED, JobState.FAILED, JobState.REFUSED, JobState.PERHAPS_PAID),
     *(JobState.RUNNING, JobState.SENDING, JobState.QUEUED, JobState.NOT_SENT),
 )
-"""In the order in which a report shows them."""
+"""In the order in which they are shown."""
 
 _NEEDS_CARE = (
     *(JobState.PERHAPS_PAID, JobState.FAILED, JobState.REFUSED, JobState.NOT_SAVED, JobState.NOT_SENT),
@@ -133,7 +132,7 @@ class Tally:
         in_run = [spent for ended_at, _, spent in ends if ended_at >= self._began]
         return Sums(
             total=self._states.total(),
-            states={state.value: self._states[state] for state in _STATES if self._states[state]},
+            states={state.value: self._states[state] for state in STATES_IN_ORDER if self._states[state]},
             sources=dict(self._sources),
             run_ended=len(in_run),
             run_credits=_rounded(math.fsum(in_run)),

@@ -22,15 +22,13 @@ from ..errors import JournalError
 from ..journal.base import Intent
 from ..journal.sqlite import SqliteJournal
 from ..models import JobState
-from .output import count_of, format_duration, format_number, make_printable, print_out
+from .output import count_of, format_duration, format_spent, make_printable, print_out
+from .report_sums import STATES_IN_ORDER
 from .runtime import DONE, CannotRun, run_command
 
 _MOST_RUNNING, _MOST_FAILURES = 10, 5
 
-_ORDER = (
-    *(JobState.DONE, JobState.FAILED, JobState.REFUSED, JobState.PERHAPS_PAID),
-    *(JobState.RUNNING, JobState.SENDING, JobState.QUEUED, JobState.NOT_SENT),
-)
+REFRESH_S = 2.0
 
 Every = Annotated[float, typer.Option("--every", min=0.2, metavar="S", help="Read it again each S seconds.")]
 
@@ -38,7 +36,7 @@ Every = Annotated[float, typer.Option("--every", min=0.2, metavar="S", help="Rea
 def top(
     *,
     file: Annotated[Path, typer.Argument(metavar="JOURNAL", help="The journal.")],
-    every: Every = 2.0,
+    every: Every = REFRESH_S,
     once: Annotated[bool, typer.Option("--once", help="Show it once, and leave.")] = False,
 ) -> None:
     """Show how the jobs of a journal stand: by state, what runs for how long, the last failures, credits.
@@ -65,9 +63,9 @@ class Overview:
 
     def lines(self, now_s: float) -> Iterator[str]:
         """Yield what there is to say."""
-        kinds = ", ".join(f"{self.counts[state]} {state}" for state in _ORDER if self.counts[state])
+        kinds = "; ".join(f"{self.counts[state]} {state}" for state in STATES_IN_ORDER if self.counts[state])
         yield f"{count_of(self.counts.total(), 'job')}{': ' if kinds else ''}{kinds}"
-        yield f"{format_number(self.credits)} credits ({format_number(self.credits * 0.005)} USD)"
+        yield format_spent(self.credits)
         for place, (planned_ms, ref, task_id) in enumerate(self.oldest, start=1):
             age_s = max(0.0, now_s - planned_ms / 1000)
             yield f"running  {place:>3}  {format_duration(age_s):>7}  {ref}  {task_id}"

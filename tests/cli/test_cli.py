@@ -289,7 +289,7 @@ async def test_run_shows_the_id_at_once_and_then_what_became_of_it(tmp_path: Pat
     rows = dict(line.split(maxsplit=1) for line in film[1].splitlines())
     assert rows["expected"] == "about 5 min"
     assert rows.keys() == {"expected", "model", "state", "credits", "took", "url", "file"}
-    assert (rows["state"], rows["credits"]) == ("success", "16")
+    assert (rows["state"], rows["credits"]) == ("done", "16")
     assert rows["file"] in {str(file) for file in out.iterdir()}
 
     assert (words[0], words[2]) == (0, "")
@@ -298,12 +298,12 @@ async def test_run_shows_the_id_at_once_and_then_what_became_of_it(tmp_path: Pat
     facts = json.loads(smile[1])
     assert is_one_line(smile[1])
     assert (smile[0], smile[2]) == (0, f"task {facts['task_id']}\n")
-    assert (facts["state"], facts["credits"], len(facts["files"])) == ("success", 16, 1)
+    assert (facts["state"], facts["credits"], len(facts["files"])) == ("done", 16, 1)
     assert kie.tasks[facts["task_id"]].input["prompt"] == "a smile"
     assert kie.tasks[facts["task_id"]].callback_url is None
 
     facts = json.loads(failed[1])
-    assert (failed[0], facts["state"], facts["fail_message"]) == (1, "fail", "too dark")
+    assert (failed[0], facts["state"], facts["fail_message"]) == (1, "failed", "too dark")
     assert failed[2].endswith(f"error: task {facts['task_id']} failed: too dark (500)\n")
 
 
@@ -514,7 +514,7 @@ async def test_status_looks_once_or_waits_and_downloads(call: Call, tmp_path: Pa
         code, out, err = await call_in_thread(call, "status", task_id, **service(kie))
         assert (code, err) == (0, "")
         assert out.split()[:2] == ["task", task_id]
-        assert "state    waiting" in out
+        assert "state    running" in out
 
         waiting = asyncio.ensure_future(
             call_in_thread(call, "status", task_id, "--wait", "--out", "got", "--json", **service(kie))
@@ -536,7 +536,7 @@ async def test_status_looks_once_or_waits_and_downloads(call: Call, tmp_path: Pa
         kie.finish(expired)
         code, out, err = await call_in_thread(call, "status", expired, "--out", "got", **service(kie))
         assert code == 1
-        assert "state    success" in out
+        assert "state    done" in out
         assert is_one_line(err)
         assert "no longer has the file" in err
 

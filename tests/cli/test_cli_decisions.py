@@ -13,7 +13,7 @@ from support.journals import opened
 
 from kie_async import CreateOutcomeUnknown, KieSession, SqliteJournal, cli
 from kie_async.journal.base import Claim, ClaimSource, Intent
-from kie_async.sandbox import Fixed, Sandbox
+from kie_async.sandbox import Fixed, Never, Sandbox
 
 KEY = "kie-key-0123456789"
 Command = Callable[..., Awaitable[tuple[int, str, str]]]
@@ -92,7 +92,7 @@ async def test_resolve_binds_the_create_to_the_task_that_was_found(
 
     assert (code, err) == (0, "")
     assert out.startswith(f"task     {task_id}\n")
-    assert "state    success" in out
+    assert "state    done" in out
     assert await intents_in(tmp_path / "run.db") == [("SUCCEEDED", "anna", task_id)]
     assert len(service.tasks) == 1
 
@@ -212,6 +212,20 @@ async def test_only_a_create_of_unknown_outcome_can_be_decided(
     assert len(service.tasks) == 1
 
 
+@pytest.mark.parametrize("name", ["resolve", "resubmit"])
+async def test_a_rotated_key_decides_under_the_name_of_its_account(
+    name: str, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Sandbox(api_key=None, durations=Never()) as service:
+        task_id, _ = await lose_answer(service, tmp_path / "run.db", keep_bodies=True)
+        monkeypatch.setenv("KIE_API_KEY", "kie-key-rotated")
+        monkeypatch.setenv("KIE_BASE_URL", service.url)
+        arguments = (name, "run.db", "anna", task_id if name == "resolve" else "--accept-double-charge")
+        code, _, err = await command(*arguments)
+        assert (code, "--account NAME" in err, len(service.tasks)) == (2, True, 1)
+        assert (await command(*arguments, "--account", "work"))[0] == 0
+
+
 @pytest.mark.parametrize(("name", "rest"), [(name, rest) for name, *rest in DECISIONS])
 async def test_a_journal_that_cannot_be_had_is_said_in_a_line(
     name: str, rest: list[str], command: Command, service: Sandbox, tmp_path: Path
@@ -240,7 +254,7 @@ async def test_a_process_of_its_own_decides_and_leaves_without_a_traceback(
     )
     out, err = await asyncio.wait_for(process.communicate(), 40.0)
     assert (process.returncode, err.decode()) == (0, "")
-    assert "state    fail" in out.decode()
+    assert "state    failed" in out.decode()
 
 
 # --- in the library --------------------------------------------------------------------------------

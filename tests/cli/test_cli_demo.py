@@ -25,7 +25,7 @@ av = pytest.importorskip("av")
 SHORT = "239"
 """A seed whose first three tasks are over within three seconds."""
 SUMMARY = re.compile(
-    r"(?P<saved>\d+) of (?P<jobs>\d+) videos in (?P<s>[\d.]+) s: (?P<callback>\d+) settled by callback, "
+    r"(?P<saved>\d+) of (?P<jobs>\d+) videos in (?P<s>[\d.]+) s: (?P<callback>\d+) told by callback, "
     r"(?P<poll>\d+) by poll; (?P<credits>[\d.]+) credits; (?P<refusals>\d+) answers 429; "
     r"files in (?P<folder>.+)"
 )
@@ -93,7 +93,7 @@ async def test_the_demo_makes_playable_videos_with_and_without_callbacks(tmp_pat
         assert shown["folder"] == str(tmp_path / name)
         for film in films:
             assert re.search(
-                rf"^ +\d+  success +[\d.]+  (callback|poll) +\d+  {film.name} *$", out, re.MULTILINE
+                rf"^ +\d+  done +[\d.]+ s  (callback|poll) +\d+  {film.name} *$", out, re.MULTILINE
             )
 
     plain = summary_of(ended["plain"][1])
@@ -154,7 +154,7 @@ async def test_failed_tasks_are_shown_and_the_demo_exits_with_1(tmp_path: Path) 
     shown = shown_on(screen)
     assert "0 of 4 videos" in shown
     assert "1 of 4: job " in shown
-    assert len(re.findall(r"^ +\d  fail +\d", shown, re.MULTILINE)) == 4
+    assert len(re.findall(r"^ +\d  failed +\d", shown, re.MULTILINE)) == 4
     assert "failed: Internal Error" in shown
 
 
@@ -198,12 +198,12 @@ def test_the_report_counts(tmp_path: Path) -> None:
     report = Report(jobs=jobs, elapsed_s=12.34, refusals=0, folder=tmp_path)
     assert not report.is_complete
     assert report.summary() == (
-        "1 of 2 videos in 12.3 s: 0 settled by callback, 1 by poll; "
+        "1 of 2 videos in 12.3 s: 0 told by callback, 1 by poll; "
         f"1000000 credits; 0 answers 429; files in {tmp_path}"
     )
     screen = console()
     show_report(screen, report)
-    assert "2.5  poll" in shown_on(screen)
+    assert "2.5 s  poll" in shown_on(screen)
 
 
 def test_a_terminal_that_cannot_draw_gets_lines() -> None:
@@ -211,7 +211,7 @@ def test_a_terminal_that_cannot_draw_gets_lines() -> None:
     jobs = [Job(number=1, state="success", file=Path("a.mp4"), source="callback")]
     with make_progress(dumb, jobs) as progress:
         progress.show(jobs[0])
-    assert shown_on(dumb) == "  1 of 1: job 1 success, settled by callback\n"
+    assert shown_on(dumb) == "  1 of 1: job 1 done, told by callback\n"
 
 
 def test_the_portrait_and_the_voice_of_the_package_are_real_media() -> None:

@@ -17,7 +17,9 @@ import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
+import attrs
 import pytest
+from cli.test_batch_progress import BOARD
 from support.journals import intent
 
 from kie_async import SqliteJournal, TaskRecord, TaskState, cli
@@ -85,7 +87,7 @@ def test_a_task_is_shown_without_marks(capsys: pytest.CaptureFixture[str], as_js
         assert json.loads(shown)["fail_message"] == FORGED + GOOD
         assert shown.count("\n") == 1
     else:  # no row of the service's own making
-        assert [line for line in shown.splitlines() if line.startswith("state")] == ["state    fail"]
+        assert [line for line in shown.splitlines() if line.startswith("state")] == ["state    failed"]
 
 
 @pytest.mark.parametrize("show", [print_out, print_err])
@@ -98,7 +100,7 @@ def test_a_line_is_one_line(capsys: pytest.CaptureFixture[str], show: Callable[[
 
 def test_progress_and_the_log_show_no_marks(capsys: pytest.CaptureFixture[str]) -> None:
     with open_progress() as progress:
-        progress.show(1, 2, FORGED)
+        progress.show(attrs.evolve(BOARD, waits_for=FORGED))
         progress.print_line(FORGED)
     try:
         raise ValueError(FORGED)
@@ -153,7 +155,7 @@ async def test_a_journal_is_shown_in_the_memory_of_a_few_rows(
         await cli_show(path, as_json=as_json)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert next(lines) == 9_000 + 2 * (not as_json)
+    assert next(lines) == 9_000 + 4 * (not as_json)
     few, many = peaks
     assert many < few + 300_000
 

@@ -55,7 +55,7 @@ async def test_it_counts_every_job_once(journal: SqliteJournal, capsys: pytest.C
     assert journal.path
     shown = await asyncio.to_thread(show, capsys, "top", str(journal.path))
     assert shown.splitlines()[:2] == [
-        "20 jobs: 1 done, 1 failed, 1 refused, 1 perhaps paid, 13 running, 2 sending, 1 not sent",
+        "20 jobs: 1 done; 1 failed; 1 refused; 1 perhaps paid; 13 running; 2 sending; 1 not sent",
         "16 credits (0.08 USD)",
     ]
 

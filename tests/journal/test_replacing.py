@@ -1,4 +1,4 @@
-"""A ref passes on from one intent to the next in the commit of its SENDING, and comes back, in every journal."""
+"""A ref passes on from one intent to the next with its SENDING, and comes back, alike in every journal."""
 
 from __future__ import annotations
 
