@@ -371,6 +371,22 @@ async def test_a_ghost_that_shows_before_the_body_leaves_keeps_it_back_and_is_th
     assert kept
 
 
+async def test_a_ghost_that_is_adopted_while_the_new_attempt_waits_for_a_slot_is_its_handle(
+    clock: Clock, tmp_path: Path
+) -> None:
+    async with tried(tmp_path, REFUSED, max_in_flight=1) as case:
+        case.service.lasts_s = 60.0
+        await case.client.create("x")  # has the only slot
+        retrying = case.start()
+        await asyncio.sleep(1.0)
+        ghost = case.make_ghost()
+        assert (await case.client.call_back(ghost)).status == 200
+        handle = await retrying
+        assert handle.task_id == ghost.task_id
+        assert isinstance(await handle, TaskResult)
+        assert [prompt for _, prompt, _ in case.service.bodies] == ["a", "x"]
+
+
 async def test_a_refusal_of_which_a_callback_names_a_task_is_not_tried_anew(
     clock: Clock, tmp_path: Path
 ) -> None:
