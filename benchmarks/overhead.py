@@ -62,7 +62,7 @@ class Exchange:
 
     async def __aenter__(self) -> Answer:
         await asyncio.sleep(0)
-        if self.sealed is not None:
+        if self.sealed is not None and self.sealed.size:  # asked for, as a request has to
             await self.sealed.write(self)
         return Answer(self.body)
 
@@ -75,6 +75,8 @@ class Exchange:
 
 class Http:
     """Stands where aiohttp's client session stands; each task ends after so many pending answers."""
+
+    closed = False
 
     def __init__(self, pending: int) -> None:
         self._pending = pending

@@ -311,7 +311,7 @@ def _what_has_no_json(path: str, value: object, files: tuple[type, ...]) -> str:
         return f"{path} has no JSON form: the number is too long"
     if value is None or isinstance(value, (int, float, *files)):
         return ""
-    if isinstance(value, Mapping):
+    if isinstance(value, (dict, Mapping)):
         for key, inner in value.items():
             if key is not None and not isinstance(key, str | int | float):
                 return f"{path} has no JSON form: its keys must be text, one is {type(key).__name__}"

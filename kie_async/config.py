@@ -95,7 +95,9 @@ class Budget(metaclass=ShowsFields):
     """A hard stop before the next create, for the life of the session (or of its journal)."""
 
     credits: float | None = attrs.field(default=None, validator=above_zero)
-    """What has not settled, or may exist after an unknown create, counts as the mean of what has."""
+    """What has not settled, or may exist after an unknown create, counts as what the service holds for it,
+    else as its expected price: the most of what its model took so far (per second of audio where the seconds
+    of a local file are known) and what the price table says. See "A budget" in the README for the promise."""
     tasks: int | None = attrs.field(default=None, validator=whole_above_zero)
     """Creates that may be sent, whatever becomes of them; None is any number."""
 

@@ -34,6 +34,9 @@ class HandleOwner(Protocol):
     def abandon(self, handle: TaskHandle) -> None:
         """Settle the handle as abandoned."""
 
+    def candidate_of(self, handle: TaskHandle) -> str:
+        """Return the task that a create may have become; empty if nobody named one."""
+
     async def resolve(self, handle: TaskHandle, task_id: str) -> None:
         """Bind an unknown create to a task."""
 
@@ -58,7 +61,6 @@ class TaskHandle(BoundToLoop):
     __slots__ = (
         "__weakref__",
         "_awaiters",
-        "_candidate",
         "_has_slot",
         "_is_retrieved",
         "_is_unknown",
@@ -114,7 +116,6 @@ class TaskHandle(BoundToLoop):
         self._has_slot = False
         self._is_retrieved = False
         self._is_unknown = False
-        self._candidate = ""
 
     def __repr__(self) -> str:
         done = " done" if self.is_done else ""
@@ -141,7 +142,7 @@ class TaskHandle(BoundToLoop):
         A callback at its address named it, or an answer in which something else was wrong. It is confirmed
         with the service as long as the session is open; `resolve` without an argument takes it at once.
         """
-        return "" if self.task_id else self._candidate
+        return "" if self.task_id else self._owner.candidate_of(self)
 
     @property
     def is_done(self) -> bool:
@@ -208,7 +209,7 @@ class TaskHandle(BoundToLoop):
                 is no candidate.
         """
         self._must_be_unknown()
-        task_id = task_id or self._candidate
+        task_id = task_id or self.candidate_task_id
         if not task_id:
             raise InvalidRequest("task_id is missing: nobody named a task for this create yet")
         check_task_id(task_id)
@@ -332,13 +333,13 @@ class TaskHandle(BoundToLoop):
         """Note that nobody knows what became of the create: from now on it can be decided by hand."""
         self._is_unknown = True
 
+    def hold_request(self, request: TaskRequest) -> None:
+        """Hold what was asked for, as `resubmit` needs it."""
+        self.request = request
+
     def forget_request(self) -> None:
         """Hold what was asked for no longer."""
         self.request = None
-
-    def show_candidate(self, task_id: str) -> None:
-        """Show which task a create may have become."""
-        self._candidate = task_id
 
     def join(self, intent_id: str, ref: str | None, model: str, request: TaskRequest | None) -> None:
         """Learn which create the task of this handle came from."""
@@ -360,7 +361,7 @@ class TaskHandle(BoundToLoop):
         has_news = record != self.record
         before, self._state = self._state, state
         self.record = record
-        if has_news:
+        if has_news and self._readers:
             self._wake_readers()
         return state is not before
 
@@ -372,7 +373,8 @@ class TaskHandle(BoundToLoop):
             for future in awaiters:
                 if not future.done():
                     self._resolve_awaiter(future, outcome)
-            self._wake_readers()
+            if self._readers:
+                self._wake_readers()
 
     def _wake_readers(self) -> None:
         readers, self._readers = self._readers, None

@@ -293,6 +293,17 @@ class KieSession(BoundToLoop):
         """
         return await self._engine.recovery.resume(self._deadline(None))
 
+    def unknown_creates(self) -> list[TaskHandle]:
+        """Return a handle for every create of unknown outcome, those of the journal too; polls nothing.
+
+        Each can `resolve`, `write_off` or `resubmit`; the last needs a journal that keeps bodies, or the same
+        request created again.
+
+        Raises:
+            SessionMisuse: The session is not open here.
+        """
+        return self._engine.recovery.list_unknown(self._deadline(None))
+
     def settled(self, *, since: datetime | None = None, ref_prefix: str = "") -> AsyncIterator[SettledTask]:
         """Return the tasks that the journal knows to have ended: ``async for task in kie.settled()``.
 

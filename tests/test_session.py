@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import io
 import logging
 import math
 import re
 import subprocess
 import sys
+import wave
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -47,12 +49,23 @@ from kie_async import (
     TaskState,
     TransportError,
 )
+from kie_async.cli.demo_media import read_portrait, read_voice
 from kie_async.journal.base import Intent
 from kie_async.journal.memory import MemoryJournal
 from kie_async.sandbox import Uniform
 
 LOCAL = "http://127.0.0.1:1"
 ECHO = ("sandbox/echo", {})
+AVATAR = KlingAvatar(image_url=read_portrait(), audio_url=read_voice())
+
+
+def twice_as_long(voice: bytes) -> bytes:
+    """Return a WAV that says everything twice."""
+    longer = io.BytesIO()
+    with wave.open(io.BytesIO(voice)) as read, wave.open(longer, "wb") as written:
+        written.setparams(read.getparams())
+        written.writeframes(2 * read.readframes(read.getnframes()))
+    return longer.getvalue()
 
 
 async def outcome_of(awaitable: Awaitable[object]) -> object:
@@ -730,6 +743,51 @@ class TestBudget:
             handle.mark_retrieved()
 
         assert await kie.create(*ECHO)
+
+    async def test_the_seconds_of_a_local_voice_are_reserved_before_a_price_was_seen(
+        self, sandbox: Sandbox, open_session: OpenSession
+    ) -> None:
+        kie = await open_session(budget=Budget(credits=40.0))
+        sandbox.faults.lose_answers_next = 2  # 16 credits each, and nobody says so
+        for _ in range(2):
+            with pytest.raises(CreateOutcomeUnknown):
+                await kie.create(AVATAR)
+
+        with pytest.raises(BudgetExceeded) as caught:
+            await kie.create(AVATAR)
+        assert (caught.value.spent, caught.value.held) == (0.0, 32.0)
+        assert len(sandbox.tasks) == 2
+
+    async def test_the_seconds_of_an_upload_are_known_too(
+        self, sandbox: Sandbox, open_session: OpenSession
+    ) -> None:
+        kie = await open_session(budget=Budget(credits=24.0))
+        face, voice = await kie.upload(read_portrait()), await kie.upload(read_voice())
+        sandbox.faults.lose_answers_next = 1
+        with pytest.raises(CreateOutcomeUnknown):
+            await kie.create(KlingAvatar(image_url=face, audio_url=voice))
+
+        with pytest.raises(BudgetExceeded) as caught:
+            await kie.create(KlingAvatar(image_url=face, audio_url=voice))
+        assert caught.value.held == 16.0
+
+    async def test_a_longer_voice_is_expected_to_take_more(
+        self, clock: Clock, sandbox: Sandbox, open_session: OpenSession
+    ) -> None:
+        def talk(voice: bytes) -> TaskRequest:
+            fields = {"image_url": read_portrait(), "audio_url": voice, "prompt": ""}
+            return TaskRequest(model="infinitalk/from-audio", input=fields)
+
+        kie = await open_session(budget=Budget(credits=40.0))
+        first = await kie.create(talk(read_voice()))
+        sandbox.finish(first.task_id)
+        await clock.advance(0.1)
+        assert (await first).credits == 16.0  # of two seconds; the table says 6
+
+        with pytest.raises(BudgetExceeded) as caught:
+            await kie.create(talk(twice_as_long(read_voice())))
+        assert (caught.value.spent, caught.value.held) == (16.0, 0.0)
+        assert await kie.create(talk(read_voice()))
 
     async def test_a_stop_gives_the_slot_back(self, sandbox: Sandbox, open_session: OpenSession) -> None:
         kie = await open_session(budget=Budget(tasks=1), max_in_flight=2)

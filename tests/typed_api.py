@@ -78,6 +78,7 @@ async def use(face: Path, voice: str) -> None:
         assert_type(result.credits, float | None)
         assert_type(kie.attach("id"), TaskHandle)
         assert_type(await kie.resume(), list[TaskHandle])
+        assert_type(kie.unknown_creates(), list[TaskHandle])
         assert_type(await kie.query("id"), TaskRecord)
         assert_type(await kie.credits(), float)
         assert_type(await kie.upload(face), UploadedFile)

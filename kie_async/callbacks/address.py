@@ -6,7 +6,7 @@ import base64
 import hmac
 import re
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from .._secrets import Secret
 from ..wire.signatures import hmac_sha256
@@ -54,8 +54,9 @@ def split_address(path_tail: str) -> tuple[str, str]:
 
     A query is passed over: some servers hand out the target of a request with it.
     """
-    parts: Sequence[str] = path_parts(path_tail.partition("?")[0])
-    return (parts[0], parts[1]) if len(parts) == 2 else ("", "")
+    intent_id, _, rest = path_tail.partition("?")[0].strip("/").partition("/")
+    mac = rest.lstrip("/")
+    return (intent_id, mac) if mac and "/" not in mac else ("", "")
 
 
 def has_form_of_address(intent_id: str, mac: str) -> bool:

@@ -98,7 +98,9 @@ def as_multidict(headers: Headers) -> CIMultiDictProxy[str]:
     """Return headers as aiohttp has them: others may be read only once."""
     if isinstance(headers, CIMultiDictProxy):
         return headers
-    return CIMultiDictProxy(CIMultiDict(headers.items() if isinstance(headers, Mapping) else headers))
+    # A dict is one, and asking the abstract class takes ten times longer.
+    items = headers.items() if isinstance(headers, (dict, Mapping)) else headers
+    return CIMultiDictProxy(CIMultiDict(items))
 
 
 BodyReader = Callable[[int], Awaitable[bytes]]

@@ -185,7 +185,7 @@ class CallbackReceiver:
         *path_tail* is ``{intent}/{mac}``. Answer with the verdict's ``status`` and ``body``. A thread that
         runs no event loop may call ``asyncio.run(receiver.feed(...))``: it waits for the session's loop.
         """
-        if not isinstance(headers, Mapping):  # it may be read only once
+        if not isinstance(headers, (dict, Mapping)):  # it may be read only once
             headers = as_multidict(headers)
 
         async def read(limit: int) -> bytes:

@@ -346,7 +346,8 @@ class _CommandRun:
                 if outcome.error is not None and not isinstance(outcome.error, BatchStopped):
                     again = "; run again to fetch it" if isinstance(outcome.error, FileError) else ""
                     self._progress.print_line(
-                        f"line {line}, ref {outcome.ref}: {state}: {explain(outcome.error)}{again}"
+                        f"line {line}, ref {outcome.ref}: {state}: "
+                        f"{explain(outcome.error, self._options.journal)}{again}"
                     )
         except BatchStopped as exc:
             self._problem = explain(exc.__cause__ if isinstance(exc.__cause__, KieError) else exc)

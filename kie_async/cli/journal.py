@@ -38,7 +38,7 @@ def show(
 
     CREATED tasks are running or were not seen to end. SUCCEEDED and FAILED have ended. REJECTED was refused
     by the service, NOT_CREATED never sent. UNKNOWN was sent and no answer came: money may have been spent;
-    look at https://kie.ai/logs.
+    look at https://kie.ai/logs, and say what you found with journal resolve, write-off or resubmit.
 
     The columns are state, ref, task id, credits and intent, which is the journal's own name for each.
     """

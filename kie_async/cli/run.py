@@ -74,7 +74,7 @@ def run(
     )
     session = SessionOptions(journal=journal, callback_url=callback_url, port=check_port(port, callback_url))
     options = TaskOptions(out=out, as_json=as_json, timeout_s=timeout)
-    run_command(_run(asked, session, options))
+    run_command(_run(asked, session, options), journal=journal)
 
 
 @attrs.frozen(kw_only=True)

@@ -27,16 +27,18 @@ class CannotRun(Exception):
     """What was asked for cannot be done here; nothing was sent."""
 
 
-def run_command(work: Coroutine[Any, Any, int]) -> None:
+def run_command(work: Coroutine[Any, Any, int], *, journal: Path | None = None) -> None:
     """Run *work* to its end and leave with the exit status it returns, or with that of its error.
+
+    *journal* is the one in use, for what an error says.
 
     Raises:
         Exit: Always.
     """
-    raise typer.Exit(_status_of(work))
+    raise typer.Exit(_status_of(work, journal))
 
 
-def _status_of(work: Coroutine[Any, Any, int]) -> int:
+def _status_of(work: Coroutine[Any, Any, int], journal: Path | None) -> int:
     try:
         with asyncio.Runner(loop_factory=fast_loop()) as runner:
             return runner.run(_interruptible(work))
@@ -46,7 +48,7 @@ def _status_of(work: Coroutine[Any, Any, int]) -> int:
         print_err(f"error: {exc}")
         return ASKED_WRONGLY
     except KieError as exc:
-        print_err(f"error: {explain(exc)}")
+        print_err(f"error: {explain(exc, journal)}")
         return FAILED
 
 
@@ -59,16 +61,26 @@ async def _interruptible(work: Coroutine[Any, Any, int]) -> int:
     return await running
 
 
-def explain(error: KieError) -> str:
-    """Return what went wrong and, where there is something, what to do now."""
+def explain(error: KieError, journal: Path | None = None) -> str:
+    """Return what went wrong and, where there is something, what to do now; *journal* is the one in use."""
     match error:
         case CreateOutcomeUnknown():
-            return f"money may have been spent: {error}; look at https://kie.ai/logs before you try again"
+            decide = f", then: {decide_command(error, journal)}" if journal else " before you try again"
+            return f"money may have been spent: {error}; look at https://kie.ai/logs{decide}"
         case AuthenticationError():
             return f"the key was refused ({error.code}); check KIE_API_KEY"
         case TaskError(record=record) if record is None or not record.state.is_terminal:
             return f"{error}; later: {wait_command(error.task_id)}"
     return str(error)
+
+
+def decide_command(error: CreateOutcomeUnknown, journal: Path) -> str:
+    """Return the command that says which task a create became, and its two neighbours."""
+    name = shlex.quote(error.ref or error.intent_id)
+    return (
+        f"kie-async journal resolve {shlex.quote(str(journal))} {name} {error.candidate_task_id or 'TASK_ID'}"
+        " (or write-off, or resubmit)"
+    )
 
 
 def wait_command(task_id: str, out: Path | None = None) -> str:

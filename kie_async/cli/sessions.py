@@ -64,7 +64,7 @@ def check_port(port: int | None, callback_url: str | None) -> int:
 
 @asynccontextmanager
 async def open_session(
-    options: SessionOptions, on_event: Callable[[SessionEvent], None]
+    options: SessionOptions, on_event: Callable[[SessionEvent], None] | None = None
 ) -> AsyncIterator[KieSession]:
     """Open the session, and where callbacks come in if they are wanted.
 

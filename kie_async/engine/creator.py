@@ -32,7 +32,9 @@ from ..inputs.request import TaskRequest
 from ..journal.base import Claim, ClaimSource, Intent, IntentState, TaskAlreadyBound, log_failed_note
 from ..limits.admission import CLOSED, Admission
 from ..limits.budget import BudgetLedger
+from ..limits.prices import Charge
 from ..wire.requests import WireRequest, encode_create, with_callback_url
+from .charges import charge_of
 from .create_runner import CreateRunner
 from .pending_creates import PendingCreate, Phase
 from .reconciler import Reconciler
@@ -103,7 +105,7 @@ class TaskCreator:
         turn = self._turn_of(request.ref)
         # Two creates of one ref at once would both find it free, and both would be paid.
         async with turn:
-            known = await self._known(request.ref, digest, timeout_s)
+            known = await self._known(request, request.ref, digest, timeout_s)
             if known is None and turn.made is not None:
                 _check_same(request.ref, turn.made[1], digest)
                 known = turn.made[0]
@@ -116,11 +118,14 @@ class TaskCreator:
         """Return the turn of who would create for a ref: one at a time."""
         return self._refs.setdefault(ref, _RefTurn())
 
-    async def _known(self, ref: str, digest: bytes, timeout_s: float) -> TaskHandle | None:
+    async def _known(
+        self, request: TaskRequest, ref: str, digest: bytes, timeout_s: float
+    ) -> TaskHandle | None:
         """Return the handle a ref stands for, if it stands for one.
 
         Raises:
             RefConflict: It stands for another request.
+            CreateOutcomeUnknown: Nobody knows what became of it; its handle can `resubmit` this request.
         """
         # Who is still on the wire comes first: the journal would call it unknown before its answer is here.
         found = await self.runner.end_of_orphan(ref) or self._tracker.registry.by_ref(ref)
@@ -132,7 +137,12 @@ class TaskCreator:
         if intent is None:
             return None
         _check_same(ref, intent.fingerprint, digest)
-        return self._recovery.revive(intent, asyncio.get_running_loop().time() + timeout_s)
+        try:
+            return self._recovery.revive(intent, asyncio.get_running_loop().time() + timeout_s)
+        except CreateOutcomeUnknown as exc:
+            if exc.handle is not None and exc.handle.request is None:  # of a former run
+                exc.handle.hold_request(request)
+            raise
 
     async def _create(
         self,
@@ -144,6 +154,7 @@ class TaskCreator:
         former: PendingCreate | None = None,
     ) -> TaskHandle:
         intent_id, begun_at = new_intent_id(), asyncio.get_running_loop().time()
+        charge = await self._charge_of(request)
         request = await self._with_uploads(request, keeps_trying=wait_if_sent)
         wire_request = encode_create(request, None)  # says what is wrong with it while no address is in sight
         if request.callback_url is None:
@@ -151,17 +162,17 @@ class TaskCreator:
         # After the uploads: they take long and cost nothing, and a slot is for what may be paid.
         with self._calls.weather.slot_wait.waiting():
             await self._admission.acquire()
-        intent = Intent(
+        describe = partial(
+            Intent,
             intent_id=intent_id,
             model=request.model,
             ref=request.ref,
             fingerprint=digest,
-            body=(wire_request.body or b"").decode(),
             # A URL of the user's own takes its callbacks elsewhere: then there are only the polls.
             expects_callback=request.callback_url is None and self._callbacks.is_received,
             replaces="" if former is None else former.intent.intent_id,
         )
-        pending = self._tracker.begin(attrs.evolve(intent, body=None), request, former)
+        pending = self._tracker.begin(describe(), request, former)
         self._admission.hold(pending.handle)
         try:
             # With the slot in hand: while it waited, the session may have closed and others spent the
@@ -172,7 +183,8 @@ class TaskCreator:
             raise
         # From here, and once more when it is a task: neither waits nor retries are taken off its time.
         pending.handle.move_deadline(asyncio.get_running_loop().time() + timeout_s)
-        guard = partial(self._let_leave, intent, former)
+        intent = describe(body=(wire_request.body or b"").decode())
+        guard = partial(self._let_leave, intent, charge, former)
         call = self._calls.new(
             intent,
             wire_request,
@@ -182,7 +194,7 @@ class TaskCreator:
             keeps_trying=wait_if_sent,
         )
         return await self.runner.run(
-            self._run_in_turn(pending, call, timeout_s, waits_for_refunds=wait_if_sent),
+            self._run_in_turn(pending, call, charge, timeout_s, waits_for_refunds=wait_if_sent),
             call,
             ref=request.ref,
             wait_if_sent=wait_if_sent,
@@ -209,7 +221,13 @@ class TaskCreator:
                     weather.record_success()
             await asyncio.sleep(next(waits))
 
-    def _let_leave(self, intent: Intent, former: PendingCreate | None) -> None:
+    async def _charge_of(self, request: TaskRequest) -> Charge:
+        """Return what is known of the price of a request; files are read for it only under a budget."""
+        if self._ledger is None:
+            return Charge(request.model)
+        return charge_of(request.model, request.input, await self._uploads.measure_audio(request.input))
+
+    def _let_leave(self, intent: Intent, charge: Charge, former: PendingCreate | None) -> None:
         """Do what belongs into the step in which a body leaves, or keep it back.
 
         Raises:
@@ -219,7 +237,7 @@ class TaskCreator:
         if former is not None and not self._is_undecided(former):
             raise InvalidRequest("the create was decided meanwhile; nothing was sent; await its handle")
         if self._ledger is not None:
-            self._ledger.reserve(intent.intent_id, intent.model)
+            self._ledger.reserve(intent.intent_id, charge)
 
     def _is_undecided(self, former: PendingCreate) -> bool:
         is_open = former in self._tracker.pending and not former.is_taken
@@ -231,17 +249,22 @@ class TaskCreator:
         return request if url is None else with_callback_url(request, url)
 
     async def _run_in_turn(
-        self, pending: PendingCreate, call: CreateCall, timeout_s: float, *, waits_for_refunds: bool
+        self,
+        pending: PendingCreate,
+        call: CreateCall,
+        charge: Charge,
+        timeout_s: float,
+        *,
+        waits_for_refunds: bool,
     ) -> TaskHandle | KieError:
         """Run when no other create must show its price first; a turn ends when the outcome is known."""
         if self._ledger is None:
             return await self._run(pending, call, timeout_s)
-        model = pending.intent.model
-        await self._ledger.wait_for_turn(model, waits_for_refunds=waits_for_refunds)
+        await self._ledger.wait_for_turn(charge, waits_for_refunds=waits_for_refunds)
         try:
             return await self._run(pending, call, timeout_s)
         finally:
-            self._ledger.leave(model)
+            self._ledger.leave(charge)
 
     async def _run(self, pending: PendingCreate, call: CreateCall, timeout_s: float) -> TaskHandle | KieError:
         """Return what became of a create: there may be nobody left to take an error that is raised."""
@@ -349,7 +372,10 @@ class TaskCreator:
     async def resubmit(self, handle: TaskHandle) -> TaskHandle:
         """Send the request of an unknown create as a new task; see `TaskHandle.resubmit`."""
         if handle.request is None:
-            raise InvalidRequest("this handle does not hold its request; create a new task")
+            raise InvalidRequest(
+                "this handle does not hold its request; create() the same request with its ref again, and "
+                "resubmit by the handle of the error; or create a new task with a new ref"
+            )
         async with self._turn_of(handle.ref or handle.intent_id):
             former = self._tracker.pending.get(handle.intent_id)
             request = handle.request

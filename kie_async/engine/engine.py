@@ -186,7 +186,7 @@ class Engine:
         await self.reconciler.drain()
         await self.tracker.drain()
         await self._query_speed.drain()
-        if (learned := self.poller.take_learned(1)) is not None:
+        if (learned := self.poller.take_learned()) is not None:
             await self.tracker.save_learned(learned)
         self._detach_all()
         for part in (self.calls.transport, self._query_transport, self.uploads, self.downloads, self.journal):
@@ -248,6 +248,11 @@ class Engine:
     def abandon(self, handle: TaskHandle) -> None:
         """Settle a handle as abandoned; see `TaskHandle.abandon`."""
         self.tracker.abandon(handle)
+
+    def candidate_of(self, handle: TaskHandle) -> str:
+        """Return the task that a create may have become; see `TaskHandle.candidate_task_id`."""
+        pending = self.tracker.pending.get(handle.intent_id)
+        return "" if pending is None else pending.candidate_task_id
 
     async def resolve(self, handle: TaskHandle, task_id: str) -> None:
         """Bind an unknown create to a task; see `TaskHandle.resolve`."""

@@ -92,17 +92,17 @@ class PendingCreate:
         claim = self.claims.setdefault(task_id, PendingClaim(task_id, source))
         claim.source = claim.source if claim.is_strong else source
         claim.delivery = delivery or claim.delivery
-        self._show_candidate()
         return claim
 
     def drop_claim(self, task_id: str) -> None:
         """Forget a claim that was disproven."""
         self.claims.pop(task_id, None)
-        self._show_candidate()
 
-    def _show_candidate(self) -> None:
+    @property
+    def candidate_task_id(self) -> str:
+        """Return the task it may have become: of the claims the first that no stranger can have made up."""
         ranked = sorted(self.claims.values(), key=lambda claim: not claim.is_strong)
-        self.handle.show_candidate(ranked[0].task_id if ranked else "")
+        return ranked[0].task_id if ranked else ""
 
 
 class PendingCreates:

@@ -8,12 +8,15 @@ from datetime import UTC, datetime
 from math import ceil
 from pathlib import Path
 
-from ..errors import CreateOutcomeUnknown
+from ..errors import CreateOutcomeUnknown, InvalidRequest
 from ..handle import TaskHandle
-from ..journal.base import Intent, IntentState, Journal
+from ..inputs.request import TaskRequest
+from ..journal.base import Intent, IntentState, Journal, decode_note
 from ..limits.budget import BudgetLedger
+from ..limits.prices import Charge
 from ..models import SettledTask, TaskRecord, TaskResult, TaskState
 from ..wire.codes import error_for
+from .charges import charge_of
 from .pending_creates import PendingCreate, Phase
 from .tracker import TaskTracker, outcome_of
 
@@ -45,7 +48,10 @@ class Recovery:
         unknown = [intent.intent_id for intent in left if intent.state is IntentState.UNKNOWN]
         if unknown:
             names = shorten_list(unknown, self._journal.path)
-            _log.warning("%d creates in the journal are of unknown outcome: %s", len(unknown), names)
+            decide = f"; {_decide_hint(self._journal.path)}" if self._journal.path is not None else ""
+            _log.warning(
+                "%d creates in the journal are of unknown outcome: %s%s", len(unknown), names, decide
+            )
         if self._ledger is not None:
             await self._restore_account(self._ledger, left)
 
@@ -58,11 +64,12 @@ class Recovery:
             tasks=totals.tasks,
             spent=totals.credits,
             prices=await self._journal.load_prices(),
-            unsettled=[(intent.intent_id, intent.model) for intent in unsettled],
+            unsettled=[(intent.intent_id, _charge_of(intent)) for intent in unsettled],
         )
 
     def _pending_of(self, intent: Intent) -> PendingCreate:
-        handle = self._tracker.new_handle(intent)
+        is_unknown = intent.state is IntentState.UNKNOWN
+        handle = self._tracker.new_handle(intent, _request_of(intent) if is_unknown else None)
         if intent.state is IntentState.REJECTED:
             return PendingCreate(intent, handle, Phase.REJECTED, is_awaited=False)
         if intent.state is IntentState.WRITTEN_OFF:
@@ -75,11 +82,14 @@ class Recovery:
     async def resume(self, deadline: float) -> list[TaskHandle]:
         """Return handles for every unsettled task of the journal, and for creates of unknown outcome."""
         handles = [self.revive(intent, deadline) for intent in await self._journal.list_unsettled()]
-        for pending in self._tracker.pending:
-            if pending.phase is Phase.UNKNOWN and not pending.handle.is_done:
-                self._await(pending, deadline)
-                handles.append(pending.handle)
-        return handles
+        return [*handles, *self.list_unknown(deadline)]
+
+    def list_unknown(self, deadline: float) -> list[TaskHandle]:
+        """Return the handles of all creates of unknown outcome."""
+        unknown = [p for p in self._tracker.pending if p.phase is Phase.UNKNOWN and not p.handle.is_done]
+        for pending in unknown:
+            self._await(pending, deadline)
+        return [pending.handle for pending in unknown]
 
     async def iterate_settled(self, since: datetime | None, ref_prefix: str) -> AsyncIterator[SettledTask]:
         """Yield what the journal knows of tasks that ended, the oldest end first.
@@ -158,6 +168,33 @@ def shorten_list(names: Sequence[str], journal: Path | None) -> str:
         return shown
     where = f"; kie-async journal show {journal}" if journal is not None else ""
     return f"{shown} ... and {len(names) - _MAX_NAMED} more{where}"
+
+
+def _decide_hint(journal: Path) -> str:
+    """Return the command that says what became of a create, for a message that names intents."""
+    return f"decide one by: kie-async journal resolve {journal} INTENT TASK_ID (or write-off, or resubmit)"
+
+
+def _request_of(intent: Intent) -> TaskRequest | None:
+    """Return the request of an intent, from a journal that was asked to keep bodies."""
+    body = decode_note(intent.body or "")
+    if body is None or not isinstance(given := body.get("input"), dict):
+        return None
+    url = body.get("callBackUrl")
+    # An address of ours is left out: the next create gets one of its own.
+    is_own = isinstance(url, str) and intent.intent_id not in url
+    try:
+        return TaskRequest(
+            model=intent.model, input=given, ref=intent.ref, callback_url=str(url) if is_own else None
+        )
+    except InvalidRequest:  # an older version took what this one refuses
+        return None
+
+
+def _charge_of(intent: Intent) -> Charge:
+    """Return what is known of the price of a former session's create: it may hold the longest audio."""
+    request = _request_of(intent)
+    return charge_of(intent.model, {} if request is None else request.input)
 
 
 def _unknown_error(intent: Intent) -> CreateOutcomeUnknown:

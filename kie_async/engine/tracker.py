@@ -350,10 +350,11 @@ class TaskTracker:
                 self._events.emit("updated", handle)
             return
         if (entry := _entry_of(handle)) is not None:
-            self._poller.complete(entry, record, source, handle.intent_id)
+            learned = self._poller.complete(entry, record, source, handle.intent_id)
+            if learned is not None:
+                self._background.spawn(self.save_learned(learned))
             if source is Source.POLL and entry.expects_callback:
                 self._note_silence()
-            self._save_learned()
         if self._journal.is_durable:
             self._background.spawn(self._note_and_settle(handle, record, source))
         else:
@@ -454,10 +455,6 @@ class TaskTracker:
         await self._background.drain()
 
     # --- learned -------------------------------------------------------------------------------
-
-    def _save_learned(self) -> None:
-        if (learned := self._poller.take_learned()) is not None:
-            self._background.spawn(self.save_learned(learned))
 
     async def save_learned(self, learned: Learned) -> None:
         """Note what the poller has learned, for the next session."""

@@ -218,15 +218,15 @@ def families_of_tracks(kind: MediaKind, file: BinaryIO, size: int) -> frozenset[
 
 def _handlers(file: BinaryIO, size: int) -> Iterator[bytes]:
     """Yield the kind of each track of an MP4: it stands at moov/trak/mdia/hdlr."""
-    for begin, end in _boxes(file, b"moov", 0, size):
-        for track in _boxes(file, b"trak", begin, end):
-            for media in _boxes(file, b"mdia", *track):
-                for handler, _ in _boxes(file, b"hdlr", *media):
+    for begin, end in find_boxes(file, b"moov", 0, size):
+        for track in find_boxes(file, b"trak", begin, end):
+            for media in find_boxes(file, b"mdia", *track):
+                for handler, _ in find_boxes(file, b"hdlr", *media):
                     file.seek(handler + 8)
                     yield file.read(4)
 
 
-def _boxes(file: BinaryIO, name: bytes, begin: int, end: int) -> Iterator[tuple[int, int]]:
+def find_boxes(file: BinaryIO, name: bytes, begin: int, end: int) -> Iterator[tuple[int, int]]:
     """Yield where the bodies of the boxes of a name begin and end, between two positions."""
     for _ in range(_MAX_BOXES):
         file.seek(begin)

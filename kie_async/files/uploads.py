@@ -6,10 +6,11 @@ import asyncio
 import logging
 import random
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -34,11 +35,13 @@ from ..errors import (
 from ..http.backoff import retry
 from ..http.transport import Transport
 from ..inputs.media import LOCAL_MEDIA, Media, has_scheme, is_media_field, leaves, own_media, with_urls
+from ..inputs.prices import find_audio
 from ..inputs.request import TaskRequest
 from ..models import UploadedFile
 from ..wire.redaction import Redactor
 from ..wire.requests import WireRequest
 from ..wire.responses import decode_upload
+from .audio_length import measure_length
 from .local_media import MediaSource, examine
 from .media_types import MEDIA_ENDINGS
 from .upload_body import UploadBody
@@ -52,6 +55,8 @@ UPLOAD_TIMEOUT_S = 300.0
 _SLOWEST_BYTES_PER_S = 100_000
 
 _MAX_AT_ONCE = 4
+
+_MAX_LENGTHS = 10_000
 
 _CLOSED_MESSAGE = "the session closed before the file was uploaded"
 
@@ -96,6 +101,8 @@ class Uploads:
         """How many uploads came through."""
         self._shared: dict[bytes, asyncio.Task[UploadedFile]] = {}
         """Uploads under way, by what they upload."""
+        self._lengths: OrderedDict[str, float | None] = OrderedDict()
+        """The seconds of what `upload` gave the service, by URL."""
 
     async def aclose(self) -> None:
         """Close all connections; uploads under way are given up."""
@@ -119,7 +126,7 @@ class Uploads:
             TransportError: The upload service could not be reached.
         """
         found = list(leaves(request.input))
-        self._warn_of_queries((path, name, value) for path, name, value in found if isinstance(value, str))
+        self._warn_of_queries(found)
         media = [(path, name, value) for path, name, value in found if isinstance(value, LOCAL_MEDIA)]
         if not media:
             return request
@@ -149,15 +156,36 @@ class Uploads:
             )
         source = await asyncio.to_thread(examine, media)
         if isinstance(media, Path):
-            return await self._share(source)
-        return await self._upload_alone(lambda: self._send_source(source))
+            uploaded = await self._share(source)
+        else:
+            uploaded = await self._upload_alone(lambda: self._send_source(source))
+        self._lengths[uploaded.url] = await asyncio.to_thread(measure_length, media)
+        if len(self._lengths) > _MAX_LENGTHS:
+            self._lengths.popitem(last=False)
+        return uploaded
 
-    def _warn_of_queries(self, texts: Iterable[tuple[str, str, str]]) -> None:
+    async def measure_audio(self, input: Mapping[str, Any]) -> float | None:
+        """Return the seconds of the audio in an input: local media, and what `upload` gave the service.
+
+        None if it holds none, or any whose length is not known here.
+        """
+        lengths = [
+            self._lengths.get(audio)
+            if isinstance(audio, str)
+            else await asyncio.to_thread(measure_length, audio)
+            for audio in find_audio(input)
+        ]
+        known = [length for length in lengths if length is not None]
+        return sum(known) if known and len(known) == len(lengths) else None
+
+    def _warn_of_queries(self, found: Iterable[tuple[str, str, object]]) -> None:
         """Say once that the service will not see what a presigned URL is; it tells the type from the end."""
         if self._has_warned:
             return
-        for path, name, text in texts:
-            if is_media_field(name) and "?" in text and not text.lower().endswith(MEDIA_ENDINGS):
+        for path, name, text in found:
+            if not isinstance(text, str) or not is_media_field(name):
+                continue
+            if "?" in text and not text.lower().endswith(MEDIA_ENDINGS):
                 self._has_warned = True
                 _log.warning(
                     "%s is a URL with a query, as presigned ones are; the service tells the type of a file "

@@ -138,9 +138,13 @@ def own_media(value: object) -> object:
 
 def leaves(value: object, path: str = "", name: str = "") -> Iterator[tuple[str, str, object]]:
     """Yield every value of an input with its path, as ``frames[3].url``, and the name of its field."""
-    if isinstance(value, Mapping):
+    if isinstance(value, (dict, Mapping)):
         for key, inner in value.items():
-            yield from leaves(inner, f"{path}.{key}" if path else str(key), str(key))
+            below = f"{path}.{key}" if path else str(key)
+            if isinstance(inner, str):  # most are, and a generator for each would cost more than all else
+                yield below, str(key), inner
+            else:
+                yield from leaves(inner, below, str(key))
     elif isinstance(value, list | tuple):
         for at, inner in enumerate(value):
             yield from leaves(inner, f"{path}[{at}]", name)

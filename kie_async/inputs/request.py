@@ -47,7 +47,7 @@ def _own(value: Any, path: str = "") -> Any:
     """Return *value* with its mappings and lists copied: what the caller does to his stays his."""
     if isinstance(value, str):  # most are, and this check is faster than the next
         return value
-    if isinstance(value, Mapping):
+    if isinstance(value, (dict, Mapping)):
         return {key: _own(inner, f"{path}.{key}" if path else str(key)) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         owned = [_own(inner, f"{path}[{at}]") for at, inner in enumerate(value)]

@@ -9,16 +9,14 @@ import attrs
 
 from ..config import Budget
 from ..errors import BudgetExceeded
-
-_SURPRISE = 4
-"""A task may cost so many times what is expected before the budget is overrun by more than one of them."""
+from .prices import Charge, PriceBook
 
 
 @attrs.define
 class _Commitment:
     """What one create has cost, or may cost."""
 
-    model: str
+    charge: Charge
     hold: float | None = None
     """What the service holds for it; None until a record says so."""
     is_live: bool = True
@@ -29,8 +27,9 @@ class BudgetLedger:
     """Reserves money in the step that lets a body leave.
 
     Spent, held and reserved never exceed the budget by more than what one task costs above its expected
-    price, which is the most that its model took so far. Of a model that never told a price creates go one at
-    a time, and so do those that would use up the rest if they cost a few times more than expected.
+    price: the most of what its model took so far, per second of audio where that is known, and what the price
+    table says. Where nothing is known creates of a model go one at a time, and so do those that would use up
+    the rest if they cost a few times more than expected.
     """
 
     def __init__(self, budget: Budget) -> None:
@@ -38,22 +37,28 @@ class BudgetLedger:
         self._spent = 0.0
         self._tasks = 0
         self._open: dict[str, _Commitment] = {}
-        self._prices: dict[str, float] = {}
-        self._leaving: dict[str, int] = {}
-        """By model: creates that may go ahead and have not reserved yet."""
+        self._prices = PriceBook()
+        self._leaving: list[Charge] = []
+        """Of creates that may go ahead and whose outcome is not known yet."""
         self._news = asyncio.Event()
 
     # --- what is known -------------------------------------------------------------------------
 
     def restore(
-        self, *, tasks: int, spent: float, prices: Mapping[str, float], unsettled: Iterable[tuple[str, str]]
+        self,
+        *,
+        tasks: int,
+        spent: float,
+        prices: Mapping[str, float],
+        unsettled: Iterable[tuple[str, Charge]],
     ) -> None:
-        """Go on from what former sessions spent; *unsettled* are intents and models nobody polls yet."""
+        """Go on from what former sessions spent; *unsettled* are intents that nobody polls yet."""
         self._tasks += tasks
         self._spent += spent
-        self._prices.update(prices)
-        for intent_id, model in unsettled:
-            self._open.setdefault(intent_id, _Commitment(model, is_live=False))
+        for model, most in prices.items():
+            self._prices.learn(Charge(model), most)
+        for intent_id, charge in unsettled:
+            self._open.setdefault(intent_id, _Commitment(charge, is_live=False))
 
     @property
     def tasks(self) -> int:
@@ -71,56 +76,54 @@ class BudgetLedger:
         return sum(self._cost(commitment) for commitment in self._open.values())
 
     def _cost(self, commitment: _Commitment) -> float:
-        return self._expected(commitment.model) if commitment.hold is None else commitment.hold
-
-    def _expected(self, model: str) -> float:
-        return self._prices.get(model, 0.0)
+        return self._prices.expect(commitment.charge) if commitment.hold is None else commitment.hold
 
     # --- before a body leaves ------------------------------------------------------------------
 
-    async def wait_for_turn(self, model: str, *, waits_for_refunds: bool = False) -> None:
+    async def wait_for_turn(self, charge: Charge, *, waits_for_refunds: bool = False) -> None:
         """Wait while another create must show its price first; `reserve` or `leave` ends the turn.
 
         With *waits_for_refunds* also while tasks that run may give back what is needed: failed ones do.
         """
-        while self._must_wait(model) or (waits_for_refunds and self._may_be_refunded(model)):
+        while self._must_wait(charge) or (waits_for_refunds and self._may_be_refunded(charge)):
             self._news.clear()
             await self._news.wait()
-        self._leaving[model] = self._leaving.get(model, 0) + 1
+        self._leaving.append(charge)
 
-    def leave(self, model: str) -> None:
+    def leave(self, charge: Charge) -> None:
         """End a turn."""
-        self._leaving[model] -= 1
+        self._leaving.remove(charge)
         self._news.set()
 
-    def _must_wait(self, model: str) -> bool:
+    def _must_wait(self, charge: Charge) -> bool:
         if self._budget.credits is None:
             return False
-        untold = [c for c in self._open.values() if c.is_live and c.hold is None]
-        leaving = sum(self._leaving.values())
-        if model not in self._prices:
-            return bool(self._leaving.get(model)) or any(c.model == model for c in untold)
-        if not untold and not leaving:
+        unpriced = [c for c in self._open.values() if c.is_live and c.hold is None]
+        charges = [*(c.charge for c in unpriced), *self._leaving]
+        if not charges:
             return False
-        rest = self._budget.credits - self._spent - sum(c.hold or 0.0 for c in self._open.values())
-        surprising = sum(self._expected(c.model) for c in untold) + self._expected(model)
-        surprising += sum(self._expected(name) * count for name, count in self._leaving.items())
-        return surprising * _SURPRISE > rest
+        strange = [c for c in charges if not self._prices.is_known(c)]
+        peers = strange if self._prices.is_known(charge) else charges
+        # Each strange one may be a surprise: two, also of a former session, are one too many for any more.
+        if len(strange) > 1 or any(c.model == charge.model for c in peers):
+            return True
+        rest = self._budget.credits - self._spent - self.held + sum(map(self._cost, unpriced))
+        return sum(map(self._prices.expect_at_most, [*charges, charge])) > rest
 
-    def _may_be_refunded(self, model: str) -> bool:
+    def _may_be_refunded(self, charge: Charge) -> bool:
         is_running = any(commitment.is_live for commitment in self._open.values())
-        return is_running and self._excess(model) is not None and not self._is_spent(model)
+        return is_running and self._excess(charge) is not None and not self._is_spent(charge)
 
-    def _is_spent(self, model: str) -> bool:
+    def _is_spent(self, charge: Charge) -> bool:
         """Tell whether it would be too much even if all that runs came back."""
         fixed = sum(self._cost(c) for c in self._open.values() if not c.is_live)
         budget = self._budget
         if budget.tasks is not None and self._tasks >= budget.tasks:
             return True
-        needed = self._spent + fixed + self._expected(model)
+        needed = self._spent + fixed + self._prices.expect(charge)
         return budget.credits is not None and self._is_over(needed, budget.credits)
 
-    def reserve(self, intent_id: str, model: str) -> None:
+    def reserve(self, intent_id: str, charge: Charge) -> None:
         """Reserve what a create is expected to cost; its body leaves in the same step.
 
         Raises:
@@ -128,19 +131,19 @@ class BudgetLedger:
         """
         if intent_id in self._open:
             return
-        if (error := self._excess(model)) is not None:
+        if (error := self._excess(charge)) is not None:
             raise error
         self._tasks += 1
-        self._open[intent_id] = _Commitment(model)
+        self._open[intent_id] = _Commitment(charge)
 
-    def _excess(self, model: str) -> BudgetExceeded | None:
+    def _excess(self, charge: Charge) -> BudgetExceeded | None:
         budget, held = self._budget, self.held
         if budget.tasks is not None and self._tasks >= budget.tasks:
             return BudgetExceeded(budget.tasks, self._tasks - len(self._open), len(self._open), "tasks")
         if budget.credits is None:
             return None
-        needed = self._spent + held + self._expected(model)
-        is_used_up = model not in self._prices and self._spent + held >= budget.credits
+        needed = self._spent + held + self._prices.expect(charge)
+        is_used_up = not self._prices.is_known(charge) and self._spent + held >= budget.credits
         if is_used_up or self._is_over(needed, budget.credits):
             return BudgetExceeded(budget.credits, self._spent, held, "credits")
         return None
@@ -161,7 +164,7 @@ class BudgetLedger:
         """Take in what the service holds for a task. Models billed by the token say 0 until the end."""
         commitment = self._open.get(intent_id)
         if commitment is not None and credits:
-            self._learn(commitment.model, credits)
+            self._prices.learn(commitment.charge, credits)
             commitment.hold = credits
             self._news.set()
 
@@ -180,7 +183,7 @@ class BudgetLedger:
         """Count a create again that was refused and became a task all the same."""
         if intent_id not in self._open:
             self._tasks += 1
-            self._open[intent_id] = _Commitment(model)
+            self._open[intent_id] = _Commitment(Charge(model))
 
     def settle(self, intent_id: str, credits: float | None) -> None:
         """Take in what a task has cost at its end: 0 after a failure, None if the record does not say."""
@@ -188,7 +191,7 @@ class BudgetLedger:
         if commitment is None:
             return
         if credits:
-            self._learn(commitment.model, credits)
+            self._prices.learn(commitment.charge, credits)
         self._spent += self._cost(commitment) if credits is None else credits
         self._news.set()
 
@@ -196,6 +199,3 @@ class BudgetLedger:
         """Tell whether reading the hold of a task would let others go ahead."""
         commitment = self._open.get(intent_id)
         return self._budget.credits is not None and commitment is not None and commitment.hold is None
-
-    def _learn(self, model: str, credits: float) -> None:
-        self._prices[model] = max(self._prices.get(model, 0.0), credits)

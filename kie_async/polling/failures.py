@@ -74,7 +74,8 @@ class FailurePolicy:
 
     def record_success(self, entry: PollEntry, now: float) -> None:
         """Take in that a record came."""
-        self._key_denied = Streak()
+        if self._key_denied.count:
+            self._key_denied = Streak()
         self._pauses = None
         self._note_end_of_failures(entry, now)
         if (failures := entry.failures) is None:
@@ -203,8 +204,10 @@ class StateWarnings:
 
     def note(self, record: TaskRecord, now: float) -> None:
         """Warn of the word in a record, each word once in ten minutes."""
+        if record.state is not TaskState.UNKNOWN:
+            return
         word = read_state_word(record.raw)[:_MAX_WORD]
-        if record.state is not TaskState.UNKNOWN or word in ("", TaskState.UNKNOWN):
+        if word in ("", TaskState.UNKNOWN):
             return
         is_new = word not in self._warned_at
         if is_new and len(self._warned_at) == _MAX_WORDS:  # endless new words must not fill log and memory

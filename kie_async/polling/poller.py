@@ -156,19 +156,22 @@ class Poller:
 
     # --- what the ends teach -------------------------------------------------------------------
 
-    def complete(self, entry: PollEntry, record: TaskRecord, source: Source, intent_id: str) -> None:
-        """Learn from the end of a task, and never poll it again."""
+    def complete(
+        self, entry: PollEntry, record: TaskRecord, source: Source, intent_id: str
+    ) -> Learned | None:
+        """Learn from an end and poll the task never again; return what is known if it is time to save it."""
         if entry.is_closed:
-            return
+            return None
         self._learner.record_end(entry, record, source, intent_id, self._now())
         if entry.expects_callback and source is Source.POLL:
             self._await_late_callbacks()
         self.forget(entry)
         self._tighten()
+        return self._planner.take_learned()
 
-    def take_learned(self, min_completions: int = 25) -> Learned | None:
-        """Return what was learned, if so many ends were taken in since it was last returned."""
-        return self._planner.take_learned(min_completions)
+    def take_learned(self) -> Learned | None:
+        """Return what is known, if any end was taken in since it was last returned."""
+        return self._planner.take_learned(1)
 
     def median_s(self, model: str) -> float | None:
         """Return how long a task of a model takes in the median; None until enough were seen to end."""

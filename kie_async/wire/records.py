@@ -35,6 +35,8 @@ _MAX_CODE = 1_000_000
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
+_PLAIN_URL = re.compile(r"https?://[!-~]+")
+
 _MAX_MESSAGE = 500
 
 _NUMERIC = (int, float, str)
@@ -202,10 +204,10 @@ def _is_number(text: str) -> bool:
 
 def _find_urls(value: object, depth: int = _MAX_NESTING) -> tuple[str, ...]:
     """Return the URLs of a result: below the first name that leads to any, or all of a list."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("{", "[", '"'):
-        value = _unwrapped(value)
-    if url := read_url(value):
-        return (url,)
+    if isinstance(value, str):
+        if url := read_url(value):
+            return (url,)
+        return _find_urls(_unwrapped(value), depth) if value.lstrip()[:1] in ("{", "[", '"') else ()
     if depth == 0:
         return ()
     if isinstance(value, list):
@@ -229,7 +231,12 @@ def read_url(value: object) -> str:
     """Return an http(s) URL without blanks around it, its scheme in small letters; else nothing."""
     if not isinstance(value, str):
         return ""
-    scheme, separator, rest = value.strip().partition("://")
+    if _PLAIN_URL.fullmatch(value):  # nearly all that is a URL
+        return value
+    url = value.strip()
+    if url[:4].lower() != "http":  # nearly all that is none
+        return ""
+    scheme, separator, rest = url.partition("://")
     url = f"{scheme.lower()}{separator}{rest}"
     return url if is_url(url) else ""
 

@@ -22,12 +22,14 @@ _SLASH = r"(?:\\{0,15}/|%2[fF]|\\{1,15}u002[fF])"
 _MAC_END = r"(?![0-9A-Za-z_-]|\.[0-9A-Za-z])"
 """A mac ends its part of a path and has no ending of a file: results lie at such paths too."""
 
-# It begins at the slash before the mac, which is found fast; the intent id before that is checked afterwards.
-_MAC = re.compile(rf"(?:/|%2[fF]|\\u002[fF])([a-z2-7]{{26}}){_MAC_END}")
+# Each begins at the slash before the mac, which is found fast; the intent id before it is checked afterwards.
+_MAC, _QUOTED_MAC, _MAC_BEHIND_CODE_POINT = (
+    re.compile(rf"{slash}([a-z2-7]{{26}}){_MAC_END}") for slash in ("/", "%2[fF]", r"\\u002[fF]")
+)
 
 _INTENT_ID = re.compile(r"[0-9a-f]{32}")
 
-_INTENT_LENGTH, _MAX_BACKSLASHES = 32, 15
+_INTENT_LENGTH, _MAX_BACKSLASHES = 32, 31
 
 _HEX_DIGIT = rf"(?:[0-9a-f]|{_ESCAPE}00(?:3[0-9]|6[1-6]))"
 
@@ -41,6 +43,9 @@ _ESCAPED_MAC = re.compile(rf"({_PART_BEGINS}{_HEX_DIGIT}{{32}}{_SLASH}){_BASE32_
 _ESCAPED_ALONE = re.compile(r'["/\\]')
 """What JSON may escape by a backslash alone."""
 
+_NEVER_PLAIN = re.compile(r'["/\\\x00-\x1f]')
+"""What JSON may or must write otherwise than as itself, without a code point."""
+
 
 class Redactor:
     """Replaces secrets by stars, in whatever way JSON can spell them, however deeply it is nested.
@@ -48,11 +53,12 @@ class Redactor:
     The mac of a callback address is known by its form, ``{32 hex}/{26 base32}``, under any key.
     """
 
-    __slots__ = ("_secrets",)
+    __slots__ = ("_has_special", "_secrets")
 
     def __init__(self, secrets: Iterable[Secret] = ()) -> None:
         plain = dict.fromkeys(text for secret in secrets if len(text := _text_of(secret)) >= _MIN_SECRET)
         self._secrets = tuple((text, _spelled_any_way(text), _ESCAPED_ALONE.search(text)) for text in plain)
+        self._has_special = any(map(_NEVER_PLAIN.search, plain))
 
     def __repr__(self) -> str:
         return f"<Redactor of {len(self._secrets)} secrets>"
@@ -68,9 +74,27 @@ class Redactor:
                 text = text.replace(secret, _STARS)
             if has_code_points or (has_escapes and is_escaped_alone):
                 text = spelling.sub(_STARS, text)
-        if has_escapes or "/" in text or "%" in text:
-            text = _MAC.sub(_without_mac, text)
-        return _ESCAPED_MAC.sub(rf"\1{_STARS}", text) if has_code_points else text
+        text = _without_plain_macs(text)
+        if not has_code_points:
+            return text
+        return _ESCAPED_MAC.sub(rf"\1{_STARS}", _MAC_BEHIND_CODE_POINT.sub(_without_mac, text))
+
+    def json(self, body: bytes) -> str | None:
+        """Return JSON without the secrets; None if it takes `tree` to find what may be hidden in it.
+
+        Hardly any JSON of the service has code points or a secret: all others are clean as they are, and macs
+        are cut out of the whole at once, which takes a fifth of the time.
+        """
+        try:
+            text = body.decode()
+        except UnicodeDecodeError:
+            return None
+        if "\\u" in text or (self._has_special and "\\" in text):
+            return None
+        for secret, _, _ in self._secrets:
+            if secret in text:
+                return None
+        return _without_plain_macs(text)
 
     def tree(self, value: object) -> object:
         """Return a value read from JSON with every text and every key in it without the secrets."""
@@ -91,6 +115,12 @@ MACS_ONLY = Redactor()
 def without_mac(text: str) -> str:
     """Return JSON text without the secret last parts of the callback addresses in it."""
     return MACS_ONLY.text(text)
+
+
+def _without_plain_macs(text: str) -> str:
+    """Return text without the macs that are spelled without code points."""
+    text = _MAC.sub(_without_mac, text)
+    return _QUOTED_MAC.sub(_without_mac, text) if "%" in text else text
 
 
 def _without_mac(found: re.Match[str]) -> str:

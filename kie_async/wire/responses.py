@@ -110,8 +110,11 @@ def read_envelope(body: bytes, redactor: Redactor = MACS_ONLY, *, is_own: bool =
     Of answers to our *own* queries, broken parts are left out; anything else must be flawless.
     """
     try:
-        found, losses = salvage_json(body) if is_own else (parse_json(body), ())
-        top = redactor.tree(found)
+        cleaned = redactor.json(body)
+        text = body if cleaned is None else cleaned
+        found, losses = salvage_json(text) if is_own else (parse_json(text), ())
+        # What was left out may have stood within a secret.
+        top = redactor.tree(found) if cleaned is None or losses else found
     except NotJson as exc:
         return f"the answer is not JSON: {exc}"
     except RecursionError:

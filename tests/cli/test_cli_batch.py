@@ -423,6 +423,7 @@ async def test_one_that_fails_and_one_unknown_are_told_and_the_rest_is_done(
     assert out.startswith("4 jobs: 1 done, 2 failed, 1 unknown, 0 running, 1 credits")
     lines = dict(line.split(", ", 1)[1].split(": ", 1) for line in err.splitlines())
     assert lines["ref lost"].startswith("unknown: money may have been spent: ")
+    assert "kie-async journal resolve jobs.csv.db lost TASK_ID (or write-off, or resubmit)" in err
     assert lines["ref refused"].startswith("failed: code 422: The model name you specified is not supported.")
     assert lines["ref fails"] == f"failed: task {by_prompt['2']} failed: too dark, said *** (500)"
     found = {line["ref"]: line for line in results_in(tmp_path / "kie-batch" / "results.jsonl")}

@@ -11,6 +11,9 @@ from support.spending import World, objection, spend
 
 from kie_async import Budget, BudgetExceeded
 from kie_async.limits.budget import BudgetLedger
+from kie_async.limits.prices import Charge
+
+X = Charge("m/x")
 
 
 @pytest.mark.parametrize("part", range(4))
@@ -22,13 +25,13 @@ async def test_it_is_overrun_by_one_surprise_at_most_and_used(part: int, clock: 
 
 async def test_of_a_model_without_a_price_creates_go_one_at_a_time(clock: Clock) -> None:
     ledger = BudgetLedger(Budget(credits=100.0))
-    await ledger.wait_for_turn("m/x")
-    second = asyncio.create_task(ledger.wait_for_turn("m/x"))
+    await ledger.wait_for_turn(X)
+    second = asyncio.create_task(ledger.wait_for_turn(X))
     await clock.advance(1.0)
     assert not second.done()
 
-    ledger.reserve("a", "m/x")
-    ledger.leave("m/x")
+    ledger.reserve("a", X)
+    ledger.leave(X)
     await clock.advance(1.0)
     assert not second.done()
 
@@ -39,8 +42,29 @@ async def test_of_a_model_without_a_price_creates_go_one_at_a_time(clock: Clock)
 
 async def test_another_model_need_not_wait(clock: Clock) -> None:
     ledger = BudgetLedger(Budget(credits=100.0))
-    await ledger.wait_for_turn("m/x")
-    await asyncio.wait_for(ledger.wait_for_turn("m/y"), 1.0)
+    await ledger.wait_for_turn(X)
+    await asyncio.wait_for(ledger.wait_for_turn(Charge("m/y")), 1.0)
+
+
+async def test_tasks_of_a_former_session_show_a_price_before_anything_is_created(clock: Clock) -> None:
+    ledger = BudgetLedger(Budget(credits=100.0))
+    ledger.restore(tasks=2, spent=0.0, prices={}, unsettled=[("a", X), ("b", X)])
+    for intent_id in ("a", "b"):
+        ledger.note_tracked(intent_id)
+    other = asyncio.create_task(ledger.wait_for_turn(Charge("m/y", listed=1.0)))
+    await clock.advance(1.0)
+    assert not other.done()
+
+    ledger.note_hold("a", 10.0)
+    await clock.advance(0.1)
+    assert other.done()
+
+
+async def test_what_a_former_session_had_under_way_counts_by_the_table() -> None:
+    ledger = BudgetLedger(Budget(credits=100.0))
+    ledger.restore(tasks=1, spent=0.0, prices={}, unsettled=[("a", Charge("m/x", listed=60.0))])
+    with pytest.raises(BudgetExceeded):
+        ledger.reserve("b", Charge("m/x", listed=60.0))
 
 
 @pytest.mark.parametrize(
@@ -56,22 +80,22 @@ async def test_another_model_need_not_wait(clock: Clock) -> None:
 async def test_what_becomes_of_a_reservation(end: object, is_free: bool) -> None:
     ledger = BudgetLedger(Budget(credits=100.0))
     ledger.restore(tasks=0, spent=0.0, prices={"m/x": 60.0}, unsettled=[])
-    ledger.reserve("a", "m/x")
+    ledger.reserve("a", X)
     end(ledger)  # type: ignore[operator]
     with contextlib.nullcontext() if is_free else pytest.raises(BudgetExceeded):
-        ledger.reserve("b", "m/x")
+        ledger.reserve("b", X)
 
 
 def test_the_error_has_the_numbers() -> None:
     ledger = BudgetLedger(Budget(credits=100.0))
-    ledger.restore(tasks=3, spent=60.0, prices={"m/x": 30.0}, unsettled=[("a", "m/x")])
+    ledger.restore(tasks=3, spent=60.0, prices={"m/x": 30.0}, unsettled=[("a", X)])
     with pytest.raises(BudgetExceeded) as caught:
-        ledger.reserve("b", "m/x")
+        ledger.reserve("b", X)
     assert (caught.value.budget, caught.value.spent, caught.value.held) == (100.0, 60.0, 30.0)
 
 
 def test_a_zero_while_it_runs_is_no_price() -> None:
     ledger = BudgetLedger(Budget(credits=100.0))
-    ledger.reserve("a", "m/tokens")
+    ledger.reserve("a", Charge("m/tokens"))
     ledger.note_hold("a", 0.0)
     assert ledger.wants_price("a")

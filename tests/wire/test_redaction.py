@@ -17,6 +17,7 @@ from kie_async.errors import ApiError
 from kie_async.models import TaskRecord
 from kie_async.wire.redaction import MACS_ONLY, Redactor, without_mac
 from kie_async.wire.responses import (
+    Envelope,
     WireResponse,
     decode_answer,
     decode_callback,
@@ -24,6 +25,7 @@ from kie_async.wire.responses import (
     decode_create,
     decode_query,
     decode_upload,
+    read_envelope,
 )
 
 INTENT, MAC = "0123456789abcdef0123456789abcdef", "abcdefghijklmnopqrstuvwx23"
@@ -152,6 +154,48 @@ def test_keys_of_objects_and_lists_are_cleaned_too() -> None:
 def test_a_redactor_shows_nothing_and_is_not_pickled() -> None:
     assert KEY not in f"{SECRETS!r} {SECRETS}"
     assert KEY not in repr(answer())
+
+
+# --- an answer as a whole ------------------------------------------------------------------------
+
+PLAIN_KEY = "kie-canary-key-12"
+PLAIN_SECRETS = Redactor([Secret(PLAIN_KEY), Secret("вебхук-ключ")])
+"""Of secrets that JSON has to escape nothing in."""
+
+_pieces = st.sampled_from(
+    [
+        *(KEY, HMAC_KEY, PLAIN_KEY, "вебхук-ключ", ADDRESS, f"{INTENT}%2F{MAC}", f"{INTENT}/{MAC}.mp4"),
+        *(INTENT, MAC, "/", "\\", '"', "\n", "%", "\\u0061", "a", " ", "ü"),
+        *(json.dumps(ADDRESS).replace("/", "\\/"), escaped(ADDRESS), escaped(PLAIN_KEY), json.dumps(KEY)),
+    ]
+)
+_texts = st.lists(_pieces, max_size=6).map("".join)
+_values = st.recursive(
+    _texts | st.integers() | st.none(), lambda inner: st.lists(inner, max_size=3), max_leaves=6
+)
+
+
+@together("redactor", [MACS_ONLY, SECRETS, PLAIN_SECRETS])
+@given(data=st.dictionaries(_texts, _values, max_size=4), is_ascii=st.booleans(), escapes=st.booleans())
+def test_an_answer_keeps_what_a_walk_through_all_its_texts_keeps(
+    redactor: Redactor, data: dict[str, object], is_ascii: bool, escapes: bool
+) -> None:
+    text = json.dumps({"code": 200, "data": data}, ensure_ascii=is_ascii)
+    body = (text.replace("/", "\\/") if escapes else text).encode()
+    found = read_envelope(body, redactor, is_own=True)
+    assert isinstance(found, Envelope)
+    assert found.data == redactor.tree(data)
+
+
+@together("secret", [PLAIN_KEY, ADDRESS])
+@together("stray", [b"\x01", b"\xff"])
+def test_a_secret_that_only_mending_makes_whole_is_cut_out(secret: str, stray: bytes) -> None:
+    broken = secret[:-5].encode() + stray + secret[-5:].encode()
+    body = b'{"code":200,"data":{"taskId":"t1","state":"fail","failMsg":"bad %s"}}' % broken
+    record = decode_query(WireResponse(status=200, body=body, redactor=PLAIN_SECRETS), "t1")
+    assert PLAIN_KEY not in everything_of(record)
+    assert MAC not in everything_of(record)
+    assert "***" in record.fail_message
 
 
 # --- nothing that is decoded keeps one -----------------------------------------------------------

@@ -1,0 +1,141 @@
+"""``kie-async journal resolve``, ``write-off``, ``resubmit``: a person decides on a perhaps paid create."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import JournalError
+from ..handle import TaskHandle
+from ..journal.base import Intent, IntentState
+from ..journal.sqlite import SqliteJournal
+from .output import print_out, show_id, show_task
+from .runtime import DONE, CannotRun, require_key, run_command, wait_command
+from .sessions import SessionOptions, open_session
+
+File = Annotated[Path, typer.Argument(metavar="JOURNAL", help="The journal of the batch or the session.")]
+Ref = Annotated[str, typer.Argument(metavar="REF", help="The job's ref, or its intent.")]
+
+
+def resolve(
+    *,
+    file: File,
+    ref: Ref,
+    task_id: Annotated[
+        str | None,
+        typer.Argument(metavar="[TASK_ID]", help="Its task; if not given, the one that an answer named."),
+    ] = None,
+) -> None:
+    """Say which task a create of unknown outcome became; the service is asked whether that can be.
+
+    Find the id at https://kie.ai/logs. The next batch then waits for the task, or fetches its result.
+    """
+    run_command(_resolve(_existing(file), ref, task_id))
+
+
+def write_off(*, file: File, ref: Ref) -> None:
+    """Give up a create of unknown outcome: it is not waited for any more. Sends nothing, needs no key.
+
+    Its ref stays its own: a job with a new ref is made, and paid, again.
+    """
+    run_command(_write_off(_existing(file), ref))
+
+
+def resubmit(
+    *,
+    file: File,
+    ref: Ref,
+    accept_double_charge: Annotated[
+        bool, typer.Option("--accept-double-charge", help="Say that it may be paid twice.")
+    ] = False,
+) -> None:
+    """Send a create of unknown outcome again, as a new task. This costs credits, and may cost them twice.
+
+    Needs a journal that keeps the requests: SqliteJournal(path, keep_bodies=True).
+    """
+    if not accept_double_charge:
+        raise typer.BadParameter(
+            "it may be paid twice; say so to allow it", param_hint="--accept-double-charge"
+        )
+    run_command(_resubmit(_existing(file), ref))
+
+
+def _existing(file: Path) -> Path:
+    # Opening a journal that is not there would make one.
+    if not os.path.exists(file):  # unlike `Path.exists` it never raises
+        raise typer.BadParameter(f"there is no journal {file}", param_hint="JOURNAL")
+    return file
+
+
+async def _resolve(file: Path, ref: str, task_id: str | None) -> int:
+    async with _opened_unknown(file, ref) as handle:
+        await handle.resolve(task_id)
+        if handle.record is not None:
+            show_task(handle.record, (), as_json=False)
+        return DONE
+
+
+async def _resubmit(file: Path, ref: str) -> int:
+    async with _opened_unknown(file, ref) as handle:
+        if handle.request is None:
+            raise CannotRun(
+                f"the journal does not hold the request of {ref}: give the job a new ref, or "
+                "create it again in a program and call resubmit on the handle of the error"
+            )
+        again = await handle.resubmit(accept_double_charge=True)
+        show_id(again.task_id, as_json=False)
+        print_out(f"{'later':<9}{wait_command(again.task_id)}")
+        return DONE
+
+
+@asynccontextmanager
+async def _opened_unknown(file: Path, ref: str) -> AsyncIterator[TaskHandle]:
+    """Open a session on a journal, and yield the handle of the create that has a ref.
+
+    Raises:
+        CannotRun: There is no key, the journal cannot be had, or the outcome of the create is not unknown.
+    """
+    require_key()
+    journal = SqliteJournal(file, keep_bodies=True)
+    async with open_session(SessionOptions(journal=journal)) as kie:
+        unknown = [handle for handle in kie.unknown_creates() if ref in {handle.ref, handle.intent_id}]
+        if not unknown:
+            raise CannotRun(_known_as(ref, await _find(journal, ref)))
+        yield unknown[0]
+
+
+async def _write_off(file: Path, ref: str) -> int:
+    journal = SqliteJournal(file)
+    try:
+        await journal.open()
+        intent = await _find(journal, ref)
+        if intent is None or intent.state is not IntentState.UNKNOWN:
+            raise CannotRun(_known_as(ref, intent))
+        await journal.mark_ended(intent.intent_id, IntentState.WRITTEN_OFF, reason="written off")
+    except JournalError as exc:
+        raise CannotRun(str(exc)) from None
+    finally:
+        await journal.aclose()
+    print_out(f"{ref} is written off; a job with a new ref is made, and paid, again")
+    return DONE
+
+
+async def _find(journal: SqliteJournal, ref: str) -> Intent | None:
+    """Return the intent with a ref, or of that name."""
+    async for intent in journal.iterate_intents():
+        if ref in {intent.ref, intent.intent_id}:
+            return intent
+    return None
+
+
+def _known_as(ref: str, intent: Intent | None) -> str:
+    """Return why nothing can be decided."""
+    if intent is None:
+        return f"the journal knows no {ref}; kie-async journal show lists what it knows"
+    task = f", as task {intent.task_id}" if intent.task_id else ""
+    return f"{ref} is {intent.state}{task}: only a create of unknown outcome can be decided by hand"
