@@ -205,7 +205,7 @@ class _CommandRun:
         self._options = options
         self._ledger = ledger
         self._progress = progress
-        self._journal = SqliteJournal(options.journal)
+        self._journal = SqliteJournal(options.journal, keep_bodies=True)
         self._chosen: Sequence[int] = ()
         """The places in the file of the jobs this run is about, in their order."""
         self._interrupts = 0

@@ -41,10 +41,14 @@ CREDITS = 1_000_000.0
 FAIL_RATE = 0.06
 LOST_ANSWERS, REFUSALS = 3, 2
 _REFUSAL = json.dumps({"code": 422, "msg": "The portrait shows no face", "data": None}).encode()
+_NEVER_MADE = 15
+"""So many rows may have no task when the night is over: refused, or lost in a freeze or a kill."""
 _TASK_S = 120.0
 _LASTS_S = {"frozen": 600, "429": 600, "455": 1200, "full disk": 900, "no network": 3600, "asleep": 900}
 _PATIENCE_S = 60.0
 """Real time without progress; most of an hour by the clock of the batch."""
+_MOST_COMPLAINTS = 8
+"""Of one stop."""
 _EXIT = {"kill": -signal.SIGKILL, "Ctrl-C": 130, "end": 1, "morning": 0}
 
 
@@ -138,6 +142,8 @@ class Night:
         self._spent = 0.0
         """What all runs had spent when the last stop came."""
         self._was_full = False
+        self._creates_before = 0
+        self._began = time.monotonic()
         self._events: dict[str, Callable[[], Awaitable[None]]] = {
             "frozen": self._freeze,
             "no network": self._cut,
@@ -155,7 +161,9 @@ class Night:
     async def run(self) -> None:
         """Live through the night and the morning."""
         plan = self._rng.sample(sorted(self._events), len(self._events))
-        places = sorted(self._rng.uniform(0.05, 0.9) for _ in plan)
+        rows = len(self._evening.refs)
+        last = 0.9 * (rows - _NEVER_MADE) / rows
+        places = sorted(self._rng.uniform(0.05, last) for _ in plan)
         left = list(zip(places, plan, strict=True))
         while True:
             stop = await self._run_until_stop(left)
@@ -172,6 +180,7 @@ class Night:
 
     async def _run_until_stop(self, left: list[tuple[float, str]]) -> str:
         """Run the batch until something stops it, and return what did: the end, if nothing else."""
+        self._creates_before = self._sandbox.counts["create"]
         async with self._client.run(*self._batch()) as self._process:
             ending = asyncio.create_task(self._process.wait())
             while left and await self._comes_to(left[0][0], ending):
@@ -191,8 +200,9 @@ class Night:
         """Wait until so many tasks were made; tell whether the batch still runs then."""
         seen, changed_at = -1, time.monotonic()
         while not ending.done():
-            moved = len(self._sandbox.tasks) + self._sandbox.counts["result"] + self._ended_count()
-            if len(self._sandbox.tasks) >= share * len(self._evening.refs):
+            moved = len(self._sandbox.tasks) + self._ended_count()
+            is_under_way = self._sandbox.counts["create"] > self._creates_before
+            if is_under_way and len(self._sandbox.tasks) >= share * len(self._evening.refs):
                 return True
             if moved != seen:
                 seen, changed_at = moved, time.monotonic()
@@ -242,10 +252,20 @@ class Night:
         self._process.send_signal(signal.SIGCONT)
 
     async def _lose_answers(self) -> None:
-        self._sandbox.faults.lose_answers_next = LOST_ANSWERS
+        faults = self._sandbox.faults
+        faults.lose_answers_next = LOST_ANSWERS
+        await self._is_used_up(lambda: faults.lose_answers_next)
 
     async def _refuse(self) -> None:
-        self._sandbox.faults.create_answers_next = [(200, _REFUSAL)] * REFUSALS
+        faults = self._sandbox.faults
+        faults.create_answers_next = [(200, _REFUSAL)] * REFUSALS
+        await self._is_used_up(lambda: faults.create_answers_next)
+
+    async def _is_used_up(self, left: Callable[[], object]) -> None:
+        """Wait until a fault has struck so often, or the batch has ended."""
+        ends_at = time.monotonic() + _PATIENCE_S
+        while left() and self._process.returncode is None and time.monotonic() < ends_at:
+            await asyncio.sleep(0.02)
 
     async def _kill(self) -> None:
         await asyncio.sleep(self._rng.uniform(0.0, 0.3))
@@ -310,13 +330,16 @@ class Night:
             found.append(f"it ended with {self._process.returncode}: {self._client.err[-600:]}")
         if stop != "kill":
             found += audit.audit_words(self._evening, books, self._client.out, self._spent)
-        for what in found:
+        for what in found[:_MOST_COMPLAINTS]:
             self._wrong(f"{stop}: {what}")
+        if len(found) > _MOST_COMPLAINTS:
+            self._wrong(f"{stop}: and {len(found) - _MOST_COMPLAINTS} more")
         self._spent, self._was_full = books.credits, False
 
     def _note(self, what: str) -> None:
         tasks = self._sandbox.tasks
-        self._report.lines.append(f"{len(tasks):4} tasks, {self._ended_count():4} ended  {what}")
+        seconds = time.monotonic() - self._began
+        self._report.lines.append(f"{seconds:6.1f} s {len(tasks):4} tasks, {self._ended_count():4} ended  {what}")
 
     def _wrong(self, what: str) -> None:
         self._report.wrong.append(what)
