@@ -67,6 +67,9 @@ class Inbox:
     def owner_of(self, intent_id: str) -> str | None:
         return TASK
 
+    async def find_noted(self, intent_id: str) -> str | None:
+        return None
+
     async def accept(self, delivery: Delivery) -> None:
         self.accepted += 1
 

@@ -121,8 +121,7 @@ class TaskHandle(BoundToLoop):
         done = " done" if self.is_done else ""
         if not self.task_id:
             return f"<TaskHandle intent {self.intent_id} {'unknown' if self._is_unknown else 'new'}{done}>"
-        state = TaskState.WAITING if self._state is TaskState.UNKNOWN else self._state
-        return f"<TaskHandle {self.task_id} {state}{done}>"
+        return f"<TaskHandle {self.task_id} {self.state}{done}>"
 
     def __del__(self) -> None:
         # As asyncio does for an exception never retrieved: a paid failure must not pass in silence.
@@ -132,7 +131,12 @@ class TaskHandle(BoundToLoop):
 
     @property
     def state(self) -> TaskState:
-        """Return the furthest state observed; a stale answer moves nothing back."""
+        """Return the furthest state observed; a stale answer moves nothing back.
+
+        Before anything was observed a task is waiting; unknown is only a create whose outcome nobody knows.
+        """
+        if self._state is TaskState.UNKNOWN and (self.task_id or not self._is_unknown):
+            return TaskState.WAITING
         return self._state
 
     @property

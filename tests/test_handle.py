@@ -13,6 +13,7 @@ from conftest import Events, OpenSession
 from support.clock import Clock, eventually, settle
 
 from kie_async import (
+    CreateOutcomeUnknown,
     InvalidRequest,
     KieSession,
     ResultUnreadable,
@@ -526,13 +527,32 @@ class TestWhatItShows:
         self, clock: Clock, sandbox: Sandbox, handle: TaskHandle
     ) -> None:
         seen = [handle.state]
+        sandbox.start_generating(handle.task_id)
         await clock.advance(LOOK_S)
         seen.append(handle.state)
         await succeed(handle, sandbox, clock)
         seen.append(handle.state)
 
-        assert seen == [TaskState.UNKNOWN, TaskState.WAITING, TaskState.SUCCESS]
+        assert seen == [TaskState.WAITING, TaskState.GENERATING, TaskState.SUCCESS]
         assert handle.record.state is TaskState.SUCCESS
+
+    async def test_a_task_of_which_nothing_was_observed_yet_is_waiting_and_a_lost_create_unknown(
+        self, clock: Clock, sandbox: Sandbox, kie: KieSession
+    ) -> None:
+        created, attached = await kie.create("sandbox/echo", {}), kie.attach("task_1")
+        sandbox.faults.lose_answers_next = 1
+        with pytest.raises(CreateOutcomeUnknown) as lost:
+            await kie.create("sandbox/echo", {})
+        unknown = lost.value.handle
+        assert unknown is not None
+
+        assert [str(handle.state) for handle in (created, attached, unknown)] == [
+            "waiting",
+            "waiting",
+            "unknown",
+        ]
+        await unknown.resolve(list(sandbox.tasks)[-1])
+        assert unknown.state is TaskState.WAITING
 
     async def test_its_repr_names_task_and_state(
         self, clock: Clock, sandbox: Sandbox, handle: TaskHandle

@@ -39,7 +39,14 @@ class Inbox(Protocol):
         """Return what takes the secrets of this session out of a delivery."""
 
     def owner_of(self, intent_id: str) -> str | None:
-        """Return the task id of an intent, "" while it has none, None if the intent is not known here."""
+        """Return the task id of an intent, "" while it has none, None if the intent is not in memory."""
+
+    async def find_noted(self, intent_id: str) -> str | None:
+        """Return what `owner_of` does, of an intent that only a journal may know.
+
+        Raises:
+            CallbackRejected: The journal cannot be asked now: 503.
+        """
 
     async def accept(self, delivery: Delivery) -> None:
         """Take in a delivery that the receiver has verified; it is answered when this returns.

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from functools import partial
+from itertools import product
 
 import attrs
 from aiohttp import web
@@ -140,7 +141,7 @@ class CallbackReceiver:
         try:
             news = self._verified(address, headers, bounded(body, self._max_body), now)
             for inbox in address.inboxes:
-                if (delivery := _delivery_for(inbox, news)) is not None:
+                if (delivery := _delivery_for(inbox.owner_of(news.intent_id), news)) is not None:
                     return _acceptance(delivery, inbox)
             raise _unknown_intent()
         except CallbackRejected as exc:
@@ -232,11 +233,12 @@ class CallbackReceiver:
         if not attached:
             raise CallbackRejected(NO_SESSION, 503)
         here = asyncio.get_running_loop()
-        for one in attached:
+        # Journals only after the memory of every session: what is in flight costs no read.
+        for offer, one in product((_offer, _offer_noted), attached):
             if one.loop is here or one.loop is None:
-                verdict = await _offer(one.inbox, news)
+                verdict = await offer(one.inbox, news)
             else:
-                verdict = await run_on(one.loop, partial(_offer, one.inbox, news))
+                verdict = await run_on(one.loop, partial(offer, one.inbox, news))
             if verdict is not None:
                 if isinstance(news, Doorbell):
                     self._refusals.note_unread(self._now())
@@ -315,20 +317,27 @@ def _note_rejection(attached: _Attached, reason: str) -> None:
 
 async def _offer(inbox: Inbox, news: Delivery | Doorbell) -> CallbackVerdict | None:
     """Hand a delivery to a session if it knows the intent; this runs on the session's own loop."""
-    delivery = _delivery_for(inbox, news)
+    return await _hand_over(inbox, _delivery_for(inbox.owner_of(news.intent_id), news))
+
+
+async def _offer_noted(inbox: Inbox, news: Delivery | Doorbell) -> CallbackVerdict | None:
+    """Hand a delivery to a session if its journal knows the intent; on the session's own loop."""
+    return await _hand_over(inbox, _delivery_for(await inbox.find_noted(news.intent_id), news))
+
+
+async def _hand_over(inbox: Inbox, delivery: Delivery | None) -> CallbackVerdict | None:
     if delivery is None:
         return None
     await inbox.accept(delivery)
     return _acceptance(delivery, inbox)
 
 
-def _delivery_for(inbox: Inbox, news: Delivery | Doorbell) -> Delivery | None:
+def _delivery_for(task_id: str | None, news: Delivery | Doorbell) -> Delivery | None:
     """Return the delivery as a session takes it that has this task or none yet; None if it is not its own.
 
     Raises:
         CallbackRejected: The intent has another task, or the signature is not of this one.
     """
-    task_id = inbox.owner_of(news.intent_id)
     if task_id is None:
         return None
     delivery = news.delivery_for(task_id) if isinstance(news, Doorbell) else news

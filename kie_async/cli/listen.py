@@ -116,6 +116,10 @@ class _Shown:
         """Know every intent, and the task of none."""
         return ""
 
+    async def find_noted(self, intent_id: str) -> str | None:
+        """Have no journal."""
+        return None
+
     async def accept(self, delivery: Delivery) -> None:
         """Take in a delivery; the verdict says all there is to print."""
 

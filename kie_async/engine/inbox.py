@@ -11,10 +11,13 @@ from ..errors import CallbackRejected, JournalError
 from ..events import Counters
 from ..journal.base import Claim, ClaimSource, Journal
 from ..wire.redaction import Redactor
-from .pending_creates import MAX_CLAIMS, PendingCreate
+from .pending_creates import PendingCreate
 from .reconciler import Reconciler
 from .settings import CallbackPolicy
 from .tracker import TaskTracker
+
+_MAX_LOOKUPS = 16
+"""At once: whoever knows one address may call it often, and the journal has more to do."""
 
 _log = logging.getLogger("kie_async")
 
@@ -36,6 +39,7 @@ class CallbackInbox:
         self._reconciler = reconciler
         self._counters = counters
         self._callbacks = callbacks
+        self._lookups = 0
         self.redactor = redactor
 
     @property
@@ -50,6 +54,27 @@ class CallbackInbox:
             return handle.task_id
         return "" if self._tracker.pending.get(intent_id) is not None else registry.settled_task(intent_id)
 
+    async def find_noted(self, intent_id: str) -> str | None:
+        """Return the task id of an intent that ended, as the journal has it, before this session or in it.
+
+        Raises:
+            CallbackRejected: 503, since the journal could not be asked.
+        """
+        if not self._journal.is_durable or self._lookups >= _MAX_LOOKUPS:
+            return None
+        self._lookups += 1
+        try:
+            intent = await self._journal.find_by_intent(intent_id)
+        except JournalError as exc:
+            _log.info("the journal could not be asked for intent %s: %s", intent_id, exc)
+            raise CallbackRejected("journal", 503) from None
+        finally:
+            self._lookups -= 1
+        if intent is None or not intent.has_ended:  # a resume may have made it known meanwhile
+            return self.owner_of(intent_id)
+        self._tracker.registry.note_settled(intent_id, intent.task_id)
+        return intent.task_id
+
     async def accept(self, delivery: Delivery) -> None:
         """Take in one delivery that the receiver has verified; what it claims is noted before this returns.
 
@@ -62,10 +87,9 @@ class CallbackInbox:
         if pending is not None:
             # Signed or not, it proves nothing about a create without an id: the signature covers the task's
             # id and the time, not whose task it is. The service is asked.
-            await self._accept_claim(pending, delivery)
+            async with pending.noting:
+                await self._accept_claim(pending, delivery)
             if pending in tracker.pending:
-                claim = pending.add_claim(delivery.record.task_id, _source_of(delivery), delivery)
-                claim.is_noted = True
                 self._reconciler.consider(pending)
                 self._counters.callbacks_accepted += 1
                 return
@@ -85,26 +109,34 @@ class CallbackInbox:
         Raises:
             CallbackRejected: It could not be kept.
         """
-        task_id = delivery.record.task_id
-        if not pending.has_room_for(task_id):
-            raise CallbackRejected("too many claims of one create", 503)
+        task_id, source = delivery.record.task_id, _source_of(delivery)
         known = pending.find_claim(task_id)
-        if known is not None and known.is_noted and (known.is_strong or not delivery.is_signed):
-            return
-        try:
-            await self._make_room(pending, task_id)
-            await self._journal.save_claim(
-                Claim(intent_id=delivery.intent_id, task_id=task_id, source=_source_of(delivery))
-            )
-        except JournalError as exc:
-            _log.warning("a callback could not be noted, so it was refused: %s", exc)
-            raise CallbackRejected("journal", 503) from None
+        is_noted = known is not None and known.is_noted and (known.is_strong or not delivery.is_signed)
+        if not is_noted and pending in self._tracker.pending:
+            try:
+                await self._make_room(pending, delivery)
+                await self._journal.save_claim(
+                    Claim(intent_id=delivery.intent_id, task_id=task_id, source=source)
+                )
+            except JournalError as exc:
+                _log.warning("a callback could not be noted, so it was refused: %s", exc)
+                raise CallbackRejected("journal", 503) from None
+        pending.add_claim(task_id, source, delivery).is_noted = True
 
-    async def _make_room(self, pending: PendingCreate, task_id: str) -> None:
-        weakest = pending.weakest_claim
-        if pending.find_claim(task_id) is None and len(pending.claims) >= MAX_CLAIMS and weakest is not None:
-            pending.drop_claim(weakest.task_id)
-            await self._journal.drop_claim(pending.intent.intent_id, weakest.task_id)
+    async def _make_room(self, pending: PendingCreate, delivery: Delivery) -> None:
+        """Let another claim give way if there are too many.
+
+        Raises:
+            CallbackRejected: None may.
+        """
+        if pending.has_room_for(delivery.record.task_id):
+            return
+        now = asyncio.get_running_loop().time()
+        weakest = pending.find_weakest(now, for_signed=delivery.is_signed)
+        if weakest is None:
+            raise CallbackRejected("too many claims of one create", 503)
+        await self._journal.drop_claim(pending.intent.intent_id, weakest.task_id)
+        pending.drop_claim(weakest.task_id)
 
     def note_rejection(self, reason: str) -> None:
         """Count a delivery that was refused; one to a right address shows all the same that they come."""

@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections import OrderedDict
 from collections.abc import Iterator
+from copy import copy
 from enum import Enum
 
 import attrs
@@ -18,6 +19,10 @@ from .registry import REMEMBERED
 
 MAX_CLAIMS = 8
 """Of one create. Whoever knows its address may make some up, and must not fill the memory with them."""
+
+
+_GIVES_WAY_S = 15.0
+"""So long the service must know no such task: a record is seldom visible as late as that."""
 
 
 class Phase(Enum):
@@ -60,6 +65,10 @@ class PendingCreate:
     """By task id, side by side: a stranger's must not take the place of the genuine one."""
     next_check_at: float = -math.inf
     """Not before then is another claim looked into."""
+    checking: asyncio.Lock = attrs.field(factory=asyncio.Lock)
+    """The turn of the claims to be looked into: one at a time."""
+    noting: asyncio.Lock = attrs.field(factory=asyncio.Lock)
+    """The turn of the claims to be noted: else many at once would find the last place free."""
     turn: asyncio.Lock = attrs.field(factory=asyncio.Lock)
     """Of those who decide what became of it: one at a time."""
     is_awaited: bool = True
@@ -67,6 +76,14 @@ class PendingCreate:
     error: CreateOutcomeUnknown | None = None
     former: PendingCreate | None = None
     """The one in whose place it is sent."""
+
+    def copy_error(self) -> CreateOutcomeUnknown | None:
+        """Return the error for one who asks; an error raised by many would grow by the traceback of each."""
+        if self.error is None:
+            return None
+        error = copy(self.error)
+        error.handle = self.handle
+        return error
 
     @property
     def is_taken(self) -> bool:
@@ -78,14 +95,18 @@ class PendingCreate:
         return self.claims.get(task_id)
 
     def has_room_for(self, task_id: str) -> bool:
-        """Tell whether a claim of this task can be kept."""
-        return task_id in self.claims or len(self.claims) < MAX_CLAIMS or self.weakest_claim is not None
+        """Tell whether a claim of this task can be kept without another one giving way."""
+        return task_id in self.claims or len(self.claims) < MAX_CLAIMS
 
-    @property
-    def weakest_claim(self) -> PendingClaim | None:
-        """Return what may give way to another claim: nobody signed it, and the service knows no such task."""
-        unseen = [c for c in self.claims.values() if not c.is_strong and c.unseen_since < math.inf]
-        return unseen[0] if unseen else None
+    def find_weakest(self, now: float, *, for_signed: bool) -> PendingClaim | None:
+        """Return what may give way to another claim: nobody signed it, and the service knows no such task.
+
+        To a signed one any may that nobody signed.
+        """
+        weak = [claim for claim in self.claims.values() if not claim.is_strong]
+        # Only the latest: whoever makes them up displaces his own, and none that was there before.
+        gives_way = weak and (for_signed or now - weak[-1].unseen_since >= _GIVES_WAY_S)
+        return weak[-1] if gives_way else None
 
     def add_claim(self, task_id: str, source: ClaimSource, delivery: Delivery | None = None) -> PendingClaim:
         """Keep a claim; what is said again is said more strongly, or with newer news."""

@@ -85,26 +85,17 @@ class Reconciler:
         try:
             for delay_s in chain(_CHECK_DELAYS_S, repeat(_CHECK_EVERY_S)):
                 await asyncio.sleep(delay_s)
-                await self._wait_for_turn(pending)
-                if not self._is_open(pending, claim):
-                    return
-                if not pending.is_taken and await self._settle_claim(pending, claim):
+                if await self._settle_claim(pending, claim):
                     return
         finally:
             claim.is_pursued = False
-
-    async def _wait_for_turn(self, pending: PendingCreate) -> None:
-        loop = asyncio.get_running_loop()
-        while (wait_s := pending.next_check_at - loop.time()) > 0:  # noqa: ASYNC110  (a time, no event)
-            await asyncio.sleep(wait_s)
-        pending.next_check_at = loop.time() + _GAP_S
 
     def _is_open(self, pending: PendingCreate, claim: PendingClaim) -> bool:
         return pending in self._tracker.pending and pending.find_claim(claim.task_id) is claim
 
     async def _settle_claim(self, pending: PendingCreate, claim: PendingClaim) -> bool:
         """Ask once; tell whether nothing is left to be asked."""
-        finding, record = await self._check(pending, claim)
+        finding, record = await self._check_in_turn(pending, claim)
         if not self._is_open(pending, claim):
             return True
         if finding is _Finding.DISPROVEN:
@@ -124,6 +115,20 @@ class Reconciler:
         pending.drop_claim(claim.task_id)
         with log_failed_note("that a claim was disproven"):
             await self._journal.drop_claim(pending.intent.intent_id, claim.task_id)
+
+    async def _check_in_turn(
+        self, pending: PendingCreate, claim: PendingClaim
+    ) -> tuple[_Finding, TaskRecord | None]:
+        """Check one claim of a create at a time, with a gap in between."""
+        now = asyncio.get_running_loop().time
+        async with pending.checking:
+            await asyncio.sleep(pending.next_check_at - now())
+            if pending.is_taken or not self._is_open(pending, claim):
+                return _Finding.UNCLEAR, None
+            try:
+                return await self._check(pending, claim)
+            finally:  # from the answer on: what waited for the rate limit was sent later than asked for
+                pending.next_check_at = now() + _GAP_S
 
     async def _check(self, pending: PendingCreate, claim: PendingClaim) -> tuple[_Finding, TaskRecord | None]:
         """Read the service's own record of the task that a claim names."""

@@ -74,10 +74,8 @@ class Recovery:
             return PendingCreate(intent, handle, Phase.REJECTED, is_awaited=False)
         if intent.state is IntentState.WRITTEN_OFF:
             return PendingCreate(intent, handle, Phase.WRITTEN_OFF, is_awaited=False)
-        error = _unknown_error(intent)
-        error.handle = handle
         handle.mark_unknown()
-        return PendingCreate(intent, handle, Phase.UNKNOWN, is_awaited=False, error=error)
+        return PendingCreate(intent, handle, Phase.UNKNOWN, is_awaited=False, error=_unknown_error(intent))
 
     async def resume(self, deadline: float) -> list[TaskHandle]:
         """Return handles for every unsettled task of the journal, and for creates of unknown outcome."""
@@ -109,9 +107,9 @@ class Recovery:
             ApiError: The service refused it in words that leave doubt, so it is not sent again.
         """
         pending = self._tracker.pending.get(intent.intent_id)
-        if pending is not None and pending.error is not None:
+        if pending is not None and (error := pending.copy_error()) is not None:
             self._await(pending, deadline)
-            raise pending.error
+            raise error
         if intent.state is IntentState.REJECTED:
             raise error_for(intent.code or 500, intent.reason)
         if not intent.task_id:

@@ -66,6 +66,10 @@ class TaskRegistry:
         if handle.ref is not None and (known := self._by_ref.get(handle.ref)) and known[0] is handle:
             del self._by_ref[handle.ref]
         if self._by_intent.pop(handle.intent_id, None) is not None:
-            self._settled[handle.intent_id] = handle.task_id
-            if len(self._settled) > REMEMBERED:
-                self._settled.popitem(last=False)
+            self.note_settled(handle.intent_id, handle.task_id)
+
+    def note_settled(self, intent_id: str, task_id: str) -> None:
+        """Remember the task of an intent that settled, for late callbacks."""
+        self._settled[intent_id] = task_id
+        if len(self._settled) > REMEMBERED:
+            self._settled.popitem(last=False)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 from collections import OrderedDict
+from copy import copy
 from datetime import UTC, datetime
 
 import attrs
@@ -128,7 +129,6 @@ class TaskTracker:
         reason = f"task {task_id} was created and could not be noted"
         pending.phase, pending.is_awaited = Phase.UNKNOWN, False
         pending.error = CreateOutcomeUnknown(intent.intent_id, reason, datetime.now(UTC), intent.ref)
-        pending.error.handle = pending.handle
         pending.handle.mark_unknown()
         pending.add_claim(task_id, ClaimSource.ANSWER)
         self._counters.creates += 1
@@ -159,7 +159,7 @@ class TaskTracker:
     def mark_unknown(self, pending: PendingCreate, error: CreateOutcomeUnknown) -> None:
         """Take in that nobody knows what became of the create; the slot is free at once."""
         handle = error.handle = pending.handle
-        pending.phase, pending.error = Phase.UNKNOWN, error
+        pending.phase, pending.error = Phase.UNKNOWN, copy(error)  # the other's traceback holds its body
         handle.mark_unknown()
         self._counters.unknown_creates += 1
         if self._ledger is not None:
@@ -190,7 +190,9 @@ class TaskTracker:
         if is_ghost or is_late or not pending.is_awaited:
             handle.move_deadline(math.inf)
         expects = self._callbacks.is_received
-        handle = self._bind_or_join(handle, pending.intent, record.task_id, expects_callback=expects)
+        handle = self._bind_or_join(
+            handle, pending.intent, record.task_id, expects_callback=expects, is_read=True
+        )
         self._events.emit("adopted", handle)
         self._apply_record(handle, record)
         claim = pending.find_claim(record.task_id)
@@ -215,8 +217,9 @@ class TaskTracker:
         *,
         expects_callback: bool,
         at_once: bool = False,
+        is_read: bool = False,
     ) -> None:
-        """Join a handle to its task and begin to poll it.
+        """Join a handle to its task and begin to poll it; *is_read* says that its record was read just now.
 
         Raises:
             InvalidRequest: The task belongs to another handle.
@@ -230,13 +233,16 @@ class TaskTracker:
             raise
         if self._ledger is not None and handle.intent_id:
             self._ledger.note_tracked(handle.intent_id)
-        self._poller.forget(_entry_of(handle))
+        former = _entry_of(handle)
+        self._poller.forget(former)
+        read_at = -math.inf if former is None else former.last_polled_at
         entry = self._poller.track(
             task_id,
             model=handle.model,
             deadline=handle.deadline,
             expects_callback=expects_callback,
             at_once=at_once,
+            read_at=asyncio.get_running_loop().time() if is_read else read_at,
         )
         handle.track(entry)
         if task_id in self._counted_ends:
@@ -257,12 +263,19 @@ class TaskTracker:
             raise InvalidRequest(f"task {task_id} belongs to another handle already")
 
     def _bind_or_join(
-        self, handle: TaskHandle, intent: Intent, task_id: str, *, expects_callback: bool
+        self,
+        handle: TaskHandle,
+        intent: Intent,
+        task_id: str,
+        *,
+        expects_callback: bool,
+        is_read: bool = False,
     ) -> TaskHandle:
         """Bind a handle to its task; if that was attached before, both are one from now on."""
         known = self.registry.by_task(task_id)
         if known is None:
-            self.bind(handle, task_id, intent.fingerprint, expects_callback=expects_callback)
+            expects = expects_callback
+            self.bind(handle, task_id, intent.fingerprint, expects_callback=expects, is_read=is_read)
             return handle
         if known is not handle and not handle.is_done:
             # Somebody may wait for it, so it goes along with the one that is polled.
@@ -271,10 +284,18 @@ class TaskTracker:
             known.move_deadline(max(known.deadline, handle.deadline))
             self._twins.setdefault(task_id, []).append(handle)
             self._admission.transfer(handle, known)
-        self.join(known, attrs.evolve(intent, expects_callback=expects_callback), handle.request)
+        intent = attrs.evolve(intent, expects_callback=expects_callback)
+        self.join(known, intent, handle.request, is_read=is_read)
         return known
 
-    def join(self, handle: TaskHandle, intent: Intent, request: TaskRequest | None = None) -> None:
+    def join(
+        self,
+        handle: TaskHandle,
+        intent: Intent,
+        request: TaskRequest | None = None,
+        *,
+        is_read: bool = False,
+    ) -> None:
         """Say which create an attached task came from: its end is noted, its callbacks are known."""
         if intent.has_ended:
             self._ended_before.add(handle.task_id)
@@ -286,8 +307,14 @@ class TaskTracker:
         if handle.is_settling:  # its end is just being noted: nothing is polled for any more
             self.registry.add(handle, fingerprint=intent.fingerprint, expects_callback=expects)
         else:
-            task_id = handle.task_id
-            self.bind(handle, task_id, intent.fingerprint, expects_callback=expects, at_once=True)
+            self.bind(
+                handle,
+                handle.task_id,
+                intent.fingerprint,
+                expects_callback=expects,
+                at_once=True,
+                is_read=is_read,
+            )
 
     def attach(self, task_id: str, deadline: float) -> TaskHandle:
         """Return the handle of a task, a new one unless it is in flight here."""

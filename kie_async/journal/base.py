@@ -194,6 +194,10 @@ class Journal(ABC):
         """Return the last *count* intents whose task succeeded; a journal that forgets has none."""
         return []
 
+    async def find_by_intent(self, intent_id: str) -> Intent | None:
+        """Return an intent; one that forgets may not know it any more, and this base knows none."""
+        return None
+
     @abstractmethod
     async def list_claims(self) -> list[Claim]:
         """Return what is claimed of intents that have no task, in the order it was noted."""

@@ -43,6 +43,10 @@ class MemoryJournal(Journal):
         """Return nothing: the session itself knows every task that this journal does."""
         return None
 
+    async def find_by_intent(self, intent_id: str) -> Intent | None:
+        """Return an intent with a ref until its task has ended."""
+        return self._held_by(intent_id)
+
     async def list_claims(self) -> list[Claim]:
         """Return nothing: no process was before this one."""
         return []

@@ -87,7 +87,7 @@ def split_lines(content: bytes) -> list[str]:
     lines = []
     for line in content.decode(errors="replace").split("\n"):
         torn, start, rest = line.rpartition(_START_OF_LINE)
-        is_glued = torn.strip() and decode_line(line) is None and decode_line(start + rest) is not None
+        is_glued = decode_line(line) is None and decode_line(start + rest) is not None
         lines += [torn, start + rest] if is_glued else [line]
     return [line for line in lines if line.strip()]
 

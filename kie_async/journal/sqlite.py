@@ -299,6 +299,11 @@ class SqliteJournal(Journal):
         last = "SELECT seq FROM intent WHERE state = 'SUCCEEDED' ORDER BY seq DESC LIMIT ?"
         return await self._select(f"seq IN ({last})", count)
 
+    async def find_by_intent(self, intent_id: str) -> Intent | None:
+        """Return an intent."""
+        found = await self._select("intent_id = ?", intent_id)
+        return found[0] if found else None
+
     async def list_claims(self) -> list[Claim]:
         """Return what is claimed of intents that have no task, in the order it was noted."""
         query = "SELECT intent_id, task_id, source FROM claim ORDER BY noted_ms, task_id"

@@ -69,6 +69,7 @@ class PollEntry:
     next_at: float = math.inf
     """When it is polled next; infinite if only the deadline is waited for."""
     last_polled_at: float = -math.inf
+    """When its record was last asked for, by this entry or by whoever had the task before."""
     last_seen_running_s: float = 0.0
     """The age at which it was last seen running; infinite until an older task was seen for the first time."""
     last_digest: int | None = None
@@ -94,7 +95,7 @@ class PollEntry:
     @property
     def last_polled_s(self) -> float:
         """Return the age at the last poll; 0 before the first."""
-        return 0.0 if self.last_polled_at == -math.inf else self.last_polled_at - self.begun_at
+        return max(0.0, self.last_polled_at - self.begun_at)
 
     @property
     def is_first(self) -> bool:

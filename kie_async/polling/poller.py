@@ -91,9 +91,19 @@ class Poller:
         self._sink = sink
 
     def track(
-        self, task_id: str, *, model: str, deadline: float, expects_callback: bool, at_once: bool = False
+        self,
+        task_id: str,
+        *,
+        model: str,
+        deadline: float,
+        expects_callback: bool,
+        at_once: bool = False,
+        read_at: float = -math.inf,
     ) -> PollEntry:
-        """Begin to poll a task; *at_once* is for tasks that began long ago."""
+        """Begin to poll a task; *at_once* is for tasks that began long ago.
+
+        *read_at* is when its record was read before that: no callback makes it be read again at once.
+        """
         entry = PollEntry(task_id, model, deadline, self._now(), expects_callback)
         self._wheel.add(entry)
         if at_once:
@@ -105,6 +115,8 @@ class Poller:
             if expects_callback and self._planner.should_probe():
                 self._probes.add(entry)
             entry.next_at = self._plan(entry, self._rng.random(), entry.begun_at)
+        entry.last_polled_at = read_at
+        entry.next_at = max(entry.next_at, self._soonest(entry))
         self._wheel.schedule(entry)
         return entry
 
@@ -138,9 +150,8 @@ class Poller:
     def poll_soon(self, entry: PollEntry) -> None:
         """Poll at the next turn, as if its time had come: something in the record is wanted."""
         if not (entry.is_closed or entry.is_queued or entry.is_polling):
-            entry.next_at = self._now()
-            self._due.put(entry)
-            self._dispatch()
+            now = self._now()
+            self._poll_at(entry, max(now, self._soonest(entry)), now)
 
     def __len__(self) -> int:
         return len(self._wheel)
@@ -280,11 +291,18 @@ class Poller:
     def _schedule_next(self, entry: PollEntry, delay_s: float | None, now: float) -> None:
         """Set the next poll; without *delay_s* the planner says when."""
         if entry.is_urgent:  # callbacks of strangers must not become a flood of queries
-            at = entry.last_polled_at + self._schedule.ring_gap_s
+            at = self._soonest(entry)
         elif delay_s is not None:
             at = now + delay_s
         else:
             at = self._plan(entry, self._rng.random(), now)
+        self._poll_at(entry, at, now)
+
+    def _soonest(self, entry: PollEntry) -> float:
+        """Return the instant before which nobody's word makes a task be read again."""
+        return entry.last_polled_at + self._schedule.ring_gap_s
+
+    def _poll_at(self, entry: PollEntry, at: float, now: float) -> None:
         entry.next_at = at
         if at > now:
             self._wheel.schedule(entry)

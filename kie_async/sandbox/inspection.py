@@ -40,6 +40,8 @@ class ControlGuard:
             return "the request comes from a page of another origin"
         if request.headers.get("Sec-Fetch-Site", "none") not in {"none", "same-origin"}:
             return "the request comes from a page of another site"
+        if not request.raw_path.startswith("/"):  # it names a host of its own, beside that in Host
+            return "the request must name a path, not a URL"
         if self.token is not None:
             given = request.headers.get(TOKEN_HEADER, "")
             is_right = hmac.compare_digest(given.encode(errors="replace"), self.token.encode())

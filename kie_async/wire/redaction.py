@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from urllib.parse import unquote
 
 from .._secrets import Secret
 
@@ -48,7 +49,7 @@ _NEVER_PLAIN = re.compile(r'["/\\\x00-\x1f]')
 
 
 class Redactor:
-    """Replaces secrets by stars, in whatever way JSON can spell them, however deeply it is nested.
+    """Replaces secrets by stars, in whatever way JSON or a URL can spell them, however deeply JSON is nested.
 
     The mac of a callback address is known by its form, ``{32 hex}/{26 base32}``, under any key.
     """
@@ -69,10 +70,11 @@ class Redactor:
             return text
         has_escapes = "\\" in text
         has_code_points = has_escapes and "\\u" in text
+        unquoted = unquote(text) if "%" in text else ""
         for secret, spelling, is_escaped_alone in self._secrets:
             if secret in text:
                 text = text.replace(secret, _STARS)
-            if has_code_points or (has_escapes and is_escaped_alone):
+            if has_code_points or (has_escapes and is_escaped_alone) or secret in unquoted:
                 text = spelling.sub(_STARS, text)
         text = _without_plain_macs(text)
         if not has_code_points:
@@ -139,14 +141,15 @@ def _text_of(secret: Secret) -> str:
 
 
 def _spelled_any_way(secret: str) -> re.Pattern[str]:
-    """Return what finds a secret in JSON text within JSON text: each character as itself or as an escape."""
+    """Return what finds a secret in JSON within JSON, or in a URL: each character as itself or escaped."""
     return re.compile("".join(map(_spellings_of, secret)))
 
 
 def _spellings_of(character: str) -> str:
     units = character.encode("utf-16-be").hex()
     escaped = "".join(f"{_ESCAPE}(?i:{units[at : at + 4]})" for at in range(0, len(units), 4))
+    quoted = "".join(f"%(?i:{byte:02x})" for byte in character.encode())
     escapable = r"\\{1,15}" if character in '"/\\' else ""
-    return rf"(?:{re.escape(character)}|{escaped}" + (
+    return rf"(?:{re.escape(character)}|{quoted}|{escaped}" + (
         f"|{escapable}{re.escape(character)})" if escapable else ")"
     )

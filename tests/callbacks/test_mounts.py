@@ -68,6 +68,9 @@ class Inbox:
     def owner_of(self, intent_id: str) -> str | None:
         return self.task_id if intent_id == INTENT else None
 
+    async def find_noted(self, intent_id: str) -> str | None:
+        return None
+
     async def accept(self, delivery: Delivery) -> None:
         if self.error is not None:
             raise self.error

@@ -65,6 +65,9 @@ class Inbox:
     def owner_of(self, intent_id: str) -> str | None:
         return self.tasks.get(intent_id)
 
+    async def find_noted(self, intent_id: str) -> str | None:
+        return None
+
     async def accept(self, delivery: Delivery) -> None:
         self.accepted.append(delivery)
 

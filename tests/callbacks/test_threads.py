@@ -46,6 +46,9 @@ class Inbox:
         self._note("owner_of")
         return TASK if intent_id == INTENT else None
 
+    async def find_noted(self, intent_id: str) -> str | None:
+        return None
+
     async def accept(self, delivery: Delivery) -> None:
         self._note("accept")
         if self.gate is not None:

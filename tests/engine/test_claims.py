@@ -24,6 +24,7 @@ from support.slow_journals import CommitGate, CommitWeather, SteadySqliteJournal
 from support.tables import each
 
 from kie_async import CreateOutcomeUnknown, KieError, ServerError, TaskHandle
+from kie_async.engine.pending_creates import MAX_CLAIMS
 from kie_async.journal.base import ClaimSource, IntentState
 
 FATES = {
@@ -176,6 +177,70 @@ async def test_a_stranger_without_keys_cannot_take_the_place_of_the_genuine_clai
         await asyncio.wait([asyncio.create_task(_end_of(handle))])
         assert handle.task_id == world.task.task_id
         assert not await world.client.journal.list_claims()  # type: ignore[union-attr]
+
+
+async def claim_task(world: World, task_id: str) -> int:
+    """Claim at the address of the create, as whoever knows it may do without keys."""
+    body = b'{"code": 200, "msg": "", "data": {"taskId": "%s", "state": "success"}}' % task_id.encode()
+    verdict = await world.client.receiver.feed(tail_of(world.task.intent_id), {}, body)
+    return verdict.status
+
+
+@pytest.mark.parametrize(
+    ("others_first", "hidden_s"), [(True, 10.0), (False, 60.0)], ids=["made up, genuine", "genuine, made up"]
+)
+async def test_a_flood_of_claims_displaces_none_that_may_be_genuine(
+    others_first: bool, hidden_s: float, clock: Clock, tmp_path: Path
+) -> None:
+    """What was answered with 200 stays while its record may not be visible yet, and the flood goes on."""
+    async with opened_world(tmp_path / "x", is_signed=False) as world:
+        await bring_to(world, "unknown")
+        world.service.query_fates = ["not yet"] * 1000
+
+        async def flood(seconds: float) -> None:
+            for number in range(int(seconds * 10)):
+                assert await claim_task(world, f"made-up-{int(clock.now)}-{number}") in {200, 503}
+                await asyncio.sleep(0.1)
+
+        if others_first:
+            await flood(5.0)
+        while await claim_task(world, world.task.task_id) == 503:  # noqa: ASYNC110  (as the service does)
+            await asyncio.sleep(1.0)
+        await flood(hidden_s)
+        world.service.query_fates.clear()
+        await asyncio.sleep(300.0)
+        await world.client.kie.aclose()
+        found = await world.row()
+        assert found is not None
+        assert found.intent_id == world.task.intent_id
+
+
+async def test_a_signed_claim_finds_room_among_unsigned_ones_of_a_run_without_keys(
+    clock: Clock, tmp_path: Path
+) -> None:
+    async with opened_world(tmp_path / "x", is_signed=False) as world:
+        await bring_to(world, "unknown")
+        world.service.query_fates = ["403 page"] * 1000
+        made_up = [await claim_task(world, f"made-up-{number}") for number in range(MAX_CLAIMS + 1)]
+        assert made_up == [200] * MAX_CLAIMS + [503]
+        world.is_signed = True
+        await world.restart(is_kill=True)
+        assert (await world.client.call_back(world.task)).status == 200
+        await world.restart(is_kill=True)
+        world.service.query_fates.clear()
+        await asyncio.sleep(120.0)
+        await world.client.kie.aclose()
+        assert await world.row() is not None
+
+
+async def test_claims_that_come_at_once_are_no_more_than_those_one_by_one(
+    clock: Clock, tmp_path: Path
+) -> None:
+    async with opened_world(tmp_path / "x", is_signed=False) as world:
+        await bring_to(world, "unknown")
+        statuses = await asyncio.gather(*(claim_task(world, f"made-up-{number}") for number in range(100)))
+        assert sorted(statuses) == [200] * MAX_CLAIMS + [503] * (100 - MAX_CLAIMS)
+        assert len(await world.client.journal.list_claims()) == MAX_CLAIMS  # type: ignore[union-attr]
 
 
 async def test_a_claim_that_cannot_be_noted_is_answered_with_503_and_with_200_when_it_can(

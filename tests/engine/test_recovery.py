@@ -205,6 +205,19 @@ async def test_a_ref_of_an_unknown_create_is_not_sent_again(
     assert sandbox.counts["create"] == 1
 
 
+async def test_the_error_of_an_unknown_create_does_not_grow_however_often_it_is_asked_for(
+    sandbox: Sandbox, kie: KieSession
+) -> None:
+    first = await lose(kie, sandbox)
+    lengths = set()
+    for _ in range(5):
+        with pytest.raises(CreateOutcomeUnknown) as caught:
+            await kie.create(ECHO)
+        assert caught.value.handle is first.handle
+        lengths.add(len(caught.traceback))
+    assert len(lengths) == 1
+
+
 async def test_a_ref_of_an_unknown_create_of_a_former_run_is_not_sent_again(
     sandbox: Sandbox, restart: Restart
 ) -> None:

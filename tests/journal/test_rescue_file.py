@@ -41,6 +41,8 @@ def test_an_id_stands_alone_whatever_was_before_it(tmp_path: Path, before: str) 
         (f"\n\n{line()}\r\n  \n", [("i1", "t1")]),
         (line("i0")[:-6] + line(), [None, ("i1", "t1")]),  # a former version wrote on behind a torn line
         ("\0" * 500 + line(), [None, ("i1", "t1")]),
+        ("\x0b\x1c\u2028" + line(), [("i1", "t1")]),  # blank, though not to JSON
+        (line("i0")[:9] + line("i0")[:20] + line(), [None, ("i1", "t1")]),
         ('{"intent_id": "i1", "ta', [None]),
         (line() + "}", [None]),
         (line("i1", ["t1"]), [None]),

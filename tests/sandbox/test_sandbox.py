@@ -21,6 +21,7 @@ import wave
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
@@ -777,6 +778,18 @@ async def test_control_endpoints_answer_this_machine_and_no_foreign_page(
 ) -> None:
     async with Sandbox(durations=Never()) as sandbox:
         assert (await control_status(sandbox, method, name, **headers) != 403) == is_answered
+
+
+@pytest.mark.parametrize("target", ["evil.example", "127.0.0.1"])
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1"])
+async def test_control_endpoints_take_no_target_that_names_a_host_of_its_own(target: str, host: str) -> None:
+    async with Sandbox(durations=Never()) as sandbox:
+        reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(sandbox.url).port)
+        head = f"GET http://{target}/sandbox/state HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+        writer.write(head.encode())
+        assert (await reader.readline()).split()[1] == b"403"
+        writer.close()
+        await writer.wait_closed()
 
 
 @pytest.mark.parametrize(("method", "name"), CONTROL)

@@ -67,6 +67,8 @@ class ModelService:
         self.bodies: list[tuple[str, str, str]] = []
         """Intent, prompt and fate of every body that arrived."""
         self.counts: Counter[str] = Counter()
+        self.reads: list[tuple[float, str]] = []
+        """When which record was read."""
         self.create_fates: list[str] = []
         self.query_fates: list[str] = []
         self.connect_fates: list[str] = []
@@ -126,6 +128,7 @@ class ModelService:
     def query(self, task_id: str) -> tuple[str, int, Any]:
         """Return what becomes of a query's answer, and the answer."""
         self.counts["query"] += 1
+        self.reads.append((asyncio.get_running_loop().time(), task_id))
         fate = self._draw(_QUERIES) if self.is_bad else "ok"
         if self.query_fates:
             fate = self.query_fates.pop(0)

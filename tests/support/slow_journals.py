@@ -185,6 +185,10 @@ class ModelJournal(Journal):
     async def find_by_task(self, task_id: str) -> Intent | None:
         return await self._do("find_by_task", lambda: self._holder(task_id))  # type: ignore[no-any-return]
 
+    async def find_by_intent(self, intent_id: str) -> Intent | None:
+        row = await self._do("find_by_intent", lambda: self._disk.rows.get(intent_id))
+        return None if row is None else row.intent  # type: ignore[no-any-return]
+
     async def list_claims(self) -> list[Claim]:
         return self._disk.list_claims()
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import time
+from urllib.parse import quote, unquote
 
 import attrs
 import pytest
@@ -94,6 +96,26 @@ def test_a_key_is_cut_out_however_it_is_spelled(text: str) -> None:
     assert KEY not in shown
     assert HMAC_KEY not in shown
     assert "***" in shown
+
+
+PERCENTS = {
+    "reserved characters": lambda text: quote(text, safe=""),
+    "reserved characters, lower case": lambda text: re.sub(
+        "%..", lambda found: found[0].lower(), quote(text, safe="")
+    ),
+    "every byte": lambda text: "".join(f"%{byte:02X}" for byte in text.encode()),
+}
+
+
+@together(
+    "text",
+    [f"https://x.example/?key={spell(key)}&a=%20" for spell in PERCENTS.values() for key in (KEY, HMAC_KEY)],
+)
+def test_a_key_is_cut_out_of_a_url(text: str) -> None:
+    shown = SECRETS.text(text)
+    assert KEY not in unquote(shown)
+    assert HMAC_KEY not in unquote(shown)
+    assert shown == "https://x.example/?key=***&a=%20"
 
 
 @together("text", variants(ADDRESS) + variants(ADDRESS + "/") + variants(ADDRESS + "?v=1"))
