@@ -43,7 +43,6 @@ LOST_ANSWERS, REFUSALS = 3, 2
 _REFUSAL = json.dumps({"code": 422, "msg": "The portrait shows no face", "data": None}).encode()
 _NEVER_MADE = 15
 """So many rows may have no task when the night is over: refused, or lost in a freeze or a kill."""
-_TASK_S = 120.0
 _LASTS_S = {"frozen": 600, "429": 600, "455": 1200, "full disk": 900, "no network": 3600, "asleep": 900}
 _PATIENCE_S = 60.0
 """Real time without progress; most of an hour by the clock of the batch."""
@@ -163,7 +162,7 @@ class Night:
         plan = self._rng.sample(sorted(self._events), len(self._events))
         rows = len(self._evening.refs)
         last = 0.9 * (rows - _NEVER_MADE) / rows
-        places = sorted(self._rng.uniform(0.05, last) for _ in plan)
+        places = [last * (number + self._rng.uniform(0.3, 1.0)) / len(plan) for number in range(len(plan))]
         left = list(zip(places, plan, strict=True))
         while True:
             stop = await self._run_until_stop(left)
@@ -194,7 +193,10 @@ class Night:
             return "end"
 
     def _batch(self, *more: str) -> tuple[str, ...]:
-        return ("batch", "jobs.csv", "--out", "videos", "--journal", self._evening.journal.name, *more)
+        # A small batch must not have left as a whole before the night has begun.
+        slots = max(3, min(100, len(self._evening.refs) // 8))
+        options = ("--out", "videos", "--journal", self._evening.journal.name, "--max-in-flight", str(slots))
+        return ("batch", "jobs.csv", *options, *more)
 
     async def _comes_to(self, share: float, ending: asyncio.Task[int]) -> bool:
         """Wait until so many tasks were made; tell whether the batch still runs then."""
@@ -353,17 +355,19 @@ def write_jobs(folder: Path, refs: Iterable[str]) -> None:
     (folder / "jobs.csv").write_text("\n".join(["ref,model,image_url,audio_url,prompt", *lines, ""]))
 
 
-async def run(rows: int, *, seed: int = 1, speed: float = 60.0, share: float = 1.0) -> Report:
+async def run(
+    rows: int, *, seed: int = 1, speed: float = 60.0, share: float = 1.0, task_s: float = 120.0
+) -> Report:
     """Run the campaign in a folder that is kept if something is wrong; *share* shortens what happens."""
     folder = Path(tempfile.mkdtemp(prefix="kie-night-"))
     began = time.monotonic()
-    options = f"--rows {rows} --seed {seed} --speed {speed:g} --share {share:g}"
+    options = f"--rows {rows} --seed {seed} --speed {speed:g} --share {share:g} --task-s {task_s:g}"
     report = Report(replay=f"python -m tests.campaign night {options}", folder=str(folder))
     refs = [f"order-{number:04}" for number in range(rows)]
     write_jobs(folder, refs)
     sandbox = Sandbox(
         api_key=KEY,
-        durations=Lognormal(_TASK_S / speed, 0.4),
+        durations=Lognormal(task_s / speed, 0.4),
         seed=seed,
         credits=CREDITS,
         create_limit=(20, 10.0 / speed),
@@ -389,7 +393,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--speed", type=float, default=60.0, help="seconds of the batch in one of ours")
     parser.add_argument("--share", type=float, default=1.0, help="of the length of all weather")
-    options = parser.parse_args(argv)
-    report = asyncio.run(run(options.rows, seed=options.seed, speed=options.speed, share=options.share))
+    parser.add_argument("--task-s", type=float, default=120.0, help="what most tasks take")
+    asked = vars(parser.parse_args(argv))
+    report = asyncio.run(run(asked.pop("rows"), **asked))
     print(report)
     return 0 if report.ok else 1
