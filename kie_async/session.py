@@ -329,6 +329,7 @@ class KieSession(BoundToLoop):
         download_to: str | Path | None = None,
         max_failures_in_a_row: int | None = MAX_FAILURES_IN_A_ROW,
         give_up_after_s: float = GIVE_UP_AFTER_S,
+        retry_failed: bool = False,
     ) -> Batch:
         """Return the outcomes of many requests as they finish: ``async for outcome in kie.batch(jobs)``.
 
@@ -342,6 +343,10 @@ class KieSession(BoundToLoop):
         success, the batch stops; None is never. An unreachable service, its limits, and a halt after creates
         of unknown outcome are waited out, as the log and the ``weather`` events say.
 
+        With *retry_failed* a request whose task failed in a former run, or that was refused, gets a new
+        attempt, which is paid, under the same ref; its content may be another. Never one that may be running
+        or is perhaps paid; and no ref gets two attempts in one batch.
+
         Raises:
             InvalidRequest: An argument is wrong; or, from the iteration, no result could be saved.
             BatchStopped: From the iteration, when no further request could succeed.
@@ -353,6 +358,7 @@ class KieSession(BoundToLoop):
             download_to=download_to,
             max_failures_in_a_row=max_failures_in_a_row,
             give_up_after_s=give_up_after_s,
+            retry_failed=retry_failed,
         )
 
     async def query(self, task_id: str) -> TaskRecord:
