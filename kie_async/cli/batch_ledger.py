@@ -3,71 +3,112 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ..batch import Outcome
-from ..errors import (
-    BatchStopped,
-    BudgetExceeded,
-    CreateOutcomeUnknown,
-    CreatesHalted,
-    KieError,
-    TaskAbandoned,
-    TaskDetached,
-    TaskError,
-    TaskTimedOut,
-)
+from ..errors import TaskError
 from ..inputs.request import TaskRequest
-from ..models import TaskRecord
+from ..journal.base import Intent, Totals
+from ..journal.sqlite import SqliteJournal
+from ..models import JobState, TaskRecord
 from .jobs_file import Jobs
-from .output import format_number, without_key
-from .report_data import describe_request, read_lines
+from .output import without_key
+from .report_data import describe_request, read_lines, row_of_line
+from .report_sums import Sums, Tally
 from .results_file import ResultsFile
 
-JobState = Literal["pending", "running", "done", "failed", "unknown"]
-"""Pending jobs were not sent, or not reached in this run; running ones exist at the service, paid."""
+_SAVED = {JobState.DONE, JobState.NOT_SAVED}
 
-_NOT_SENT_ERRORS = (BatchStopped, BudgetExceeded, CreatesHalted)
-
-_STILL_RUNNING_ERRORS = (TaskTimedOut, TaskDetached, TaskAbandoned)
+OVER = frozenset({JobState.DONE, JobState.NOT_SAVED, JobState.FAILED, JobState.REFUSED})
+"""How a job stands of which nothing more is to be expected; perhaps paid it is until somebody looks."""
 
 
 class BatchLedger:
-    """Keeps the state of every job, their counts, and their lines in the results file."""
+    """Keeps the state of every job, their counts, and their lines in the results file.
+
+    The file's last state counts: what former runs noted of a task stays, as far as the journal agrees.
+    """
 
     def __init__(self, jobs: Jobs, path: Path) -> None:
-        self.credits = 0.0
         self.total = len(jobs)
         self.ended = 0
         """Jobs of which this run has an outcome."""
         self._jobs = jobs
         self._folder = path.parent
-        self._ends = _read_ends(path)
-        self.results = ResultsFile(path, (self._line(line, job, "pending") for line, job in jobs))
-        self._states: list[JobState] = ["pending"] * len(jobs)
+        self._former = _read_former(path)
+        self._ends = {
+            ref: (str(line["told_by"]), str(line["ended_at"]))
+            for ref, line in self._former.items()
+            if line.get("told_by") is not None and line.get("ended_at")
+        }
+        """What brought the ends that were seen, and when, by ref: no journal knows that."""
+        self._states = [JobState.NOT_SENT] * len(jobs)
         self._has_outcome = bytearray(len(jobs))
-        self._counts: Counter[JobState] = Counter({"pending": len(jobs)})
+        self._counts = Counter({JobState.NOT_SENT: len(jobs)})
+        self.results = ResultsFile(path, (self._line(*jobs[index]) for index in range(len(jobs))))
 
-    def count(self, state: JobState) -> int:
-        """Return how many jobs are in this state."""
-        return self._counts[state]
+    async def begin(self, journal: SqliteJournal, chosen: Collection[int]) -> None:
+        """Take in what the journal knows of the jobs; the others of those *chosen* are queued."""
+        async for intent in journal.iterate_intents():
+            index = None if intent.ref is None else self._jobs.index_of(intent.ref)
+            if index is not None:
+                self._begin_with(index, intent)
+        self._former.clear()
+        for index in chosen:
+            if self._states[index] is JobState.NOT_SENT:
+                self._set(index, JobState.QUEUED, {})
 
-    def summary(self) -> str:
-        """Return the counts and the credits in words."""
-        counts = ", ".join(
-            f"{self.count(state)} {state}" for state in ("done", "failed", "unknown", "running")
-        )
-        return f"{counts}, {format_number(self.credits)} credits"
+    def _begin_with(self, index: int, intent: Intent) -> None:
+        former = self._former.get(intent.ref or "", {})
+        if not intent.task_id or former.get("task_id") != intent.task_id:
+            former = {}
+        state = JobState.NOT_SENT if intent.frees_its_ref else intent.job_state
+        if state is JobState.DONE and former.get("outcome") != JobState.DONE:
+            state = JobState.NOT_SAVED
+        fields = {"task_id": intent.task_id, "credits": intent.credits}
+        if intent.reason and state is not JobState.NOT_SENT:
+            fields["error"] = without_key(intent.reason)
+        self._set(index, state, fields | former)
+
+    def end(self) -> None:
+        """Take in that nothing more will be sent."""
+        for index, state in enumerate(self._states):
+            if state in {JobState.QUEUED, JobState.SENDING}:
+                self._set(index, JobState.NOT_SENT, {})
+
+    # --- counting ------------------------------------------------------------------------------
+
+    def count(self, *states: JobState) -> int:
+        """Return how many jobs are in one of these states."""
+        return sum(self._counts[state] for state in states)
+
+    def count_chosen(self, chosen: Iterable[int]) -> Counter[JobState]:
+        """Return how many of some jobs are in each state."""
+        return Counter(self._states[index] for index in chosen)
+
+    def sums(self, began: float, totals: Totals | None) -> Sums:
+        """Return the sums of all jobs, each in them once; *totals* is what the journal knows of all runs.
+
+        *began* is when this run did, as unix time.
+        """
+        tally = Tally(began)
+        for line in self.results.read_lines():
+            tally.add(row_of_line(line, self._folder))
+        return tally.sums(totals)
+
+    # --- what becomes of a job -----------------------------------------------------------------
 
     def record_task(self, ref: str | None, task_id: str) -> None:
         """Record that a job has a task; without an id, that nobody knows whether it has one."""
         index = None if ref is None else self._jobs.index_of(ref)
         # An event may come after the outcome, which says more.
         if index is not None and not self._has_outcome[index]:
-            self._set(index, "running" if task_id else "unknown", {"task_id": task_id})
+            state = JobState.RUNNING if task_id else JobState.PERHAPS_PAID
+            self._set(index, state, {"task_id": task_id})
 
     def record_end(self, ref: str | None, source: str) -> None:
         """Record that a job's task was seen to end now, by a callback or by a poll."""
@@ -76,11 +117,9 @@ class BatchLedger:
 
     def record_outcome(self, outcome: Outcome) -> tuple[int, JobState]:
         """Record the outcome of a job; return the line it stands in, and the state it ends in."""
-        state = state_after(outcome.error)
         record = _record_of(outcome)
         self._has_outcome[outcome.index] = True
         self.ended += 1
-        self.credits += (record.credits or 0.0) if record else 0.0
         fields: dict[str, Any] = {"task_id": outcome.task_id, "files": [str(file) for file in outcome.files]}
         if record is not None:
             fields |= _record_fields(record)
@@ -88,23 +127,23 @@ class BatchLedger:
                 self._ends.setdefault(outcome.ref or "", ("", _iso(record.completed_at)))
         if outcome.error is not None:
             fields["error"] = without_key(str(outcome.error))
-        return self._set(outcome.index, state, fields), state
+        return self._set(outcome.index, outcome.state, fields), outcome.state
 
     def _set(self, index: int, state: JobState, fields: dict[str, Any]) -> int:
         line, request = self._jobs[index]
-        self.results.set_line(index, self._line(line, request, state) | fields)
+        self.results.set_line(index, self._line(line, request) | fields | {"outcome": state, "line": line})
         self._counts[self._states[index]] -= 1
         self._counts[state] += 1
         self._states[index] = state
         return line
 
-    def _line(self, line: int, request: TaskRequest, state: JobState) -> dict[str, Any]:
+    def _line(self, line: int, request: TaskRequest) -> dict[str, Any]:
         source, ended_at = self._ends.get(request.ref or "", ("", ""))
         return {
             "ref": request.ref,
             "line": line,
             "model": request.model,
-            "outcome": state,
+            "outcome": JobState.NOT_SENT,
             "task_id": "",
             "credits": None,
             "duration_s": None,
@@ -122,26 +161,14 @@ def _iso(time: datetime) -> str:
     return f"{time:%Y-%m-%dT%H:%M:%S.%fZ}"
 
 
-def _read_ends(path: Path) -> dict[str, tuple[str, str]]:
-    """Return what told of the ends that former runs saw, and when, by ref: no journal knows that."""
-    ends = {}
+def _read_former(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the lines that a former run left, by ref."""
+    lines = {}
     with suppress(OSError):
         for line in read_lines(path):
-            ref, source, ended_at = line.get("ref"), line.get("told_by"), line.get("ended_at")
-            if isinstance(ref, str) and isinstance(source, str) and isinstance(ended_at, str) and ended_at:
-                ends[ref] = (source, ended_at)
-    return ends
-
-
-def state_after(error: KieError | None) -> JobState:
-    """Return the state of a job whose outcome has this error."""
-    if error is None:
-        return "done"
-    if isinstance(error, CreateOutcomeUnknown):
-        return "unknown"
-    if isinstance(error, _NOT_SENT_ERRORS):
-        return "pending"
-    return "running" if isinstance(error, _STILL_RUNNING_ERRORS) else "failed"
+            if isinstance(ref := line.get("ref"), str):
+                lines[ref] = dict(line)
+    return lines
 
 
 def _record_of(outcome: Outcome) -> TaskRecord | None:

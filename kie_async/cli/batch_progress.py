@@ -1,63 +1,170 @@
-"""Shows how far a batch has come on standard error: a bar on a terminal, else a line now and then."""
+"""Shows how far a batch has come on standard error: a board on a terminal, else a line now and then."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Protocol
 
+import attrs
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.live import Live
+from rich.text import Text
 
-from .output import make_printable, print_err
+from ..events import Weather
+from .output import format_duration, format_usd, make_printable, print_err
+
+_WIDEST_BAR, _NARROWEST_BAR = 40, 10
+
+_GAP = "  "
+
+_SHORT_WORDS = {
+    "unreachable": "no connection",
+    "held back": "held back by the service",
+    "no answer": "no answer",
+    "unanswered": "no answer",
+    "uploads": "uploads fail",
+    "downloads": "downloads fail",
+    "disk": "the disk is full",
+}
+"""What the weather is called on a board; the log has the whole of it."""
+
+
+@attrs.frozen(kw_only=True)
+class Board:
+    """What there is to show of a batch at one moment."""
+
+    total: int
+    done: int
+    failed: int
+    """Failed or refused."""
+    perhaps_paid: int
+    running: int
+    waiting: int
+    """Not sent yet."""
+    waits_for: str
+    credits: float
+    left_s: float | None = None
+    """How long it may still take; None while that is not known."""
+    weather: tuple[Weather, ...] = ()
+
+    def parts(self, now: datetime) -> list[str]:
+        """Return what is to be said, the most important first."""
+        over = f"{self.done} done"
+        over += f", {self.failed} failed" if self.failed else ""
+        over += f", {self.perhaps_paid} perhaps paid" if self.perhaps_paid else ""
+        parts = [f"{over} of {self.total}"]
+        waiting = [f"{self.running} running"] if self.running else []
+        waiting += [f"{self.waiting} waiting for {self.waits_for}"] if self.waiting else []
+        waiting += [show_weather(weather, now) for weather in self.weather]
+        parts += [", ".join(waiting)] if waiting else []
+        parts.append(f"{self.credits:,.6g} credits ({format_usd(self.credits)})")
+        if self.left_s is not None:
+            parts.append(f"{format_duration(self.left_s)} left")
+        return parts
+
+    def bar(self, width: int) -> Text:
+        """Return a bar that tells done from failed also without colour."""
+        done, failed = (int(width * count / self.total) for count in (self.done, self.failed))
+        failed = min(max(failed, self.failed > 0), width - done)
+        bar = Text("[")
+        bar.append("#" * done, style="green").append("x" * failed, style="red")
+        return bar.append("." * (width - done - failed), style="dim").append("]")
+
+
+def show_weather(weather: Weather, now: datetime) -> str:
+    """Return what keeps a batch from getting on, and for how long already, in a few words."""
+    if weather.kind == "halted":
+        until = "" if weather.until is None else f", next try at {weather.until.astimezone():%H:%M}"
+        return f"creates halted{until}"
+    lasts = format_duration(max(0.0, (now - weather.since).total_seconds()))
+    return f"{_SHORT_WORDS.get(weather.kind, weather.kind)} for {lasts}"
+
+
+def lay_out(board: Board, width: int, now: datetime) -> Text:
+    """Return the board in as many lines as it takes at this width."""
+    parts = board.parts(now)
+    bar_width = max(_NARROWEST_BAR, min(_WIDEST_BAR, width - len(parts[0]) - len(_GAP) - 2))
+    text, used = board.bar(bar_width), bar_width + 2
+    for part in parts:
+        if used + len(_GAP) + len(part) <= width:
+            text.append(_GAP + part)
+            used += len(_GAP) + len(part)
+        else:
+            text.append("\n" + part)
+            used = len(part)
+    return text
 
 
 class BatchProgress(Protocol):
-    """Shows how many jobs have ended, with a text that changes."""
+    """Shows the board of a batch, and lines that stay."""
 
     interval_s: float
     """How often to call `show`."""
 
-    def show(self, ended: int, total: int, text: str) -> None:
-        """Show how many jobs have ended, in place of what was shown before."""
+    def show(self, board: Board) -> None:
+        """Show how it stands, in place of what was shown before."""
 
     def print_line(self, line: str) -> None:
         """Print a line that stays."""
 
 
 @contextmanager
-def open_progress() -> Iterator[BatchProgress]:
-    """Yield a bar if standard error is a terminal that can draw one, else lines."""
+def open_progress(*, is_quiet: bool = False) -> Iterator[BatchProgress]:
+    """Yield a board if standard error is a terminal that can draw one, else lines; nothing if *is_quiet*."""
     console = Console(stderr=True, markup=False, highlight=False, emoji=False)
-    if not sys.stderr.isatty() or console.is_dumb_terminal:
-        yield _LineProgress()
-        return
-    columns = BarColumn(bar_width=20), TextColumn("{task.completed} of {task.total}: {task.fields[text]}")
-    with Progress(*columns, console=console, transient=True) as progress:
-        yield _BarProgress(progress)
+    if is_quiet:
+        yield _NoProgress()
+    elif not sys.stderr.isatty() or console.is_dumb_terminal:
+        yield LineProgress()
+    else:
+        with Live(console=console, auto_refresh=False, transient=True) as live:
+            yield _LiveBoard(live)
 
 
-class _LineProgress:
+class _NoProgress:
+    interval_s = 3600.0
+
+    def show(self, board: Board) -> None:
+        """Show nothing."""
+
+    def print_line(self, line: str) -> None:
+        """Print nothing; what matters is said at the end."""
+
+
+def _now() -> datetime:
+    return datetime.now().astimezone()
+
+
+class LineProgress:
+    """Prints a line with the time, each ten seconds and at each change of the weather."""
+
     interval_s = 10.0
 
-    def show(self, ended: int, total: int, text: str) -> None:
-        print_err(f"{ended} of {total}: {text}")
+    def __init__(self, now: Callable[[], datetime] = _now) -> None:
+        self._now = now
+
+    def show(self, board: Board) -> None:
+        """Print how it stands."""
+        self.print_line("; ".join(board.parts(self._now())))
 
     def print_line(self, line: str) -> None:
-        print_err(line)
+        """Print a line with the time."""
+        print_err(f"{self._now():%H:%M:%S}  {line}")
 
 
-class _BarProgress:
+class _LiveBoard:
     interval_s = 0.5
 
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._bar = progress.add_task("", total=None, text="starting")
+    def __init__(self, live: Live) -> None:
+        self._live = live
 
-    def show(self, ended: int, total: int, text: str) -> None:
-        self._progress.update(self._bar, completed=ended, total=total, text=text)
+    def show(self, board: Board) -> None:
+        text = lay_out(board, self._live.console.width, _now())
+        self._live.update(text, refresh=True)
 
     def print_line(self, line: str) -> None:
-        # Through rich, which draws the bar again below it; written past rich it would land in the bar.
-        self._progress.console.print(make_printable(" ".join(line.split())), soft_wrap=True)
+        # Through rich, which draws the board again below it; written past rich it would land in the board.
+        self._live.console.print(make_printable(" ".join(line.split())), soft_wrap=True)

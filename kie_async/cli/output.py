@@ -20,6 +20,8 @@ from ..models import TaskRecord
 _MARKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f]")
 """Control characters, ends of lines, and what changes the direction of writing (Unicode's Bidi_Control)."""
 
+USD_PER_CREDIT = 0.005
+
 _BLANKS = re.compile(r"[ \t\r\n]+")
 
 _SHORTEST_HIDDEN_KEY = 8
@@ -74,6 +76,11 @@ class LogFormatter(logging.Formatter):
 def format_number(value: float | None) -> str:
     """Return a number for people: no exponent, no needless zeros; nothing for None."""
     return "" if value is None else f"{value:.3f}".rstrip("0").rstrip(".")
+
+
+def format_usd(credits: float) -> str:
+    """Return what credits cost: one is 0.005 USD."""
+    return f"{credits * USD_PER_CREDIT:,.2f} USD"
 
 
 def format_duration(seconds: float) -> str:

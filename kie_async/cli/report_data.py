@@ -115,10 +115,11 @@ def rows_of_results(results: Path, intents: Iterable[Intent] = ()) -> Iterator[R
     known.pop("task ", None)
     for line in read_lines(results):
         of_task = known.get(f"task {text_in(line, 'task_id')}")
-        yield _row_of_line(line, results.parent, of_task or known.get(f"ref {text_in(line, 'ref')}"))
+        yield row_of_line(line, results.parent, of_task or known.get(f"ref {text_in(line, 'ref')}"))
 
 
-def _row_of_line(line: Mapping[str, object], folder: Path, intent: Intent | None) -> Row:
+def row_of_line(line: Mapping[str, object], folder: Path, intent: Intent | None = None) -> Row:
+    """Return the row of a line of the results file in *folder*, in the state that its intent proves."""
     files = tuple(_find_file(folder, file) for file in _texts_in(line, "files"))
     price, place, image = _number_in(line, "credits"), _number_in(line, "line"), text_in(line, "image")
     return Row(

@@ -15,9 +15,8 @@ import attrs
 
 from ..journal.base import Totals
 from ..models import JobState
+from .output import USD_PER_CREDIT as USD_PER_CREDIT
 from .report_data import Row
-
-USD_PER_CREDIT = 0.005
 
 _STATES = (
     *(JobState.DONE, JobState.NOT_SAVED, JobState.FAILED, JobState.REFUSED, JobState.PERHAPS_PAID),

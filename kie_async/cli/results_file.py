@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,10 @@ class ResultsFile:
         """Change a line."""
         self._lines[index] = _encode(line)
         self._changed.set()
+
+    def read_lines(self) -> Iterator[dict[str, Any]]:
+        """Yield the lines as they are now."""
+        return (json.loads(line) for line in self._lines)
 
     async def write_changes(self) -> None:
         """Write when something changed, now and then, until cancelled; what came last is left to `write`.

@@ -9,7 +9,8 @@ import logging
 import os
 import shlex
 import signal
-from collections.abc import Coroutine
+import sys
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -125,13 +126,56 @@ def require_folder(folder: Path) -> None:
         raise CannotRun(f"cannot write to the folder {folder}: {exc.strerror}") from None
 
 
+_SHOWN_LEVELS = {
+    # What is said of files beforehand saves a task that would fail.
+    "kie_async.uploads": logging.WARNING,
+    # Whoever sees nothing happen for an hour must know why, and when it is over.
+    "kie_async.weather": logging.INFO,
+}
+"""What standard error shows of the log without being asked; of all else, errors."""
+
+
+class _StderrHandler(logging.Handler):
+    """Writes to what standard error is at that time: a board puts itself in its place."""
+
+    def __init__(self, *, shows_all: bool) -> None:
+        super().__init__()
+        self._shows_all = shows_all
+        self.setFormatter(LogFormatter("%(name)s: %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record, if it is to be shown."""
+        if not self._shows_all and record.levelno < _SHOWN_LEVELS.get(record.name, logging.ERROR):
+            return
+        try:
+            sys.stderr.write(f"{self.format(record)}\n")
+        except (OSError, ValueError):
+            self.handleError(record)
+
+
 def configure_log(*, verbose: bool) -> None:
     """Send the package's log to standard error: errors, files and what is waited for, or all of it."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(LogFormatter("%(name)s: %(message)s"))
-    logging.basicConfig(handlers=[handler], level=logging.ERROR)
+    logging.basicConfig(handlers=[_StderrHandler(shows_all=verbose)], level=logging.ERROR)
+    _set_levels(dict.fromkeys(_SHOWN_LEVELS, logging.DEBUG) if verbose else _SHOWN_LEVELS, verbose=verbose)
+
+
+def open_log_file(path: Path) -> None:
+    """Write all of the package's log into a file too, with times.
+
+    Raises:
+        BadParameter: It cannot be written.
+    """
+    try:
+        handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    except OSError as exc:
+        reason = f"cannot write {path}: {exc.strerror}"
+        raise typer.BadParameter(reason, param_hint="--log-file") from None
+    handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger("kie_async").addHandler(handler)
+    _set_levels(dict.fromkeys(_SHOWN_LEVELS, logging.DEBUG), verbose=True)
+
+
+def _set_levels(levels: Mapping[str, int], *, verbose: bool) -> None:
     logging.getLogger("kie_async").setLevel(logging.DEBUG if verbose else logging.ERROR)
-    # What is said of files beforehand saves a task that would fail.
-    logging.getLogger("kie_async.uploads").setLevel(logging.DEBUG if verbose else logging.WARNING)
-    # Whoever sees nothing happen for an hour must know why, and when it is over.
-    logging.getLogger("kie_async.weather").setLevel(logging.DEBUG if verbose else logging.INFO)
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)

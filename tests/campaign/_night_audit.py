@@ -59,8 +59,6 @@ class Books:
         """Read the results file and the journal as they were left."""
         results, journal = evening.out / "results.jsonl", SqliteJournal(evening.journal)
         rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-        for row in rows:  # OLD WORDS
-            row["outcome"] = {"succeeded": "done", "pending": "not sent", "unknown": "perhaps paid"}.get(row["outcome"], row["outcome"])
         if not evening.journal.exists():
             return cls(rows=rows, intents=[])
         await journal.open_to_read()
