@@ -20,8 +20,8 @@ _WITH_RESULT = {JobState.DONE, JobState.NOT_SAVED}
 _ON_THE_WAY = {JobState.QUEUED, JobState.SENDING}
 _MAY_HAVE_A_TASK = {IntentState.SENDING, IntentState.UNKNOWN, IntentState.WRITTEN_OFF}
 _ENDS = {IntentState.SUCCEEDED: "success", IntentState.FAILED: "fail"}
-_COUNTS = re.compile(r"(\d[\d,]*) jobs?: (.+)")
-_SPENT = re.compile(r"this run ([\d.,]+) credits \(.*\); all runs ([\d.,]+) credits")
+_COUNTS = re.compile(r"(\d+) jobs?: (\d+ [a-z, ]+(?:; \d+ [a-z, ]+)*)$", re.MULTILINE)
+_SPENT = re.compile(r"this run ([\d.,]+) credits \(.*\); all runs ([\d.,]+) credits \(")
 _DATA = re.compile(r'<script[^>]*type="application/json"[^>]*>(.*?)</script>', re.DOTALL)
 _NEVER_SAID = ("Traceback (most", "Exception ignored", "never retrieved", "Warning:")
 _CREDIT = 0.005
@@ -139,9 +139,9 @@ def audit_words(evening: Evening, books: Books, out: str, spent_before: float) -
     if not (counts := _COUNTS.match(out)):
         yield f"the sums are not the first line: {out[:200]!r}"
         return
-    parts = dict(part.split(" ", 1)[::-1] for part in counts[2].split("; see ")[0].split("; "))
-    shown = Counter({state: _number(count) for state, count in parts.items()})
-    if shown != books.states or shown.total() != len(evening.refs) or _number(counts[1]) != shown.total():
+    parts = (part.split(" ", 1) for part in counts[2].split("; "))
+    shown = Counter({state: int(count) for count, state in parts})
+    if shown != books.states or not shown.total() == int(counts[1]) == len(evening.refs):
         yield f"it says {counts[0]!r}, the results have {dict(books.states)}"
     if not (spent := _SPENT.search(out)):
         yield f"it does not say what was spent: {out[:300]!r}"
@@ -157,7 +157,7 @@ def _plain(intent: Intent) -> JobState:
 
 
 def _number(text: str) -> float:
-    return float(text.replace(",", "").rstrip("."))
+    return float(text.replace(",", ""))
 
 
 def audit_errors(err: str, *, was_full: bool) -> Iterator[str]:

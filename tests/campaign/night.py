@@ -311,7 +311,7 @@ class Night:
             self._report.left_out.append("--retry-failed: not there")
             return False
         self._note("--retry-failed")
-        self._was_full = False
+        self._spent = (await Books.read(self._evening)).credits  # of a task that was resolved, too
         async with self._client.run(*self._batch("--retry-failed")) as self._process:
             await self._comes_to(10.0, asyncio.create_task(self._process.wait()))
         await self._audit_stop("morning")
