@@ -291,6 +291,20 @@ def read_key(api_key: str | None) -> str:
     return key
 
 
+def read_account(account: str | None) -> str | None:
+    """Return the user's name for an account, without blanks around it; None if there is none.
+
+    Raises:
+        InvalidRequest: It is blank, or no text.
+    """
+    check_kind("account", account, (str, type(None)), "a name of your own for the account")
+    if account is None:
+        return None
+    if not account.strip() or not _is_unicode(account):
+        raise InvalidRequest(f"account must be a name of your own for the account, got {account[:80]!r}")
+    return account.strip()
+
+
 def name_what_has_no_json(field: str, value: object, *, files: tuple[type, ...] = ()) -> str:
     """Return which part of a value has no JSON form, named by its path, and why; empty if all of it has.
 

@@ -24,6 +24,7 @@ from ._validation import (
     check_task_id,
     host_of,
     is_loopback,
+    read_account,
     read_environment,
     read_key,
 )
@@ -40,6 +41,7 @@ from .handle import TaskHandle
 from .inputs.durations import MODEL_DURATIONS_S
 from .inputs.media import Media
 from .inputs.request import TaskRequest, TypedInput, as_request
+from .journal.account import Account, derive_account_name
 from .journal.base import Journal
 from .models import SettledTask, TaskRecord, TaskResult, UploadedFile, only_url
 
@@ -59,7 +61,10 @@ class KieSession(BoundToLoop):
     it a crash forgets paid tasks. *task_timeout_s* is how long a created task is waited for.
     *confirm_callbacks* None confirms deliveries by a query when the receiver has no keys, True always,
     False never. *callback_secrets* sign callback addresses, the first one new ones; by default they
-    derive from the key. *network* names a proxy, certificates and networks that are let in. *on_event*
+    derive from the key. *account* is a name of your own for the account, never sent anywhere: needed where
+    keys are rotated, since a journal that was given the name takes each key of the account, and refuses every
+    other account. Keep *callback_secrets* over a rotation too, or what came before it is polled for.
+    *network* names a proxy, certificates and networks that are let in. *on_event*
     is called with each `SessionEvent`, on the loop; what it returns is awaited if it can be.
 
     Raises:
@@ -83,6 +88,7 @@ class KieSession(BoundToLoop):
         budget: Budget | None = None,
         confirm_callbacks: bool | None = None,
         callback_secrets: Sequence[str | bytes] = (),
+        account: str | None = None,
         allow_insecure_callbacks: bool = False,
         network: Network = Network(),  # noqa: B008  (frozen)
         on_event: Callable[[SessionEvent], Awaitable[None] | None] | None = None,
@@ -110,6 +116,7 @@ class KieSession(BoundToLoop):
         if receiver is not None and callback_url is None:
             raise InvalidRequest("callback_url is missing: a receiver hears nothing without it")
         key = Secret(read_key(api_key))
+        name = read_account(account)
         base_url = _base_url(base_url, network)
         secrets = as_secrets(callback_secrets, field="callback_secrets")
         if callback_url is not None:
@@ -118,8 +125,7 @@ class KieSession(BoundToLoop):
             )
             callback_url = check_callback_url(callback_url, allow_insecure=is_local)
         self._settings = Settings(
-            key=key,
-            base_url=base_url,
+            account=Account(url=base_url, key=key, name=None if name is None else derive_account_name(name)),
             upload_url=check_origin(
                 "upload_url", upload_url or _upload_url_for(base_url), http_hosts=network.allow_http_to
             ),
@@ -157,7 +163,7 @@ class KieSession(BoundToLoop):
 
         Raises:
             SessionMisuse: It was opened before.
-            JournalError: The journal cannot be opened or trusted.
+            JournalError: The journal cannot be opened or trusted, or belongs to another account or service.
             JournalLocked: Another session or process has it open.
         """
         if self._loop is not None or self._is_closed:

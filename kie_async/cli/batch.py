@@ -24,7 +24,7 @@ from .report import PAGE_NAME, report_results
 from .report_data import RESULTS_NAME
 from .report_sums import Sums
 from .runtime import open_log_file, require_folder, require_key, run_command
-from .sessions import CallbackUrl, Port, check_port
+from .sessions import AccountName, CallbackUrl, Port, check_port
 
 _MOST_REASONS = 20
 
@@ -64,6 +64,7 @@ def batch(
     ] = 60.0,
     callback_url: CallbackUrl = None,
     port: Port = None,
+    account: AccountName = None,
     only: Annotated[
         list[str] | None, typer.Option(metavar="REF", help="Only the job with this ref; may be repeated.")
     ] = None,
@@ -138,6 +139,7 @@ def batch(
         grace_s=grace,
         callback_url=callback_url,
         port=port,
+        account=account,
         only=frozenset(only or ()),
         limit=limit,
         skip_changed=skip_changed,
@@ -176,7 +178,8 @@ async def run_batch(options: BatchOptions) -> int:
             await run.run(jobs, chosen)
         sums = ledger.sums(began, run.totals)
     summary = show_summary(sums)
-    print_out(summary)
+    for text in summary.splitlines():
+        print_out(text)
     _print_reasons(sums)
     if run.problem:
         print_err(f"error: {run.problem}")

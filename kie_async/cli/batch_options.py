@@ -34,6 +34,7 @@ class BatchOptions:
     grace_s: float
     callback_url: str | None
     port: int
+    account: str | None
     only: frozenset[str]
     limit: int | None
     skip_changed: bool
@@ -59,6 +60,7 @@ class BatchOptions:
             journal=journal,
             callback_url=self.callback_url,
             port=self.port,
+            account=self.account,
             max_in_flight=self.max_in_flight,
             budget=self.budget,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -14,7 +15,7 @@ from rich.live import Live
 from rich.text import Text
 
 from ..events import Weather
-from .output import format_duration, format_usd, make_printable, print_err
+from .output import format_duration, format_spent, make_printable, print_err
 
 _WIDEST_BAR, _NARROWEST_BAR = 40, 10
 
@@ -60,7 +61,7 @@ class Board:
         waiting += [f"{self.waiting} waiting for {self.waits_for}"] if self.waiting else []
         waiting += [show_weather(weather, now) for weather in self.weather]
         parts += [", ".join(waiting)] if waiting else []
-        parts.append(f"{self.credits:,.6g} credits ({format_usd(self.credits)})")
+        parts.append(format_spent(self.credits))
         if self.left_s is not None:
             parts.append(f"{format_duration(self.left_s)} left")
         return parts
@@ -93,8 +94,9 @@ def lay_out(board: Board, width: int, now: datetime) -> Text:
             text.append(_GAP + part)
             used += len(_GAP) + len(part)
         else:
-            text.append("\n" + part)
-            used = len(part)
+            lines = textwrap.wrap(part, width)
+            text.append("".join(f"\n{line}" for line in lines))
+            used = len(lines[-1])
     return text
 
 
@@ -152,7 +154,7 @@ class LineProgress:
 
     def print_line(self, line: str) -> None:
         """Print a line with the time."""
-        print_err(f"{self._now():%H:%M:%S}  {line}")
+        print_err(f"{self._now():%H:%M:%S} {line}")
 
 
 class _LiveBoard:

@@ -22,7 +22,7 @@ from .batch_options import BatchOptions
 from .batch_progress import BatchProgress, Board
 from .changed_rows import list_changed
 from .jobs_file import Jobs
-from .output import count_of
+from .output import count_of, print_err
 from .runtime import DONE, FAILED, INTERRUPTED, CannotRun, explain
 from .sessions import open_session
 
@@ -103,7 +103,7 @@ class BatchRun:
     async def _without_changed(self, jobs: Jobs, chosen: Sequence[int]) -> Sequence[int]:
         changed = await list_changed(self._journal, jobs, chosen)
         for row in changed:
-            self._progress.print_line(str(row))
+            print_err(str(row))
         if changed and not self._options.skip_changed:
             raise CannotRun(
                 f"{count_of(len(changed), 'job')} changed; nothing was sent; --skip-changed leaves them out"
@@ -240,8 +240,8 @@ class BatchRun:
 
     async def _update_progress(self) -> None:
         while True:
-            self._progress.show(self._board())
             await asyncio.sleep(self._progress.interval_s)
+            self._progress.show(self._board())
 
     async def _write_changes(self) -> None:
         while True:

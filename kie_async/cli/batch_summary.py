@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 from ..models import JobState
-from .output import count_of, format_number, format_usd, print_err
+from .output import count_of, format_number, format_spent, print_err
 from .report_sums import Sums
 
 _VARIABLES = {
@@ -26,12 +26,8 @@ def show_summary(sums: Sums) -> str:
     states = "; ".join(f"{count} {state}" for state, count in sums.states.items())
     return (
         f"{count_of(sums.total, 'job')}: {states}\n"
-        f"this run {_show_spent(sums.run_credits)}; all runs {_show_spent(sums.all_credits)}"
+        f"this run {format_spent(sums.run_credits)}; all runs {format_spent(sums.all_credits)}"
     )
-
-
-def _show_spent(credits: float) -> str:
-    return f"{format_number(credits) or 0} credits ({format_usd(credits)})"
 
 
 def run_on_done(command: str, summary: str, sums: Sums, status: int, page: Path) -> None:

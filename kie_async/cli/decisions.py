@@ -16,7 +16,7 @@ from ..journal.base import Intent, IntentState
 from ..journal.sqlite import SqliteJournal
 from .output import print_out, show_id, show_task
 from .runtime import DONE, CannotRun, require_key, run_command, wait_command
-from .sessions import SessionOptions, open_session
+from .sessions import AccountName, SessionOptions, open_session
 
 File = Annotated[Path, typer.Argument(metavar="JOURNAL", help="The journal of the batch or the session.")]
 Ref = Annotated[str, typer.Argument(metavar="REF", help="The job's ref, or its intent.")]
@@ -30,12 +30,13 @@ def resolve(
         str | None,
         typer.Argument(metavar="[TASK_ID]", help="Its task; if not given, the one that an answer named."),
     ] = None,
+    account: AccountName = None,
 ) -> None:
     """Say which task a create of unknown outcome became; the service is asked whether that can be.
 
     Find the id at https://kie.ai/logs. The next batch then waits for the task, or fetches its result.
     """
-    run_command(_resolve(_existing(file), ref, task_id))
+    run_command(_resolve(_existing(file), ref, task_id, account))
 
 
 def write_off(*, file: File, ref: Ref) -> None:
@@ -53,6 +54,7 @@ def resubmit(
     accept_double_charge: Annotated[
         bool, typer.Option("--accept-double-charge", help="Say that it may be paid twice.")
     ] = False,
+    account: AccountName = None,
 ) -> None:
     """Send a create of unknown outcome again, as a new task. This costs credits, and may cost them twice.
 
@@ -62,7 +64,7 @@ def resubmit(
         raise typer.BadParameter(
             "it may be paid twice; say so to allow it", param_hint="--accept-double-charge"
         )
-    run_command(_resubmit(_existing(file), ref))
+    run_command(_resubmit(_existing(file), ref, account))
 
 
 def _existing(file: Path) -> Path:
@@ -72,16 +74,16 @@ def _existing(file: Path) -> Path:
     return file
 
 
-async def _resolve(file: Path, ref: str, task_id: str | None) -> int:
-    async with _opened_unknown(file, ref) as handle:
+async def _resolve(file: Path, ref: str, task_id: str | None, account: str | None) -> int:
+    async with _opened_unknown(file, ref, account) as handle:
         await handle.resolve(task_id)
         if handle.record is not None:
             show_task(handle.record, (), as_json=False)
         return DONE
 
 
-async def _resubmit(file: Path, ref: str) -> int:
-    async with _opened_unknown(file, ref) as handle:
+async def _resubmit(file: Path, ref: str, account: str | None) -> int:
+    async with _opened_unknown(file, ref, account) as handle:
         if handle.request is None:
             raise CannotRun(
                 f"the journal does not hold the request of {ref}: give the job a new ref, or "
@@ -94,7 +96,7 @@ async def _resubmit(file: Path, ref: str) -> int:
 
 
 @asynccontextmanager
-async def _opened_unknown(file: Path, ref: str) -> AsyncIterator[TaskHandle]:
+async def _opened_unknown(file: Path, ref: str, account: str | None) -> AsyncIterator[TaskHandle]:
     """Open a session on a journal, and yield the handle of the create that has a ref.
 
     Raises:
@@ -102,7 +104,7 @@ async def _opened_unknown(file: Path, ref: str) -> AsyncIterator[TaskHandle]:
     """
     require_key()
     journal = SqliteJournal(file, keep_bodies=True)
-    async with open_session(SessionOptions(journal=journal)) as kie:
+    async with open_session(SessionOptions(journal=journal, account=account)) as kie:
         unknown = [handle for handle in kie.unknown_creates() if ref in {handle.ref, handle.intent_id}]
         if not unknown:
             raise CannotRun(_known_as(ref, await _find(journal, ref)))

@@ -79,8 +79,14 @@ def format_number(value: float | None) -> str:
 
 
 def format_usd(credits: float) -> str:
-    """Return what credits cost: one is 0.005 USD."""
-    return f"{credits * USD_PER_CREDIT:,.2f} USD"
+    """Return what credits cost, to the cent, or to half of one where there is one."""
+    return f"{credits * USD_PER_CREDIT:,.3f}".removesuffix("0") + " USD"
+
+
+def format_spent(credits: float) -> str:
+    """Return credits and what they cost in words."""
+    noun = "credit" if credits == 1 else "credits"
+    return f"{format_number(credits)} {noun} ({format_usd(credits)})"
 
 
 def format_duration(seconds: float) -> str:

@@ -58,7 +58,7 @@ def report(
 ) -> None:
     """Write report.html and results.csv: a page to show what became of a batch. Sends nothing, needs no key.
 
-    For example: kie-async report kie-batch
+    For example: kie-async report jobs-results
 
     The page is one file, needs no network and shows the videos that lie beside it. Batch and demo write it
     at their end; this makes it anew. Of a journal the results are found beside it or one folder below; where

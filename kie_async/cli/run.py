@@ -18,7 +18,7 @@ from ..inputs.request import TaskRequest
 from ..session import KieSession
 from .output import print_err, show_expected, show_id
 from .runtime import CannotRun, require_folder, require_key, run_command, wait_command
-from .sessions import CallbackUrl, Port, SessionOptions, check_port, open_session
+from .sessions import AccountName, CallbackUrl, Port, SessionOptions, check_port, open_session
 from .tasks import AsJson, TaskOptions, Timeout, await_end
 
 
@@ -49,6 +49,7 @@ def run(
     journal: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Remember in this file what was sent and paid.")
     ] = None,
+    account: AccountName = None,
     callback_url: CallbackUrl = None,
     port: Port = None,
     out: Annotated[Path, typer.Option(help="Download the results into this folder.")] = Path(),
@@ -72,7 +73,9 @@ def run(
         fields=fields or (),
         ref=ref,
     )
-    session = SessionOptions(journal=journal, callback_url=callback_url, port=check_port(port, callback_url))
+    session = SessionOptions(
+        journal=journal, account=account, callback_url=callback_url, port=check_port(port, callback_url)
+    )
     options = TaskOptions(out=out, as_json=as_json, timeout_s=timeout)
     run_command(_run(asked, session, options), journal=journal)
 

@@ -40,11 +40,23 @@ Port = Annotated[
 ]
 
 
+AccountName = Annotated[
+    str | None,
+    typer.Option(
+        "--account",
+        metavar="NAME",
+        envvar="KIE_ACCOUNT",
+        help="Your own name for the account: lets a journal take another key of it.",
+    ),
+]
+
+
 @attrs.frozen(kw_only=True)
 class SessionOptions:
     """What a command line chooses of a session."""
 
     journal: Path | Journal | None = None
+    account: str | None = None
     callback_url: str | None = None
     port: int = _DEFAULT_PORT
     max_in_flight: int = 100
@@ -76,6 +88,7 @@ async def open_session(
         callback_url=options.callback_url,
         receiver=receiver,
         journal=options.journal,
+        account=options.account,
         max_in_flight=options.max_in_flight,
         budget=options.budget,
         on_event=on_event,

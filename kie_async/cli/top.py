@@ -22,7 +22,7 @@ from ..errors import JournalError
 from ..journal.base import Intent
 from ..journal.sqlite import SqliteJournal
 from ..models import JobState
-from .output import count_of, format_duration, format_number, make_printable, print_out
+from .output import count_of, format_duration, format_spent, make_printable, print_out
 from .runtime import DONE, CannotRun, run_command
 
 _MOST_RUNNING, _MOST_FAILURES = 10, 5
@@ -67,7 +67,7 @@ class Overview:
         """Yield what there is to say."""
         kinds = ", ".join(f"{self.counts[state]} {state}" for state in _ORDER if self.counts[state])
         yield f"{count_of(self.counts.total(), 'job')}{': ' if kinds else ''}{kinds}"
-        yield f"{format_number(self.credits)} credits ({format_number(self.credits * 0.005)} USD)"
+        yield format_spent(self.credits)
         for place, (planned_ms, ref, task_id) in enumerate(self.oldest, start=1):
             age_s = max(0.0, now_s - planned_ms / 1000)
             yield f"running  {place:>3}  {format_duration(age_s):>7}  {ref}  {task_id}"

@@ -63,7 +63,8 @@ class Engine:
         self.events = EventHook(settings.on_event)
         redactor = Redactor(settings.secrets)
         query_limiter = RateLimiter(limits.query, now=now)
-        self._query_speed = KeptQuerySpeed(limits, self.journal, account=key, origin=settings.base_url)
+        account = settings.account
+        self._query_speed = KeptQuerySpeed(limits, self.journal, account=account.secret, origin=account.url)
         self._query_pace = QueryPace(query_limiter, self._query_speed)
         self._query_transport = Transport(
             settings.base_url,
@@ -148,10 +149,10 @@ class Engine:
         """Read the journal and begin to take in callbacks.
 
         Raises:
-            JournalError: The journal cannot be opened or trusted.
+            JournalError: The journal cannot be opened or trusted, or belongs to another account.
         """
         try:
-            await self.recovery.replay()
+            await self.recovery.replay(self.settings.account)
             self.poller.restore(await self.journal.load_durations())
             await self._query_speed.recall(self._loop.time())
             self._query_pace.adjust()
@@ -284,4 +285,5 @@ def _journal_of(given: str | Path | Journal | None) -> Journal:
 def _upload_store(journal: Journal, settings: Settings) -> UploadStore:
     if not journal.is_durable:
         return MemoryUploadStore()
-    return JournalUploadStore(journal, account=settings.key, origins=(settings.base_url, settings.upload_url))
+    origins = (settings.base_url, settings.upload_url)
+    return JournalUploadStore(journal, account=settings.account.secret, origins=origins)

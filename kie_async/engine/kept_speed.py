@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-
 from .._background import BackgroundTasks
 from .._secrets import Secret
 from ..config import Limits
+from ..journal.account import account_digest
 from ..journal.base import Journal
 from ..limits.query_speed import QuerySpeed
 
@@ -23,8 +21,7 @@ class KeptQuerySpeed(QuerySpeed):
     def __init__(self, limits: Limits, journal: Journal, *, account: Secret, origin: str) -> None:
         super().__init__(limits.query, limits.query_ceiling)
         self._journal = journal
-        about = f"query_speed\n{origin}".encode()
-        self._name = f"query_speed:{hmac.digest(account, about, hashlib.sha256).hex()}"
+        self._name = f"query_speed:{account_digest(account, 'query_speed', origin).hex()}"
         self._saving = BackgroundTasks("kie_async speed")
 
     async def recall(self, now: float) -> None:

@@ -10,6 +10,7 @@ from cattrs.preconf.json import make_converter
 
 from .._secrets import Secret
 from ..files.upload_store import MemoryUploadStore, StoredUpload
+from ..journal.account import account_digest
 from ..journal.base import Journal
 
 _CONVERTER = make_converter()
@@ -28,7 +29,7 @@ class JournalUploadStore:
     def __init__(self, journal: Journal, *, account: Secret, origins: tuple[str, ...]) -> None:
         self._journal = journal
         self._recent = MemoryUploadStore(_MOST_IN_MEMORY)
-        self._secret = hmac.digest(account, "\n".join(("upload", *origins)).encode(), hashlib.sha256)
+        self._secret = account_digest(account, "upload", *origins)
 
     async def find_upload(self, key: bytes) -> StoredUpload | None:
         """Return the last upload that was saved under a key; one that cannot be read is none."""

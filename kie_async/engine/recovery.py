@@ -11,6 +11,7 @@ from pathlib import Path
 from ..errors import CreateOutcomeUnknown, InvalidRequest, TaskFailed
 from ..handle import TaskHandle
 from ..inputs.request import TaskRequest
+from ..journal.account import Account
 from ..journal.base import Intent, IntentState, Journal, decode_note
 from ..limits.budget import BudgetLedger
 from ..limits.prices import Charge
@@ -33,13 +34,14 @@ class Recovery:
         self._journal = journal
         self._ledger = ledger
 
-    async def replay(self) -> None:
+    async def replay(self, account: Account) -> None:
         """Read the journal: unknown, refused and written-off creates can be adopted from now on.
 
         Raises:
-            JournalError: It cannot be opened or trusted.
+            JournalError: It cannot be opened or trusted, or belongs to another account.
         """
         left = await self._journal.open()
+        await self._journal.check_account(account)
         for intent in left:
             self._tracker.pending.add(self._pending_of(intent))
         for claim in await self._journal.list_claims():

@@ -16,6 +16,7 @@ from ..callbacks.base import Delivery
 from ..callbacks.receiver import CallbackReceiver
 from ..config import Budget, Limits, Network, PollSchedule
 from ..errors import InvalidRequest
+from ..journal.account import Account
 from ..journal.base import Journal
 from .event_hook import Hook
 
@@ -66,8 +67,7 @@ class CallbackPolicy:
 class Settings:
     """What a session was given, checked."""
 
-    key: Secret
-    base_url: str
+    account: Account
     upload_url: str
     receiver: CallbackReceiver | None
     callbacks: CallbackPolicy
@@ -81,6 +81,16 @@ class Settings:
     budget: Budget | None
     on_event: Hook | None
     rng: random.Random
+
+    @property
+    def key(self) -> Secret:
+        """Return the API key."""
+        return self.account.key
+
+    @property
+    def base_url(self) -> str:
+        """Return where the API is."""
+        return self.account.url
 
     @property
     def secrets(self) -> tuple[Secret, ...]:

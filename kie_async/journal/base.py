@@ -15,6 +15,7 @@ import attrs
 from ..errors import JournalError
 from ..models import JobState, TaskRecord, TaskState
 from ..wire.records import decode_record
+from .account import Account
 
 MOST_SMALL_NOTES = 10_000
 """How many a journal remembers: the uploads of a long night."""
@@ -183,6 +184,15 @@ class Journal(ABC):
     @abstractmethod
     async def aclose(self) -> None:
         """Finish what was begun and let go; a second call does nothing."""
+
+    async def check_account(self, account: Account) -> None:  # noqa: B027  (a journal may serve any)
+        """Refuse every account but the one it belongs to, which is noted; called right after `open`.
+
+        As long as it holds no task that may be paid, it belongs to nobody. By default it takes any account.
+
+        Raises:
+            JournalError: It belongs to another account or service; the message says to which.
+        """
 
     # --- reading -------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 
 from ..models import TaskRecord
+from .account import Account, AccountNote, notes_to_add
 from .base import MOST_SMALL_NOTES, Claim, Intent, IntentState, Journal, SmallNote, Totals, log_lost_note
 
 
@@ -22,10 +23,16 @@ class MemoryJournal(Journal):
         self._replaced: dict[str, Intent] = {}
         """By the intent that was sent in its place: who gets the ref back if that one created nothing."""
         self._notes: OrderedDict[str, SmallNote] = OrderedDict()
+        self._account: list[AccountNote] = []
 
     async def open(self) -> list[Intent]:
         """Return nothing: no process was before this one."""
         return []
+
+    async def check_account(self, account: Account) -> None:
+        """Refuse every account but the one whose tasks it remembers; see `Journal.check_account`."""
+        noted = self._account if self._by_ref else []
+        self._account = [*noted, *notes_to_add(noted, account, journal="this journal")]
 
     async def aclose(self) -> None:
         """Do nothing: there is nothing to let go of."""

@@ -20,6 +20,7 @@ from .._validation import check_count
 from ..errors import JournalError
 from ..models import TaskRecord, TaskState
 from ..wire.redaction import without_mac
+from .account import Account, AccountNote, notes_to_add
 from .base import (
     MOST_SMALL_NOTES,
     Claim,
@@ -35,7 +36,7 @@ from .base import (
     log_lost_note,
 )
 from .rescue_file import RescueFile, decode_line, split_lines
-from .sqlite_file import JournalFile
+from .sqlite_file import JournalFile, schema_text
 from .sqlite_snapshot import JournalSnapshot
 from .sqlite_thread import SqliteThread
 
@@ -55,9 +56,9 @@ _SELECT_CHUNK = f"SELECT seq, {_SMALL_COLUMNS} FROM intent WHERE seq > ? ORDER B
 # The plus keeps SQLite from going by the state and sorting all ends for each chunk.
 _SELECT_SETTLED = f"""
 SELECT seq, terminal_ms, {_INTENT_COLUMNS} FROM intent
-WHERE terminal_ms IS NOT NULL AND (terminal_ms, seq) > (?1, ?2) AND +state IN ('SUCCEEDED', 'FAILED')
-  AND (?3 = '' OR instr(ref, ?3) = 1)
-ORDER BY terminal_ms, seq LIMIT ?4
+WHERE terminal_ms IS NOT NULL AND (terminal_ms, seq) > (?, ?) AND +state IN ('SUCCEEDED', 'FAILED')
+  AND (? = '' OR instr(ref, ?) = 1)
+ORDER BY terminal_ms, seq LIMIT ?
 """  # noqa: S608  (made of constants)
 
 _INSERT_SENDING = """
@@ -105,10 +106,29 @@ WHERE NOT EXISTS (SELECT 1 FROM intent WHERE intent_id = ? AND task_id IS NOT NU
 ON CONFLICT(intent_id, task_id) DO UPDATE SET source = excluded.source WHERE source = 'unsigned'
 """
 
+# Made by the first session: until then the journal belongs to nobody.
+_ACCOUNT_TABLE = """
+CREATE TABLE IF NOT EXISTS account(
+  url TEXT NOT NULL,
+  kind TEXT NOT NULL CHECK(kind IN ('key', 'name')),
+  salt BLOB NOT NULL,
+  digest BLOB NOT NULL
+) STRICT
+"""
+
+# What was surely not created is of no account: a first run with a mistyped key must not keep the right one
+# out.
+_HOLDS_TASKS = """
+SELECT EXISTS(
+  SELECT 1 FROM intent WHERE sends = 1
+  AND NOT (state = 'REJECTED' AND coalesce(code, 0) BETWEEN 400 AND 499 AND code != 408)
+)
+"""
+
 _READ_NOTE = "SELECT CAST(note AS BLOB), noted_ms, expires_ms FROM note WHERE key = ?"
 
 # A note from the future would be the last to make room, and be taken for a fresh one when its time comes.
-_DROP_USELESS_NOTES = "DELETE FROM note WHERE expires_ms <= ?1 OR noted_ms > ?1"
+_DROP_USELESS_NOTES = "DELETE FROM note WHERE expires_ms <= ? OR noted_ms > ?"
 
 _DROP_OLDEST_NOTES = """
 DELETE FROM note WHERE key IN (
@@ -186,6 +206,19 @@ class SqliteJournal(Journal):
         except BaseException:
             await self.aclose()
             raise
+
+    async def check_account(self, account: Account) -> None:
+        """Refuse every account but the one it belongs to, and note that; see `Journal.check_account`."""
+
+        def job(db: sqlite3.Connection) -> None:
+            db.execute(schema_text(_ACCOUNT_TABLE))
+            noted = _account_notes(db) if db.execute(_HOLDS_TASKS).fetchone()[0] else []
+            added = notes_to_add(noted, account, journal=f"journal {self._file.path}")
+            if not noted:
+                db.execute("DELETE FROM account")
+            db.executemany("INSERT INTO account VALUES (?, ?, ?, ?)", map(attrs.astuple, added))
+
+        await self._do(job)
 
     async def open_to_read(self) -> None:
         """Read the file as it stands now, whoever has it open: without a lock, and without changing anything.
@@ -283,7 +316,7 @@ class SqliteJournal(Journal):
             JournalError: It cannot be read any more.
         """
         last = (since_ms, 0)  # no seq is 0, so what ended in that millisecond comes too
-        while rows := await self._select_settled(*last, ref_prefix, _SETTLED_CHUNK):
+        while rows := await self._select_settled(*last, ref_prefix, ref_prefix, _SETTLED_CHUNK):
             for row in rows:
                 yield _intent(row[2:])
             last = (rows[-1][1], rows[-1][0])
@@ -459,7 +492,7 @@ class SqliteJournal(Journal):
         now_ms = _now_ms()
 
         def job(db: sqlite3.Connection) -> None:
-            db.execute(_DROP_USELESS_NOTES, (now_ms,))
+            db.execute(_DROP_USELESS_NOTES, (now_ms, now_ms))
             db.execute("INSERT OR REPLACE INTO note VALUES (?, ?, ?, ?)", (key, *attrs.astuple(kept)))
             db.execute(_DROP_OLDEST_NOTES, (MOST_SMALL_NOTES,))
 
@@ -479,6 +512,11 @@ class SqliteJournal(Journal):
 def _intents(db: sqlite3.Connection, where: str, *values: object) -> list[Intent]:
     query = f"SELECT {_INTENT_COLUMNS} FROM intent WHERE {where} ORDER BY seq"  # noqa: S608  (no value in it)
     return [_intent(row) for row in db.execute(query, values).fetchall()]
+
+
+def _account_notes(db: sqlite3.Connection) -> list[AccountNote]:
+    rows = db.execute("SELECT url, kind, salt, digest FROM account").fetchall()
+    return [AccountNote(*row) for row in rows]
 
 
 def _read_chunk(db: sqlite3.Connection, *, after: int, count: int) -> list[tuple[Any, ...]]:

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -13,6 +14,7 @@ import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -185,7 +187,8 @@ async def test_a_batch_uploads_once_downloads_all_and_sends_nothing_when_run_aga
     code, out, err = await command(service, *arguments)
     assert (code, err) == (0, "")
     assert out == (
-        "5 jobs: 5 done, 0 failed, 0 unknown, 0 running, 80 credits; see deep/out/results.jsonl\n"
+        "5 jobs: 5 done\n"
+        "this run 80 credits (0.40 USD); all runs 80 credits (0.40 USD)\n"
         "deep/out/report.html\n"
     )
     assert service.counts["upload"] == 2
@@ -206,7 +209,7 @@ async def test_a_batch_uploads_once_downloads_all_and_sends_nothing_when_run_aga
     before, first = service.counts.copy(), (tmp_path / "deep/out/results.jsonl").read_bytes()
     code, out, err = await command(service, *arguments)
     assert (code, err) == (0, "")
-    assert out.startswith("5 jobs: 5 done, ")
+    assert out.startswith("5 jobs: 5 done\nthis run 0 credits (0.00 USD); all runs 80 credits (0.40 USD)\n")
     assert service.counts == before  # not even a query
     assert (tmp_path / "deep/out/results.jsonl").read_bytes() == first
 
@@ -214,7 +217,7 @@ async def test_a_batch_uploads_once_downloads_all_and_sends_nothing_when_run_aga
 async def test_the_results_file_is_whole_at_every_moment(patient: Sandbox, tmp_path: Path) -> None:
     write_jobs(tmp_path, 12)
     running = await start(patient, tmp_path, "batch", "jobs.csv", *with_callbacks())
-    path = tmp_path / "kie-batch" / "results.jsonl"
+    path = tmp_path / "jobs-results" / "results.jsonl"
     await until(lambda: len(patient.tasks) == 12)
     await until(path.exists)
     for number in range(12):
@@ -278,9 +281,9 @@ async def test_a_part_of_the_jobs_can_be_chosen(command: Command, service: Sandb
     write_jobs(tmp_path, 5)
     chosen = ("--only", "r4", "--only", "r1", "--only", "r2", "--limit", "2")
     code, _, err = await command(service, "batch", "jobs.csv", *chosen, *with_callbacks())
-    assert (code, err) == (1, "run the same command again to go on; nothing is paid twice\n")
+    assert (code, err) == (0, "")
     assert prompts_at(service) == {"1": 1, "2": 1}
-    found = results_in(tmp_path / "kie-batch" / "results.jsonl")
+    found = results_in(tmp_path / "jobs-results" / "results.jsonl")
     assert [line["ref"] for line in found if line["outcome"] == "done"] == ["r1", "r2"]
 
 
@@ -302,7 +305,7 @@ async def test_changed_rows_are_found_before_anything_is_sent(
         f"cyd,{AVATAR},face.png,voice.wav,c\n"
     )
     before = service.counts.copy()
-    results = (tmp_path / "kie-batch" / "results.jsonl").read_bytes()
+    results = (tmp_path / "jobs-results" / "results.jsonl").read_bytes()
     assert await command(service, "batch", "jobs.csv") == (
         2,
         "",
@@ -311,12 +314,12 @@ async def test_changed_rows_are_found_before_anything_is_sent(
         "error: 2 jobs changed; nothing was sent; --skip-changed leaves them out\n",
     )
     assert service.counts == before
-    assert (tmp_path / "kie-batch" / "results.jsonl").read_bytes() == results
+    assert (tmp_path / "jobs-results" / "results.jsonl").read_bytes() == results
 
     await command(service, "batch", "jobs.csv", "--skip-changed", *with_callbacks())
     assert service.counts["create"] == before["create"] + 1
-    found = results_in(tmp_path / "kie-batch" / "results.jsonl")
-    assert [line["ref"] for line in found if line["outcome"] == "done"] == ["cyd"]
+    found = results_in(tmp_path / "jobs-results" / "results.jsonl")
+    assert [line["outcome"] for line in found] == ["done"] * 3
 
 
 # --- nothing sent ----------------------------------------------------------------------------------
@@ -420,16 +423,22 @@ async def test_one_that_fails_and_one_unknown_are_told_and_the_rest_is_done(
     patient.finish(by_prompt["3"])
     code, out, err = await running
     assert code == 1
-    assert out.startswith("4 jobs: 1 done, 2 failed, 1 unknown, 0 running, 1 credits")
+    assert out.startswith(
+        "4 jobs: 1 done; 1 failed; 1 refused; 1 perhaps paid\n"
+        "this run 1 credit (0.005 USD); all runs 1 credit (0.005 USD)\n"
+        "1 perhaps paid: the create left this machine"
+    )
     lines = dict(line.split(", ", 1)[1].split(": ", 1) for line in err.splitlines())
-    assert lines["ref lost"].startswith("unknown: money may have been spent: ")
+    assert lines["ref lost"].startswith("perhaps paid: money may have been spent: ")
     assert "kie-async journal resolve jobs.csv.db lost TASK_ID (or write-off, or resubmit)" in err
-    assert lines["ref refused"].startswith("failed: code 422: The model name you specified is not supported.")
+    assert lines["ref refused"].startswith(
+        "refused: code 422: The model name you specified is not supported."
+    )
     assert lines["ref fails"] == f"failed: task {by_prompt['2']} failed: too dark, said *** (500)"
-    found = {line["ref"]: line for line in results_in(tmp_path / "kie-batch" / "results.jsonl")}
+    found = {line["ref"]: line for line in results_in(tmp_path / "jobs-results" / "results.jsonl")}
     assert [found[ref]["outcome"] for ref in ("lost", "refused", "fails", "good")] == [
-        "unknown",
-        "failed",
+        "perhaps paid",
+        "refused",
         "failed",
         "done",
     ]
@@ -471,8 +480,8 @@ async def test_when_no_more_can_be_sent_the_rest_waits_for_another_run(
     assert f"{words}\n" in err
     assert err.endswith("run the same command again to go on; nothing is paid twice\n")
     assert len(service.tasks) == 2
-    assert out.startswith("8 jobs: 2 done, ")
-    assert outcomes_in(tmp_path / "kie-batch" / "results.jsonl")["pending"] >= 5
+    assert out.startswith("8 jobs: 2 done; 6 not sent\n")
+    assert outcomes_in(tmp_path / "jobs-results" / "results.jsonl")["not sent"] == 6
 
     service.balance = 100.0
     code, out, _ = await command(service, "batch", "jobs.csv", *with_callbacks())
@@ -491,11 +500,12 @@ async def test_a_download_that_failed_is_made_up_for_by_another_run(
     )
     code, out, err = await command(service, "batch", "jobs.jsonl", *with_callbacks())
     assert code == 1
-    assert out.startswith("1 jobs: 0 done, 1 failed")
-    assert "line 1, ref a: failed: " in err
-    assert err.endswith("; run again to fetch it\n")
-    (line,) = results_in(tmp_path / "kie-batch" / "results.jsonl")
-    assert (line["outcome"], line["urls"], line["files"]) == ("failed", [gone], [])
+    assert out.startswith("1 job: 1 done, not saved\n")
+    assert "line 1, ref a: done, not saved: " in err
+    assert "; run again to fetch it\n" in err
+    assert err.endswith("run the same command again to go on; nothing is paid twice\n")
+    (line,) = results_in(tmp_path / "jobs-results" / "results.jsonl")
+    assert (line["outcome"], line["urls"], line["files"]) == ("done, not saved", [gone], [])
     assert line["task_id"] in service.tasks
 
 
@@ -512,10 +522,10 @@ async def test_results_that_cannot_be_written_end_nothing_that_is_paid(
     write_jobs(tmp_path, 2)
     code, out, err = await command(service, "batch", "jobs.csv", *with_callbacks())
     assert code == 1
-    assert out.startswith("2 jobs: 2 done, ")
-    assert err.splitlines() == [
-        "cannot write kie-batch/results.jsonl now: No space left on device",
-        "error: cannot write kie-batch/results.jsonl: No space left on device",
+    assert out.startswith("2 jobs: 2 done\n")
+    assert [re.sub(r"^\d\d:\d\d:\d\d ", "", line) for line in err.splitlines()] == [
+        "cannot write jobs-results/results.jsonl now: No space left on device",
+        "error: cannot write jobs-results/results.jsonl: No space left on device",
     ]
 
 
@@ -526,7 +536,7 @@ async def test_interrupted_once_it_waits_for_what_is_paid_and_goes_on_when_run_a
     patient: Sandbox, tmp_path: Path
 ) -> None:
     write_jobs(tmp_path, 30)  # ten more than the limit lets through at once
-    path = tmp_path / "kie-batch" / "results.jsonl"
+    path = tmp_path / "jobs-results" / "results.jsonl"
     running = await start(patient, tmp_path, "batch", "jobs.csv", *with_callbacks())
     await until(lambda: len(patient.tasks) == 20)
     await asyncio.sleep(0.5)  # the last answer has left the service: let it be noted
@@ -535,10 +545,12 @@ async def test_interrupted_once_it_waits_for_what_is_paid_and_goes_on_when_run_a
     finish(patient, range(30))
     code, out, err = await running.end()
     assert code == 130
-    assert out.startswith("30 jobs: 20 done, 0 failed, 0 unknown, 0 running, 20 credits")
+    assert out.startswith(
+        "30 jobs: 20 done; 10 not sent\nthis run 20 credits (0.10 USD); all runs 20 credits"
+    )
     assert "run the same command again" in err
     assert len(patient.tasks) == 20  # nothing was created after the interrupt
-    assert outcomes_in(path) == {"done": 20, "pending": 10}
+    assert outcomes_in(path) == {"done": 20, "not sent": 10}
 
     again = await start(patient, tmp_path, "batch", "jobs.csv", *with_callbacks())
     code, out, err = await see_through(patient, again.end())
@@ -552,7 +564,7 @@ async def test_however_it_ends_another_run_completes_it_and_pays_nothing_twice(
     how: str, patient: Sandbox, tmp_path: Path
 ) -> None:
     write_jobs(tmp_path, 6)
-    path = tmp_path / "kie-batch" / "results.jsonl"
+    path = tmp_path / "jobs-results" / "results.jsonl"
     grace = "0.2" if how == "grace" else "60"
     arguments = ("batch", "jobs.csv", "--grace", grace, "--max-in-flight", "4", *with_callbacks())
     running = await start(patient, tmp_path, *arguments)
@@ -570,9 +582,9 @@ async def test_however_it_ends_another_run_completes_it_and_pays_nothing_twice(
             running.signal()
         code, out, err = await running.end()
         assert code == 130
-        assert out.startswith("6 jobs: 1 done, 0 failed, 0 unknown, 4 running, 1 credits")
+        assert out.startswith("6 jobs: 1 done; 4 running; 1 not sent\nthis run 1 credit ")
         assert err == "run the same command again to go on; nothing is paid twice\n"
-        assert outcomes_in(path) == {"done": 1, "running": 4, "pending": 1}
+        assert outcomes_in(path) == {"done": 1, "running": 4, "not sent": 1}
         assert {line["task_id"] for line in results_in(path)} == {*patient.tasks, ""}
 
     again = await start(patient, tmp_path, *arguments)
@@ -595,7 +607,38 @@ async def test_a_wrong_key_is_found_before_anything_is_uploaded_or_created(
     assert code == 1
     assert "check KIE_API_KEY" in err
     assert service.counts["credit"] == service.counts.total() - service.counts["credit.401"] == 1
-    assert results_in(tmp_path / "kie-batch" / "results.jsonl")[0]["outcome"] == "pending"
+    assert results_in(tmp_path / "jobs-results" / "results.jsonl")[0]["outcome"] == "not sent"
+
+
+async def test_a_batch_that_was_rehearsed_is_not_taken_for_done(
+    command: Command, service: Sandbox, tmp_path: Path
+) -> None:
+    write_jobs(tmp_path, 3)
+    assert (await command(service, "batch", "jobs.csv"))[0] == 0
+    code, out, err = await command(SimpleNamespace(url="https://api.kie.ai"), "batch", "jobs.csv")
+    assert (code, out) == (2, "")
+    assert err == (
+        f"error: journal {tmp_path}/jobs.csv.db belongs to {service.url}, this session speaks to "
+        "https://api.kie.ai; use another journal\n"
+    )
+
+
+@pytest.mark.parametrize("is_in_environment", [False, True])
+async def test_a_rotated_key_goes_on_with_a_batch_under_the_name_of_its_account(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_in_environment: bool
+) -> None:
+    write_jobs(tmp_path, 3)
+    async with Sandbox(api_key=None, durations=Fixed(0.05)) as service:
+        assert (await command(service, "batch", "jobs.csv", "--limit", "1"))[0] == 1
+        monkeypatch.setattr(sys.modules[__name__], "KEY", "kie-key-rotated")
+        code, _, err = await command(service, "batch", "jobs.csv")
+        assert code == 2
+        assert "--account NAME" in err
+        if is_in_environment:
+            monkeypatch.setenv("KIE_ACCOUNT", "work")
+        named = () if is_in_environment else ("--account", "work")
+        assert (await command(service, "batch", "jobs.csv", *named))[0] == 0
+    assert service.counts["create.bodies"] == 3
 
 
 async def test_a_results_file_that_cannot_be_written_ends_a_batch_before_it_sends(
@@ -618,7 +661,11 @@ async def test_a_model_that_only_fails_stops_a_batch(
     code, out, err = await command(service, "batch", "jobs.csv", "--max-in-flight", "1", *given)
     assert code == 1
     assert len(service.tasks) == failed
-    assert out.startswith(f"8 jobs: 0 done, {failed} failed")
+    not_sent = f"; {8 - failed} not sent" if failed < 8 else ""
+    assert out.startswith(
+        f"8 jobs: {failed} failed{not_sent}\nthis run 0 credits (0.00 USD); all runs 0 credits"
+    )
+    assert f"\n{failed} failed: out of memory (500)\n" in out
     words = f"error: {failed} tasks of sandbox/echo failed in a row without a success, the last: task "
     assert (words in err) == (failed < 8)
     assert err.count("out of memory (500)") == failed + (failed < 8)
@@ -665,7 +712,7 @@ async def test_a_journal_in_use_is_shown_and_not_shared(
 ) -> None:
     write_jobs(tmp_path, 1)
     running = await start(patient, tmp_path, "batch", "jobs.csv", *with_callbacks())
-    path = tmp_path / "kie-batch" / "results.jsonl"
+    path = tmp_path / "jobs-results" / "results.jsonl"
     await until(lambda: path.exists() and outcomes_in(path) == {"running": 1})
     code, out, err = await command(None, "journal", "show", "jobs.csv.db")
     assert (code, err) == (0, "")

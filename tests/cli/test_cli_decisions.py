@@ -13,7 +13,7 @@ from support.journals import opened
 
 from kie_async import CreateOutcomeUnknown, KieSession, SqliteJournal, cli
 from kie_async.journal.base import Claim, ClaimSource, Intent
-from kie_async.sandbox import Fixed, Sandbox
+from kie_async.sandbox import Fixed, Never, Sandbox
 
 KEY = "kie-key-0123456789"
 Command = Callable[..., Awaitable[tuple[int, str, str]]]
@@ -210,6 +210,20 @@ async def test_only_a_create_of_unknown_outcome_can_be_decided(
         assert (code, out) == (2, "")
         assert err.startswith(f"error: {words}")
     assert len(service.tasks) == 1
+
+
+@pytest.mark.parametrize("name", ["resolve", "resubmit"])
+async def test_a_rotated_key_decides_under_the_name_of_its_account(
+    name: str, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Sandbox(api_key=None, durations=Never()) as service:
+        task_id, _ = await lose_answer(service, tmp_path / "run.db", keep_bodies=True)
+        monkeypatch.setenv("KIE_API_KEY", "kie-key-rotated")
+        monkeypatch.setenv("KIE_BASE_URL", service.url)
+        arguments = (name, "run.db", "anna", task_id if name == "resolve" else "--accept-double-charge")
+        code, _, err = await command(*arguments)
+        assert (code, "--account NAME" in err, len(service.tasks)) == (2, True, 1)
+        assert (await command(*arguments, "--account", "work"))[0] == 0
 
 
 @pytest.mark.parametrize(("name", "rest"), [(name, rest) for name, *rest in DECISIONS])

@@ -17,7 +17,9 @@ import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
+import attrs
 import pytest
+from cli.test_batch_progress import BOARD
 from support.journals import intent
 
 from kie_async import SqliteJournal, TaskRecord, TaskState, cli
@@ -98,7 +100,7 @@ def test_a_line_is_one_line(capsys: pytest.CaptureFixture[str], show: Callable[[
 
 def test_progress_and_the_log_show_no_marks(capsys: pytest.CaptureFixture[str]) -> None:
     with open_progress() as progress:
-        progress.show(1, 2, FORGED)
+        progress.show(attrs.evolve(BOARD, waits_for=FORGED))
         progress.print_line(FORGED)
     try:
         raise ValueError(FORGED)

@@ -122,7 +122,7 @@ def test_lines_and_fields_that_cannot_be_read_are_left_out(tmp_path: Path) -> No
 def test_files_are_found_beside_the_results_wherever_those_were_moved(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"film")
     (row,) = rows_of_results(
-        write_results(tmp_path, {"ref": "anna", "files": ["/elsewhere/kie-batch/a.mp4"]})
+        write_results(tmp_path, {"ref": "anna", "files": ["/elsewhere/jobs-results/a.mp4"]})
     )
     assert row.files == (tmp_path / "a.mp4",)
 
@@ -322,12 +322,12 @@ async def test_batch_and_report_agree_and_a_second_run_keeps_what_the_first_saw(
 ) -> None:
     refusal = (200, b'{"code": 422, "msg": "not today", "data": null}')
     write_jobs(tmp_path, 3)
-    page = tmp_path / "kie-batch" / "report.html"
+    page = tmp_path / "jobs-results" / "report.html"
     async with Sandbox(
         api_key="kie-key-0123456789", durations=Fixed(0.05), faults=Faults(create_answers_next=[refusal])
     ) as sandbox:
         code, out, _ = await command(sandbox, "batch", "jobs.csv", *with_callbacks())
-        assert (code, out.splitlines()[-1]) == (1, "kie-batch/report.html")
+        assert (code, out.splitlines()[-1]) == (1, "jobs-results/report.html")
         first = data_in(page)
         assert first["sums"]["states"] == {"done": 2, "refused": 1}
         assert first["sums"]["sources"] == {"callback": 2}
@@ -340,8 +340,8 @@ async def test_batch_and_report_agree_and_a_second_run_keeps_what_the_first_saw(
     assert second["sources"] == {"callback": 3}
     assert (second["run_credits"], second["all_credits"]) == (1, 3)
 
-    for where in ("kie-batch", "jobs.csv.db"):
-        assert await command(None, "report", where) == (0, "kie-batch/report.html\n", "")
+    for where in ("jobs-results", "jobs.csv.db"):
+        assert await command(None, "report", where) == (0, "jobs-results/report.html\n", "")
         again = data_in(page)["sums"]
         assert again["states"] == {"done": 3}
         assert again["sources"] == {"callback": 3}

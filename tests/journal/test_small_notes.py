@@ -71,7 +71,7 @@ async def test_a_note_from_the_future_is_of_no_use_and_goes_with_the_next_one(tm
     async with opened(path) as journal:
         await journal.remember("a", 1, for_s=HOUR_S)
     with raw(path) as db:
-        db.execute("UPDATE note SET noted_ms = noted_ms + ?1, expires_ms = expires_ms + ?1", (YEAR_MS,))
+        db.execute("UPDATE note SET noted_ms = noted_ms + ?, expires_ms = expires_ms + ?", (YEAR_MS, YEAR_MS))
     async with opened(path) as journal:
         assert await journal.recall("a") is None
         await journal.remember("b", 1, for_s=HOUR_S)
