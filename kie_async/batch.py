@@ -120,6 +120,7 @@ class Batch(BoundToLoop):
         engine: Engine,
         *,
         download_to: str | Path | None = None,
+        name: str | None = None,
         max_failures_in_a_row: int | None = MAX_FAILURES_IN_A_ROW,
         give_up_after_s: float = GIVE_UP_AFTER_S,
         retry_failed: bool = False,
@@ -130,7 +131,9 @@ class Batch(BoundToLoop):
             check_count("max_failures_in_a_row", max_failures_in_a_row)
         check_wait("give_up_after_s", give_up_after_s)
         check_kind("retry_failed", retry_failed, bool, "True or False")
-        folder = None if download_to is None else engine.open_folder(Path(download_to), give_up_after_s)
+        if name is not None and download_to is None:
+            raise InvalidRequest("name goes with download_to: it says how the files are named in that folder")
+        folder = None if download_to is None else engine.open_folder(Path(download_to), give_up_after_s, name)
         streaks = _FailureStreaks(max_failures_in_a_row)
         self._run = _BatchRun(requests, engine, folder, streaks, retry_failed=retry_failed)
 
@@ -355,7 +358,8 @@ class _BatchRun:
 
     async def _downloaded(self, outcome: Outcome, result: TaskResult, folder: ResultFolder) -> Outcome:
         try:
-            return attrs.evolve(outcome, files=await folder.save(result))
+            files = await folder.save(result, ref=outcome.ref, index=outcome.index)
+            return attrs.evolve(outcome, files=files)
         except KieError as exc:
             if folder.reason_to_stop is not None:
                 self.stop(folder.reason_to_stop)

@@ -73,8 +73,15 @@ def find_complete(folder: Path, name: str, url: str) -> Path | None:
         if ending in ENDINGS_BY_TYPE and not address.endswith(ending):
             continue  # subtitles and notes are what people put beside a film
         path = folder / (name + ending)
-        with contextlib.suppress(FileNotFoundError):
-            status = path.lstat()
-            if stat.S_ISREG(status.st_mode) and status.st_size:
-                return path
+        if is_complete(path):
+            return path
     return None
+
+
+def is_complete(path: Path) -> bool:
+    """Tell whether there is a file in the name, and something in it."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_size > 0

@@ -101,6 +101,11 @@ class Intent:
         return self.state in {IntentState.PLANNED, IntentState.NOT_CREATED}
 
     @property
+    def is_superseded(self) -> bool:
+        """Tell whether its ref is another's: a later attempt's, or went back to the one before."""
+        return self.ref is None and self.former_ref is not None
+
+    @property
     def may_be_retried(self) -> bool:
         """Tell whether its ref may pass on to a new attempt: nothing of it runs, nor is perhaps paid."""
         return self.state in {IntentState.FAILED, IntentState.REJECTED}

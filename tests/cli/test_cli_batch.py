@@ -157,6 +157,9 @@ async def see_through(service: Sandbox, work: Awaitable[Any]) -> Any:
         finishing.cancel()
 
 
+BESIDE_THE_FILES = {"results.jsonl", "results.csv", "report.html", ".kie-async-files.jsonl"}
+
+
 def files_in(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
@@ -204,7 +207,8 @@ async def test_a_batch_uploads_once_downloads_all_and_sends_nothing_when_run_aga
         assert (tmp_path / line["files"][0]).stat().st_size
         assert line["urls"]
     files = {Path(file).name for line in found for file in line["files"]}
-    assert files_in(tmp_path / "deep/out") == files | {"results.jsonl", "results.csv", "report.html"}
+    assert files == {f"r{number}.mp4" for number in range(5)}
+    assert files_in(tmp_path / "deep/out") == files | BESIDE_THE_FILES
 
     before, first = service.counts.copy(), (tmp_path / "deep/out/results.jsonl").read_bytes()
     code, out, err = await command(service, *arguments)
@@ -227,7 +231,7 @@ async def test_the_results_file_is_whole_at_every_moment(patient: Sandbox, tmp_p
         assert [line["ref"] for line in found] == [f"r{each}" for each in range(12)]
     assert (await running.end())[0] == 0
     assert outcomes_in(path) == {"done": 12}
-    assert len(files_in(path.parent)) == 12 + len({"results.jsonl", "results.csv", "report.html"})
+    assert files_in(path.parent) == {f"r{number}.mp4" for number in range(12)} | BESIDE_THE_FILES
 
 
 async def test_a_writing_that_was_given_up_on_does_not_undo_a_later_one(
