@@ -249,10 +249,21 @@ class BatchRun:
             self._progress.show(self._board())
 
     async def _write_changes(self) -> None:
+        results, path = self._ledger.results, self._options.results
         while True:
             try:
-                await self._ledger.results.write_changes()
+                await results.write_changes()
             except OSError as exc:
                 # A full disk must not end the wait for tasks that are paid.
-                self._progress.print_line(f"cannot write {self._options.results} now: {exc.strerror}")
-                await asyncio.sleep(_WRITE_RETRY_S)
+                self._progress.print_line(
+                    f"cannot write {path} now: {exc.strerror}; trying again each minute"
+                )
+            await self._until_written()
+            self._progress.print_line(f"{path} can be written again")
+
+    async def _until_written(self) -> None:
+        while True:
+            await asyncio.sleep(_WRITE_RETRY_S)
+            with suppress(OSError):
+                await self._ledger.results.write()
+                return

@@ -118,7 +118,8 @@ def audit_attempts(evening: Evening, books: Books) -> Iterator[str]:
         if intent.ref is not None and task.input["prompt"] != intent.ref:
             yield f"{intent.ref} is bound to the task of {task.input['prompt']}"
         if intent.has_ended and (task.end_state, task.credits) != (_ENDS[intent.state], intent.credits):
-            yield f"{intent.ref} {intent.state} for {intent.credits}, its task {task.end_state}, {task.credits}"
+            ended = f"{task.end_state} for {task.credits}"
+            yield f"{intent.ref} {intent.state} for {intent.credits}, its task {ended}"
     spent = sum(task.credits for task in tasks.values())
     if abs(evening.credits - evening.sandbox.balance - spent) > _CREDIT:
         yield f"the sandbox itself took {evening.credits - evening.sandbox.balance} for {spent}"
@@ -174,7 +175,7 @@ def audit_morning(evening: Evening, books: Books) -> Iterator[str]:
     """Check that every job is done or has a named end, and that page and table show them all."""
     count = len(evening.refs)
     if open_states := books.states.keys() - {JobState.DONE, JobState.REFUSED, JobState.FAILED}:
-        yield f"not at their end: {({state: books.states[state] for state in open_states})}"
+        yield f"not at their end: { ({state: books.states[state] for state in open_states}) }"
     for row in books.rows:
         if row["outcome"] != JobState.DONE and not row["error"]:
             yield f"{row['ref']} is {row['outcome']}, and nothing says why"

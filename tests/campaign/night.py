@@ -128,7 +128,9 @@ class Client:
 class Night:
     """One batch, one sandbox behind a line that can be cut, and what happens to them."""
 
-    def __init__(self, evening: Evening, link: Link, report: Report, *, seed: int, speed: float, share: float):
+    def __init__(
+        self, evening: Evening, link: Link, report: Report, *, seed: int, speed: float, share: float
+    ) -> None:
         self._evening = evening
         self._sandbox = evening.sandbox
         self._link = link
@@ -266,7 +268,7 @@ class Night:
     async def _is_used_up(self, left: Callable[[], object]) -> None:
         """Wait until a fault has struck so often, or the batch has ended."""
         ends_at = time.monotonic() + _PATIENCE_S
-        while left() and self._process.returncode is None and time.monotonic() < ends_at:
+        while left() and self._process.returncode is None and time.monotonic() < ends_at:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
     async def _kill(self) -> None:
@@ -280,7 +282,7 @@ class Night:
     # --- the morning ---------------------------------------------------------------------------
 
     async def _decide(self) -> bool:
-        """Decide on what is perhaps paid, as a person who looks at the service's log; tell whether one can."""
+        """Decide on what is perhaps paid, as one who looks at the service's log; tell whether one can."""
         books = await Books.read(self._evening)
         unknown = [row["ref"] for row in books.rows if row["outcome"] == JobState.PERHAPS_PAID]
         self._note(f"{len(unknown)} perhaps paid")
@@ -290,7 +292,8 @@ class Night:
             self._report.left_out.append("journal resolve and resubmit, and all that follows: not there")
             return False
         bound = {intent.task_id for intent in books.intents}
-        tasks = {task.input["prompt"]: id for id, task in self._sandbox.tasks.items() if id not in bound}
+        unbound = self._sandbox.tasks.keys() - bound
+        tasks = {self._sandbox.tasks[task_id].input["prompt"]: task_id for task_id in unbound}
         for number, ref in enumerate(unknown):
             # One with a task, too, is paid again: the person may not have found it.
             found = tasks.get(ref) if number else None
@@ -325,7 +328,8 @@ class Night:
 
     async def _audit_stop(self, stop: str) -> None:
         books = await Books.read(self._evening)
-        self._note(f"{stop}: {', '.join(f'{count} {state}' for state, count in sorted(books.states.items()))}")
+        states = ", ".join(f"{count} {state}" for state, count in sorted(books.states.items()))
+        self._note(f"{stop}: {states}")
         found = [*audit.audit_files(self._evening, books), *audit.audit_attempts(self._evening, books)]
         found += audit.audit_errors(self._client.err, was_full=self._was_full)
         if self._process.returncode != _EXIT[stop]:
@@ -340,8 +344,8 @@ class Night:
 
     def _note(self, what: str) -> None:
         tasks = self._sandbox.tasks
-        seconds = time.monotonic() - self._began
-        self._report.lines.append(f"{seconds:6.1f} s {len(tasks):4} tasks, {self._ended_count():4} ended  {what}")
+        how_far = f"{len(tasks):4} tasks, {self._ended_count():4} ended"
+        self._report.lines.append(f"{time.monotonic() - self._began:6.1f} s {how_far}  {what}")
 
     def _wrong(self, what: str) -> None:
         self._report.wrong.append(what)
