@@ -255,9 +255,7 @@ class BatchRun:
                 await results.write_changes()
             except OSError as exc:
                 # A full disk must not end the wait for tasks that are paid.
-                self._progress.print_line(
-                    f"cannot write {path} now: {exc.strerror}; trying again each minute"
-                )
+                self._progress.print_line(f"cannot write {path} now: {exc.strerror}")
             await self._until_written()
             self._progress.print_line(f"{path} can be written again")
 
