@@ -434,6 +434,18 @@ async def test_a_task_whose_deadline_passed_in_sleep_is_asked_for_before_it_is_g
     assert len(lines(caplog, logging.INFO, "awake again")) == 1
 
 
+async def test_a_session_that_had_nothing_to_do_for_an_hour_did_not_sleep(
+    clock: Clock, open_session: OpenSession, sandbox: Sandbox, events: Events
+) -> None:
+    kie = await open_session(poll=CALM, on_event=events)
+    await clock.advance(HOUR)
+    handle = await kie.create(echo())
+    sandbox.finish(handle.task_id)
+    await clock.advance(10.0)
+    assert (await handle).urls
+    assert weather(events) == []
+
+
 async def test_a_task_that_runs_on_after_the_sleep_times_out_when_its_time_is_over(
     clock: Clock, open_session: OpenSession
 ) -> None:
