@@ -23,7 +23,7 @@ from .batch_progress import BatchProgress, Board
 from .changed_rows import list_changed
 from .jobs_file import Jobs
 from .output import count_of, print_err
-from .runtime import DONE, FAILED, INTERRUPTED, CannotRun, explain
+from .runtime import DONE, FAILED, INTERRUPTED, CannotRun, explain, without_advice
 from .sessions import open_session
 
 _WRITE_RETRY_S = 60.0
@@ -38,7 +38,8 @@ class BatchRun:
         self._options = options
         self._ledger = ledger
         self._progress = progress
-        self._journal = SqliteJournal(options.journal)
+        # With the requests, so that `journal resubmit` can send one again.
+        self._journal = SqliteJournal(options.journal, keep_bodies=True)
         self._chosen: Sequence[int] = ()
         """The places in the file of the jobs this run is about, in their order."""
         self._weather: dict[str, Weather] = {}
@@ -82,7 +83,8 @@ class BatchRun:
         try:
             async with open_session(self._options.session(self._journal), self._note_event) as kie:
                 self._chosen = await self._without_changed(jobs, chosen)
-                await self._ledger.begin(self._journal, self._chosen)
+                retry_failed = self._options.retry_failed
+                await self._ledger.begin(self._journal, self._chosen, retry_failed=retry_failed)
                 is_open = True
                 try:
                     for handle in await kie.resume():
@@ -100,7 +102,8 @@ class BatchRun:
                 await self._write_results()
 
     async def _without_changed(self, jobs: Jobs, chosen: Sequence[int]) -> Sequence[int]:
-        changed = await list_changed(self._journal, jobs, chosen)
+        retry_failed = self._options.retry_failed
+        changed = await list_changed(self._journal, jobs, chosen, retry_failed=retry_failed)
         for row in changed:
             print_err(str(row))
         if changed and not self._options.skip_changed:
@@ -118,7 +121,8 @@ class BatchRun:
     async def _takes_key(self, kie: KieSession) -> bool:
         """Tell whether the service takes the key; if it cannot be asked now, the batch will see."""
         counts = self._ledger.count_chosen(self._chosen)
-        if sum(counts[state] for state in OVER) == len(self._chosen):
+        is_over = sum(counts[state] for state in OVER) == len(self._chosen)
+        if is_over and not self._options.retry_failed:
             return True  # all was done in former runs: then nothing need be sent
         try:
             await kie.credits()
@@ -134,6 +138,8 @@ class BatchRun:
             download_to=self._options.out,
             max_failures_in_a_row=self._options.max_failures_in_a_row,
             give_up_after_s=self._options.give_up_after_s,
+            retry_failed=self._options.retry_failed,
+            name=self._options.name,
         )
 
     async def _write_results(self) -> None:
@@ -186,7 +192,8 @@ class BatchRun:
     async def _read_outcomes(self, batch: Batch) -> None:
         try:
             async for sent in batch:
-                outcome = attrs.evolve(sent, index=self._chosen[sent.index])
+                error = without_advice(sent.error)
+                outcome = attrs.evolve(sent, index=self._chosen[sent.index], error=error)
                 line, state = self._ledger.record_outcome(outcome)
                 if outcome.error is not None and not isinstance(outcome.error, BatchStopped):
                     again = "; run again to fetch it" if isinstance(outcome.error, FileError) else ""
@@ -243,10 +250,19 @@ class BatchRun:
             self._progress.show(self._board())
 
     async def _write_changes(self) -> None:
+        results, path = self._ledger.results, self._options.results
         while True:
             try:
-                await self._ledger.results.write_changes()
+                await results.write_changes()
             except OSError as exc:
                 # A full disk must not end the wait for tasks that are paid.
-                self._progress.print_line(f"cannot write {self._options.results} now: {exc.strerror}")
-                await asyncio.sleep(_WRITE_RETRY_S)
+                self._progress.print_line(f"cannot write {path} now: {exc.strerror}")
+            await self._until_written()
+            self._progress.print_line(f"{path} can be written again")
+
+    async def _until_written(self) -> None:
+        while True:
+            await asyncio.sleep(_WRITE_RETRY_S)
+            with suppress(OSError):
+                await self._ledger.results.write()
+                return

@@ -17,7 +17,14 @@ from typing import Any
 import typer
 
 from .._validation import try_to_write
-from ..errors import AuthenticationError, CreateOutcomeUnknown, InvalidRequest, KieError, TaskError
+from ..errors import (
+    AuthenticationError,
+    CreateOutcomeUnknown,
+    InvalidRequest,
+    KieError,
+    TaskError,
+    TaskFailed,
+)
 from ..sandbox.serving import fast_loop
 from .output import LogFormatter, print_err
 
@@ -84,6 +91,13 @@ def decide_command(error: CreateOutcomeUnknown, journal: Path) -> str:
     )
 
 
+def without_advice(error: KieError | None) -> KieError | None:
+    """Return an error without what it advises to those who write Python; the command line has an option."""
+    if isinstance(error, TaskFailed) and error.ref is not None:
+        return TaskFailed(error.task_id, error.record, error.intent_id)
+    return error
+
+
 def wait_command(task_id: str, out: Path | None = None) -> str:
     """Return the command that waits for a task again, and fetches its results into *out*."""
     fetch = "" if out is None else f" --out {shlex.quote(str(out))}"
@@ -145,7 +159,9 @@ class _StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record, if it is to be shown."""
-        if not self._shows_all and record.levelno < _SHOWN_LEVELS.get(record.name, logging.ERROR):
+        is_worth_it = record.levelno >= _SHOWN_LEVELS.get(record.name, logging.ERROR)
+        # What goes on for an hour is said when it begins and when it is over, and shown in between.
+        if not self._shows_all and (not is_worth_it or getattr(record, "is_repeated", False)):
             return
         try:
             sys.stderr.write(f"{self.format(record)}\n")

@@ -42,7 +42,7 @@ from .sqlite_thread import SqliteThread
 
 _INTENT_FIELDS = (
     *("intent_id", "model", "ref", "fingerprint", "body", "state", "task_id", "reason", "code", "credits"),
-    *("record", "expects_callback", "planned_ms", "replaces", "terminal_ms"),
+    *("record", "expects_callback", "planned_ms", "replaces", "terminal_ms", "former_ref"),
 )
 
 # As bytes, a record that is damaged is one that cannot be read, and not an error of the whole query.
@@ -85,11 +85,13 @@ _COUNT_OCCURRENCE = """
 INSERT INTO temp.occurrence VALUES (?, 1) ON CONFLICT(key) DO UPDATE SET times = times + 1
 """
 
-_FREE_REF = "former_ref = ref, ref = NULL"
+_FREE_REF = "former_ref = coalesce(ref, former_ref), ref = NULL"
 
-_WRITE_OFF_FORMER = f"""
-UPDATE intent SET state = 'WRITTEN_OFF', {_FREE_REF}
-WHERE intent_id = ? AND task_id IS NULL AND state IN ('UNKNOWN', 'WRITTEN_OFF')
+# One that failed or was refused stays what it is, only its ref passes on.
+_GIVE_UP_FORMER = f"""
+UPDATE intent SET state = CASE state WHEN 'UNKNOWN' THEN 'WRITTEN_OFF' ELSE state END, {_FREE_REF}
+WHERE intent_id = ?
+  AND (state = 'FAILED' OR (task_id IS NULL AND state IN ('UNKNOWN', 'WRITTEN_OFF', 'REJECTED')))
 """  # noqa: S608  (made of constants)
 
 # It may have become a task meanwhile: then too the ref is its own again, or the next create would pay again.
@@ -398,7 +400,7 @@ class SqliteJournal(Journal):
 
         def job(db: sqlite3.Connection) -> None:
             if intent.replaces:
-                _must_change(db, _WRITE_OFF_FORMER, (intent.replaces,))
+                _must_change(db, _GIVE_UP_FORMER, (intent.replaces,))
             if intent.ref is not None:
                 _free_ref(db, intent.ref, intent.intent_id)
             _must_change(db, _INSERT_SENDING, values)
@@ -558,7 +560,7 @@ def _update_where(change: str, where: str) -> str:
 
 
 def _take_back_former(db: sqlite3.Connection, intent_id: str) -> None:
-    """Undo the write-off of the intent this one replaced, since this one created nothing."""
+    """Give the intent this one replaced its ref again, since this one created nothing."""
     for found in _intents(db, "intent_id = ?", intent_id):
         if found.replaces:
             db.execute(f"UPDATE intent SET {_FREE_REF} WHERE intent_id = ?", (intent_id,))  # noqa: S608
