@@ -72,9 +72,11 @@ class BatchLedger:
 
     def _begin_with(self, index: int, intent: Intent) -> None:
         former = self._former.get(intent.ref or "", {})
-        if not intent.task_id or former.get("task_id") != intent.task_id:
-            former = {}
         state = JobState.NOT_SENT if intent.frees_its_ref else intent.job_state
+        # Without a task it is about the same create as long as the word for it is the same.
+        is_same = former.get("outcome") == state if not intent.task_id else True
+        if former.get("task_id") != intent.task_id or not is_same:
+            former = {}
         if state is JobState.DONE and former.get("outcome") != JobState.DONE:
             state = JobState.NOT_SAVED
         fields = {"task_id": intent.task_id, "credits": intent.credits}

@@ -140,4 +140,5 @@ def _known_as(ref: str, intent: Intent | None) -> str:
     if intent is None:
         return f"the journal knows no {ref}; kie-async journal show lists what it knows"
     task = f", as task {intent.task_id}" if intent.task_id else ""
-    return f"{ref} is {intent.job_state}{task}: only what is perhaps paid can be decided by hand"
+    state = "written off" if intent.state is IntentState.WRITTEN_OFF else intent.job_state
+    return f"{ref} is {state}{task}: only what is perhaps paid can be decided by hand"

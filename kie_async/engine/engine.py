@@ -36,6 +36,7 @@ from ..wire.redaction import Redactor
 from .creator import TaskCreator
 from .event_hook import EventHook
 from .inbox import CallbackInbox
+from .journal_room import WaitForRoom
 from .kept_speed import KeptQuerySpeed
 from .kept_uploads import JournalUploadStore
 from .reconciler import Reconciler
@@ -216,6 +217,10 @@ class Engine:
         self.tracker.detach_all()
 
     # --- what a batch asks of its session ------------------------------------------------------
+
+    def open_room(self, give_up_after_s: float) -> WaitForRoom:
+        """Return what lets the creates of one batch wait while the disk of the journal is full."""
+        return WaitForRoom(self.tracker.journal_room, give_up_after_s, self.settings.rng)
 
     def open_folder(self, folder: Path, give_up_after_s: float, name: str | None = None) -> ResultFolder:
         """Return what saves the results of one batch; *name* is the template of their names, checked.

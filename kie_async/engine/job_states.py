@@ -11,9 +11,11 @@ from ..errors import (
     ResultUnreadable,
     TaskError,
     TaskFailed,
+    TaskNotNoted,
 )
 from ..models import JobState
 from ..wire.codes import is_of_account
+
 
 def state_after(error: KieError | None, *, has_task: bool, has_result: bool) -> JobState:
     """Return how a job stands after its outcome; *has_task* tells whether it has a task of its own."""
@@ -25,7 +27,7 @@ def state_after(error: KieError | None, *, has_task: bool, has_result: bool) -> 
         return JobState.FAILED
     if has_task:  # whatever ended the wait for it
         return JobState.RUNNING
-    if isinstance(error, CreateOutcomeUnknown | TaskError):
+    if isinstance(error, CreateOutcomeUnknown | TaskError | TaskNotNoted):
         return JobState.PERHAPS_PAID
     if isinstance(error, ApiError) and is_of_account(error):
         return JobState.NOT_SENT

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import attrs
 
-from ..errors import JournalError
+from ..errors import JournalError, JournalFull
 from ..models import JobState, TaskRecord, TaskState
 from ..wire.codes import error_for, is_of_account
 from ..wire.records import decode_record
@@ -399,8 +399,10 @@ def log_failed_note(what: str) -> Iterator[None]:
     """Log a note that could not be written, where the next open finds SENDING or PLANNED: both are safe."""
     try:
         yield
-    except JournalError:
-        _log.exception("%s could not be noted; the next open will find out", what)
+    except JournalError as exc:
+        # A full disk is said once, for all that could not be noted.
+        level = logging.INFO if isinstance(exc, JournalFull) else logging.ERROR
+        _log.log(level, "%s could not be noted (%s); the next open will find out", what, exc)
 
 
 @contextmanager

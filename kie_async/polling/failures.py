@@ -149,6 +149,7 @@ class FailurePolicy:
         """Make queries slower; return whether the refusal is news of all, and not of its task alone."""
         is_of_all = self._pace.speed.note_refused(entry.key, entry.last_polled_at, now)
         self._pace.adjust()
+        _log.debug("the limit of queries was met: %d in a window from now on", self._pace.speed.count)
         return is_of_all
 
     def _growing(self) -> Iterator[float]:
@@ -167,8 +168,9 @@ class FailurePolicy:
         # From when the first of them was sent: one that waits for its answer in vain has failed for as long.
         failed.add(min(now, max(entry.last_polled_at, entry.begun_at)) if not failed.count else now)
         surprise = None if isinstance(error, KieError) else error
-        if not isinstance(error, RateLimited):  # those are counted, and common where many poll
-            _log.info("poll %d of task %s failed: %s", failed.count, entry.key, error, exc_info=surprise)
+        # Refusals for the rate are counted, and common where many poll.
+        level = logging.DEBUG if isinstance(error, RateLimited) else logging.INFO
+        _log.log(level, "poll %d of task %s failed: %s", failed.count, entry.key, error, exc_info=surprise)
         is_said = self._warned_of is not None and not self._warned_of.is_closed
         if not is_said and failed.lasts(now, at_least_s=LASTING_S):
             self._warned_of = entry
