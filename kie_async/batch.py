@@ -58,6 +58,7 @@ MAX_FAILURES_IN_A_ROW = 20
 GIVE_UP_AFTER_S = 6 * 3600.0
 """So long a full disk is waited for."""
 _WARN_AT_FAILURES = 5
+STOP_WAS_CALLED = "stop() was called"
 ADOPTION_GRACE_S, _NO_GRACE_S = 5.0, 0.01
 """How long a create of unknown outcome of a former run is given to be adopted, with and without callbacks."""
 
@@ -270,7 +271,7 @@ class _BatchRun:
     def _not_sent(self) -> BatchStopped:
         why = self._reason
         numbers = [getattr(why, name, None) for name in ("budget", "spent", "held")]
-        return BatchStopped(str(why) if why else "stop() was called", *numbers)
+        return BatchStopped(str(why) if why else STOP_WAS_CALLED, *numbers)
 
     # --- running -------------------------------------------------------------------------------
 

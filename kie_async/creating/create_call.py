@@ -252,7 +252,7 @@ class CreateCall:
             self._calls.counters.rate_limited += 1
             wait_s = error.retry_after_s or wait_s
             self._calls.rate_limiter.throttle(wait_s)
-        _log.info("a create was not taken: %s; trying again in %.1f s", error, wait_s)
+        _log.debug("a create was not taken: %s; trying again in %.1f s", error, wait_s)
         return wait_s
 
     def _unknown(self, attempt: Attempt) -> CreateOutcomeUnknown:

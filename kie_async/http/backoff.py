@@ -45,7 +45,7 @@ async def retry(
             return await send()
         except (TransportError, ServerError, RateLimited) as exc:
             delay_s = _delay_after(exc, growing, keeps_backoff=keeps_backoff)
-            _log.info("%s; trying again in %.1f s", exc, delay_s)
+            _log.debug("%s; trying again in %.1f s", exc, delay_s)
         # Outside the except block: what happens from here on must not carry the old error in its context.
         await asyncio.sleep(delay_s)
         if on_retry is not None:

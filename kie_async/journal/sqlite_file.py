@@ -275,7 +275,7 @@ class JournalFile:
         if isinstance(exc, OSError):
             return JournalError(f"{name} cannot be opened for writing: {exc.strerror or exc}")
         if kind == sqlite3.SQLITE_FULL:
-            return JournalFull(f"{name}: the disk is full")
+            return JournalFull(f"{name}: {exc}")
         if kind in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
             return self._locked()
         if code in _NO_LOCK_CODES:
