@@ -118,7 +118,8 @@ class BatchLedger:
         # An event may come after the outcome, which says more.
         if index is not None and not self._has_outcome[index]:
             state = JobState.RUNNING if task_id else JobState.PERHAPS_PAID
-            self._set(index, state, {"task_id": task_id})
+            if task_id or self._states[index] is not state:  # else a former run has noted why
+                self._set(index, state, {"task_id": task_id})
 
     def record_end(self, ref: str | None, source: str) -> None:
         """Record that a job's task was seen to end now, by a callback or by a poll."""

@@ -357,7 +357,6 @@ class TaskTracker:
 
     def apply(self, handle: TaskHandle, delivery: Delivery) -> None:
         """Let a callback speak if it is trusted and complete; otherwise poll at once."""
-        _log.debug("a callback came for task %s: %s", handle.task_id, delivery.record.state)
         if self._callbacks.trusts(delivery):
             self._apply_record(handle, delivery.record)
         else:

@@ -586,7 +586,7 @@ async def test_when_no_more_can_be_sent_the_rest_waits_for_another_run(
     assert outcomes_in(tmp_path / "jobs-results" / "results.jsonl")["not sent"] == 6
     table = (tmp_path / "jobs-results" / "results.csv").read_text(encoding="utf-8-sig")
     assert Counter(row["state"] for row in csv.DictReader(table.splitlines())) == {"done": 2, "not sent": 6}
-    assert "refused" not in (await command("top", "jobs.csv.db"))[1]
+    assert "refused" not in (await command(None, "top", "jobs.csv.db"))[1]
 
     service.balance = 100.0
     code, out, _ = await command(service, "batch", "jobs.csv", *with_callbacks())
