@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 import os
+import re
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -700,6 +701,25 @@ async def test_stop_does_not_wait_for_a_full_disk(
     assert first.ok
     assert kept
     assert all(isinstance(error, DownloadFailed | BatchStopped) for error in kept)
+
+
+async def test_limits_that_are_met_and_what_is_sent_again_stand_in_the_log(
+    quick: Sandbox, open_session: OpenSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "kie_async")
+    kie = await open_session(base_url=quick.url, limits=Limits(create=Rate(1, per_s=1.0)))
+    quick.faults.create_429_next = 1
+    first = await kie.run(echo(0))
+    await kie.run(echo(1))
+    quick.faults.query_500_next = 1
+    await kie.query(first.task_id)
+
+    said = "\n".join(lines(caplog, logging.DEBUG, ""))
+    assert re.search(r"a create was not taken: code 429: .*; trying again in \d", said)
+    assert re.search(r"a create waited \d\.\d s for the limit", said)
+    assert re.search(r"code 500: .*; trying again in \d", said)
+    assert f"task {first.task_id} was created" in said
+    assert f"task {first.task_id} is done, told by poll" in said
 
 
 class FullJournal(SqliteJournal):

@@ -294,7 +294,10 @@ class Engine:
 def _log_what_goes_on(why: str, names: Sequence[str]) -> None:
     """Log every task that nobody waits for any more: without a journal its id may stand nowhere else."""
     lines = [", ".join(names[at : at + _NAMES_A_LINE]) for at in range(0, len(names), _NAMES_A_LINE)]
-    _log.warning("%s with %d tasks in flight; they go on: %s", why, len(names), lines[0] if lines else "none")
+    counted = (
+        "1 task in flight; it goes on" if len(names) == 1 else f"{len(names)} tasks in flight; they go on"
+    )
+    _log.warning("%s with %s: %s", why, counted, lines[0] if lines else "none")
     for line in lines[1:]:
         _log.warning("%s, also in flight: %s", why, line)
 

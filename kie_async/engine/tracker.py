@@ -32,7 +32,7 @@ from ..inputs.request import TaskRequest
 from ..journal.base import ClaimSource, Intent, Journal
 from ..limits.admission import Admission
 from ..limits.budget import BudgetLedger
-from ..models import TaskRecord, TaskResult, TaskState
+from ..models import JobState, TaskRecord, TaskResult, TaskState
 from ..planning.planner import Learned
 from ..polling.entry import PollEntry
 from ..polling.poller import Poller
@@ -432,7 +432,8 @@ class TaskTracker:
         if len(self._counted_ends) > REMEMBERED:
             self._counted_ends.popitem(last=False)
         self._counters.settle(record, source)
-        _log.debug("task %s ended, told by %s: %s", record.task_id, source, record.state)
+        end = JobState.DONE if record.state is TaskState.SUCCESS else JobState.FAILED
+        _log.debug("task %s is %s, told by %s", record.task_id, end, source)
 
     def give_up(self, key: str, error: KieError) -> None:
         """Settle a task that the service keeps refusing to show."""

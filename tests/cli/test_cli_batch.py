@@ -73,6 +73,13 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], 
     return run
 
 
+FORMER_WORDS = re.compile(
+    r"\b(PLANNED|SENDING|CREATED|REJECTED|NOT_CREATED|UNKNOWN|SUCCEEDED|FAILED|WRITTEN_OFF"
+    r"|pending|unknown|success|succeeded|fail|queuing|generating|intents)\b"
+)
+"""Words for the state of a job that are the journal's or the service's, and not people's."""
+
+
 class Process:
     """``kie-async`` as a process of its own."""
 
@@ -540,6 +547,12 @@ async def test_one_that_fails_and_one_unknown_are_told_and_the_rest_is_done(
     assert found["fails"]["task_id"] == by_prompt["2"]
     assert KEY not in json.dumps(found)
 
+    files = (tmp_path / "jobs-results").glob("results.*")
+    looks = ("journal show jobs.csv.db", "journal show jobs.csv.db --json", "top jobs.csv.db")
+    looked = [(await command(None, *look.split()))[1] for look in looks]
+    shown = [out, err, *looked, *(file.read_text("utf-8-sig") for file in files)]
+    assert not FORMER_WORDS.findall("\n".join(shown))
+
     _, out, _ = await command(patient, "batch", "jobs.csv", "--only", "good")
     assert out.startswith(
         "4 jobs: 1 done; 1 failed; 1 perhaps paid; 1 not sent\n"
@@ -656,6 +669,7 @@ async def test_interrupted_once_it_waits_for_what_is_paid_and_goes_on_when_run_a
     assert "run the same command again" in err
     assert len(patient.tasks) == 20  # nothing was created after the interrupt
     assert outcomes_in(path) == {"done": 20, "not sent": 10}
+    assert "stop() was called" not in path.read_text()
 
     again = await start(patient, tmp_path, "batch", "jobs.csv", *with_callbacks())
     code, out, err = await see_through(patient, again.end())
