@@ -19,6 +19,7 @@ from ._field_help import ShowsFields
 from ._validation import check_count, check_kind, check_path, check_wait
 from .engine.engine import Engine
 from .engine.job_states import state_after
+from .engine.journal_room import WaitForRoom
 from .engine.result_folder import ResultFolder
 from .errors import (
     ApiError,
@@ -29,6 +30,7 @@ from .errors import (
     InsufficientCredits,
     InvalidRequest,
     JournalError,
+    JournalFull,
     KieError,
     QuotaExceeded,
     ResultUnreadable,
@@ -56,6 +58,7 @@ MAX_FAILURES_IN_A_ROW = 20
 GIVE_UP_AFTER_S = 6 * 3600.0
 """So long a full disk is waited for."""
 _WARN_AT_FAILURES = 5
+STOP_WAS_CALLED = "stop() was called"
 ADOPTION_GRACE_S, _NO_GRACE_S = 5.0, 0.01
 """How long a create of unknown outcome of a former run is given to be adopted, with and without callbacks."""
 
@@ -135,7 +138,8 @@ class Batch(BoundToLoop):
             raise InvalidRequest("name goes with download_to: it says how the files are named in that folder")
         folder = None if download_to is None else engine.open_folder(Path(download_to), give_up_after_s, name)
         streaks = _FailureStreaks(max_failures_in_a_row)
-        self._run = _BatchRun(requests, engine, folder, streaks, retry_failed=retry_failed)
+        room = engine.open_room(give_up_after_s)
+        self._run = _BatchRun(requests, engine, folder, streaks, room, retry_failed=retry_failed)
 
     def __aiter__(self) -> Self:
         return self
@@ -176,12 +180,14 @@ class _BatchRun:
         engine: Engine,
         folder: ResultFolder | None,
         streaks: _FailureStreaks,
+        room: WaitForRoom,
         *,
         retry_failed: bool,
     ) -> None:
         self._pull = _pull_from(requests)
         self._engine = engine
         self._folder = folder
+        self._room = room
         self._streaks = streaks
         self._attempted: set[str] | None = set() if retry_failed else None
         """Refs of attempts under way or failed in this run, which get no other in it; None if no ref does."""
@@ -233,6 +239,7 @@ class _BatchRun:
         if self._is_stopped:
             return
         self._is_stopped, self._reason = True, reason
+        self._room.stop()
         if self._folder is not None:
             self._folder.stop()
         for task in (self._pulling, *self._creates):
@@ -264,7 +271,7 @@ class _BatchRun:
     def _not_sent(self) -> BatchStopped:
         why = self._reason
         numbers = [getattr(why, name, None) for name in ("budget", "spent", "held")]
-        return BatchStopped(str(why) if why else "stop() was called", *numbers)
+        return BatchStopped(str(why) if why else STOP_WAS_CALLED, *numbers)
 
     # --- running -------------------------------------------------------------------------------
 
@@ -385,9 +392,11 @@ class _BatchRun:
             if self._folder is not None:
                 await self._folder.wait_for_room()
             try:
-                return await self._create(request, digest)
+                return await self._room.create(lambda: self._create(request, digest))
             except _STOPPING as exc:
-                self.stop(exc)
+                # The disk that was full for the id of one task is waited for by the others.
+                if not isinstance(exc.__cause__, JournalFull):
+                    self.stop(exc)
                 raise
             except CreateOutcomeUnknown as exc:
                 # An unknown create of this run stays one for now; the callback of one of a former run may

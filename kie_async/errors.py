@@ -25,6 +25,8 @@ KieError
 │   └── ResultExpired       too late: the service no longer has the file
 ├── CallbackRejected        someone pretended, or a clock is wrong
 └── JournalError            the durable record cannot be trusted or written
+    ├── JournalFull         you: its disk is full
+    ├── TaskNotNoted        a task is paid and the journal could not take its id, which is on the error
     └── JournalLocked       another process holds it
 
 Errors carry their fields positionally in ``args`` and survive a pickle.
@@ -92,8 +94,8 @@ class CreatesHalted(KieError):
 
     def __str__(self) -> str:
         return (
-            f"{self.unknown_in_a_row} creates in a row had unknown outcomes; nothing was sent; "
-            f"one more may try at {self.until.astimezone():%H:%M:%S}"
+            f"{self.unknown_in_a_row} creates in a row are perhaps paid; nothing was sent; "
+            f"trying again with one job at {self.until.astimezone():%H:%M:%S}"
         )
 
 
@@ -325,6 +327,22 @@ class CallbackRejected(KieError):
 
 class JournalError(KieError):
     """The journal cannot be opened, trusted or written."""
+
+
+class JournalFull(JournalError):
+    """The disk of the journal is full: nothing was noted, so nothing was sent."""
+
+
+class TaskNotNoted(JournalError):
+    """A task was created and is paid, but the journal could not take its id, which is here."""
+
+    def __init__(self, task_id: str, reason: str) -> None:
+        super().__init__(task_id, reason)
+        self.task_id = task_id
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"task {self.task_id} was created and is paid, but could not be noted: {self.reason}"
 
 
 class JournalLocked(JournalError):

@@ -35,6 +35,7 @@ from kie_async.errors import (
     TaskDetached,
     TaskError,
     TaskFailed,
+    TaskNotNoted,
     TaskTimedOut,
     UploadRefused,
 )
@@ -48,6 +49,7 @@ WITH_FIELDS: tuple[tuple[KieError, dict[str, object]], ...] = (
     (RefConflict("row-7", ("prompt",)), {"ref": "row-7", "changed": ("prompt",)}),
     (BatchStopped("no credits"), {"reason": "no credits", "budget": None, "until": None}),
     (BudgetExceeded(500.0, 460.0, 40.0), {"budget": 500.0, "spent": 460.0, "held": 40.0, "unit": "credits"}),
+    (TaskNotNoted("t1", "disk full"), {"task_id": "t1", "reason": "disk full"}),
     (CreatesHalted(3, SINCE), {"unknown_in_a_row": 3, "until": SINCE}),
     (ApiError(418, "teapot", 418), {"code": 418, "message": "teapot", "http_status": 418}),
     (AuthenticationError(401, "no"), {"code": 401, "message": "no", "http_status": 200}),

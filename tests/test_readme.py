@@ -24,7 +24,7 @@ from support.readme import ROOT, command, fences
 from support.telegram import telegram, update
 
 from kie_async import Sandbox
-from kie_async.sandbox import Fixed
+from kie_async.sandbox import Fixed, ServeOptions
 
 SNIPPETS = fences("python")
 
@@ -126,6 +126,30 @@ async def test_snippet_runs(number: int, tmp_path: Path) -> None:
             assert {delivery.status for delivery in sandbox.deliveries} == {200}
     assert (process.returncode, err.decode()) == (0, "")
     assert visiting.result() is None if visit else out
+
+
+def test_the_snippets_are_typed_as_a_user_checks_them(tmp_path: Path) -> None:
+    api = pytest.importorskip("mypy.api")
+    for number, snippet in enumerate(SNIPPETS):
+        (tmp_path / f"snippet_{number}.py").write_text(snippet)
+    # Frameworks may be missing, or have no types.
+    out, err, status = api.run(
+        ["--config-file=", "--check-untyped-defs", "--ignore-missing-imports", str(tmp_path)]
+    )
+    assert (out.splitlines()[-1:], err, status) == (
+        [f"Success: no issues found in {len(SNIPPETS)} source files"],
+        "",
+        0,
+    ), out
+
+
+def test_two_exports_lead_to_the_sandbox_as_it_is_served_by_default() -> None:
+    (exports,) = [fence for fence in fences("text") if "KIE_BASE_URL" in fence]
+    served = ServeOptions()
+    assert exports.splitlines() == [
+        f"export KIE_BASE_URL=http://{served.host}:{served.port}",
+        f"export KIE_API_KEY={served.api_key}",
+    ]
 
 
 def test_the_first_two_commands_are_one_line_each_and_install_what_they_need() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 import os
+import re
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -35,6 +36,8 @@ from kie_async import (
     CreatesHalted,
     DownloadFailed,
     InvalidRequest,
+    JobState,
+    JournalFull,
     KieSession,
     Limits,
     Network,
@@ -43,11 +46,15 @@ from kie_async import (
     Rate,
     Sandbox,
     SessionMisuse,
+    SqliteJournal,
+    TaskNotNoted,
+    TaskRecord,
     TaskRequest,
     TransportError,
     UploadRefused,
     Weather,
 )
+from kie_async.journal.base import Intent, IntentState
 from kie_async.limits.circuit_breaker import HALT_S, UNKNOWN_IN_A_ROW
 from kie_async.limits.long_wait import GAP_S, LONG_S, LongWait
 from kie_async.sandbox import Fixed
@@ -341,8 +348,8 @@ async def test_a_frozen_service_costs_a_batch_no_more_than_what_was_on_the_wire(
     assert len(outcomes) == 30
     assert len(unknown) == 4  # no probe that may cost money is sent into silence
     assert sum(outcome.ok for outcome in outcomes) == 30 - len(unknown) == len(sandbox.tasks)
-    (halted,) = lines(caplog, logging.WARNING, "creates in a row had unknown outcomes")
-    assert "so none is sent; trying again with one at " in halted
+    (halted,) = lines(caplog, logging.WARNING, "creates in a row are perhaps paid")
+    assert "so none is sent; trying again with one job at " in halted
     assert len(lines(caplog, logging.INFO, "creates are answered again and go on, after ")) == 1
     said = [w for w in weather(events) if w.kind == "halted"]
     assert said[0].until is not None
@@ -694,6 +701,118 @@ async def test_stop_does_not_wait_for_a_full_disk(
     assert first.ok
     assert kept
     assert all(isinstance(error, DownloadFailed | BatchStopped) for error in kept)
+
+
+async def test_limits_that_are_met_and_what_is_sent_again_stand_in_the_log(
+    quick: Sandbox, open_session: OpenSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "kie_async")
+    kie = await open_session(base_url=quick.url, limits=Limits(create=Rate(1, per_s=1.0)))
+    quick.faults.create_429_next = 1
+    first = await kie.run(echo(0))
+    await kie.run(echo(1))
+    quick.faults.query_500_next = 1
+    await kie.query(first.task_id)
+
+    said = "\n".join(lines(caplog, logging.DEBUG, ""))
+    assert re.search(r"a create was not taken: code 429: .*; trying again in \d", said)
+    assert re.search(r"a create waited \d\.\d s for the limit", said)
+    assert re.search(r"code 500: .*; trying again in \d", said)
+    assert f"task {first.task_id} was created" in said
+    assert f"task {first.task_id} is done, told by poll" in said
+
+
+class FullJournal(SqliteJournal):
+    """A journal whose disk can be full."""
+
+    is_full = False
+    loses_ids = 0
+
+    def _check(self) -> None:
+        if self.is_full:
+            raise JournalFull("journal run.db: database or disk is full")
+
+    async def mark_sending(self, intent: Intent) -> None:
+        self._check()
+        await super().mark_sending(intent)
+
+    async def mark_ended(self, intent_id: str, state: IntentState, **why: Any) -> None:
+        self._check()
+        await super().mark_ended(intent_id, state, **why)
+
+    async def mark_settled(self, intent_id: str, record: TaskRecord) -> None:
+        self._check()
+        await super().mark_settled(intent_id, record)
+
+    async def mark_created(self, intent_id: str, task_id: str, *, adopted_by: str = "") -> None:
+        if self.loses_ids:
+            self.loses_ids -= 1
+            raise JournalFull("journal run.db: database or disk is full")
+        await super().mark_created(intent_id, task_id, adopted_by=adopted_by)
+
+
+async def test_a_full_disk_under_the_journal_is_waited_for_and_said_once(
+    open_session: OpenSession, quick: Sandbox, tmp_path: Path, caplog: Any, events: Events
+) -> None:
+    journal = FullJournal(tmp_path / "run.db")
+    kie = await open_session(base_url=quick.url, max_in_flight=3, journal=journal, on_event=events)
+    batch = kie.batch(echoes(12))
+    first = await anext(batch)
+    journal.is_full = True
+    reading = asyncio.create_task(read(batch))
+    await eventually(lambda: kie.stats().in_flight == 0)
+    await asyncio.sleep(0.3)
+    assert len(quick.tasks) < 12
+    assert not reading.done()
+    journal.is_full = False
+    outcomes = [first, *await reading]
+    assert all(outcome.ok for outcome in outcomes)
+    assert len(outcomes) == len(quick.tasks) == quick.counts["create.bodies"] == 12
+    (said,) = lines(caplog, logging.WARNING, "")
+    assert said.endswith("disk is full; nothing more is created, what is paid goes on; make room")
+    assert not [record for record in caplog.records if record.exc_info]
+    assert lines(caplog, logging.INFO, "can be written again") == ["the journal can be written again"]
+    assert [(w.kind, w.is_over) for w in weather(events)] == [("disk", False), ("disk", True)]
+
+
+@pytest.mark.parametrize("give_up_after_s", [0, 0.4])
+async def test_a_disk_under_the_journal_that_stays_full_ends_a_batch(
+    give_up_after_s: float, open_session: OpenSession, quick: Sandbox, tmp_path: Path
+) -> None:
+    journal = FullJournal(tmp_path / "run.db")
+    kie = await open_session(base_url=quick.url, journal=journal)
+    journal.is_full = True
+    with pytest.raises(BatchStopped, match="disk is full"):
+        await asyncio.wait_for(read(kie.batch(echoes(5), give_up_after_s=give_up_after_s)), 5.0)
+    assert not quick.tasks
+
+
+async def test_stop_does_not_wait_for_a_full_disk_under_the_journal(
+    open_session: OpenSession, quick: Sandbox, tmp_path: Path, caplog: Any
+) -> None:
+    journal = FullJournal(tmp_path / "run.db")
+    kie = await open_session(base_url=quick.url, journal=journal)
+    journal.is_full = True
+    batch = kie.batch(echoes(5))
+    reading = asyncio.create_task(read(batch))
+    await eventually(lambda: lines(caplog, logging.WARNING, "disk is full"))
+    batch.stop()
+    outcomes = await asyncio.wait_for(reading, 2.0)
+    assert {outcome.state for outcome in outcomes} == {JobState.NOT_SENT}
+
+
+async def test_a_task_whose_id_found_no_room_is_perhaps_paid_and_the_others_go_on(
+    open_session: OpenSession, quick: Sandbox, tmp_path: Path
+) -> None:
+    journal = FullJournal(tmp_path / "run.db")
+    kie = await open_session(base_url=quick.url, journal=journal)
+    journal.loses_ids = 1
+    outcomes = await read(kie.batch(echoes(5)))
+    (lost,) = [outcome for outcome in outcomes if not outcome.ok]
+    assert lost.state is JobState.PERHAPS_PAID
+    assert isinstance(lost.error, TaskNotNoted)
+    assert lost.error.task_id in quick.tasks
+    assert len(quick.tasks) == 5
 
 
 @pytest.mark.parametrize("bad", ["6h", None, float("nan"), True])

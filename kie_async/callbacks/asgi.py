@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from ..errors import CallbackRejected
@@ -10,11 +10,11 @@ from .address import path_parts
 from .base import METHOD_NOT_ALLOWED, CallbackVerdict, Handler
 from .body import read_body
 
-Scope = MutableMapping[str, Any]
+Scope = Mapping[str, Any]
 
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Send = Callable[[Any], Awaitable[None]]
 
 
 class AsgiMount:

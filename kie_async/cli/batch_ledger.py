@@ -72,9 +72,11 @@ class BatchLedger:
 
     def _begin_with(self, index: int, intent: Intent) -> None:
         former = self._former.get(intent.ref or "", {})
-        if not intent.task_id or former.get("task_id") != intent.task_id:
-            former = {}
         state = JobState.NOT_SENT if intent.frees_its_ref else intent.job_state
+        # Without a task it is about the same create as long as the word for it is the same.
+        is_same = former.get("outcome") == state if not intent.task_id else True
+        if former.get("task_id") != intent.task_id or not is_same:
+            former = {}
         if state is JobState.DONE and former.get("outcome") != JobState.DONE:
             state = JobState.NOT_SAVED
         fields = {"task_id": intent.task_id, "credits": intent.credits}
@@ -116,7 +118,8 @@ class BatchLedger:
         # An event may come after the outcome, which says more.
         if index is not None and not self._has_outcome[index]:
             state = JobState.RUNNING if task_id else JobState.PERHAPS_PAID
-            self._set(index, state, {"task_id": task_id})
+            if task_id or self._states[index] is not state:  # else a former run has noted why
+                self._set(index, state, {"task_id": task_id})
 
     def record_end(self, ref: str | None, source: str) -> None:
         """Record that a job's task was seen to end now, by a callback or by a poll."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from operator import attrgetter
 from typing import Protocol
 
 import attrs
@@ -59,10 +60,11 @@ class Board:
         parts = [f"{over} of {self.total}"]
         waiting = [f"{self.running} running"] if self.running else []
         waiting += [f"{self.waiting} waiting for {self.waits_for}"] if self.waiting else []
-        waiting += [show_weather(weather, now) for weather in self.weather]
+        waiting += _show_all(self.weather, now)
         parts += [", ".join(waiting)] if waiting else []
         parts.append(format_spent(self.credits))
-        if self.left_s is not None:
+        # How long it may take is anybody's guess while nothing gets on.
+        if self.left_s is not None and not self.weather:
             parts.append(f"{format_duration(self.left_s)} left")
         return parts
 
@@ -73,6 +75,14 @@ class Board:
         bar = Text("[")
         bar.append("#" * done, style="green").append("x" * failed, style="red")
         return bar.append("." * (width - done - failed), style="dim").append("]")
+
+
+def _show_all(weather: Iterable[Weather], now: datetime) -> list[str]:
+    """Return what there is to say of the weather; of two with the same words the one that lasts longer."""
+    shown: dict[str, str] = {}
+    for each in sorted(weather, key=attrgetter("since")):
+        shown.setdefault(_SHORT_WORDS.get(each.kind, each.kind), show_weather(each, now))
+    return list(shown.values())
 
 
 def show_weather(weather: Weather, now: datetime) -> str:

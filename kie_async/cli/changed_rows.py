@@ -27,7 +27,7 @@ class ChangedRow:
     def __str__(self) -> str:
         names = [f"another {_WORDS.get(field, field)}" for field in self.fields]
         what = " and ".join(names) or "other content"
-        return f"line {self.line}, ref {self.ref}: made before from {what}; a new ref makes and pays it again"
+        return f"row {self.line}, ref {self.ref}: made before from {what}; a new ref makes and pays it again"
 
 
 async def list_changed(

@@ -32,7 +32,7 @@ def resolve(
     ] = None,
     account: AccountName = None,
 ) -> None:
-    """Say which task a create of unknown outcome became; the service is asked whether that can be.
+    """Say which task a perhaps paid job became; the service is asked whether that can be.
 
     Find the id at https://kie.ai/logs. The next batch then waits for the task, or fetches its result.
     """
@@ -40,7 +40,7 @@ def resolve(
 
 
 def write_off(*, file: File, ref: Ref) -> None:
-    """Give up a create of unknown outcome: it is not waited for any more. Sends nothing, needs no key.
+    """Give up a perhaps paid job: it is not waited for any more. Sends nothing, needs no key.
 
     Its ref stays its own: a job with a new ref is made, and paid, again.
     """
@@ -56,7 +56,7 @@ def resubmit(
     ] = False,
     account: AccountName = None,
 ) -> None:
-    """Send a create of unknown outcome again, as a new task. This costs credits, and may cost them twice.
+    """Send a perhaps paid job again, as a new task. This costs credits, and may cost them twice.
 
     Needs a journal that keeps the requests: SqliteJournal(path, keep_bodies=True).
     """
@@ -100,7 +100,7 @@ async def _opened_unknown(file: Path, ref: str, account: str | None) -> AsyncIte
     """Open a session on a journal, and yield the handle of the create that has a ref.
 
     Raises:
-        CannotRun: There is no key, the journal cannot be had, or the outcome of the create is not unknown.
+        CannotRun: There is no key, the journal cannot be had, or the create is not perhaps paid.
     """
     require_key()
     journal = SqliteJournal(file, keep_bodies=True)
@@ -140,4 +140,5 @@ def _known_as(ref: str, intent: Intent | None) -> str:
     if intent is None:
         return f"the journal knows no {ref}; kie-async journal show lists what it knows"
     task = f", as task {intent.task_id}" if intent.task_id else ""
-    return f"{ref} is {intent.state}{task}: only a create of unknown outcome can be decided by hand"
+    state = "written off" if intent.state is IntentState.WRITTEN_OFF else intent.job_state
+    return f"{ref} is {state}{task}: only what is perhaps paid can be decided by hand"

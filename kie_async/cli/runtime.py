@@ -17,8 +17,10 @@ from typing import Any
 import typer
 
 from .._validation import try_to_write
+from ..batch import STOP_WAS_CALLED
 from ..errors import (
     AuthenticationError,
+    BatchStopped,
     CreateOutcomeUnknown,
     InvalidRequest,
     KieError,
@@ -92,9 +94,11 @@ def decide_command(error: CreateOutcomeUnknown, journal: Path) -> str:
 
 
 def without_advice(error: KieError | None) -> KieError | None:
-    """Return an error without what it advises to those who write Python; the command line has an option."""
+    """Return an error without what it says to those who write Python alone."""
     if isinstance(error, TaskFailed) and error.ref is not None:
         return TaskFailed(error.task_id, error.record, error.intent_id)
+    if isinstance(error, BatchStopped) and error.reason == STOP_WAS_CALLED:
+        return BatchStopped("it was interrupted")
     return error
 
 

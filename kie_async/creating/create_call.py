@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import random
 from collections.abc import Callable
@@ -22,6 +23,11 @@ from ..wire.requests import WireRequest
 from .create_transport import Attempt, CreateTransport
 from .create_weather import CreateWeather
 from .send_gate import SendGate
+
+_LONG_S = 1.0
+"""So long a wait for the rate limit is worth a line."""
+
+_log = logging.getLogger("kie_async")
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -165,7 +171,7 @@ class CreateCall:
             # The connection first: who has passed the limiter cannot be held back by a throttle any more.
             await calls.transport.connection_slots.acquire()
             try:
-                await calls.rate_limiter.acquire()
+                await self._wait_for_limit()
             except BaseException:
                 calls.transport.connection_slots.release()
                 raise
@@ -186,6 +192,12 @@ class CreateCall:
         if isinstance(gate.failure, KieError):
             raise gate.failure.with_traceback(None)  # its traceback leads through aiohttp's headers
         return attempt
+
+    async def _wait_for_limit(self) -> None:
+        asked_at = self._now()
+        waited_s = await self._calls.rate_limiter.acquire() - asked_at
+        if waited_s >= _LONG_S:
+            _log.debug("a create waited %.1f s for the limit", waited_s)
 
     async def _post(self, gate: SendGate) -> Attempt:
         """Send through *gate*, as long as there is time to reach the service, and say what the weather is.
@@ -240,6 +252,7 @@ class CreateCall:
             self._calls.counters.rate_limited += 1
             wait_s = error.retry_after_s or wait_s
             self._calls.rate_limiter.throttle(wait_s)
+        _log.debug("a create was not taken: %s; trying again in %.1f s", error, wait_s)
         return wait_s
 
     def _unknown(self, attempt: Attempt) -> CreateOutcomeUnknown:

@@ -21,6 +21,7 @@ from ..errors import (
     RateLimited,
     RefConflict,
     SessionMisuse,
+    TaskNotNoted,
     TransportError,
     UploadRefused,
 )
@@ -351,9 +352,7 @@ class TaskCreator:
             self._tracker.mark_unnoted(pending, task_id)
             self._reconciler.consider(pending)
             _log.critical("task %s was created and is paid, but could not be noted: %s", task_id, exc)
-            raise JournalError(
-                f"task {task_id} was created and is paid, but could not be noted: {exc}"
-            ) from exc
+            raise TaskNotNoted(task_id, str(exc)) from exc
         return True
 
     async def _note_failure(self, pending: PendingCreate, error: KieError, claimed: str = "") -> None:

@@ -36,6 +36,7 @@ from ..wire.redaction import Redactor
 from .creator import TaskCreator
 from .event_hook import EventHook
 from .inbox import CallbackInbox
+from .journal_room import WaitForRoom
 from .kept_speed import KeptQuerySpeed
 from .kept_uploads import JournalUploadStore
 from .reconciler import Reconciler
@@ -217,6 +218,10 @@ class Engine:
 
     # --- what a batch asks of its session ------------------------------------------------------
 
+    def open_room(self, give_up_after_s: float) -> WaitForRoom:
+        """Return what lets the creates of one batch wait while the disk of the journal is full."""
+        return WaitForRoom(self.tracker.journal_room, give_up_after_s, self.settings.rng)
+
     def open_folder(self, folder: Path, give_up_after_s: float, name: str | None = None) -> ResultFolder:
         """Return what saves the results of one batch; *name* is the template of their names, checked.
 
@@ -289,7 +294,10 @@ class Engine:
 def _log_what_goes_on(why: str, names: Sequence[str]) -> None:
     """Log every task that nobody waits for any more: without a journal its id may stand nowhere else."""
     lines = [", ".join(names[at : at + _NAMES_A_LINE]) for at in range(0, len(names), _NAMES_A_LINE)]
-    _log.warning("%s with %d tasks in flight; they go on: %s", why, len(names), lines[0] if lines else "none")
+    counted = (
+        "1 task in flight; it goes on" if len(names) == 1 else f"{len(names)} tasks in flight; they go on"
+    )
+    _log.warning("%s with %s: %s", why, counted, lines[0] if lines else "none")
     for line in lines[1:]:
         _log.warning("%s, also in flight: %s", why, line)
 

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from ..errors import (
     ApiError,
-    AuthenticationError,
     CreateOutcomeUnknown,
     FileError,
-    InsufficientCredits,
     InvalidRequest,
     KieError,
-    QuotaExceeded,
-    RateLimited,
     ResultUnreadable,
     TaskError,
     TaskFailed,
+    TaskNotNoted,
 )
 from ..models import JobState
-
-_NOT_OF_THE_JOB = (AuthenticationError, InsufficientCredits, QuotaExceeded, RateLimited)
-"""What the service says no to is the account, at this time."""
+from ..wire.codes import is_of_account
 
 
 def state_after(error: KieError | None, *, has_task: bool, has_result: bool) -> JobState:
@@ -32,7 +27,8 @@ def state_after(error: KieError | None, *, has_task: bool, has_result: bool) -> 
         return JobState.FAILED
     if has_task:  # whatever ended the wait for it
         return JobState.RUNNING
-    if isinstance(error, CreateOutcomeUnknown | TaskError):
+    if isinstance(error, CreateOutcomeUnknown | TaskError | TaskNotNoted):
         return JobState.PERHAPS_PAID
-    is_refusal = isinstance(error, ApiError | InvalidRequest | FileError)
-    return JobState.REFUSED if is_refusal and not isinstance(error, _NOT_OF_THE_JOB) else JobState.NOT_SENT
+    if isinstance(error, ApiError) and is_of_account(error):
+        return JobState.NOT_SENT
+    return JobState.REFUSED if isinstance(error, ApiError | InvalidRequest | FileError) else JobState.NOT_SENT

@@ -51,9 +51,7 @@ class Recovery:
         if unknown:
             names = shorten_list(unknown, self._journal.path)
             decide = f"; {_decide_hint(self._journal.path)}" if self._journal.path is not None else ""
-            _log.warning(
-                "%d creates in the journal are of unknown outcome: %s%s", len(unknown), names, decide
-            )
+            _log.warning("%d creates in the journal are perhaps paid: %s%s", len(unknown), names, decide)
         if self._ledger is not None:
             await self._restore_account(self._ledger, left)
 

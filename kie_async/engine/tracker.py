@@ -18,6 +18,7 @@ from ..errors import (
     CreateOutcomeUnknown,
     InvalidRequest,
     JournalError,
+    JournalFull,
     KieError,
     ResultUnreadable,
     TaskAbandoned,
@@ -31,12 +32,13 @@ from ..inputs.request import TaskRequest
 from ..journal.base import ClaimSource, Intent, Journal
 from ..limits.admission import Admission
 from ..limits.budget import BudgetLedger
-from ..models import TaskRecord, TaskResult, TaskState
+from ..models import JobState, TaskRecord, TaskResult, TaskState
 from ..planning.planner import Learned
 from ..polling.entry import PollEntry
 from ..polling.poller import Poller
 from ..wire.codes import name_task
 from .event_hook import EventHook
+from .journal_room import JournalRoom
 from .pending_creates import PendingCreate, PendingCreates, Phase
 from .registry import REMEMBERED, TaskRegistry
 from .settings import CallbackPolicy
@@ -73,6 +75,7 @@ class TaskTracker:
         self._owner = owner
         self._background = BackgroundTasks("kie_async settle")
         self.silence = CallbackSilence(callbacks.url or "")
+        self.journal_room = JournalRoom(events)
         self._twins: dict[str, list[TaskHandle]] = {}
         """By task: handles that were given out before it was known that they are of the same task."""
         self._ended_before: set[str] = set()
@@ -117,6 +120,7 @@ class TaskTracker:
         expects = pending.intent.expects_callback
         handle = self._bind_or_join(pending.handle, pending.intent, task_id, expects_callback=expects)
         self._counters.creates += 1
+        _log.debug("task %s was created", task_id)
         self._events.emit("created", handle)
         for claim in pending.claims.values():
             if claim.task_id != task_id:
@@ -340,6 +344,8 @@ class TaskTracker:
         except JournalError as exc:
             _log.info("the journal could not be asked for task %s: %s", handle.task_id, exc)
             return
+        if intent is None:
+            self._poller.mark_foreign(_entry_of(handle))
         if intent is None or handle.is_done:
             return
         self.join(handle, intent)
@@ -365,6 +371,7 @@ class TaskTracker:
 
     def note_duplicate(self, intent_id: str) -> None:
         """Take in a callback for a task whose end is known already."""
+        _log.debug("a callback came again, for intent %s", intent_id)
         self._counters.callbacks_duplicate += 1
         self._poller.note_late_callback(intent_id)
 
@@ -405,8 +412,11 @@ class TaskTracker:
                 await self._join_noted(handle)
             if handle.intent_id and not handle.is_done:
                 await self._journal.mark_settled(handle.intent_id, record)
-        except KieError:  # the result is here and paid; a restart would only read it again
-            _log.exception("the end of task %s could not be noted", record.task_id)
+                self.journal_room.note_room()
+        except JournalFull as exc:
+            self.journal_room.note_full(exc)
+        except KieError as exc:  # the result is here and paid; a restart would only read it again
+            _log.error("the end of task %s could not be noted: %s", record.task_id, exc)
         self._settle_ended(handle, record, source)
 
     def _settle_ended(self, handle: TaskHandle, record: TaskRecord, source: Source) -> None:
@@ -422,6 +432,8 @@ class TaskTracker:
         if len(self._counted_ends) > REMEMBERED:
             self._counted_ends.popitem(last=False)
         self._counters.settle(record, source)
+        end = JobState.DONE if record.state is TaskState.SUCCESS else JobState.FAILED
+        _log.debug("task %s is %s, told by %s", record.task_id, end, source)
 
     def give_up(self, key: str, error: KieError) -> None:
         """Settle a task that the service keeps refusing to show."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import TypeVar
@@ -17,6 +18,8 @@ MAX_ATTEMPTS = 4
 """How often a request that costs nothing is sent, the first time included."""
 
 _T = TypeVar("_T")
+
+_log = logging.getLogger("kie_async")
 
 
 async def retry(
@@ -42,6 +45,7 @@ async def retry(
             return await send()
         except (TransportError, ServerError, RateLimited) as exc:
             delay_s = _delay_after(exc, growing, keeps_backoff=keeps_backoff)
+            _log.debug("%s; trying again in %.1f s", exc, delay_s)
         # Outside the except block: what happens from here on must not carry the old error in its context.
         await asyncio.sleep(delay_s)
         if on_retry is not None:

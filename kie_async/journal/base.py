@@ -12,8 +12,9 @@ from pathlib import Path
 
 import attrs
 
-from ..errors import JournalError
+from ..errors import JournalError, JournalFull
 from ..models import JobState, TaskRecord, TaskState
+from ..wire.codes import error_for, is_of_account
 from ..wire.records import decode_record
 from .account import Account
 
@@ -88,6 +89,8 @@ class Intent:
     @property
     def job_state(self) -> JobState:
         """How it stands, in the word that people read."""
+        if self.state is IntentState.REJECTED and is_of_account(error_for(self.code or 0, self.reason)):
+            return JobState.NOT_SENT
         return _JOB_STATES[self.state]
 
     @property
@@ -396,8 +399,10 @@ def log_failed_note(what: str) -> Iterator[None]:
     """Log a note that could not be written, where the next open finds SENDING or PLANNED: both are safe."""
     try:
         yield
-    except JournalError:
-        _log.exception("%s could not be noted; the next open will find out", what)
+    except JournalError as exc:
+        # A full disk is said once, for all that could not be noted.
+        level = logging.INFO if isinstance(exc, JournalFull) else logging.ERROR
+        _log.log(level, "%s could not be noted (%s); the next open will find out", what, exc)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import threading
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from ..errors import JournalError, JournalLocked
+from ..errors import JournalError, JournalFull, JournalLocked
 from .base import IntentState
 from .exclusive_rename import rename_exclusively
 from .owner import read_owner, remove_owner, write_owner
@@ -274,6 +274,8 @@ class JournalFile:
         kind = code & 0xFF
         if isinstance(exc, OSError):
             return JournalError(f"{name} cannot be opened for writing: {exc.strerror or exc}")
+        if kind == sqlite3.SQLITE_FULL:
+            return JournalFull(f"{name}: {exc}")
         if kind in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
             return self._locked()
         if code in _NO_LOCK_CODES:

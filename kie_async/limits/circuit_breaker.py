@@ -95,8 +95,8 @@ class CircuitBreaker:
         if was_closed:
             self._halted_at = self._now()
         self._condition.say(
-            f"{self._unknown_in_a_row} creates in a row had unknown outcomes, so none is sent; "
-            f"trying again with one at {show_time(self._until)}",
+            f"{self._unknown_in_a_row} creates in a row are perhaps paid, so none is sent; "
+            f"trying again with one job at {show_time(self._until)}",
             until=self._until,
             level=logging.WARNING if was_closed else logging.INFO,
         )

@@ -81,6 +81,8 @@ class PollEntry:
     is_polling: bool = False
     outlasts_weather: bool = False
     """Whether its deadline waits, too, for an answer after polls have failed."""
+    is_foreign: bool = False
+    """Whether its id came from elsewhere and the journal does not know it, so that it may be mistyped."""
 
     @property
     def is_failing(self) -> bool:

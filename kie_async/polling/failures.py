@@ -13,7 +13,7 @@ from ..http.backoff import MAX_RETRY_AFTER_S, delays
 from ..limits.query_speed import QueryPace
 from ..limits.weather import NO_SINK, Condition, WeatherSink
 from ..models import TaskRecord, TaskState
-from ..wire.codes import Subject, subject_of
+from ..wire.codes import Subject, is_invisible, subject_of
 from ..wire.records import read_state_word
 from .entry import PollEntry, PollFailures, Streak
 
@@ -28,6 +28,9 @@ UNANSWERED_S = 600.0
 
 MIN_ANSWERS = 5
 """Fewer answers end no wait, however long they are apart."""
+
+FOREIGN_ANSWERS = 2
+"""So often the service must say after the grace that it knows no task of an id that came from elsewhere."""
 
 LASTING_S = 30.0
 """Polls of a task that fail for so long are worth a warning."""
@@ -74,6 +77,7 @@ class FailurePolicy:
 
     def record_success(self, entry: PollEntry, now: float) -> None:
         """Take in that a record came."""
+        entry.is_foreign = False
         if self._key_denied.count:
             self._key_denied = Streak()
         self._pauses = None
@@ -114,7 +118,10 @@ class FailurePolicy:
             return _judge_streak(failures.unanswered, now, UNANSWERED_S, Decision.FAIL)
         if self._may_be_invisible(entry, error, now):
             return Decision.POLL_LATER
-        return _judge_streak(failures.denied, now, TASK_DENIED_S, Decision.GIVE_UP)
+        decision = _judge_streak(failures.denied, now, TASK_DENIED_S, Decision.GIVE_UP)
+        # No create was paid for here that could be lost: who mistyped an id need not wait for minutes.
+        is_mistyped = entry.is_foreign and _knows_no_task(error)
+        return Decision.GIVE_UP if is_mistyped and failures.denied.count >= FOREIGN_ANSWERS else decision
 
     def _judge_key(self, now: float) -> Decision:
         decision = _judge_streak(self._key_denied, now, KEY_DENIED_S, Decision.GIVE_UP_ALL)
@@ -142,6 +149,7 @@ class FailurePolicy:
         """Make queries slower; return whether the refusal is news of all, and not of its task alone."""
         is_of_all = self._pace.speed.note_refused(entry.key, entry.last_polled_at, now)
         self._pace.adjust()
+        _log.debug("the limit of queries was met: %d in a window from now on", self._pace.speed.count)
         return is_of_all
 
     def _growing(self) -> Iterator[float]:
@@ -160,8 +168,9 @@ class FailurePolicy:
         # From when the first of them was sent: one that waits for its answer in vain has failed for as long.
         failed.add(min(now, max(entry.last_polled_at, entry.begun_at)) if not failed.count else now)
         surprise = None if isinstance(error, KieError) else error
-        if not isinstance(error, RateLimited):  # those are counted, and common where many poll
-            _log.info("poll %d of task %s failed: %s", failed.count, entry.key, error, exc_info=surprise)
+        # Refusals for the rate are counted, and common where many poll.
+        level = logging.DEBUG if isinstance(error, RateLimited) else logging.INFO
+        _log.log(level, "poll %d of task %s failed: %s", failed.count, entry.key, error, exc_info=surprise)
         is_said = self._warned_of is not None and not self._warned_of.is_closed
         if not is_said and failed.lasts(now, at_least_s=LASTING_S):
             self._warned_of = entry
@@ -183,6 +192,10 @@ class FailurePolicy:
         else:
             return
         self._warned_of = None
+
+
+def _knows_no_task(error: Exception) -> bool:
+    return isinstance(error, ApiError) and is_invisible(error.code, error.message)
 
 
 def _pause_s(error: RateLimited, growing: Iterator[float]) -> float:

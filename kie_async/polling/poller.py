@@ -131,6 +131,11 @@ class Poller:
         if entry is not None:
             entry.outlasts_weather = True
 
+    def mark_foreign(self, entry: PollEntry | None) -> None:
+        """Take in that the id may be mistyped: the journal does not know it."""
+        if entry is not None and entry.last_record is None:
+            entry.is_foreign = True
+
     def forget(self, entry: PollEntry | None) -> None:
         """Never poll this again."""
         if entry is not None and not entry.is_closed:

@@ -82,6 +82,11 @@ def error_for_page(http_status: int, retry_after_s: float | None = None) -> ApiE
     return error_for(http_status, message, http_status, retry_after_s)
 
 
+def is_of_account(error: ApiError) -> bool:
+    """Tell whether the service says no to the account at this time, and nothing of what was asked."""
+    return isinstance(error, AuthenticationError | InsufficientCredits | QuotaExceeded | RateLimited)
+
+
 class Subject(Enum):
     """What an answer of recordInfo without a record is about."""
 

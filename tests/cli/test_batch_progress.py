@@ -34,8 +34,20 @@ def test_it_says_what_is_over_what_it_waits_for_what_it_cost_and_how_long_it_tak
         "200 done, 50 failed, 3 perhaps paid of 500",
         "20 running, 18 waiting for the limit, no answer for 40 s",
         "7424 credits (37.12 USD)",
-        "67 min left",
     ]
+
+
+def test_how_long_it_may_take_is_said_while_it_gets_on() -> None:
+    assert attrs.evolve(BOARD, weather=()).parts(NOW)[-1] == "67 min left"
+
+
+def test_creates_and_polls_without_an_answer_are_one_thing() -> None:
+    polls = Weather(kind="unanswered", message="...", since=NOW - timedelta(seconds=35))
+    assert (
+        attrs.evolve(BOARD, weather=(polls, *BOARD.weather))
+        .parts(NOW)[1]
+        .endswith("limit, no answer for 40 s")
+    )
 
 
 def test_what_there_is_none_of_is_not_said() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import csv
 import itertools
 import json
 import os
@@ -70,6 +71,13 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], 
         return code or 0, shown.out, shown.err
 
     return run
+
+
+FORMER_WORDS = re.compile(
+    r"\b(PLANNED|SENDING|CREATED|REJECTED|NOT_CREATED|UNKNOWN|SUCCEEDED|FAILED|WRITTEN_OFF"
+    r"|pending|unknown|success|succeeded|fail|queuing|generating|intents)\b"
+)
+"""Words for the state of a job that are the journal's or the service's, and not people's."""
 
 
 class Process:
@@ -313,8 +321,8 @@ async def test_changed_rows_are_found_before_anything_is_sent(
     assert await command(service, "batch", "jobs.csv") == (
         2,
         "",
-        "line 2, ref ada: made before from another portrait; a new ref makes and pays it again\n"
-        "line 3, ref bob: made before from another prompt; a new ref makes and pays it again\n"
+        "row 2, ref ada: made before from another portrait; a new ref makes and pays it again\n"
+        "row 3, ref bob: made before from another prompt; a new ref makes and pays it again\n"
         "error: 2 jobs changed; nothing was sent; --skip-changed leaves them out\n",
     )
     assert service.counts == before
@@ -539,6 +547,19 @@ async def test_one_that_fails_and_one_unknown_are_told_and_the_rest_is_done(
     assert found["fails"]["task_id"] == by_prompt["2"]
     assert KEY not in json.dumps(found)
 
+    files = (tmp_path / "jobs-results").glob("results.*")
+    looks = ("journal show jobs.csv.db", "journal show jobs.csv.db --json", "top jobs.csv.db")
+    looked = [(await command(None, *look.split()))[1] for look in looks]
+    shown = [out, err, *looked, *(file.read_text("utf-8-sig") for file in files)]
+    assert not FORMER_WORDS.findall("\n".join(shown))
+
+    _, out, _ = await command(patient, "batch", "jobs.csv", "--only", "good")
+    assert out.startswith(
+        "4 jobs: 1 done; 1 failed; 1 perhaps paid; 1 not sent\n"
+        "this run 0 credits (0.00 USD); all runs 1 credit (0.005 USD)\n"
+        "1 perhaps paid: the create left this machine"
+    )
+
     code, out, _ = await command(patient, "batch", "jobs.csv")  # no callbacks: nobody to wait for
     assert code == 1
     assert prompts_at(patient) == Counter(
@@ -576,6 +597,9 @@ async def test_when_no_more_can_be_sent_the_rest_waits_for_another_run(
     assert len(service.tasks) == 2
     assert out.startswith("8 jobs: 2 done; 6 not sent\n")
     assert outcomes_in(tmp_path / "jobs-results" / "results.jsonl")["not sent"] == 6
+    table = (tmp_path / "jobs-results" / "results.csv").read_text(encoding="utf-8-sig")
+    assert Counter(row["state"] for row in csv.DictReader(table.splitlines())) == {"done": 2, "not sent": 6}
+    assert "refused" not in (await command(None, "top", "jobs.csv.db"))[1]
 
     service.balance = 100.0
     code, out, _ = await command(service, "batch", "jobs.csv", *with_callbacks())
@@ -645,6 +669,7 @@ async def test_interrupted_once_it_waits_for_what_is_paid_and_goes_on_when_run_a
     assert "run the same command again" in err
     assert len(patient.tasks) == 20  # nothing was created after the interrupt
     assert outcomes_in(path) == {"done": 20, "not sent": 10}
+    assert "stop() was called" not in path.read_text()
 
     again = await start(patient, tmp_path, "batch", "jobs.csv", *with_callbacks())
     code, out, err = await see_through(patient, again.end())

@@ -203,7 +203,7 @@ async def test_only_a_create_of_unknown_outcome_can_be_decided(
         task_id = (await kie.run("sandbox/echo", {}, ref="anna")).task_id
 
     for ref, words in (
-        ("anna", f"anna is SUCCEEDED, as task {task_id}: only a create of unknown outcome can be decided"),
+        ("anna", f"anna is done, as task {task_id}: only what is perhaps paid can be decided"),
         ("bert", "the journal knows no bert; kie-async journal show lists what it knows"),
     ):
         code, out, err = await command(name, "run.db", ref, *rest)

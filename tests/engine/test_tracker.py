@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 
+import attrs
 import pytest
 from conftest import OpenSession
 from support.clock import eventually, settle
@@ -16,11 +18,13 @@ from kie_async import (
     JournalError,
     KieError,
     KieSession,
+    PollSchedule,
     RequestRejected,
     Sandbox,
     ServedReceiver,
     TaskHandle,
     TaskRequest,
+    TaskTimedOut,
 )
 from kie_async.engine.pending_creates import PendingCreate
 from kie_async.engine.registry import REMEMBERED
@@ -91,6 +95,38 @@ async def test_a_task_is_bound_to_one_handle(kie: KieSession) -> None:
         kie._engine.tracker.bind(other, handle.task_id, expects_callback=False)
 
     assert kie.attach(handle.task_id) is handle
+
+
+class TestAnIdThatTheServiceDoesNotKnow:
+    """Of a session with a durable journal, and of one without."""
+
+    SOON = attrs.evolve(PollSchedule.fixed(0.05), visibility_grace_s=0.2)
+
+    async def test_it_is_said_after_the_grace_if_the_journal_does_not_know_it_either(
+        self, open_session: OpenSession, tmp_path: Path
+    ) -> None:
+        kie = await open_session(journal=tmp_path / "run.db", poll=self.SOON)
+
+        with pytest.raises(RequestRejected, match="the service knows no task task_1"):
+            await kie.attach("task_1").result(timeout_s=5.0)
+
+    async def test_a_task_of_the_journal_is_asked_for_again(
+        self, open_session: OpenSession, sandbox: Sandbox, tmp_path: Path
+    ) -> None:
+        first = await open_session(journal=tmp_path / "run.db", poll=PollSchedule.fixed(60.0))
+        task_id = (await first.create(*ECHO)).task_id
+        await first.aclose()
+        sandbox.faults.invisible_s = 60.0  # also when it has ended
+        kie = await open_session(journal=tmp_path / "run.db", poll=self.SOON)
+
+        with pytest.raises(TaskTimedOut):
+            await kie.attach(task_id).result(timeout_s=1.0)
+
+    async def test_without_a_journal_it_is_asked_for_again(self, open_session: OpenSession) -> None:
+        kie = await open_session(poll=self.SOON)
+
+        with pytest.raises(TaskTimedOut):
+            await kie.attach("task_1").result(timeout_s=1.0)
 
 
 class FullJournal(MemoryJournal):

@@ -746,6 +746,44 @@ class TestFailedLooks:
         assert not bench.given_up
         assert not caplog.records
 
+    async def test_an_id_from_elsewhere_is_given_up_when_it_is_still_not_known_after_the_grace(
+        self, clock: Clock, bench: NewBench
+    ) -> None:
+        bench = bench(EVERY_SECOND)
+        bench.poller.mark_foreign(bench.track())
+        error = error_for(422, "recordInfo is null")
+        bench.answer = lambda _: error
+
+        await clock.advance(89.0)
+        assert not bench.given_up
+        await clock.advance(4.0)
+
+        assert [given for _, given in bench.given_up] == [error]
+
+    @pytest.mark.parametrize("error", [error_for(400, "no"), error_for(422, "taskId is malformed")], ids=str)
+    async def test_an_id_from_elsewhere_is_not_given_up_at_once_for_other_words(
+        self, clock: Clock, bench: NewBench, error: ApiError
+    ) -> None:
+        bench = bench(EVERY_SECOND)
+        bench.poller.mark_foreign(bench.track())
+        bench.answer = lambda _: error
+
+        await clock.advance(200.0)
+
+        assert not bench.given_up
+
+    async def test_an_id_from_elsewhere_that_was_shown_once_is_not_given_up_at_once(
+        self, clock: Clock, bench: NewBench
+    ) -> None:
+        bench = bench(EVERY_SECOND)
+        bench.poller.mark_foreign(bench.track())
+        await clock.advance(2.0)
+        bench.answer = lambda _: error_for(422, "recordInfo is null")
+
+        await clock.advance(200.0)
+
+        assert not bench.given_up
+
     async def test_a_refusal_that_comes_after_the_end_settles_nothing_again(
         self, clock: Clock, bench: NewBench
     ) -> None:
