@@ -50,7 +50,7 @@ from kie_async import (
     TransportError,
 )
 from kie_async.cli.demo_media import read_portrait, read_voice
-from kie_async.journal.base import Intent
+from kie_async.journal.intents import Intent
 from kie_async.journal.memory import MemoryJournal
 from kie_async.sandbox import Uniform
 

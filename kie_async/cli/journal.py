@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import JournalError
-from ..journal.base import Intent
+from ..journal.intents import Intent
 from ..journal.sqlite import SqliteJournal
 from ..models import JobState
 from .output import count_of, escape_marks, format_number, format_spent, print_out

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import attrs
 
-from ..journal.base import Intent, IntentState, Totals, decode_note
+from ..journal.intents import Intent, IntentState, Totals
+from ..journal.notes import decode_note
 from ..journal.sqlite import SqliteJournal
 from ..models import JobState
 from .report_data import (

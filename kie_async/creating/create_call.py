@@ -13,7 +13,8 @@ import attrs
 from ..errors import CreateOutcomeUnknown, CreatesHalted, KieError, RateLimited, TransportError
 from ..events import Counters
 from ..http.backoff import delays
-from ..journal.base import Intent, Journal
+from ..journal.base import Journal
+from ..journal.intents import Intent
 from ..limits.circuit_breaker import CircuitBreaker
 from ..limits.rate_limiter import RateLimiter
 from ..wire.codes import CreateVerdict

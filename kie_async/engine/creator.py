@@ -29,7 +29,9 @@ from ..handle import TaskHandle
 from ..http.backoff import MAX_ATTEMPTS, delays
 from ..inputs.fingerprint import changed_fields, fingerprint, is_same
 from ..inputs.request import TaskRequest
-from ..journal.base import Claim, ClaimSource, Intent, IntentState, TaskAlreadyBound, log_failed_note
+from ..journal.base import TaskAlreadyBound
+from ..journal.intents import Claim, ClaimSource, Intent, IntentState
+from ..journal.notes import log_failed_note
 from ..limits.admission import CLOSED, Admission
 from ..limits.budget import BudgetLedger
 from ..limits.prices import Charge

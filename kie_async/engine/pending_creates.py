@@ -14,7 +14,7 @@ import attrs
 from ..callbacks.base import Delivery
 from ..errors import CreateOutcomeUnknown
 from ..handle import TaskHandle
-from ..journal.base import ClaimSource, Intent
+from ..journal.intents import ClaimSource, Intent
 from .registry import REMEMBERED
 
 MAX_CLAIMS = 8

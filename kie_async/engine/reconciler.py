@@ -19,7 +19,9 @@ from ..errors import ApiError, InvalidRequest, JournalError, TransportError
 from ..events import Counters
 from ..handle import TaskHandle
 from ..http.query_client import QueryClient
-from ..journal.base import ClaimSource, IntentState, Journal, log_failed_note
+from ..journal.base import Journal
+from ..journal.intents import ClaimSource, IntentState
+from ..journal.notes import log_failed_note
 from ..models import TaskRecord
 from ..wire.codes import is_invisible
 from .pending_creates import PendingClaim, PendingCreate, Phase

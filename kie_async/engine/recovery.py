@@ -12,7 +12,9 @@ from ..errors import CreateOutcomeUnknown, InvalidRequest
 from ..handle import TaskHandle
 from ..inputs.request import TaskRequest
 from ..journal.account import Account
-from ..journal.base import Intent, IntentState, Journal, decode_note
+from ..journal.base import Journal
+from ..journal.intents import Intent, IntentState
+from ..journal.notes import decode_note
 from ..limits.budget import BudgetLedger
 from ..limits.prices import Charge
 from ..models import SettledTask, TaskRecord, TaskResult, TaskState

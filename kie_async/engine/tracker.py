@@ -28,7 +28,8 @@ from ..errors import (
 from ..events import Counters, Source
 from ..handle import HandleOwner, TaskHandle
 from ..inputs.request import TaskRequest
-from ..journal.base import ClaimSource, Intent, Journal
+from ..journal.base import Journal
+from ..journal.intents import ClaimSource, Intent
 from ..limits.admission import Admission
 from ..limits.budget import BudgetLedger
 from ..models import TaskRecord, TaskResult, TaskState

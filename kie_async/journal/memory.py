@@ -11,7 +11,9 @@ import attrs
 
 from ..models import TaskRecord
 from .account import Account, AccountNote, notes_to_add
-from .base import MOST_SMALL_NOTES, Claim, Intent, IntentState, Journal, SmallNote, Totals, log_lost_note
+from .base import Journal
+from .intents import Claim, Intent, IntentState, Totals
+from .notes import MOST_SMALL_NOTES, SmallNote, log_lost_note
 
 
 class MemoryJournal(Journal):

@@ -21,20 +21,9 @@ from ..errors import JournalError
 from ..models import TaskRecord, TaskState
 from ..wire.redaction import without_mac
 from .account import Account, AccountNote, notes_to_add
-from .base import (
-    MOST_SMALL_NOTES,
-    Claim,
-    ClaimSource,
-    Intent,
-    IntentState,
-    Journal,
-    SmallNote,
-    TaskAlreadyBound,
-    Totals,
-    decode_note,
-    encode_note,
-    log_lost_note,
-)
+from .base import Journal, TaskAlreadyBound
+from .intents import Claim, ClaimSource, Intent, IntentState, Totals
+from .notes import MOST_SMALL_NOTES, SmallNote, decode_note, encode_note, log_lost_note
 from .rescue_file import RescueFile, decode_line, split_lines
 from .sqlite_file import JournalFile, schema_text
 from .sqlite_snapshot import JournalSnapshot

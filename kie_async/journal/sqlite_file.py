@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from ..errors import JournalError, JournalLocked
-from .base import IntentState
 from .exclusive_rename import rename_exclusively
+from .intents import IntentState
 from .owner import read_owner, remove_owner, write_owner
 
 if sys.platform != "win32":

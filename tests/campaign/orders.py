@@ -39,7 +39,8 @@ from kie_async import (
     TaskHandle,
     TaskResult,
 )
-from kie_async.journal.base import IntentState, Journal
+from kie_async.journal.base import Journal
+from kie_async.journal.intents import IntentState
 from kie_async.journal.memory import MemoryJournal
 
 REFS = ("a", "b", None)

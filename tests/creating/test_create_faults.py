@@ -69,7 +69,7 @@ from kie_async.creating.create_transport import CreateTransport, _check_aiohttp
 from kie_async.creating.kept_connection import KeptConnection
 from kie_async.creating.send_gate import GateClosed, OneShotBody, SendGate
 from kie_async.events import Counters
-from kie_async.journal.base import Intent
+from kie_async.journal.intents import Intent
 from kie_async.journal.memory import MemoryJournal
 from kie_async.limits.circuit_breaker import CircuitBreaker
 from kie_async.limits.rate_limiter import RateLimiter

@@ -36,7 +36,7 @@ from kie_async.errors import (
     TransportError,
     UploadRefused,
 )
-from kie_async.journal.base import Intent, IntentState
+from kie_async.journal.intents import Intent, IntentState
 
 NOW = datetime.now(UTC)
 NOTHING, TASK, RESULT = (

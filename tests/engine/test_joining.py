@@ -23,7 +23,8 @@ from support.slow_journals import CommitGate, CommitWeather, Disk, ModelJournal,
 from support.tables import each
 
 from kie_async import Budget, CreateOutcomeUnknown, KieError, ServerError, TaskHandle, TaskResult
-from kie_async.journal.base import IntentState, Journal
+from kie_async.journal.base import Journal
+from kie_async.journal.intents import IntentState
 
 Order = tuple[str, ...]
 GAP_S = 0.02

@@ -24,7 +24,7 @@ from support.slow_journals import CommitGate, CommitWeather, SteadySqliteJournal
 from support.tables import each
 
 from kie_async import Budget, CreateOutcomeUnknown, InvalidRequest, KieError, TaskHandle
-from kie_async.journal.base import Intent, IntentState
+from kie_async.journal.intents import Intent, IntentState
 from kie_async.limits.circuit_breaker import UNKNOWN_IN_A_ROW
 
 

@@ -24,7 +24,7 @@ from kie_async import (
 )
 from kie_async.engine.pending_creates import PendingCreate
 from kie_async.engine.registry import REMEMBERED
-from kie_async.journal.base import Intent, IntentState
+from kie_async.journal.intents import Intent, IntentState
 from kie_async.journal.memory import MemoryJournal
 
 ECHO = ("sandbox/echo", {})

@@ -9,7 +9,7 @@ from pathlib import Path
 import attrs
 
 from kie_async import SqliteJournal
-from kie_async.journal.base import IntentState
+from kie_async.journal.intents import IntentState
 from kie_async.planning.durations import BINS, DurationModel
 
 # What that version wrote, as `sqlite3 .dump` shows it; the lists of zeros are cut short.

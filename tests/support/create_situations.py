@@ -35,7 +35,8 @@ from kie_async.creating.create_transport import CreateTransport
 from kie_async.creating.kept_connection import KEEP_S
 from kie_async.creating.send_gate import SendGate
 from kie_async.events import Counters
-from kie_async.journal.base import Intent, Journal
+from kie_async.journal.base import Journal
+from kie_async.journal.intents import Intent
 from kie_async.journal.memory import MemoryJournal
 from kie_async.journal.sqlite import SqliteJournal
 from kie_async.wire.requests import WireRequest

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kie_async import SqliteJournal, TaskRecord, TaskState
-from kie_async.journal.base import Intent
+from kie_async.journal.intents import Intent
 
 DONE = TaskRecord(
     task_id="t1", state=TaskState.SUCCESS, credits=1.0, raw={"taskId": "t1", "state": "success"}

@@ -16,16 +16,9 @@ from typing import Any, TypeVar
 import attrs
 
 from kie_async import JournalError, SqliteJournal, TaskRecord, TaskState
-from kie_async.journal.base import (
-    Claim,
-    ClaimSource,
-    Intent,
-    IntentState,
-    Journal,
-    TaskAlreadyBound,
-    Totals,
-    encode_note,
-)
+from kie_async.journal.base import Journal, TaskAlreadyBound
+from kie_async.journal.intents import Claim, ClaimSource, Intent, IntentState, Totals
+from kie_async.journal.notes import encode_note
 
 from .clock import SteeredLoop
 
