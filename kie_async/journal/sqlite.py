@@ -25,7 +25,8 @@ from .base import Journal, TaskAlreadyBound
 from .intents import Claim, ClaimSource, Intent, IntentState, Totals
 from .notes import MOST_SMALL_NOTES, SmallNote, decode_note, encode_note, log_lost_note
 from .rescue_file import RescueFile, decode_line, split_lines
-from .sqlite_file import JournalFile, schema_text
+from .sqlite_file import JournalFile
+from .sqlite_schema import schema_text
 from .sqlite_snapshot import JournalSnapshot
 from .sqlite_thread import SqliteThread
 

@@ -41,7 +41,7 @@ from kie_async import (
 )
 from kie_async.callbacks.address import callback_mac, derive_callback_secret
 from kie_async.journal.intents import IntentState
-from kie_async.journal.sqlite_file import APPLICATION_ID, SCHEMA, VERSION
+from kie_async.journal.sqlite_schema import APPLICATION_ID, SCHEMA, VERSION
 
 ROOT = Path(__file__).parent.parent.parent
 ECHO = TaskRequest(model="sandbox/echo", input={"prompt": "a smile"})
