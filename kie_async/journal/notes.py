@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,6 +18,11 @@ MOST_SMALL_NOTES = 10_000
 _LONGEST_S = 10 * 365 * 86_400.0
 
 _log = logging.getLogger("kie_async")
+
+
+def wall_ms() -> int:
+    """Return the time of the wall clock, in milliseconds since the epoch."""
+    return time.time_ns() // 1_000_000
 
 
 def encode_note(note: object) -> str:

@@ -96,6 +96,16 @@ _SETTLED_INDEX = (
 )
 """Made at open too: what ended is read in the order of its ends."""
 
+# Made by the first session: until then the journal belongs to nobody.
+ACCOUNT_TABLE = """
+CREATE TABLE IF NOT EXISTS account(
+  url TEXT NOT NULL,
+  kind TEXT NOT NULL CHECK(kind IN ('key', 'name')),
+  salt BLOB NOT NULL,
+  digest BLOB NOT NULL
+) STRICT
+"""
+
 _COLUMN = re.compile(r"^  (\w+) (TEXT|INTEGER|REAL|BLOB)\b(.*?)(,?)$", re.MULTILINE)
 
 _STORED_AS = {
