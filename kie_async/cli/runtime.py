@@ -16,8 +16,8 @@ from typing import Any
 
 import typer
 
-from .._validation import try_to_write
 from ..errors import AuthenticationError, CreateOutcomeUnknown, InvalidRequest, KieError, TaskError
+from ..files.part_file import try_to_write
 from ..sandbox.serving import fast_loop
 from .output import LogFormatter, print_err
 

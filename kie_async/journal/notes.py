@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import attrs
 
+from .._json import is_unicode
 from ..errors import JournalError
 
 MOST_SMALL_NOTES = 10_000
@@ -34,7 +35,7 @@ def encode_note(note: object) -> str:
     try:
         # Escapes take six bytes for a letter of two: a long text in Cyrillic would be three times as large.
         text = json.dumps(note, ensure_ascii=False)
-        return text if _is_utf8(text) else json.dumps(note)
+        return text if is_unicode(text) else json.dumps(note)
     except (ValueError, TypeError, RecursionError) as exc:
         raise JournalError(f"this cannot be noted as JSON: {str(exc)[:200]}") from None
 
@@ -77,15 +78,6 @@ class SmallNote:
         except (ValueError, RecursionError):
             return None
         return found
-
-
-def _is_utf8(text: str) -> bool:
-    """Tell whether there is no half of a surrogate pair in it."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 @contextmanager

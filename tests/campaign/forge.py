@@ -44,8 +44,8 @@ from kie_async import (
 from kie_async.engine.reconciler import Reconciler
 from kie_async.http.transport import Transport
 from kie_async.sandbox import Never, bodies
+from kie_async.wire.envelope import WireResponse
 from kie_async.wire.requests import WireRequest
-from kie_async.wire.responses import WireResponse
 
 HMAC_KEY = "hmac-key-of-the-campaign"
 SIDES = {"signed": (20, 0.5), "confirmed": (10, 0.25), "confirmed, few": (5, 0.25)}

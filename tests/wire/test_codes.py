@@ -34,7 +34,8 @@ from kie_async.wire.codes import (
     is_invisible,
     subject_of,
 )
-from kie_async.wire.responses import WireResponse, decode_create
+from kie_async.wire.create_answers import decode_create
+from kie_async.wire.envelope import WireResponse
 
 CREATED, REFUSED, HELD_BACK = CreateVerdict.CREATED, CreateVerdict.REFUSED, CreateVerdict.HELD_BACK
 NOT_SENT, UNKNOWN = CreateVerdict.NOT_SENT, CreateVerdict.UNKNOWN
