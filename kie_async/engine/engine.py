@@ -16,6 +16,7 @@ from ..creating.create_weather import CreateWeather
 from ..errors import SessionMisuse
 from ..events import Counters
 from ..files.downloads import Downloads
+from ..files.upload_client import UploadClient
 from ..files.upload_store import MemoryUploadStore, UploadStore
 from ..files.uploads import Uploads
 from ..handle import TaskHandle
@@ -75,11 +76,7 @@ class Engine:
         )
         self.queries = QueryClient(self._query_transport, query_limiter, counters=counters, rng=rng)
         self.uploads = Uploads(
-            settings.upload_url,
-            key,
-            rng=rng,
-            network=settings.network,
-            redactor=redactor,
+            UploadClient(settings.upload_url, key, rng=rng, network=settings.network, redactor=redactor),
             store=_upload_store(self.journal, settings),
         )
         self.downloads = Downloads(
