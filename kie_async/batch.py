@@ -16,11 +16,12 @@ import attrs
 
 from ._background import BoundToLoop
 from ._field_help import ShowsFields
-from ._validation import check_count, check_path, check_wait
+from ._validation import check_count, check_kind, check_path, check_wait
 from .engine.engine import Engine
 from .engine.job_states import state_after
 from .engine.result_folder import ResultFolder
 from .errors import (
+    ApiError,
     AuthenticationError,
     BatchStopped,
     BudgetExceeded,
@@ -119,16 +120,22 @@ class Batch(BoundToLoop):
         engine: Engine,
         *,
         download_to: str | Path | None = None,
+        name: str | None = None,
         max_failures_in_a_row: int | None = MAX_FAILURES_IN_A_ROW,
         give_up_after_s: float = GIVE_UP_AFTER_S,
+        retry_failed: bool = False,
     ) -> None:
         if download_to is not None:
             check_path("download_to", download_to)
         if max_failures_in_a_row is not None:
             check_count("max_failures_in_a_row", max_failures_in_a_row)
         check_wait("give_up_after_s", give_up_after_s)
-        folder = None if download_to is None else engine.open_folder(Path(download_to), give_up_after_s)
-        self._run = _BatchRun(requests, engine, folder, _FailureStreaks(max_failures_in_a_row))
+        check_kind("retry_failed", retry_failed, bool, "True or False")
+        if name is not None and download_to is None:
+            raise InvalidRequest("name goes with download_to: it says how the files are named in that folder")
+        folder = None if download_to is None else engine.open_folder(Path(download_to), give_up_after_s, name)
+        streaks = _FailureStreaks(max_failures_in_a_row)
+        self._run = _BatchRun(requests, engine, folder, streaks, retry_failed=retry_failed)
 
     def __aiter__(self) -> Self:
         return self
@@ -164,12 +171,20 @@ class _BatchRun:
     """What runs behind a `Batch`. It does not hold the batch, so one that is let go can be noticed."""
 
     def __init__(
-        self, requests: Requests, engine: Engine, folder: ResultFolder | None, streaks: _FailureStreaks
+        self,
+        requests: Requests,
+        engine: Engine,
+        folder: ResultFolder | None,
+        streaks: _FailureStreaks,
+        *,
+        retry_failed: bool,
     ) -> None:
         self._pull = _pull_from(requests)
         self._engine = engine
         self._folder = folder
         self._streaks = streaks
+        self._attempted: set[str] | None = set() if retry_failed else None
+        """Refs of attempts under way or failed in this run, which get no other in it; None if no ref does."""
         self._loop = asyncio.get_running_loop()
         self._begun_at = datetime.now(UTC)
         self._token = secrets.token_bytes(8)
@@ -317,9 +332,12 @@ class _BatchRun:
             handle = await self._handle_for(request, digest)
             self._engine.tracker.outlast_weather(handle)
             outcome = attrs.evolve(outcome, task_id=handle.task_id)
-            return attrs.evolve(outcome, result=await self._result_of(handle))
+            outcome = attrs.evolve(outcome, result=await self._result_of(handle))
         except KieError as exc:
-            return attrs.evolve(outcome, error=exc)
+            outcome = attrs.evolve(outcome, error=exc)
+        if self._attempted is not None and not isinstance(outcome.error, TaskFailed | ApiError):
+            self._attempted.discard(outcome.ref or "")
+        return outcome
 
     async def _result_of(self, handle: TaskHandle) -> TaskResult:
         """Wait for a task's end; stop the batch when its model does nothing but fail.
@@ -340,7 +358,8 @@ class _BatchRun:
 
     async def _downloaded(self, outcome: Outcome, result: TaskResult, folder: ResultFolder) -> Outcome:
         try:
-            return attrs.evolve(outcome, files=await folder.save(result))
+            files = await folder.save(result, ref=outcome.ref, index=outcome.index)
+            return attrs.evolve(outcome, files=files)
         except KieError as exc:
             if folder.reason_to_stop is not None:
                 self.stop(folder.reason_to_stop)
@@ -389,7 +408,9 @@ class _BatchRun:
             raise self._not_sent()
         timeout_s = self._engine.settings.task_timeout_s
         create = self._engine.background.spawn(
-            self._engine.creator.create(request, timeout_s, wait_if_sent=True, known_fingerprint=digest)
+            self._engine.creator.create(
+                request, timeout_s, wait_if_sent=True, known_fingerprint=digest, attempted=self._attempted
+            )
         )
         self._creates.add(create)
         create.add_done_callback(self._creates.discard)

@@ -219,6 +219,9 @@ class CreateOutcomeUnknown(KieError):
         )
 
 
+_AGAIN = "a new ref, or kie.batch(..., retry_failed=True), makes it again"
+
+
 class TaskError(KieError):
     """A task yielded no result here; ``task_id`` is on the error, ``intent_id`` if no task is known."""
 
@@ -236,12 +239,23 @@ class TaskError(KieError):
 
 
 class TaskFailed(TaskError):
-    """The service ended the task in failure; ``record`` has its code and words."""
+    """The service ended the task in failure; ``record`` has its code and words.
+
+    ``ref`` is what was asked for, if the journal knew that its task had failed; then nothing was sent.
+    """
+
+    def __init__(
+        self, task_id: str, record: TaskRecord | None = None, intent_id: str = "", ref: str | None = None
+    ) -> None:
+        super().__init__(task_id, record, intent_id)
+        self.args = (task_id, record, intent_id, ref)
+        self.ref = ref
 
     def __str__(self) -> str:
         code = self.record.fail_code if self.record else ""
         words = self.record.fail_message if self.record else ""
-        return f"task {self.task_id} failed: {words or 'no reason given'}" + (f" ({code})" if code else "")
+        said = f"task {self.task_id} failed: {words or 'no reason given'}" + (f" ({code})" if code else "")
+        return said if self.ref is None else f"{said}; {_AGAIN}"
 
 
 class TaskTimedOut(TaskError, TimeoutError):

@@ -333,8 +333,10 @@ class KieSession(BoundToLoop):
         requests: Requests,
         *,
         download_to: str | Path | None = None,
+        name: str | None = None,
         max_failures_in_a_row: int | None = MAX_FAILURES_IN_A_ROW,
         give_up_after_s: float = GIVE_UP_AFTER_S,
+        retry_failed: bool = False,
     ) -> Batch:
         """Return the outcomes of many requests as they finish: ``async for outcome in kie.batch(jobs)``.
 
@@ -348,6 +350,15 @@ class KieSession(BoundToLoop):
         success, the batch stops; None is never. An unreachable service, its limits, and a halt after creates
         of unknown outcome are waited out, as the log and the ``weather`` events say.
 
+        *name* is how the files are named, such as ``"{ref}"``; `{task_id}`, `{model}` and `{index}`, which is
+        `Outcome.index`, may stand in it too. What no file system takes becomes ``_``, several files of a
+        result get a number, and where another has the name the end of the task id follows. Without it they
+        are named after task id and number. Files of former runs keep their names.
+
+        With *retry_failed* a request whose task failed in a former run, or that was refused, gets a new
+        attempt, which is paid, under the same ref; its content may be another. Never one that may be running
+        or is perhaps paid; and no ref gets two attempts in one batch.
+
         Raises:
             InvalidRequest: An argument is wrong; or, from the iteration, no result could be saved.
             BatchStopped: From the iteration, when no further request could succeed.
@@ -357,8 +368,10 @@ class KieSession(BoundToLoop):
             requests,
             self._engine,
             download_to=download_to,
+            name=name,
             max_failures_in_a_row=max_failures_in_a_row,
             give_up_after_s=give_up_after_s,
+            retry_failed=retry_failed,
         )
 
     async def query(self, task_id: str) -> TaskRecord:
@@ -400,11 +413,15 @@ class KieSession(BoundToLoop):
         """
         return await self._engine.uploads.upload(file)
 
-    async def download(self, result: TaskResult | TaskRecord, folder: str | Path) -> list[Path]:
+    async def download(
+        self, result: TaskResult | TaskRecord, folder: str | Path, *, name: str | None = None
+    ) -> list[Path]:
         """Fetch all files of a result into *folder* and return their paths, in the order of the URLs.
 
-        Names are ours: task id, number, and an ending by the content, else by the type. A file appears
-        under its name only when it is complete; one that broke off goes on where its host allows.
+        Names are ours: task id, number, and an ending by the content, else by the type. *name* is another
+        one, in which `{task_id}` and `{model}` may stand, as in `batch`; it gets the ending too. A file
+        appears under its name only when it is complete; one that broke off goes on where its host allows. A
+        file of this task that is there already is not fetched again, whatever its name.
 
         Raises:
             ResultExpired: The service no longer has a file.
@@ -415,7 +432,10 @@ class KieSession(BoundToLoop):
         engine = self._engine
         check_kind("result", result, (TaskResult, TaskRecord), "a TaskResult, which awaiting a handle yields")
         check_path("folder", folder)
-        return await engine.downloads.download(result.urls, folder, task_id=result.task_id)
+        stem = None
+        if name is not None:
+            stem = engine.fill_name(name, task_id=result.task_id, model=_record_of(result).model)
+        return await engine.downloads.download(result.urls, folder, task_id=result.task_id, name=stem)
 
     async def read(self, result: TaskResult | TaskRecord | str, *, max_bytes: int = MAX_READ_BYTES) -> bytes:
         """Return the one file of a result, or of a URL of a result, as bytes.
@@ -487,6 +507,10 @@ def _base_url(given: str | None, network: Network) -> str:
 def _upload_url_for(base_url: str) -> str:
     """Return where files go: a sandbox takes them itself."""
     return UPLOAD_URL if base_url == BASE_URL else base_url
+
+
+def _record_of(result: TaskResult | TaskRecord) -> TaskRecord:
+    return result.record if isinstance(result, TaskResult) else result
 
 
 def _url_of(result: TaskResult | TaskRecord | str) -> str:

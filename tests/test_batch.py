@@ -960,6 +960,147 @@ async def test_failures_of_former_runs_and_of_one_shared_task_are_counted_once(
     assert (len(outcomes), end) == (25, None)
 
 
+# --- again --------------------------------------------------------------------------------------------
+
+
+async def run_again(
+    open_session: OpenSession,
+    sandbox: Sandbox,
+    tmp_path: Path,
+    requests: Any,
+    fails: Callable[[int], bool],
+    **options: Any,
+) -> list[Outcome]:
+    """Read a batch of a new session on the same journal; *fails* says of a request's number how it ends."""
+    kie = await open_session(journal=tmp_path / "run.db")
+    ending = asyncio.create_task(end_all(sandbox, lambda n: "fail" if fails(n) else "success"))
+    outcomes, end = await read(kie.batch(requests, **options))
+    ending.cancel()
+    await kie.aclose()
+    assert end is None
+    return sorted(outcomes, key=lambda outcome: outcome.index)
+
+
+async def test_what_failed_is_tried_anew_only_when_asked_and_the_rest_never(
+    open_session: OpenSession, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    first = await run_again(
+        open_session, sandbox, tmp_path, list(jobs(4, with_refs=True)), lambda n: n in {1, 2}
+    )
+    assert [outcome.ok for outcome in first] == [True, False, False, True]
+    requests = [echo(n, ref=f"r{n}") for n in range(4)]
+    again = await run_again(open_session, sandbox, tmp_path, requests, lambda _: False)
+    assert [outcome.task_id for outcome in again] == [outcome.task_id for outcome in first]
+    assert str(again[1].error).endswith("kie.batch(..., retry_failed=True), makes it again")
+    retried = await run_again(open_session, sandbox, tmp_path, requests, lambda _: False, retry_failed=True)
+    assert all(outcome.ok for outcome in retried)
+    assert [outcome.ref for outcome in retried] == ["r0", "r1", "r2", "r3"]
+    assert sorted(numbers_at(sandbox)) == [0, 1, 1, 2, 2, 3]
+
+
+async def test_content_may_change_when_what_failed_is_tried_anew(
+    open_session: OpenSession, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    requests = [echo(1, ref="bad"), echo(2, ref="good")]
+    await run_again(open_session, sandbox, tmp_path, requests, lambda n: n == 1)
+    changed = [echo(7, ref="bad"), echo(8, ref="good")]
+    bad, good = await run_again(open_session, sandbox, tmp_path, changed, lambda _: False, retry_failed=True)
+    assert bad.ok
+    assert isinstance(good.error, RefConflict)
+    assert sorted(numbers_at(sandbox)) == [1, 2, 7]
+
+
+@pytest.mark.parametrize("in_flight", [1, 10])
+async def test_equal_refs_of_a_batch_that_fails_again_are_one_attempt(
+    open_session: OpenSession, sandbox: Sandbox, tmp_path: Path, in_flight: int
+) -> None:
+    await run_again(open_session, sandbox, tmp_path, [echo(1, ref="a")], lambda _: True)
+    kie = await open_session(journal=tmp_path / "run.db", max_in_flight=in_flight)
+    ending = asyncio.create_task(end_all(sandbox, lambda _: "fail"))
+    outcomes, end = await read(kie.batch([echo(1, ref="a")] * 5, retry_failed=True))
+    ending.cancel()
+    assert end is None
+    assert len(sandbox.tasks) == 2
+    assert len({outcome.task_id for outcome in outcomes}) == 1
+
+
+async def test_a_row_without_ref_that_failed_is_tried_anew_by_its_content(
+    open_session: OpenSession, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    await run_again(open_session, sandbox, tmp_path, list(jobs(2)), lambda n: n == 0)
+    again = await run_again(
+        open_session, sandbox, tmp_path, list(jobs(2)), lambda _: False, retry_failed=True
+    )
+    assert all(outcome.ok for outcome in again)
+    assert len(sandbox.tasks) == 3
+
+
+@pytest.mark.parametrize("bad", [1, "yes", None])
+async def test_a_wrong_retry_failed_is_named(kie: KieSession, bad: Any) -> None:
+    with pytest.raises(InvalidRequest, match="retry_failed"):
+        kie.batch([], retry_failed=bad)
+
+
+# --- names of files -----------------------------------------------------------------------------------
+
+
+async def test_files_are_named_as_asked_and_again_so_in_the_next_run(
+    open_session: OpenSession, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    requests = [echo(n, ref=ref) for n, ref in enumerate(["anna", "Anna", "a/b", "a:b"])]
+    options: dict[str, Any] = {"download_to": tmp_path / "out", "name": "{ref}"}
+    first = await run_again(open_session, sandbox, tmp_path, requests, lambda _: False, **options)
+    names = [outcome.files[0].stem for outcome in first]
+    assert {name.casefold()[:4] for name in names} == {"anna", "a_b", "a_b-"}
+    assert len({name.casefold() for name in names}) == 4
+    assert sum(name in {"anna", "Anna"} for name in names) == 1  # on some file systems they are one
+    assert sandbox.counts["file"] == 4
+    again = await run_again(open_session, sandbox, tmp_path, requests[::-1], lambda _: False, **options)
+    assert [outcome.files for outcome in again[::-1]] == [outcome.files for outcome in first]
+    assert sandbox.counts["file"] == 4
+
+
+async def test_a_file_of_a_former_run_under_its_old_name_is_not_fetched_again(
+    open_session: OpenSession, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    requests, folder = [echo(0, ref="anna")], tmp_path / "out"
+    (first,) = await run_again(open_session, sandbox, tmp_path, requests, lambda _: False, download_to=folder)
+    assert first.files[0].name.startswith(f"{first.task_id}-1.")
+    (again,) = await run_again(
+        open_session, sandbox, tmp_path, requests, lambda _: False, download_to=folder, name="{ref}"
+    )
+    assert again.files == first.files
+    assert [*folder.iterdir()] == [*first.files]
+
+
+async def test_another_journal_in_the_same_folder_overwrites_nothing(
+    open_session: OpenSession, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    requests, folder = [echo(0, ref="anna")], tmp_path / "out"
+    options: dict[str, Any] = {"download_to": folder, "name": "{ref}"}
+    (tmp_path / "other").mkdir()
+    (first,) = await run_again(open_session, sandbox, tmp_path, requests, lambda _: False, **options)
+    before = first.files[0].read_bytes()
+    (other,) = await run_again(
+        open_session, sandbox, tmp_path / "other", requests, lambda _: False, **options
+    )
+    assert other.files[0].stem == f"anna-{other.task_id[-8:].lstrip('-')}"
+    assert first.files[0].read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"name": "{order}", "download_to": "out"}, "names {order}; there is {ref}"),
+        ({"name": 5, "download_to": "out"}, "name must be the name of a file"),
+        ({"name": "{ref}"}, "name goes with download_to"),
+    ],
+)
+async def test_a_wrong_name_is_refused_at_once(kie: KieSession, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidRequest, match=words):
+        kie.batch([], **options)
+
+
 # --- time and memory ----------------------------------------------------------------------------------
 
 

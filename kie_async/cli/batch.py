@@ -12,6 +12,8 @@ import typer
 
 from ..batch import GIVE_UP_AFTER_S, MAX_FAILURES_IN_A_ROW
 from ..config import Budget
+from ..errors import InvalidRequest
+from ..files.names import check_template
 from ..models import JobState
 from .batch_ledger import BatchLedger
 from .batch_options import BatchOptions, default_folder, default_journal
@@ -78,6 +80,15 @@ def batch(
         bool,
         typer.Option("--as-it-stands", help="Send also what looks mistaken: names of files, unknown models."),
     ] = False,
+    retry_failed: Annotated[
+        bool,
+        typer.Option(
+            "--retry-failed", help="Make failed and refused jobs of former runs again; it costs again."
+        ),
+    ] = False,
+    name: Annotated[
+        str, typer.Option(metavar="NAME", help="How files are named: {ref}, {task_id}, {index}, {model}.")
+    ] = "{ref}",
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Show nothing but errors and the end.")
     ] = False,
@@ -115,12 +126,18 @@ def batch(
     _REFUSED, _PERHAPS_PAID, _RUNNING, _NOT_SENT, _CREDITS (of this run), _ALL_CREDITS, _REPORT and _SUMMARY.
 
     Run the same command again after a crash, a Ctrl-C or an error: it goes on, and nothing is paid twice.
-    Ctrl-C once sends nothing more and waits for what is paid, twice leaves at once.
+    Ctrl-C once sends nothing more and waits for what is paid, twice leaves at once. With --retry-failed jobs
+    that failed, were refused or never sent go again under the same ref, also from changed content; never one
+    that may be running or is perhaps paid. The journal keeps every attempt and its credits.
 
     Exit status: 0 all done; 1 some failed, are perhaps paid or still open; 2 asked wrongly, nothing was sent;
     130 interrupted before all was done.
     """
     port = check_port(port, callback_url)
+    try:
+        check_template("--name", name)
+    except InvalidRequest as exc:
+        raise typer.BadParameter(str(exc), param_hint="--name") from None
     if budget_credits is not None and not budget_credits > 0:
         raise typer.BadParameter("must be above zero", param_hint="--budget-credits")
     # os.path, since pathlib's own questions raise for paths that cannot be reached.
@@ -144,6 +161,8 @@ def batch(
         limit=limit,
         skip_changed=skip_changed,
         as_it_stands=as_it_stands,
+        retry_failed=retry_failed,
+        name=name,
         is_quiet=quiet,
         on_done=on_done,
     )

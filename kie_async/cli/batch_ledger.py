@@ -51,15 +51,23 @@ class BatchLedger:
         self._counts = Counter({JobState.NOT_SENT: len(jobs)})
         self.results = ResultsFile(path, (self._line(*jobs[index]) for index in range(len(jobs))))
 
-    async def begin(self, journal: SqliteJournal, chosen: Collection[int]) -> None:
-        """Take in what the journal knows of the jobs; the others of those *chosen* are queued."""
+    async def begin(
+        self, journal: SqliteJournal, chosen: Collection[int], *, retry_failed: bool = False
+    ) -> None:
+        """Take in what the journal knows of the jobs; the others of those *chosen* are queued.
+
+        With *retry_failed* those that failed or were refused are queued too.
+        """
         async for intent in journal.iterate_intents():
             index = None if intent.ref is None else self._jobs.index_of(intent.ref)
             if index is not None:
                 self._begin_with(index, intent)
         self._former.clear()
+        to_be_sent = (
+            {JobState.NOT_SENT, JobState.FAILED, JobState.REFUSED} if retry_failed else {JobState.NOT_SENT}
+        )
         for index in chosen:
-            if self._states[index] is JobState.NOT_SENT:
+            if self._states[index] in to_be_sent:
                 self._set(index, JobState.QUEUED, {})
 
     def _begin_with(self, index: int, intent: Intent) -> None:

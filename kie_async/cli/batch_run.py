@@ -23,7 +23,7 @@ from .batch_progress import BatchProgress, Board
 from .changed_rows import list_changed
 from .jobs_file import Jobs
 from .output import count_of, print_err
-from .runtime import DONE, FAILED, INTERRUPTED, CannotRun, explain
+from .runtime import DONE, FAILED, INTERRUPTED, CannotRun, explain, without_advice
 from .sessions import open_session
 
 _WRITE_RETRY_S = 60.0
@@ -82,7 +82,8 @@ class BatchRun:
         try:
             async with open_session(self._options.session(self._journal), self._note_event) as kie:
                 self._chosen = await self._without_changed(jobs, chosen)
-                await self._ledger.begin(self._journal, self._chosen)
+                retry_failed = self._options.retry_failed
+                await self._ledger.begin(self._journal, self._chosen, retry_failed=retry_failed)
                 is_open = True
                 try:
                     for handle in await kie.resume():
@@ -100,7 +101,8 @@ class BatchRun:
                 await self._write_results()
 
     async def _without_changed(self, jobs: Jobs, chosen: Sequence[int]) -> Sequence[int]:
-        changed = await list_changed(self._journal, jobs, chosen)
+        retry_failed = self._options.retry_failed
+        changed = await list_changed(self._journal, jobs, chosen, retry_failed=retry_failed)
         for row in changed:
             print_err(str(row))
         if changed and not self._options.skip_changed:
@@ -134,6 +136,8 @@ class BatchRun:
             download_to=self._options.out,
             max_failures_in_a_row=self._options.max_failures_in_a_row,
             give_up_after_s=self._options.give_up_after_s,
+            retry_failed=self._options.retry_failed,
+            name=self._options.name,
         )
 
     async def _write_results(self) -> None:
@@ -186,7 +190,8 @@ class BatchRun:
     async def _read_outcomes(self, batch: Batch) -> None:
         try:
             async for sent in batch:
-                outcome = attrs.evolve(sent, index=self._chosen[sent.index])
+                error = without_advice(sent.error)
+                outcome = attrs.evolve(sent, index=self._chosen[sent.index], error=error)
                 line, state = self._ledger.record_outcome(outcome)
                 if outcome.error is not None and not isinstance(outcome.error, BatchStopped):
                     again = "; run again to fetch it" if isinstance(outcome.error, FileError) else ""

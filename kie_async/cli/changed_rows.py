@@ -30,8 +30,12 @@ class ChangedRow:
         return f"line {self.line}, ref {self.ref}: made before from {what}; a new ref makes and pays it again"
 
 
-async def list_changed(journal: Journal, jobs: Jobs, chosen: Iterable[int]) -> list[ChangedRow]:
+async def list_changed(
+    journal: Journal, jobs: Jobs, chosen: Iterable[int], *, retry_failed: bool = False
+) -> list[ChangedRow]:
     """Return the chosen rows that the journal knows from other content.
+
+    With *retry_failed* those that failed or were refused are none: they are made anew.
 
     Raises:
         JournalError: It cannot be read.
@@ -41,7 +45,8 @@ async def list_changed(journal: Journal, jobs: Jobs, chosen: Iterable[int]) -> l
     for index in chosen:
         line, request = jobs[index]
         ref = request.ref or ""
-        if (intent := await journal.find_by_ref(ref)) is None:
+        intent = await journal.find_by_ref(ref)
+        if intent is None or (retry_failed and intent.may_be_retried):
             continue
         given = await asyncio.to_thread(fingerprint, request)
         if not is_same(intent.fingerprint, given):

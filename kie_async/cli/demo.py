@@ -203,7 +203,7 @@ async def _make(
         avatar = attrs.evolve(request, prompt=job.prompt)
         result = await (await kie.create(avatar, ref=job.ref))
         async with downloads:
-            job.file = (await kie.download(result, folder))[0]
+            job.file = (await kie.download(result, folder, name=job.file_name))[0]
     except KieError as exc:
         job.error = str(exc)
         if job.state == "planned":

@@ -50,6 +50,11 @@ class Job:
         return f"job-{self.number}"
 
     @property
+    def file_name(self) -> str:
+        """Return what its video is named, without the ending: ``03-surprised-and-delighted``."""
+        return f"{self.number:02}-{'-'.join(self.prompt.replace(',', '').split())}"
+
+    @property
     def seconds(self) -> float | None:
         """Return how long the task took as seen from here: from its id to its outcome."""
         if self.created_at is None or self.settled_at is None:

@@ -14,6 +14,7 @@ from ..errors import JournalError
 from ..journal.intents import Intent
 from ..journal.sqlite import SqliteJournal
 from ..models import JobState
+from .attempts import AttemptNames
 from .output import count_of, escape_marks, format_number, format_spent, print_out
 from .report_sums import STATES_IN_ORDER
 from .runtime import DONE, CannotRun, run_command
@@ -46,7 +47,8 @@ def show(
     was sent and got no answer: look at https://kie.ai/logs, and say what you found with journal resolve,
     write-off or resubmit.
 
-    The columns are state, ref, task id, credits and intent, which is the journal's own name for each.
+    The columns are state, ref, task id, credits and intent, which is the journal's own name for each. A ref
+    with a number, such as anna (1), is that of an earlier attempt.
     """
     if not os.path.exists(file):  # unlike `Path.exists` it never raises
         raise typer.BadParameter(f"there is no journal {file}", param_hint="FILE")
@@ -81,6 +83,7 @@ def _json_fields(intent: Intent) -> dict[str, Any]:
         "intent": intent.intent_id,
         "state": intent.job_state,
         "ref": intent.ref,
+        "former_ref": intent.former_ref,
         "model": intent.model,
         "task_id": intent.task_id,
         "credits": intent.credits,
@@ -94,21 +97,25 @@ async def _show_rows(source: SqliteJournal) -> None:
     widths = [0] * _ALIGNED_COLUMNS
     states: Counter[JobState] = Counter()
     spent = 0.0
+    names = AttemptNames()
     async for intent in source.iterate_intents():
-        widths = [max(width, len(cell)) for width, cell in zip(widths, _cells(intent), strict=False)]
-        states[intent.job_state] += 1
+        cells = _cells(intent, names)
+        widths = [max(width, len(cell)) for width, cell in zip(widths, cells, strict=False)]
+        if not intent.is_superseded:  # a later attempt is how its job stands
+            states[intent.job_state] += 1
         spent += intent.credits or 0.0
+    names = AttemptNames()
     async for intent in source.iterate_intents():
-        *cells, reason = _cells(intent)
-        aligned = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        *columns, reason = _cells(intent, names)
+        aligned = (cell.ljust(width) for cell, width in zip(columns, widths, strict=True))
         print_out("  ".join([*aligned, reason]).rstrip())
     kinds = "; ".join(f"{states[state]} {state}" for state in STATES_IN_ORDER if states[state])
     print_out(f"{count_of(states.total(), 'job')}{': ' if kinds else ''}{kinds}")
     print_out(format_spent(spent))
 
 
-def _cells(intent: Intent) -> tuple[str, ...]:
+def _cells(intent: Intent, names: AttemptNames) -> tuple[str, ...]:
     """Return what stands in the columns; the last one, which is as long as it is, is the reason."""
-    cells = (intent.ref or "-", intent.task_id or "-", format_number(intent.credits) or "-")
+    cells = (names.name(intent) or "-", intent.task_id or "-", format_number(intent.credits) or "-")
     reason = " ".join(intent.reason.split())
     return tuple(escape_marks(cell) for cell in (intent.job_state, *cells, intent.intent_id, reason))

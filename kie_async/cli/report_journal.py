@@ -10,10 +10,12 @@ from pathlib import Path
 
 import attrs
 
+from ..files.saved_files import SavedFiles
 from ..journal.intents import Intent, IntentState, Totals
 from ..journal.notes import decode_note
 from ..journal.sqlite import SqliteJournal
 from ..models import JobState
+from .attempts import AttemptNames
 from .report_data import (
     RESULTS_NAME,
     Row,
@@ -22,6 +24,9 @@ from .report_data import (
     read_lines,
     text_in,
 )
+
+_WORTH_KNOWING = {JobState.RUNNING, JobState.DONE, JobState.PERHAPS_PAID}
+"""Of an attempt whose ref passed on."""
 
 _TASKS_COMPARED = 20
 """Of a results file, to find out whether it is that of a journal."""
@@ -91,16 +96,19 @@ def _first_tasks(results: Path) -> list[str]:
 
 def rows_of_journal(intents: Iterable[Intent], folder: Path) -> Iterator[Row]:
     """Yield a row for each intent, with those files in *folder* that are named after its task."""
-    saved = _files_by_task(folder)
+    saved, names = _files_by_task(folder), AttemptNames()
     for intent in intents:
-        yield _row_of_intent(intent, saved.get(intent.task_id, ()) if intent.task_id else ())
+        name = names.name(intent) or intent.intent_id
+        # A later attempt is how its job stands; but what is done or perhaps paid is worth knowing.
+        if not intent.is_superseded or intent.job_state in _WORTH_KNOWING:
+            yield _row_of_intent(intent, name, saved.get(intent.task_id, ()) if intent.task_id else ())
 
 
-def _row_of_intent(intent: Intent, files: Iterable[Path]) -> Row:
+def _row_of_intent(intent: Intent, name: str, files: Iterable[Path]) -> Row:
     record, given = intent.read_end(), (decode_note(intent.body or "") or {}).get("input")
     given = given if isinstance(given, dict) else {}
     row = Row(
-        ref=intent.ref or intent.intent_id,
+        ref=name,
         model=intent.model,
         prompt=text_in(given, "prompt"),
         image=text_in(given, "image_url"),
@@ -126,10 +134,11 @@ def _row_of_intent(intent: Intent, files: Iterable[Path]) -> Row:
 
 
 def _files_by_task(folder: Path) -> dict[str, list[Path]]:
-    """Return the files of a folder by the task whose id their names begin with: ``ID-1.mp4``."""
-    found: dict[str, list[Path]] = {}
+    """Return the files of a folder by their task: as its list says, or as their names do, ``ID-1.mp4``."""
+    found = SavedFiles(folder).by_task() if os.path.isdir(folder) else {}
     for path in sorted(folder.iterdir()) if os.path.isdir(folder) else ():
         task_id, separator, _ = path.stem.rpartition("-")
         if separator and path.is_file() and not path.name.startswith("."):
-            found.setdefault(task_id, []).append(path)
+            files = found.setdefault(task_id, [])
+            files += [path] if path not in files else []
     return found

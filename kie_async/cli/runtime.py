@@ -16,7 +16,14 @@ from typing import Any
 
 import typer
 
-from ..errors import AuthenticationError, CreateOutcomeUnknown, InvalidRequest, KieError, TaskError
+from ..errors import (
+    AuthenticationError,
+    CreateOutcomeUnknown,
+    InvalidRequest,
+    KieError,
+    TaskError,
+    TaskFailed,
+)
 from ..files.part_file import try_to_write
 from ..sandbox.serving import fast_loop
 from .output import LogFormatter, print_err
@@ -82,6 +89,13 @@ def decide_command(error: CreateOutcomeUnknown, journal: Path) -> str:
         f"kie-async journal resolve {shlex.quote(str(journal))} {name} {error.candidate_task_id or 'TASK_ID'}"
         " (or write-off, or resubmit)"
     )
+
+
+def without_advice(error: KieError | None) -> KieError | None:
+    """Return an error without what it advises to those who write Python; the command line has an option."""
+    if isinstance(error, TaskFailed) and error.ref is not None:
+        return TaskFailed(error.task_id, error.record, error.intent_id)
+    return error
 
 
 def wait_command(task_id: str, out: Path | None = None) -> str:

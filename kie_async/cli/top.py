@@ -88,8 +88,10 @@ async def read_overview(file: Path) -> Overview:
     try:
         await source.open_to_read()
         async for intent in source.iterate_intents():
-            overview.counts[intent.job_state] += 1
             overview.credits += intent.credits or 0.0
+            if intent.is_superseded:  # a later attempt is how its job stands
+                continue
+            overview.counts[intent.job_state] += 1
             if intent.job_state is JobState.RUNNING:
                 running.append((intent.planned_ms, _name(intent), intent.task_id))
             elif intent.job_state in {JobState.FAILED, JobState.REFUSED}:

@@ -46,6 +46,8 @@ from .tracker import TaskTracker
 
 _log = logging.getLogger("kie_async")
 
+_DECIDED = "the create was decided meanwhile; nothing was sent; await its handle"
+
 
 class _RefTurn(asyncio.Lock):
     """The turn of those who would create for a ref; it lives as long as one of them waits or creates."""
@@ -93,11 +95,14 @@ class TaskCreator:
         *,
         wait_if_sent: bool = False,
         known_fingerprint: bytes | None = None,
+        attempted: set[str] | None = None,
     ) -> TaskHandle:
         """Return the handle of a new task, or the one a ref stands for; see `KieSession.create`.
 
         With *wait_if_sent* a first cancel stops only what has not left; what has left is waited for. Such a
-        create keeps trying, however long the service is out of reach: whoever wants its end stops it.
+        create keeps trying, however long the service is out of reach: whoever wants its end stops it. With
+        *attempted*, what failed or was refused gets a new attempt under its ref, unless that is in it; the
+        refs of all creates are put into it.
         """
         if request.ref is None:
             return await self._create(request, b"", timeout_s, wait_if_sent)
@@ -107,23 +112,33 @@ class TaskCreator:
         turn = self._turn_of(request.ref)
         # Two creates of one ref at once would both find it free, and both would be paid.
         async with turn:
-            known = await self._known(request, request.ref, digest, timeout_s)
-            if known is None and turn.made is not None:
+            found = await self._find(request, request.ref, digest, timeout_s, attempted)
+            if isinstance(found, TaskHandle):
+                return found
+            if found is None and turn.made is not None:
                 _check_same(request.ref, turn.made[1], digest)
-                known = turn.made[0]
-            if known is None:
-                known = await self._create(request, digest, timeout_s, wait_if_sent)
-                turn.remember(known, digest)
-            return known
+                return turn.made[0]
+            if attempted is not None:
+                attempted.add(request.ref)
+            try:
+                handle = await self._create(request, digest, timeout_s, wait_if_sent, replaced=found)
+            except InvalidRequest:
+                now = await self._calls.journal.find_by_ref(request.ref) if found is not None else None
+                if now is None or now.may_be_retried:
+                    raise
+                # It was no failure after all: a callback has shown its task.
+                return self._revive(now, request, digest, timeout_s)
+            turn.remember(handle, digest)
+            return handle
 
     def _turn_of(self, ref: str) -> _RefTurn:
         """Return the turn of who would create for a ref: one at a time."""
         return self._refs.setdefault(ref, _RefTurn())
 
-    async def _known(
-        self, request: TaskRequest, ref: str, digest: bytes, timeout_s: float
-    ) -> TaskHandle | None:
-        """Return the handle a ref stands for, if it stands for one.
+    async def _find(
+        self, request: TaskRequest, ref: str, digest: bytes, timeout_s: float, attempted: set[str] | None
+    ) -> TaskHandle | Intent | None:
+        """Return the handle a ref stands for, the intent to be tried anew, or None if the ref is free.
 
         Raises:
             RefConflict: It stands for another request.
@@ -131,20 +146,28 @@ class TaskCreator:
         """
         # Who is still on the wire comes first: the journal would call it unknown before its answer is here.
         found = await self.runner.end_of_orphan(ref) or self._tracker.registry.by_ref(ref)
-        if found is not None:
-            handle, noted = found
-            _check_same(ref, noted, digest)
-            return handle
-        intent = await self._calls.journal.find_by_ref(ref)
-        if intent is None:
+        if found is None and (intent := await self._calls.journal.find_by_ref(ref)) is not None:
+            if attempted is not None and ref not in attempted and self._may_be_retried(intent):
+                return intent
+            return self._revive(intent, request, digest, timeout_s)
+        if found is None:
             return None
-        _check_same(ref, intent.fingerprint, digest)
+        handle, noted = found
+        _check_same(ref, noted, digest)
+        return handle
+
+    def _revive(self, intent: Intent, request: TaskRequest, digest: bytes, timeout_s: float) -> TaskHandle:
+        _check_same(intent.ref or "", intent.fingerprint, digest)
         try:
             return self._recovery.revive(intent, asyncio.get_running_loop().time() + timeout_s)
         except CreateOutcomeUnknown as exc:
             if exc.handle is not None and exc.handle.request is None:  # of a former run
                 exc.handle.hold_request(request)
             raise
+
+    def _may_be_retried(self, intent: Intent) -> bool:
+        pending = self._tracker.pending.get(intent.intent_id)
+        return intent.may_be_retried and (pending is None or self._is_open(pending, Phase.REJECTED))
 
     async def _create(
         self,
@@ -153,8 +176,11 @@ class TaskCreator:
         timeout_s: float,
         wait_if_sent: bool = False,
         *,
-        former: PendingCreate | None = None,
+        replaced: Intent | None = None,
     ) -> TaskHandle:
+        # One that failed has its task, and is not pending.
+        former = None if replaced is None else self._tracker.pending.get(replaced.intent_id)
+        phase = None if former is None else former.phase
         intent_id, begun_at = new_intent_id(), asyncio.get_running_loop().time()
         charge = await self._charge_of(request)
         request = await self._with_uploads(request, keeps_trying=wait_if_sent)
@@ -172,7 +198,7 @@ class TaskCreator:
             fingerprint=digest,
             # A URL of the user's own takes its callbacks elsewhere: then there are only the polls.
             expects_callback=request.callback_url is None and self._callbacks.is_received,
-            replaces="" if former is None else former.intent.intent_id,
+            replaces="" if replaced is None else replaced.intent_id,
         )
         pending = self._tracker.begin(describe(), request, former)
         self._admission.hold(pending.handle)
@@ -186,7 +212,7 @@ class TaskCreator:
         # From here, and once more when it is a task: neither waits nor retries are taken off its time.
         pending.handle.move_deadline(asyncio.get_running_loop().time() + timeout_s)
         intent = describe(body=(wire_request.body or b"").decode())
-        guard = partial(self._let_leave, intent, charge, former)
+        guard = partial(self._let_leave, intent, charge, former, phase)
         call = self._calls.new(
             intent,
             wire_request,
@@ -229,21 +255,25 @@ class TaskCreator:
             return Charge(request.model)
         return charge_of(request.model, request.input, await self._uploads.measure_audio(request.input))
 
-    def _let_leave(self, intent: Intent, charge: Charge, former: PendingCreate | None) -> None:
+    def _let_leave(
+        self, intent: Intent, charge: Charge, former: PendingCreate | None, phase: Phase | None
+    ) -> None:
         """Do what belongs into the step in which a body leaves, or keep it back.
 
         Raises:
             InvalidRequest: The create that this one replaces became a task meanwhile.
             BudgetExceeded: The budget does not allow it.
         """
-        if former is not None and not self._is_undecided(former):
-            raise InvalidRequest("the create was decided meanwhile; nothing was sent; await its handle")
+        if former is not None and not self._is_open(former, phase):
+            raise InvalidRequest(_DECIDED)
         if self._ledger is not None:
             self._ledger.reserve(intent.intent_id, charge)
 
-    def _is_undecided(self, former: PendingCreate) -> bool:
-        is_open = former in self._tracker.pending and not former.is_taken
-        return is_open and former.phase is Phase.UNKNOWN
+    def _is_open(self, former: PendingCreate, phase: Phase | None) -> bool:
+        """Tell whether nobody has found out, or is finding out, that a create in this phase became a task."""
+        is_open = former in self._tracker.pending and not former.is_taken and former.phase is phase
+        # Of an unknown one somebody accepted to pay twice; of a refused one a callback may say that it runs.
+        return is_open and (phase is Phase.UNKNOWN or not former.claims)
 
     def _addressed(self, request: WireRequest, intent_id: str) -> WireRequest:
         """Return *request* with the intent's address in it, which no frame that can raise later holds."""
@@ -383,14 +413,11 @@ class TaskCreator:
             request = handle.request
             if former is None or request is None:
                 raise InvalidRequest(f"the create became task {handle.task_id} meanwhile; await its handle")
-            if not self._is_undecided(former):
-                raise InvalidRequest("the create was decided meanwhile; nothing was sent; await its handle")
-            return await self._replace(former, request)
-
-    async def _replace(self, former: PendingCreate, request: TaskRequest) -> TaskHandle:
-        """Send a request again. The first create is written off in the step in which the second leaves."""
-        digest, timeout_s = former.intent.fingerprint, self._task_timeout_s
-        return await self._create(request, digest, timeout_s, former=former)
+            if not self._is_open(former, Phase.UNKNOWN):
+                raise InvalidRequest(_DECIDED)
+            # The first create is written off in the step in which the second leaves.
+            first = former.intent
+            return await self._create(request, first.fingerprint, self._task_timeout_s, replaced=first)
 
     async def drain(self) -> None:
         """Keep back what has not left, and give what has left some time to learn its id."""

@@ -16,6 +16,7 @@ from ..creating.create_weather import CreateWeather
 from ..errors import SessionMisuse
 from ..events import Counters
 from ..files.downloads import Downloads
+from ..files.names import check_template, fill
 from ..files.upload_client import UploadClient
 from ..files.upload_store import MemoryUploadStore, UploadStore
 from ..files.uploads import Uploads
@@ -212,17 +213,33 @@ class Engine:
 
     # --- what a batch asks of its session ------------------------------------------------------
 
-    def open_folder(self, folder: Path, give_up_after_s: float) -> ResultFolder:
-        """Return what saves the results of one batch."""
+    def open_folder(self, folder: Path, give_up_after_s: float, name: str | None = None) -> ResultFolder:
+        """Return what saves the results of one batch; *name* is the template of their names, checked.
+
+        Raises:
+            InvalidRequest: It is no template.
+        """
+        if name is not None:
+            check_template("name", name)
         return ResultFolder(
             folder,
             give_up_after_s,
+            name,
             downloads=self.downloads,
             queries=self.queries,
             journal=self.journal,
             settings=self.settings,
             sink=self.events,
         )
+
+    def fill_name(self, template: str, **fields: str) -> str:
+        """Return a safe name for the files of a task.
+
+        Raises:
+            InvalidRequest: It is no template of these fields.
+        """
+        check_template("name", template, tuple(fields))
+        return fill(template, fields)
 
     # --- work that must not outlive the session ------------------------------------------------
 

@@ -76,6 +76,8 @@ class PendingCreate:
     error: CreateOutcomeUnknown | None = None
     former: PendingCreate | None = None
     """The one in whose place it is sent."""
+    is_replaced: bool = False
+    """Another is sent in its place, and has its ref."""
 
     def copy_error(self) -> CreateOutcomeUnknown | None:
         """Return the error for one who asks; an error raised by many would grow by the traceback of each."""

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from math import ceil
 from pathlib import Path
 
-from ..errors import CreateOutcomeUnknown, InvalidRequest
+from ..errors import CreateOutcomeUnknown, InvalidRequest, TaskFailed
 from ..handle import TaskHandle
 from ..inputs.request import TaskRequest
 from ..journal.account import Account
@@ -130,7 +130,10 @@ class Recovery:
         handle.bind(intent.task_id)
         handle.mark_retrieved()
         handle.observe(record)
-        handle.settle(outcome_of(record))
+        outcome = outcome_of(record)
+        if isinstance(outcome, TaskFailed):
+            outcome = TaskFailed(intent.task_id, record, intent.intent_id, intent.ref)
+        handle.settle(outcome)
         return handle
 
     def _bound_handle(self, intent: Intent, deadline: float) -> TaskHandle:

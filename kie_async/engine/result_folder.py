@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from .._validation import host_of, is_loopback
 from ..errors import ApiError, DownloadFailed, InvalidRequest, TransportError
 from ..files.downloads import RESULT_HOST, CannotWrite, Downloads
+from ..files.names import fill
 from ..files.part_file import try_to_write
 from ..http.backoff import delays
 from ..http.query_client import QueryClient
@@ -37,6 +38,7 @@ class ResultFolder:
         self,
         folder: Path,
         give_up_after_s: float,
+        name: str | None = None,
         *,
         downloads: Downloads,
         queries: QueryClient,
@@ -46,6 +48,7 @@ class ResultFolder:
     ) -> None:
         self._folder = folder
         self._give_up_after_s = give_up_after_s
+        self._template = name
         self._downloads = downloads
         self._queries = queries
         self._journal = journal
@@ -106,21 +109,24 @@ class ResultFolder:
         """Wait as long as the folder cannot be written."""
         await self._has_room.wait()
 
-    async def save(self, result: TaskResult) -> tuple[Path, ...]:
+    async def save(self, result: TaskResult, *, ref: str | None, index: int) -> tuple[Path, ...]:
         """Download the files of a result, however long the folder or the network keeps them waiting.
+
+        *ref* and *index* are for their names.
 
         Raises:
             CannotWrite: The folder could not be written for too long, or the batch was stopped meanwhile.
             DownloadFailed: A file could not be fetched or written for another reason.
         """
+        name = self._name_of(result, ref, index)
         while True:
             if not self._has_room.is_set():  # by turns, and nothing is fetched in vain meanwhile
                 async with self._trying:
                     if not self._has_room.is_set():
-                        return await self._save_when_there_is_room(result)
+                        return await self._save_when_there_is_room(result, name)
             begun_at = self._now()
             try:
-                return await self._download(result)
+                return await self._download(result, name)
             except CannotWrite as exc:
                 if not await self._is_full(exc):
                     raise
@@ -129,9 +135,15 @@ class ResultFolder:
                 if type(exc) is not DownloadFailed or not await self._came_back(exc, begun_at):
                     raise
 
-    async def _download(self, result: TaskResult) -> tuple[Path, ...]:
-        paths = await self._downloads.download(result.urls, self._folder, task_id=result.task_id)
-        return tuple(paths)
+    def _name_of(self, result: TaskResult, ref: str | None, index: int) -> str | None:
+        if self._template is None:
+            return None
+        model, task_id = result.record.model, result.task_id
+        return fill(self._template, {"ref": ref or "", "index": index, "model": model, "task_id": task_id})
+
+    async def _download(self, result: TaskResult, name: str | None) -> tuple[Path, ...]:
+        folder, task_id = self._folder, result.task_id
+        return tuple(await self._downloads.download(result.urls, folder, task_id=task_id, name=name))
 
     def stop(self) -> None:
         """Wait for nothing any more."""
@@ -170,7 +182,7 @@ class ResultFolder:
             until=until,
         )
 
-    async def _save_when_there_is_room(self, result: TaskResult) -> tuple[Path, ...]:
+    async def _save_when_there_is_room(self, result: TaskResult, name: str | None) -> tuple[Path, ...]:
         """Try a download again and again.
 
         Raises:
@@ -186,7 +198,7 @@ class ResultFolder:
                 break
             try:
                 await asyncio.to_thread(try_to_write, self._folder)
-                files = await self._download(result)
+                files = await self._download(result, name)
             except OSError:
                 continue
             except CannotWrite as exc:

@@ -102,6 +102,8 @@ class TaskTracker:
     ) -> PendingCreate:
         """Expect a task for an intent, sent in the place of *former*: from now on its callbacks are known."""
         pending = PendingCreate(intent, self.new_handle(intent, request), former=former)
+        if former is not None:
+            former.is_replaced = True
         self.pending.add(pending)
         return pending
 
@@ -142,6 +144,8 @@ class TaskTracker:
         self._release(pending)
 
     def _release(self, pending: PendingCreate) -> None:
+        if pending.former is not None:  # it surely created nothing
+            pending.former.is_replaced = False
         self._admission.release(pending.handle)
         if self._ledger is not None:
             self._ledger.release(pending.intent.intent_id)
@@ -154,7 +158,8 @@ class TaskTracker:
     def write_off_former(self, pending: PendingCreate) -> None:
         """Take in that a create may have become a task: whatever it was sent in the place of is given up."""
         former, pending.former = pending.former, None
-        if former is not None and former in self.pending:
+        # One that was refused stays refused.
+        if former is not None and former in self.pending and former.phase is Phase.UNKNOWN:
             self.write_off(former)
 
     def mark_unknown(self, pending: PendingCreate, error: CreateOutcomeUnknown) -> None:
@@ -183,17 +188,18 @@ class TaskTracker:
             _log.error(
                 "task %s exists although its create was %s; it is billed", record.task_id, pending.phase.value
             )
-        handle = pending.handle
-        if is_late := handle.is_done:  # too late for its awaiters; journal and counts still take in the end
-            handle = self.new_handle(pending.intent)
+        handle, intent = pending.handle, pending.intent
+        if is_ghost and pending.is_replaced:  # whoever asks for its ref means the later one
+            intent = attrs.evolve(intent, ref=None)
+        # Too late for its awaiters; journal and counts still take in the end.
+        if (is_late := handle.is_done) or intent is not pending.intent:
+            handle = self.new_handle(intent)
             handle.mark_retrieved()
         # Nobody waits with a clock: it is followed to its end, for the journal and the budget.
         if is_ghost or is_late or not pending.is_awaited:
             handle.move_deadline(math.inf)
         expects = self._callbacks.is_received
-        handle = self._bind_or_join(
-            handle, pending.intent, record.task_id, expects_callback=expects, is_read=True
-        )
+        handle = self._bind_or_join(handle, intent, record.task_id, expects_callback=expects, is_read=True)
         self._events.emit("adopted", handle)
         self._apply_record(handle, record)
         claim = pending.find_claim(record.task_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import aiohttp
+import attrs
 from yarl import URL
 
 from .._background import BackgroundTasks
@@ -42,7 +44,9 @@ from ..wire.requests import encode_fresh_link
 from ..wire.responses import decode_fresh_link
 from .addresses import NotPublicError, may_connect
 from .media_types import ending_for_type, sniff
+from .names import candidates
 from .part_file import PartFile, find_complete
+from .saved_files import SavedFiles
 from .transfer import LinkRefused, Transfer
 
 RESULT_HOST = "tempfile.aiquickdraw.com"
@@ -62,6 +66,8 @@ _MAX_AT_ONCE = 8
 
 _MAX_REDIRECTS = 3
 
+_FOLDERS_KEPT = 16
+
 _BLOCK_BYTES = 262_144
 
 # A transfer that came on by so much has its attempts anew: a large file over a bad line needs many.
@@ -76,6 +82,47 @@ _T = TypeVar("_T")
 
 _is_named_host: ContextVar[bool] = ContextVar("_is_named_host", default=False)
 """Whether the connection that the running task asks for leads to a host named in `Network.allow_http_to`."""
+
+
+@attrs.frozen
+class _Target:
+    """Where one file of a task goes."""
+
+    saved: SavedFiles
+    folder: Path
+    task_id: str
+    at: int
+    """Its number among the files of its task, from 1."""
+    count: int
+    name: str | None
+    """What the caller would have it named; None for `plain_name`."""
+
+    @property
+    def plain_name(self) -> str:
+        """Return the name that needs no list, without its ending."""
+        return f"{self.task_id}-{self.at}"
+
+    def find(self, url: str) -> Path | None:
+        """Return the complete file, whichever name it got in a former run.
+
+        Raises:
+            OSError: The folder cannot be read.
+        """
+        if (found := self.saved.find(self.task_id, self.at)) is not None:
+            return found
+        plain = find_complete(self.folder, self.plain_name, url)
+        return None if plain is None or self.saved.is_of_another(plain.name, self.task_id) else plain
+
+    def claim(self, ending: str) -> str:
+        """Return the name it gets.
+
+        Raises:
+            OSError: The folder cannot be written.
+        """
+        if self.name is None:
+            return self.plain_name + ending
+        names = candidates(self.name, self.task_id, self.at, self.count)
+        return self.saved.claim((name + ending for name in names), self.task_id, self.at)
 
 
 class CannotWrite(DownloadFailed):
@@ -112,6 +159,7 @@ class Downloads:
         self._allow_loopback = allow_loopback
         self._rng = rng
         self._max_bytes = max_bytes
+        self._saved: dict[str, SavedFiles] = {}
         self._api = api
         # Not the connector's own limit: aiohttp's timeouts would run while a download waits for its turn.
         self._slots = asyncio.Semaphore(_MAX_AT_ONCE)
@@ -131,10 +179,13 @@ class Downloads:
         """Close without an event loop."""
         close_http_session_nowait(self._http)
 
-    async def download(self, urls: Sequence[str], folder: str | Path, *, task_id: str) -> list[Path]:
+    async def download(
+        self, urls: Sequence[str], folder: str | Path, *, task_id: str, name: str | None = None
+    ) -> list[Path]:
         """Download all *urls* into *folder*; see `KieSession.download`.
 
-        A file that fails does not keep the others from being saved; then its error is raised.
+        A file that fails does not keep the others from being saved; then its error is raised. Of a *name*,
+        which is safe as it is, another task's file may be the owner: then it is not touched.
 
         Raises:
             InvalidRequest: The task id is not one of the service's.
@@ -145,8 +196,19 @@ class Downloads:
         check_task_id(task_id)
         folder = Path(folder)
         await _on_disk(folder, lambda: folder.mkdir(parents=True, exist_ok=True))
-        named = [(url, f"{task_id}-{at}") for at, url in enumerate(urls, start=1)]
-        return await self._until_closed([self._save_unless_there(url, folder, name) for url, name in named])
+        saved = self._saved_in(folder)
+        targets = [_Target(saved, folder, task_id, at, len(urls), name) for at in range(1, len(urls) + 1)]
+        work = zip(urls, targets, strict=True)
+        return await self._until_closed([self._save_unless_there(url, target) for url, target in work])
+
+    def _saved_in(self, folder: Path) -> SavedFiles:
+        """Return what knows the files of a folder; of the last few folders it is kept."""
+        key = os.path.abspath(folder)
+        saved = self._saved.pop(key, None) or SavedFiles(folder)
+        self._saved[key] = saved
+        if len(self._saved) > _FOLDERS_KEPT:
+            del self._saved[next(iter(self._saved))]
+        return saved
 
     async def find_refusal(self, host: str) -> str:
         """Return why no file may be fetched from a host, and the way round it; "" if one may.
@@ -204,13 +266,13 @@ class Downloads:
 
     # --- where a file goes -----------------------------------------------------------------------
 
-    async def _save_unless_there(self, url: str, folder: Path, name: str) -> Path:
+    async def _save_unless_there(self, url: str, target: _Target) -> Path:
         # A file has its name only once it is complete, so one that lies there need not be fetched again.
-        there = await _on_disk(folder, find_complete, folder, name, url)
-        return there or await self._save(url, folder, name)
+        return await _on_disk(target.folder, target.find, url) or await self._save(url, target)
 
-    async def _save(self, url: str, folder: Path, name: str) -> Path:
+    async def _save(self, url: str, target: _Target) -> Path:
         """Write a file to disk and return where."""
+        folder, name = target.folder, target.plain_name
         transfer, part = Transfer(url), PartFile(folder, name)
         try:
             async with aclosing(self._blocks(transfer, name, self._max_bytes)) as blocks:
@@ -220,7 +282,7 @@ class Downloads:
                     await _on_disk(folder, part.write, block)
             kind = sniff(part.head)
             ending = kind.ending if kind else ending_for_type(transfer.content_type)
-            return await _on_disk(folder, part.seal, name + ending)
+            return await _on_disk(folder, lambda: part.seal(target.claim(ending)))
         finally:
             part.discard()
 

@@ -32,7 +32,7 @@ class PartFile:
             self._file.truncate()
             self.size, self.head = 0, b""
             return
-        self._file = open(self._path, "xb", opener=_open_new)  # noqa: SIM115  closed in seal or discard
+        self._file = open(self._path, "xb", opener=open_no_link)  # noqa: SIM115  closed in seal or discard
         # Read back, since the umask cannot be asked for without changing it for every thread.
         self._mode = stat.S_IMODE(os.fstat(self._file.fileno()).st_mode)
         self._change_mode(0o600)
@@ -65,7 +65,8 @@ class PartFile:
             self._path.unlink()
 
 
-def _open_new(path: str, flags: int) -> int:
+def open_no_link(path: str, flags: int) -> int:
+    """Open a file unless a link is in its place, which may lead anywhere: for `open`."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
@@ -76,11 +77,18 @@ def find_complete(folder: Path, name: str, url: str) -> Path | None:
         if ending in ENDINGS_BY_TYPE and not address.endswith(ending):
             continue  # subtitles and notes are what people put beside a film
         path = folder / (name + ending)
-        with contextlib.suppress(FileNotFoundError):
-            status = path.lstat()
-            if stat.S_ISREG(status.st_mode) and status.st_size:
-                return path
+        if is_complete(path):
+            return path
     return None
+
+
+def is_complete(path: Path) -> bool:
+    """Tell whether there is a file in the name, and something in it."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_size > 0
 
 
 def try_to_write(folder: Path) -> None:

@@ -81,8 +81,8 @@ class TaskRequest(metaclass=ShowsFields):
     ref: str | None = attrs.field(default=None, validator=_check_ref)
     """The caller's own key, such as the id of an order or a message: one ref, one paid task, for as long as
     the journal lives. The same ref with the same request is the same task, with another one a `RefConflict`;
-    a request that was surely refused or never sent frees it. Without a journal it is forgotten when the task
-    ends."""
+    a request that was surely refused or never sent frees it, and `kie.batch(retry_failed=True)` makes one
+    that failed again under it. Without a journal it is forgotten when the task ends."""
     callback_url: str | None = attrs.field(default=None, repr=False, validator=_check_callback_url)
     """A callback address of the caller's own: sent untouched, and the task is then only polled here."""
 

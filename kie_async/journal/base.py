@@ -115,11 +115,12 @@ class Journal(ABC):
         """Note that the body is about to leave; called before the first byte.
 
         The intent takes over the ref of one that never became a task. In the same step the intent that it
-        replaces, if any, is written off; that is taken back when this one is proven to have created nothing.
+        replaces, if any, passes its ref on, and is written off if its outcome is unknown; that is taken back
+        when this one is proven to have created nothing.
 
         Raises:
             JournalError: It could not be noted, was sent before, its ref is another's, or the intent that
-                it replaces became a task: do not send.
+                it replaces became a task that has not failed: do not send.
         """
 
     @abstractmethod

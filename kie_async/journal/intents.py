@@ -66,7 +66,10 @@ class Intent:
     terminal_ms: int | None = None
     """When its end was noted, in the same way; None while it was not seen to end."""
     replaces: str = ""
-    """The intent of unknown outcome in whose place this one is sent: somebody accepted to pay for both."""
+    """The intent in whose place this one is sent. It is of unknown outcome, and somebody accepted to pay for
+    both; or it failed or was refused, and this is the next attempt."""
+    former_ref: str | None = None
+    """The ref it had before another intent took that over."""
 
     @property
     def job_state(self) -> JobState:
@@ -82,6 +85,16 @@ class Intent:
         if self.state is IntentState.REJECTED:
             return self.code is not None and 400 <= self.code < 500 and self.code != 408
         return self.state in {IntentState.PLANNED, IntentState.NOT_CREATED}
+
+    @property
+    def is_superseded(self) -> bool:
+        """Tell whether its ref is another's: a later attempt's, or went back to the one before."""
+        return self.ref is None and self.former_ref is not None
+
+    @property
+    def may_be_retried(self) -> bool:
+        """Tell whether its ref may pass on to a new attempt: nothing of it runs, nor is perhaps paid."""
+        return self.state in {IntentState.FAILED, IntentState.REJECTED}
 
     @property
     def has_ended(self) -> bool:

@@ -118,6 +118,8 @@ class MemoryJournal(Journal):
         if held is not None and held.frees_its_ref:
             self.discard(intent_id)
             self._give_ref_back(intent_id)
+        else:
+            self._replaced.pop(intent_id, None)  # from now on nothing proves that it created nothing
 
     async def mark_settled(self, intent_id: str, record: TaskRecord) -> None:
         """Forget the intent: its handle has the record."""

@@ -29,13 +29,13 @@ from .sqlite_queries import (
     COUNT_OCCURRENCE,
     DROP_OLDEST_NOTES,
     DROP_USELESS_NOTES,
+    GIVE_UP_FORMER,
     HOLDS_TASKS,
     INSERT_SENDING,
     READ_NOTE,
     SAVE_CLAIM,
     SELECT_SETTLED,
     SET_SETTLED,
-    WRITE_OFF_FORMER,
     account_notes,
     bind_task,
     decode_text,
@@ -303,7 +303,7 @@ class SqliteJournal(Journal):
 
         def job(db: sqlite3.Connection) -> None:
             if intent.replaces:
-                must_change(db, WRITE_OFF_FORMER, (intent.replaces,))
+                must_change(db, GIVE_UP_FORMER, (intent.replaces,))
             if intent.ref is not None:
                 free_ref(db, intent.ref, intent.intent_id)
             must_change(db, INSERT_SENDING, values)

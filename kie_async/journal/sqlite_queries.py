@@ -13,7 +13,7 @@ from .notes import wall_ms
 
 _INTENT_FIELDS = (
     *("intent_id", "model", "ref", "fingerprint", "body", "state", "task_id", "reason", "code", "credits"),
-    *("record", "expects_callback", "planned_ms", "replaces", "terminal_ms"),
+    *("record", "expects_callback", "planned_ms", "replaces", "terminal_ms", "former_ref"),
 )
 
 # As bytes, a record that is damaged is one that cannot be read, and not an error of the whole query.
@@ -56,11 +56,13 @@ COUNT_OCCURRENCE = """
 INSERT INTO temp.occurrence VALUES (?, 1) ON CONFLICT(key) DO UPDATE SET times = times + 1
 """
 
-_FREE_REF = "former_ref = ref, ref = NULL"
+_FREE_REF = "former_ref = coalesce(ref, former_ref), ref = NULL"
 
-WRITE_OFF_FORMER = f"""
-UPDATE intent SET state = 'WRITTEN_OFF', {_FREE_REF}
-WHERE intent_id = ? AND task_id IS NULL AND state IN ('UNKNOWN', 'WRITTEN_OFF')
+# One that failed or was refused stays what it is, only its ref passes on.
+GIVE_UP_FORMER = f"""
+UPDATE intent SET state = CASE state WHEN 'UNKNOWN' THEN 'WRITTEN_OFF' ELSE state END, {_FREE_REF}
+WHERE intent_id = ?
+  AND (state = 'FAILED' OR (task_id IS NULL AND state IN ('UNKNOWN', 'WRITTEN_OFF', 'REJECTED')))
 """  # noqa: S608  (made of constants)
 
 # It may have become a task meanwhile: then too the ref is its own again, or the next create would pay again.
@@ -152,7 +154,7 @@ def update_where(change: str, where: str) -> str:
 
 
 def take_back_former(db: sqlite3.Connection, intent_id: str) -> None:
-    """Undo the write-off of the intent this one replaced, since this one created nothing."""
+    """Give the intent this one replaced its ref again, since this one created nothing."""
     for found in select_intents(db, "intent_id = ?", intent_id):
         if found.replaces:
             db.execute(f"UPDATE intent SET {_FREE_REF} WHERE intent_id = ?", (intent_id,))  # noqa: S608

@@ -60,6 +60,7 @@ STEPS = {
     "resolve": 6,
     "write_off": 3,
     "resubmit": 7,
+    "retry_failed": 8,
     "cancel": 5,
     "cancel_awaiter": 2,
     "abandon": 2,
@@ -181,6 +182,7 @@ class Order:
         self.max_in_flight = rng.choice((1, 2, 50))
         self.life: Life | None = None
         self.consents = 0
+        self.retries = 0
         self.refused_sends = 0
         self.together: dict[str, list[Watched]] = {}
         self.steps = Counter[str]()
@@ -316,6 +318,16 @@ class Order:
         prompt = ref or f"unnamed {self.rng.random()}"
         timeout_s = self.rng.choice(TIMEOUTS_S)
         life.begin(self._got(life, life.create(prompt, ref=ref, timeout_s=timeout_s)))
+
+    async def _retry_failed(self, life: Life) -> None:
+        """Ask for a ref as a batch does that tries failed ones again; sometimes twice at once."""
+        ref = self.rng.choice([ref for ref in REFS if ref])
+        attempted = set[str]()
+        for _ in range(self.rng.choice((1, 1, 2))):
+            self.retries += 1
+            timeout_s = self.rng.choice(TIMEOUTS_S)
+            work = life.create(ref, ref=ref, timeout_s=timeout_s, attempted=attempted)
+            life.begin(self._got(life, work))
 
     async def _got(self, life: Life, work: Coroutine[Any, Any, TaskHandle]) -> None:
         try:
@@ -550,12 +562,28 @@ class Order:
         sent = [(intent, fate) for intent, prompt, fate in self.service.bodies if prompt == ref]
         paid = [intent for intent, fate in sent if fate not in _SURE_NO]
         unasked = [intent for intent in paid if not rows[intent].intent.replaces]
-        if len(unasked) > 1 or len(paid) > 1 + self.consents:
+        if len(unasked) > 1 or len(paid) > 1 + self.consents + self.retries:
             self.complain(f"ref {ref} was paid {len(paid)} times, {len(unasked)} without consent: {sent}")
         perhaps = [intent for intent, fate in sent if fate not in {"422", "429"}]
         unasked = [intent for intent in perhaps if not rows[intent].intent.replaces]
         if len(unasked) > 1:
             self.complain(f"ref {ref} was sent again after an unclear answer: {sent}")
+        if self.kind == "model":
+            self._check_formers([rows[intent] for intent in dict.fromkeys(intent for intent, _ in sent)])
+
+    def _check_formers(self, rows: Sequence[Row]) -> None:
+        """Only what had failed or was refused is tried anew; the rest somebody accepted."""
+        accepted = [row for row in rows if row.former_state in {IntentState.UNKNOWN, IntentState.WRITTEN_OFF}]
+        if len(accepted) > self.consents:
+            self.complain(f"perhaps paid, and sent again without consent: {accepted}")
+        for row in rows:
+            ends = [task.end for task in self._own_tasks() if task.intent_id == row.intent.replaces]
+            if row.former_state is IntentState.FAILED and ends != ["fail"]:
+                self.complain(f"{row} was sent in the place of what did not fail: {ends}")
+            if row.former_state in {IntentState.CREATED, IntentState.SUCCEEDED, IntentState.SENDING}:
+                self.complain(f"{row} was sent in the place of what may run, or is done")
+            if row.intent.replaces and self.disk.rows[row.intent.replaces].intent.ref and row.intent.ref:
+                self.complain(f"{row} and the one it replaces both have a ref")
 
 
 @attrs.define

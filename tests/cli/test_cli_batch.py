@@ -21,7 +21,7 @@ import pytest
 from support.ports import free_port
 
 from kie_async import cli
-from kie_async.cli import results_file
+from kie_async.cli import report, results_file  # noqa: F401  (report before one is patched)
 from kie_async.cli.demo_media import read_portrait, read_voice
 from kie_async.sandbox import Fixed, Never, Sandbox
 
@@ -157,6 +157,9 @@ async def see_through(service: Sandbox, work: Awaitable[Any]) -> Any:
         finishing.cancel()
 
 
+BESIDE_THE_FILES = {"results.jsonl", "results.csv", "report.html", ".kie-async-files.jsonl"}
+
+
 def files_in(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
@@ -204,7 +207,8 @@ async def test_a_batch_uploads_once_downloads_all_and_sends_nothing_when_run_aga
         assert (tmp_path / line["files"][0]).stat().st_size
         assert line["urls"]
     files = {Path(file).name for line in found for file in line["files"]}
-    assert files_in(tmp_path / "deep/out") == files | {"results.jsonl", "results.csv", "report.html"}
+    assert files == {f"r{number}.mp4" for number in range(5)}
+    assert files_in(tmp_path / "deep/out") == files | BESIDE_THE_FILES
 
     before, first = service.counts.copy(), (tmp_path / "deep/out/results.jsonl").read_bytes()
     code, out, err = await command(service, *arguments)
@@ -227,7 +231,7 @@ async def test_the_results_file_is_whole_at_every_moment(patient: Sandbox, tmp_p
         assert [line["ref"] for line in found] == [f"r{each}" for each in range(12)]
     assert (await running.end())[0] == 0
     assert outcomes_in(path) == {"done": 12}
-    assert len(files_in(path.parent)) == 12 + len({"results.jsonl", "results.csv", "report.html"})
+    assert files_in(path.parent) == {f"r{number}.mp4" for number in range(12)} | BESIDE_THE_FILES
 
 
 async def test_a_writing_that_was_given_up_on_does_not_undo_a_later_one(
@@ -320,6 +324,96 @@ async def test_changed_rows_are_found_before_anything_is_sent(
     assert service.counts["create"] == before["create"] + 1
     found = results_in(tmp_path / "jobs-results" / "results.jsonl")
     assert [line["outcome"] for line in found] == ["done"] * 3
+
+
+# --- again ------------------------------------------------------------------------------------------
+
+
+async def run_ending(
+    command: Command, service: Sandbox, failing: set[str], *options: str
+) -> tuple[int, str, str]:
+    """Run a batch in which the tasks of some prompts fail and the others are done."""
+
+    async def end_all() -> None:
+        while True:
+            for task_id, task in list(service.tasks.items()):
+                service.finish(task_id, "fail" if task.input["prompt"] in failing else "success")
+            await asyncio.sleep(0.02)
+
+    ending = asyncio.create_task(end_all())
+    try:
+        return await command(service, "batch", "jobs.csv", *with_callbacks(), *options)
+    finally:
+        ending.cancel()
+
+
+async def test_failed_jobs_go_again_when_asked_and_the_journal_shows_every_attempt(
+    command: Command, service: Sandbox, tmp_path: Path
+) -> None:
+    write_jobs(tmp_path, 3)
+    assert (await run_ending(command, service, {"1"}))[0] == 1
+    code, _, err = await run_ending(command, service, {"1"})
+    assert (code, len(service.tasks)) == (1, 3)
+    assert "kie.batch" not in err
+    code, out, _ = await run_ending(command, service, {"1"}, "--retry-failed")
+    assert (code, len(service.tasks)) == (1, 4)
+    code, out, _ = await run_ending(command, service, set(), "--retry-failed")
+    assert (code, len(service.tasks)) == (0, 5)
+    assert out.startswith("3 jobs: 3 done\n")
+    assert "kie.batch" not in (tmp_path / "jobs-results" / "results.jsonl").read_text()
+
+    code, out, _ = await command(None, "journal", "show", "jobs.csv.db")
+    columns = [re.split(" {2,}", line) for line in out.splitlines()]
+    assert sorted((row[1], row[0]) for row in columns if len(row) > 1) == [
+        ("r0", "done"),
+        ("r1", "done"),
+        ("r1 (1)", "failed"),
+        ("r1 (2)", "failed"),
+        ("r2", "done"),
+    ]
+    code, out, _ = await command(None, "journal", "show", "jobs.csv.db", "--json")
+    assert [json.loads(line)["former_ref"] for line in out.splitlines()].count("r1") == 2
+    code, out, _ = await command(None, "top", "jobs.csv.db", "--once")
+    assert out.startswith("3 jobs: 3 done\n")
+
+
+async def test_a_failed_job_may_be_made_from_other_content_when_it_is_retried(
+    command: Command, service: Sandbox, tmp_path: Path
+) -> None:
+    write_jobs(tmp_path, 2)
+    await run_ending(command, service, {"1"})
+    (tmp_path / "jobs.csv").write_text("ref,model,prompt\nr0,sandbox/echo,0\nr1,sandbox/echo,7\n")
+    code, _, err = await run_ending(command, service, set())
+    assert (code, len(service.tasks)) == (2, 2)
+    assert "made before from another prompt" in err
+    assert (await run_ending(command, service, set(), "--retry-failed"))[0] == 0
+    assert prompts_at(service) == Counter({"0": 1, "1": 1, "7": 1})
+
+
+async def test_files_are_named_as_asked_and_after_their_refs_if_not(
+    command: Command, service: Sandbox, tmp_path: Path
+) -> None:
+    write_jobs(tmp_path, 2)
+    assert (await run_ending(command, service, set()))[0] == 0
+    assert {"r0.mp4", "r1.mp4"} <= files_in(tmp_path / "jobs-results")
+    fetched = service.counts["file"]
+    name = ("--name", "{index:02} {ref} of {model}")
+    assert (await run_ending(command, service, set(), "--out", "other", *name))[0] == 0
+    assert {"00 r0 of sandbox_echo.mp4", "01 r1 of sandbox_echo.mp4"} <= files_in(tmp_path / "other")
+    assert service.counts["file"] == fetched + 2
+    assert (await run_ending(command, service, set(), "--name", "{task_id}"))[0] == 0
+    assert service.counts["file"] == fetched + 2
+
+
+async def test_a_name_that_cannot_be_is_refused_before_anything_else(
+    command: Command, service: Sandbox, tmp_path: Path
+) -> None:
+    write_jobs(tmp_path, 1)
+    code, _, err = await command(service, "batch", "jobs.csv", "--name", "{order}")
+    assert code == 2
+    assert "--name" in err
+    assert "{ref}, {task_id}, {index}, {model}" in " ".join(err.replace("│", " ").split())
+    assert not service.counts
 
 
 # --- nothing sent ----------------------------------------------------------------------------------

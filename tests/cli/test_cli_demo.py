@@ -86,12 +86,14 @@ async def test_the_demo_makes_playable_videos_with_and_without_callbacks(tmp_pat
         assert "\x1b" not in out
         shown = summary_of(out)
         films = films_in(tmp_path / name)
+        moods = ("01-a-warm-smile", "02-calm-with-a-slow-nod", "03-surprised-and-delighted")
+        assert [film.stem for film in films] == [*moods][: len(films)]
         assert shown["saved"] == shown["jobs"] == str(len(films))
         assert shown["refusals"] == "0"
         assert shown["folder"] == str(tmp_path / name)
         for film in films:
             assert re.search(
-                rf"^ +\d+  done +[\d.]+ s  (callback|poll) +\d+  {film.name}$", out, re.MULTILINE
+                rf"^ +\d+  done +[\d.]+ s  (callback|poll) +\d+  {film.name} *$", out, re.MULTILINE
             )
 
     plain = summary_of(ended["plain"][1])

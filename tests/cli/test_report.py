@@ -21,6 +21,7 @@ from kie_async.cli.report_data import Row, rows_of_results
 from kie_async.cli.report_journal import rows_of_journal
 from kie_async.cli.report_page import About, KeptRows, encode_data, encode_page
 from kie_async.cli.report_sums import Sums, Tally, plain_reason
+from kie_async.files.saved_files import SavedFiles
 from kie_async.journal.intents import Intent, IntentState, Totals
 from kie_async.journal.sqlite import SqliteJournal
 from kie_async.models import JobState
@@ -136,6 +137,27 @@ def test_a_journal_alone_yields_rows_with_the_files_named_after_its_tasks(tmp_pa
     assert (first.state, first.prompt, first.credits) == ("done", "a smile", 16.0)
     assert first.files == (tmp_path / "t1-1.mp4",)
     assert (second.ref, second.state) == ("i2", "done, not saved")
+
+
+def test_a_journal_alone_finds_files_by_the_list_beside_them(tmp_path: Path) -> None:
+    for at, name in enumerate(["anna.mp4", "anna-1a2b3c4d.png"], start=1):
+        (tmp_path / SavedFiles(tmp_path).claim([name], "t1", at)).write_bytes(b"film")
+    (tmp_path / "anna.jpg").write_bytes(b"of the user's own")
+    (row,) = rows_of_journal(
+        [intent(IntentState.SUCCEEDED, task_id="t1", record=json.dumps(RECORD))], tmp_path
+    )
+    assert row.files == (tmp_path / "anna.mp4", tmp_path / "anna-1a2b3c4d.png")
+
+
+def test_an_attempt_whose_ref_passed_on_is_a_row_only_if_it_is_more_than_a_failure(tmp_path: Path) -> None:
+    former: dict[str, Any] = {"ref": None, "former_ref": "anna"}
+    attempts = [
+        attrs.evolve(intent(IntentState.FAILED, task_id="t1"), **former),
+        attrs.evolve(intent(IntentState.WRITTEN_OFF), intent_id="i2", **former),
+        attrs.evolve(intent(IntentState.CREATED, task_id="t3"), intent_id="i3", ref="anna"),
+    ]
+    found = [(row.ref, row.state) for row in rows_of_journal(attempts, tmp_path)]
+    assert found == [("anna (2)", JobState.PERHAPS_PAID), ("anna", JobState.RUNNING)]
 
 
 # --- sums ------------------------------------------------------------------------------------------

@@ -1179,3 +1179,48 @@ async def test_no_error_shows_what_signs_an_address(tmp_path: Path, answer: Any)
         error = error.__cause__ or error.__context__
     assert "canary" not in "".join(traceback.format_exception(caught.value))
     await downloads.aclose()
+
+
+# --- under another name ----------------------------------------------------------------------------
+
+
+async def test_several_files_of_a_named_result_get_a_number_and_one_does_not(
+    downloads: Downloads, tmp_path: Path
+) -> None:
+    async with RawServer(http(FILM, 200), http(FILM, 200), http(FILM, 200)) as server:
+        urls = [f"{server.url}/a", f"{server.url}/b"]
+        both = await downloads.download(urls, tmp_path, task_id=ID, name="anna")
+        (one,) = await downloads.download(urls[:1], tmp_path, task_id="another", name="otto")
+    assert {path.name for path in both} == {"anna-1.mp4", "anna-2.mp4"}
+    assert one.name == "otto.mp4"
+
+
+async def test_a_named_file_is_found_again_under_whichever_name_it_has(
+    downloads: Downloads, tmp_path: Path
+) -> None:
+    async with RawServer(http(FILM, 200)) as server:
+        first = await downloads.download([server.url], tmp_path, task_id=ID, name="anna")
+        for name in ("anna", "otto", None):
+            assert await downloads.download([server.url], tmp_path, task_id=ID, name=name) == first
+
+
+async def test_a_ref_that_reads_like_the_file_of_another_task_is_not_taken_for_it(
+    downloads: Downloads, tmp_path: Path
+) -> None:
+    async with RawServer(http(FILM, 200), http(PNG, 200)) as server:
+        (sly,) = await downloads.download([server.url], tmp_path, task_id="sly", name=f"{ID}-1")
+        (own,) = await downloads.download([server.url], tmp_path, task_id=ID, name="anna")
+    assert (sly.name, own.name) == (f"{ID}-1.mp4", "anna.png")
+
+
+async def test_many_tasks_that_want_one_name_at_once_get_one_each(
+    downloads: Downloads, tmp_path: Path
+) -> None:
+    async with RawServer(*[http(FILM, 200)] * 8) as server:
+        fetching = [
+            downloads.download([server.url], tmp_path, task_id=f"task-{n}", name="anna") for n in range(8)
+        ]
+        paths = [path for (path,) in await asyncio.gather(*fetching)]
+    assert len({path.name.casefold() for path in paths}) == 8
+    assert [path.name for path in paths].count("anna.mp4") == 1
+    assert all(path.read_bytes() == FILM for path in paths)

@@ -76,11 +76,23 @@ class ModelClient:
         """Return the parts of the session."""
         return self.kie._engine
 
-    async def create(self, prompt: str, *, ref: str | None = None, timeout_s: float = 900.0) -> TaskHandle:
-        """Create a task as the session does, without the thread that fingerprints: it has another clock."""
+    async def create(
+        self,
+        prompt: str,
+        *,
+        ref: str | None = None,
+        timeout_s: float = 900.0,
+        attempted: set[str] | None = None,
+    ) -> TaskHandle:
+        """Create a task as the session does, without the thread that fingerprints: it has another clock.
+
+        With *attempted*, what failed or was refused gets a new attempt, as in a batch that retries.
+        """
         request = TaskRequest(model=MODEL, input={"prompt": prompt}, ref=ref)
         digest = fingerprint(request)
-        handle: TaskHandle = await self.engine.creator.create(request, timeout_s, known_fingerprint=digest)
+        handle: TaskHandle = await self.engine.creator.create(
+            request, timeout_s, known_fingerprint=digest, attempted=attempted
+        )
         return handle
 
     async def call_back(self, task: ServiceTask) -> CallbackVerdict:

@@ -25,6 +25,7 @@ from .clock import SteeredLoop
 _T = TypeVar("_T")
 _GIVEN_UP = {IntentState.REJECTED, IntentState.WRITTEN_OFF}
 _ENDED = {IntentState.SUCCEEDED, IntentState.FAILED}
+_REPLACEABLE = {IntentState.UNKNOWN, IntentState.FAILED, *_GIVEN_UP}
 
 
 @attrs.define
@@ -112,6 +113,8 @@ class Row:
     intent: Intent
     sends: int = 1
     former_ref: str | None = None
+    former_state: IntentState | None = None
+    """Of the intent that this one was sent in the place of, when it was."""
 
 
 @attrs.define
@@ -213,10 +216,8 @@ class ModelJournal(Journal):
             rows = self._disk.rows
             former = rows.get(intent.replaces)
             row = rows.get(intent.intent_id)
-            if intent.replaces:
-                is_open = former is not None and not former.intent.task_id
-                if not is_open or former.intent.state not in {IntentState.UNKNOWN, IntentState.WRITTEN_OFF}:
-                    raise JournalError("the replaced intent is not unknown")
+            if intent.replaces and (former is None or former.intent.state not in _REPLACEABLE):
+                raise JournalError("the replaced intent is neither unknown, nor refused, nor failed")
             if row is not None and (row.intent.state is not IntentState.PLANNED or row.sends):
                 raise JournalError("sent before")
             for holder in rows.values():
@@ -226,10 +227,12 @@ class ModelJournal(Journal):
                         raise JournalError("the ref is another's")
                     self._free_ref(holder)
             if former is not None:
-                self._set(former, state=IntentState.WRITTEN_OFF)
+                before = former.intent.state
+                if before is IntentState.UNKNOWN:
+                    self._set(former, state=IntentState.WRITTEN_OFF)
                 self._free_ref(former)
             sent = attrs.evolve(intent, state=IntentState.SENDING, body=None)
-            rows[intent.intent_id] = Row(sent)
+            rows[intent.intent_id] = Row(sent, former_state=None if former is None else before)
 
         await self._do(f"sending {intent.intent_id}", job)
 
@@ -304,7 +307,7 @@ class ModelJournal(Journal):
         row.intent = attrs.evolve(row.intent, **change)
 
     def _free_ref(self, row: Row) -> None:
-        row.former_ref = row.intent.ref
+        row.former_ref = row.intent.ref or row.former_ref
         self._set(row, ref=None)
 
     def _take_back(self, row: Row) -> None:
