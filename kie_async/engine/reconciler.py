@@ -171,7 +171,7 @@ class Reconciler:
         await self._decide(self._adopt(handle, record, adopted_by))
 
     async def _adopt(self, handle: TaskHandle, record: TaskRecord, adopted_by: str) -> None:
-        self._tracker.check_free(record.task_id, handle.intent_id)
+        self._tracker.registry.check_free(record.task_id, handle.intent_id)
         async with self._taken(handle) as pending:
             if pending is None:
                 if handle.task_id == record.task_id:  # somebody was faster, and found the same
