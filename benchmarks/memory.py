@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import math
 import subprocess
 import sys
 import tracemalloc
@@ -43,7 +44,9 @@ class Stub:
     def __init__(self, ids: Sequence[str]) -> None:
         self._ids = iter(ids)
 
-    async def post(self, request: WireRequest, gate: SendGate) -> Attempt:
+    async def post(
+        self, request: WireRequest, gate: SendGate, *, connect_within_s: float = math.inf
+    ) -> Attempt:
         await gate.pass_through()
         return Attempt(answer=CreateAnswer(verdict=CreateVerdict.CREATED, task_id=next(self._ids)))
 

@@ -322,7 +322,7 @@ async def test_creates_held_back_for_long_are_said(
     assert len(await reading) == 20
 
 
-async def test_a_frozen_service_costs_a_batch_no_more_than_a_probe_a_time(
+async def test_a_frozen_service_costs_a_batch_no_more_than_what_was_on_the_wire(
     clock: Clock, open_session: OpenSession, sandbox: Sandbox, link: Link, caplog: Any, events: Events
 ) -> None:
     limits = Limits(create=NO_LIMITS.create, query=NO_LIMITS.query, create_connections=4)
@@ -339,7 +339,7 @@ async def test_a_frozen_service_costs_a_batch_no_more_than_a_probe_a_time(
     outcomes = await reading
     unknown = [outcome for outcome in outcomes if isinstance(outcome.error, CreateOutcomeUnknown)]
     assert len(outcomes) == 30
-    assert len(unknown) <= 4 + 6  # what was on the wire, and one for each two minutes
+    assert len(unknown) == 4  # no probe that may cost money is sent into silence
     assert sum(outcome.ok for outcome in outcomes) == 30 - len(unknown) == len(sandbox.tasks)
     (halted,) = lines(caplog, logging.WARNING, "creates in a row had unknown outcomes")
     assert "so none is sent; trying again with one at " in halted
@@ -432,6 +432,18 @@ async def test_a_task_whose_deadline_passed_in_sleep_is_asked_for_before_it_is_g
     (said,) = lines(caplog, logging.WARNING, "")
     assert said == "nothing ran here for 8.0 h: the machine slept, or its event loop was blocked"
     assert len(lines(caplog, logging.INFO, "awake again")) == 1
+
+
+async def test_a_session_that_had_nothing_to_do_for_an_hour_did_not_sleep(
+    clock: Clock, open_session: OpenSession, sandbox: Sandbox, events: Events
+) -> None:
+    kie = await open_session(poll=CALM, on_event=events)
+    await clock.advance(HOUR)
+    handle = await kie.create(echo())
+    sandbox.finish(handle.task_id)
+    await clock.advance(10.0)
+    assert (await handle).urls
+    assert weather(events) == []
 
 
 async def test_a_task_that_runs_on_after_the_sleep_times_out_when_its_time_is_over(

@@ -39,8 +39,8 @@ class BatchOptions:
     limit: int | None
     skip_changed: bool
     as_it_stands: bool
-    retry_failed: bool = False
-    name: str = "{ref}"
+    retry_failed: bool
+    name: str
     """How files are named."""
     is_quiet: bool = False
     on_done: str | None = None

@@ -38,7 +38,8 @@ class BatchRun:
         self._options = options
         self._ledger = ledger
         self._progress = progress
-        self._journal = SqliteJournal(options.journal)
+        # With the requests, so that `journal resubmit` can send one again.
+        self._journal = SqliteJournal(options.journal, keep_bodies=True)
         self._chosen: Sequence[int] = ()
         """The places in the file of the jobs this run is about, in their order."""
         self._weather: dict[str, Weather] = {}
@@ -120,7 +121,8 @@ class BatchRun:
     async def _takes_key(self, kie: KieSession) -> bool:
         """Tell whether the service takes the key; if it cannot be asked now, the batch will see."""
         counts = self._ledger.count_chosen(self._chosen)
-        if sum(counts[state] for state in OVER) == len(self._chosen):
+        is_over = sum(counts[state] for state in OVER) == len(self._chosen)
+        if is_over and not self._options.retry_failed:
             return True  # all was done in former runs: then nothing need be sent
         try:
             await kie.credits()
@@ -248,10 +250,19 @@ class BatchRun:
             self._progress.show(self._board())
 
     async def _write_changes(self) -> None:
+        results, path = self._ledger.results, self._options.results
         while True:
             try:
-                await self._ledger.results.write_changes()
+                await results.write_changes()
             except OSError as exc:
                 # A full disk must not end the wait for tasks that are paid.
-                self._progress.print_line(f"cannot write {self._options.results} now: {exc.strerror}")
-                await asyncio.sleep(_WRITE_RETRY_S)
+                self._progress.print_line(f"cannot write {path} now: {exc.strerror}")
+            await self._until_written()
+            self._progress.print_line(f"{path} can be written again")
+
+    async def _until_written(self) -> None:
+        while True:
+            await asyncio.sleep(_WRITE_RETRY_S)
+            with suppress(OSError):
+                await self._ledger.results.write()
+                return

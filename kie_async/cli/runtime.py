@@ -159,7 +159,9 @@ class _StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record, if it is to be shown."""
-        if not self._shows_all and record.levelno < _SHOWN_LEVELS.get(record.name, logging.ERROR):
+        is_worth_it = record.levelno >= _SHOWN_LEVELS.get(record.name, logging.ERROR)
+        # What goes on for an hour is said when it begins and when it is over, and shown in between.
+        if not self._shows_all and (not is_worth_it or getattr(record, "is_repeated", False)):
             return
         try:
             sys.stderr.write(f"{self.format(record)}\n")

@@ -13,6 +13,7 @@ import attrs
 from ..errors import CreateOutcomeUnknown, CreatesHalted, KieError, RateLimited, TransportError
 from ..events import Counters
 from ..http.backoff import delays
+from ..http.query_client import QueryClient
 from ..journal.base import Journal
 from ..journal.intents import Intent
 from ..limits.circuit_breaker import CircuitBreaker
@@ -37,6 +38,12 @@ class CreateCalls:
     weather: CreateWeather
     timeout_s: float | None = None
     """How long a create tries to reach the service; None is until its deadline."""
+    queries: QueryClient | None = None
+    """What asks whether the service answers, for nothing, before a create is risked on it."""
+
+    async def is_answered(self) -> bool:
+        """Tell whether the service answers a query; a probe that costs money is not sent into silence."""
+        return self.queries is None or await self.queries.is_answered()
 
     def new(
         self,
@@ -165,7 +172,8 @@ class CreateCall:
                 raise
         try:
             # Asked last: it may have been opened while this create waited for its turn.
-            calls.breaker.check()
+            if calls.breaker.check() and not await calls.is_answered():
+                raise calls.breaker.put_off()
             attempt = await self._post(gate)
             while attempt.needs_new_connection and not self._is_stopped:
                 ended, gate = gate, self._new_gate()

@@ -107,6 +107,7 @@ class Engine:
                 sink=self.events,
             ),
             timeout_s=settings.create_timeout_s,
+            queries=self.queries,
         )
 
         self.poller = Poller(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
 
 from .._validation import check_task_id
-from ..errors import ApiError, RateLimited
+from ..errors import AnswerUnreadable, ApiError, RateLimited, TransportError
 from ..events import Counters
 from ..limits.rate_limiter import RateLimiter
 from ..models import TaskRecord
@@ -17,6 +18,9 @@ from ..wire.requests import encode_credits, encode_query
 from ..wire.responses import decode_confirmation, decode_credits, decode_query
 from .backoff import retry
 from .transport import Transport
+
+_SILENCE_S = 15.0
+"""A service that does not tell a balance in so long does not answer."""
 
 _T = TypeVar("_T")
 
@@ -78,6 +82,17 @@ class QueryClient:
     async def credits(self) -> float:
         """Return the balance; see `KieSession.credits`."""
         return await self._retry(self._read_credits)
+
+    async def is_answered(self) -> bool:
+        """Tell whether the service answers at all, whatever it says, within some seconds."""
+        try:
+            async with asyncio.timeout(_SILENCE_S):
+                await self._limited(self._read_credits)
+        except (TransportError, TimeoutError) as exc:
+            return isinstance(exc, AnswerUnreadable)
+        except ApiError:
+            pass
+        return True
 
     async def _read(self, task_id: str, decode: Callable[[WireResponse, str], _T]) -> _T:
         return self._decoded(decode, await self._answer(task_id), task_id)

@@ -43,19 +43,28 @@ class CircuitBreaker:
     def _until(self) -> datetime:
         return ago(self._now() - self._halted_until)
 
-    def check(self) -> None:
-        """Let a create pass.
+    def check(self) -> bool:
+        """Let a create pass; tell whether it is a probe: whether the service answers is not known.
 
         Raises:
             CreatesHalted: Nothing was sent.
         """
         if self._is_closed:
-            return
+            return False
         if self._now() < self._halted_until:
             raise CreatesHalted(self._unknown_in_a_row, self._until)
         self._halted_until = self._now() + HALT_S
         self._is_probing = True
-        _log.info("creates are halted; one is sent to see whether the service answers again")
+        return True
+
+    def put_off(self) -> CreatesHalted:
+        """Halt for another pause, since the service answers nothing at all; return the error that says so."""
+        self._is_probing = False
+        self._halted_until = self._now() + HALT_S
+        _log.info(
+            "creates are halted: the service answers nothing; trying again at %s", show_time(self._until)
+        )
+        return CreatesHalted(self._unknown_in_a_row, self._until)
 
     async def wait(self) -> None:
         """Wait until the next create may pass, or one was answered; `check` says who it is."""

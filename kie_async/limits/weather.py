@@ -15,6 +15,9 @@ FAILURES_IN_A_ROW = 3
 
 REPEAT_S = 60.0
 
+REPEATED = "is_repeated"
+"""The attribute of a record of the log that only says that something goes on: a board says so anyway."""
+
 # By a name of its own, which the command line lets through.
 _log = logging.getLogger("kie_async.weather")
 
@@ -57,8 +60,8 @@ class Condition:
         surprise: Exception | None = None,
     ) -> None:
         """Say that it goes on; *for_s* is how long it had gone on when it was said first."""
-        self._since = self._since or ago(for_s)
-        _log.log(level, "%s", message, exc_info=surprise)
+        is_repeated, self._since = self.is_said, self._since or ago(for_s)
+        _log.log(level, "%s", message, exc_info=surprise, extra={REPEATED: is_repeated})
         self._sink.emit_weather(Weather(kind=self._kind, message=message, since=self._since, until=until))
 
     def end(self, message: str) -> None:

@@ -112,6 +112,8 @@ class TimerWheel:
 
     def _arm(self, at: float) -> None:
         """Set the one timer, unless it comes before."""
+        # An idle wheel's review is long past when somebody comes: that is no sleep, in which a timer is late.
+        at = max(at, self._loop.time())
         if self._is_closed or at >= self._wakes_at:
             return
         if self._timer is not None:

@@ -87,7 +87,7 @@ async def test_a_task_that_was_read_to_be_adopted_is_not_read_at_once_again(
                 await asyncio.sleep(0.1)
             await flood(client, task)
             assert client.kie.attach(task.task_id).intent_id == task.intent_id
-    assert shortest_gap_s(service, task.task_id) >= 1.0
+    assert shortest_gap_s(service, task.task_id) >= 0.999
 
 
 async def test_a_task_that_was_read_by_hand_is_not_read_at_once_again(service: ModelService) -> None:
@@ -97,7 +97,7 @@ async def test_a_task_that_was_read_by_hand_is_not_read_at_once_again(service: M
             (handle,) = await client.kie.resume()
             await handle.resolve(task.task_id)
             await flood(client, task)
-    assert shortest_gap_s(service, task.task_id) >= 1.0
+    assert shortest_gap_s(service, task.task_id) >= 0.999
 
 
 class SlowToFind(SteadySqliteJournal):
@@ -123,7 +123,7 @@ async def test_a_task_that_was_read_before_its_create_was_known_is_not_read_at_o
             handle = client.kie.attach(task.task_id)
             await flood(client, task)
             assert handle.intent_id == task.intent_id
-    assert shortest_gap_s(service, task.task_id) >= 1.0
+    assert shortest_gap_s(service, task.task_id) >= 0.999
 
 
 async def test_claims_of_one_create_are_read_apart_also_when_the_rate_limit_held_the_first_up(
