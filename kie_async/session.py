@@ -114,7 +114,7 @@ class KieSession(BoundToLoop):
         if create_timeout_s is not None:
             check_above_zero("create_timeout_s", create_timeout_s)
         if receiver is not None and callback_url is None:
-            raise InvalidRequest("callback_url is missing: a receiver hears nothing without it")
+            raise InvalidRequest("callback_url is missing: a receiver gets nothing without it")
         key = Secret(read_key(api_key))
         name = read_account(account)
         base_url = _base_url(base_url, network)

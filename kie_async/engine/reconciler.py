@@ -67,7 +67,7 @@ class Reconciler:
     # --- claims --------------------------------------------------------------------------------
 
     def consider(self, pending: PendingCreate) -> None:
-        """Look into all claims of a create, unless its answer may still come."""
+        """Check all claims of a create, unless its answer may still come."""
         if pending.phase is Phase.CREATING:
             return
         for claim in pending.claims.values():
@@ -78,7 +78,7 @@ class Reconciler:
                 self._background.spawn(self._pursue(pending, claim))
 
     def consider_all(self) -> None:
-        """Look into what the journal holds of claims."""
+        """Check what the journal holds of claims."""
         for pending in self._tracker.pending:
             self.consider(pending)
 

@@ -508,7 +508,7 @@ async def created(kie: Sandbox, call: Call, input: str = "{}") -> str:
     return list(kie.tasks)[-1]
 
 
-async def test_status_looks_once_or_waits_and_downloads(call: Call, tmp_path: Path) -> None:
+async def test_status_reads_once_or_waits_and_downloads(call: Call, tmp_path: Path) -> None:
     async with Sandbox(api_key=KEY, durations=Never()) as kie:
         task_id = await created(kie, call)
         code, out, err = await call_in_thread(call, "status", task_id, **service(kie))
