@@ -23,7 +23,7 @@ from ..journal.base import Journal
 from ..journal.intents import ClaimSource, IntentState
 from ..journal.notes import log_failed_note
 from ..models import TaskRecord
-from ..wire.codes import is_invisible
+from ..wire.codes import is_unknown_task
 from .pending_creates import PendingClaim, PendingCreate, Phase
 from .settings import CallbackPolicy
 from .tracker import TaskTracker
@@ -138,7 +138,7 @@ class Reconciler:
             record, url = await self._queries.confirm(claim.task_id)
         except ApiError as exc:
             _log.info("task %s could not be read for adoption yet: %s", claim.task_id, exc)
-            return self._count_unseen(claim, is_unseen=is_invisible(exc.code, exc.message)), None
+            return self._count_unseen(claim, is_unseen=is_unknown_task(exc)), None
         except TransportError as exc:
             _log.info("task %s could not be read for adoption yet: %s", claim.task_id, exc)
             return _Finding.UNCLEAR, None

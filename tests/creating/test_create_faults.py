@@ -180,7 +180,7 @@ async def test_a_create_held_back_is_sent_again_when_the_service_asks_for_it(raw
 
 
 @pytest.mark.parametrize(
-    "retry_after", ["", "Retry-After: 0\r\n", "Retry-After: Wed, 21 Oct 2026 07:28:00 GMT\r\n"]
+    "header", ["", "Retry-After: 0\r\n", "Retry-After: Wed, 21 Oct 2026 07:28:00 GMT\r\n"]
 )
 async def test_without_a_usable_header_the_first_wait_is_half_a_second_at_most(header: str) -> None:
     no = answer(refused(429), 429, header)

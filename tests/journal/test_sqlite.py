@@ -25,7 +25,7 @@ import attrs
 import pytest
 from conftest import HMAC_KEY, OpenSession
 from support.clock import eventually
-from support.journals import DONE, as_left_by_a_crash, created, intent, opened, raw, states
+from support.journals import DONE, SCHEMA_1, as_left_by_a_crash, created, intent, opened, raw, states
 
 from kie_async import (
     CallbackReceiver,
@@ -477,34 +477,9 @@ async def test_a_path_means_the_same_file_wherever_the_process_goes(
     assert (tmp_path / ":memory:").stat().st_size > 0
 
 
-GOLDEN = """
-PRAGMA application_id = 1802069313;
-PRAGMA user_version = 1;
-CREATE TABLE intent(
-  seq INTEGER PRIMARY KEY,
-  intent_id TEXT UNIQUE NOT NULL,
-  ref TEXT UNIQUE,
-  former_ref TEXT,
-  model TEXT NOT NULL,
-  fingerprint BLOB NOT NULL,
-  body TEXT,
-  state TEXT NOT NULL CHECK(state IN ('PLANNED', 'SENDING', 'CREATED', 'REJECTED', 'NOT_CREATED', 'UNKNOWN', 'SUCCEEDED', 'FAILED', 'WRITTEN_OFF')),
-  task_id TEXT UNIQUE,
-  sends INTEGER NOT NULL DEFAULT 0 CHECK(sends <= 1),
-  expects_callback INTEGER NOT NULL DEFAULT 0,
-  planned_ms INTEGER NOT NULL,
-  sending_ms INTEGER,
-  created_ms INTEGER,
-  terminal_ms INTEGER,
-  code INTEGER,
-  reason TEXT NOT NULL DEFAULT '',
-  adopted_by TEXT NOT NULL DEFAULT '',
-  record TEXT NOT NULL DEFAULT '',
-  credits REAL
-) STRICT;
-CREATE INDEX intent_by_state ON intent(state);
-CREATE TABLE run(is_open INTEGER NOT NULL) STRICT;
-INSERT INTO run VALUES (0);
+GOLDEN = (
+    SCHEMA_1
+    + """
 INSERT INTO intent(intent_id, ref, model, fingerprint, state, sends, planned_ms, expects_callback)
   VALUES ('i1', 'r1', 'm', x'66', 'PLANNED', 0, 1, 1), ('i2', 'r2', 'm', x'66', 'SENDING', 1, 2, 1);
 INSERT INTO intent(intent_id, ref, model, fingerprint, state, sends, planned_ms, task_id, record, credits, code)
@@ -512,7 +487,8 @@ INSERT INTO intent(intent_id, ref, model, fingerprint, state, sends, planned_ms,
          ('i4', 'r4', 'm', x'66', 'SUCCEEDED', 1, 4, 't4', '{"taskId":"t4","state":"success"}', 8.0, NULL),
          ('i5', 'r5', 'm', x'66', 'REJECTED', 1, 5, NULL, '', NULL, 500),
          ('i6', 'r6', 'm', x'66', 'REJECTED', 1, 9000000000000, NULL, '', NULL, 500);
-"""  # noqa: E501
+"""
+)  # noqa: E501
 
 
 def columns_of(path: Path) -> set[tuple[Any, ...]]:
