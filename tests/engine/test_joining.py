@@ -31,7 +31,7 @@ GAP_S = 0.02
 JOURNALS = ("none", "file", "slow")
 
 
-class SlowCommits(CommitWeather):
+class LateCommits(CommitWeather):
     """Each commit takes longer than the next step waits."""
 
     def delay_s(self) -> float:
@@ -48,7 +48,7 @@ class Joining:
         self.service.create_fates = [fate]
         self.service.answer_gate = asyncio.Event()
         self.disk = Disk()
-        weather = (SlowCommits if journal == "slow" else CommitWeather)(random.Random(0))
+        weather = (LateCommits if journal == "slow" else CommitWeather)(random.Random(0))
         gate = CommitGate(weather)
         self.journal: Journal | None = None
         if journal == "file":

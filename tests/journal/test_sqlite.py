@@ -477,9 +477,7 @@ async def test_a_path_means_the_same_file_wherever_the_process_goes(
     assert (tmp_path / ":memory:").stat().st_size > 0
 
 
-GOLDEN = (
-    SCHEMA_1
-    + """
+GOLDEN = """
 INSERT INTO intent(intent_id, ref, model, fingerprint, state, sends, planned_ms, expects_callback)
   VALUES ('i1', 'r1', 'm', x'66', 'PLANNED', 0, 1, 1), ('i2', 'r2', 'm', x'66', 'SENDING', 1, 2, 1);
 INSERT INTO intent(intent_id, ref, model, fingerprint, state, sends, planned_ms, task_id, record, credits, code)
@@ -487,8 +485,7 @@ INSERT INTO intent(intent_id, ref, model, fingerprint, state, sends, planned_ms,
          ('i4', 'r4', 'm', x'66', 'SUCCEEDED', 1, 4, 't4', '{"taskId":"t4","state":"success"}', 8.0, NULL),
          ('i5', 'r5', 'm', x'66', 'REJECTED', 1, 5, NULL, '', NULL, 500),
          ('i6', 'r6', 'm', x'66', 'REJECTED', 1, 9000000000000, NULL, '', NULL, 500);
-"""
-)  # noqa: E501
+"""  # noqa: E501
 
 
 def columns_of(path: Path) -> set[tuple[Any, ...]]:
@@ -501,7 +498,7 @@ def columns_of(path: Path) -> set[tuple[Any, ...]]:
 async def test_a_file_of_version_1_is_read(path: Path, tmp_path: Path) -> None:
     """Golden: when the schema changes, the version does too, and this file becomes one of the new version."""
     with raw(path) as db:
-        db.executescript(GOLDEN)
+        db.executescript(SCHEMA_1 + GOLDEN)
     for each in (path, tmp_path / "new.db"):
         async with opened(each):
             pass

@@ -48,6 +48,13 @@ class CommitWeather:
         return self.rng.choice((0.0, 0.001))
 
 
+class SlowCommits(CommitWeather):
+    """Commits that take a while: what is cancelled may be cancelled in the middle of one."""
+
+    def delay_s(self) -> float:
+        return 0.05
+
+
 class CommitGate:
     """What every commit passes, in the order they came: it delays, fails, or ends them all by a crash."""
 
