@@ -633,6 +633,19 @@ def test_every_module_begins_with_what_it_does() -> None:
     report(problems)
 
 
+def test_the_tree_of_the_architecture_names_every_module() -> None:
+    """The command line and the sandbox are told apart from the wings: they are one line each."""
+    tree = (ROOT / "ARCHITECTURE.md").read_text("utf-8").split("```")[1]
+    named = set(re.findall(r"\w+", tree))
+    report(
+        [
+            f"{name_of(path)}: name it in the tree of ARCHITECTURE.md, in the line of its wing"
+            for path in files(but=("cli", "sandbox"))
+            if path.stem not in named and not path.stem.startswith("__")
+        ]
+    )
+
+
 def test_everything_public_has_a_docstring() -> None:
     report(
         [
