@@ -17,7 +17,8 @@ from typing import Any
 import attrs
 
 from kie_async import _json
-from kie_async.wire.responses import WireResponse, decode_callback, decode_query
+from kie_async.wire.envelope import WireResponse
+from kie_async.wire.responses import decode_callback, decode_query
 
 from .measuring import Figure, alternating, parser, report
 

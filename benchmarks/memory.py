@@ -23,8 +23,8 @@ from kie_async import CallbackReceiver, KieSession, PollSchedule, TaskHandle, Ta
 from kie_async.creating.create_transport import Attempt, CreateTransport
 from kie_async.creating.send_gate import SendGate
 from kie_async.wire.codes import CreateVerdict
+from kie_async.wire.create_answers import CreateAnswer
 from kie_async.wire.requests import WireRequest
-from kie_async.wire.responses import CreateAnswer
 
 from .floor import free_session
 from .measuring import Figure, parser, report, resident

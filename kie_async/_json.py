@@ -10,6 +10,7 @@ import importlib
 import json
 import math
 import re
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -29,6 +30,9 @@ _LOST = object()
 """Stands for a value that could not be read, until it is left out."""
 
 _NO_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
+
+_MAX_INTEGER_BITS = 14_000
+"""Python writes no number of more than 4,300 digits."""
 
 _HALF_PAIR = re.compile(r"[\ud800-\udfff]")
 
@@ -226,6 +230,50 @@ def _float(digits: str) -> float:
     if value in (float("inf"), float("-inf")):
         raise NotJson("a number is too large")
     return value
+
+
+def name_what_has_no_json(field: str, value: object, *, files: tuple[type, ...] = ()) -> str:
+    """Return which part of a value has no JSON form, named by its path, and why; empty if all of it has.
+
+    *files* are kinds of values that something with a JSON form will take the place of.
+    """
+    try:
+        return _what_has_no_json(field, value, files)
+    except RecursionError:
+        return f"{field} has no JSON form: nested too deeply"
+
+
+def _what_has_no_json(path: str, value: object, files: tuple[type, ...]) -> str:
+    if isinstance(value, str):
+        return "" if is_unicode(value) else f"{path} has no JSON form: it holds half a character"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{path} has no JSON form: it is {value}"
+    if isinstance(value, int) and value.bit_length() > _MAX_INTEGER_BITS:
+        return f"{path} has no JSON form: the number is too long"
+    if value is None or isinstance(value, (int, float, *files)):
+        return ""
+    if isinstance(value, (dict, Mapping)):
+        for key, inner in value.items():
+            if key is not None and not isinstance(key, str | int | float):
+                return f"{path} has no JSON form: its keys must be text, one is {type(key).__name__}"
+            if named := _what_has_no_json(f"{path}.{key}", inner, files):
+                return named
+        return ""
+    if isinstance(value, list | tuple):
+        for at, inner in enumerate(value):
+            if named := _what_has_no_json(f"{path}[{at}]", inner, files):
+                return named
+        return ""
+    return f"{path} has no JSON form: it is of type {type(value).__name__}"
+
+
+def is_unicode(text: str) -> bool:
+    """Tell whether text has a form in UTF-8: no half of a surrogate pair is in it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 _encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))

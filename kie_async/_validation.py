@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
-import math
 import os
 import re
-import secrets
-from collections.abc import Mapping
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 import attrs
 
+from ._json import is_unicode
 from .errors import InvalidRequest
 from .models import TASK_ID
 
 _BLANK_OR_CONTROL = re.compile(r"[\x00-\x20\x7f]")
-
-_PROBE_BYTES = 1024 * 1024
-"""What must fit on a disk that results are to be saved on."""
 
 _USER = re.compile(r"//[^/]*@")
 
@@ -31,9 +24,6 @@ _ENDPOINT = re.compile(r"/+api/v1(/.*)?$", re.IGNORECASE)
 _HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
 
 _QUOTES = ('""', "''", "\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}", "``")
-
-_MAX_INTEGER_BITS = 14_000
-"""Python writes no number of more than 4,300 digits."""
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -300,52 +290,9 @@ def read_account(account: str | None) -> str | None:
     check_kind("account", account, (str, type(None)), "a name of your own for the account")
     if account is None:
         return None
-    if not account.strip() or not _is_unicode(account):
+    if not account.strip() or not is_unicode(account):
         raise InvalidRequest(f"account must be a name of your own for the account, got {account[:80]!r}")
     return account.strip()
-
-
-def name_what_has_no_json(field: str, value: object, *, files: tuple[type, ...] = ()) -> str:
-    """Return which part of a value has no JSON form, named by its path, and why; empty if all of it has.
-
-    *files* are kinds of values that something with a JSON form will take the place of.
-    """
-    try:
-        return _what_has_no_json(field, value, files)
-    except RecursionError:
-        return f"{field} has no JSON form: nested too deeply"
-
-
-def _what_has_no_json(path: str, value: object, files: tuple[type, ...]) -> str:
-    if isinstance(value, str):
-        return "" if _is_unicode(value) else f"{path} has no JSON form: it holds half a character"
-    if isinstance(value, float) and not math.isfinite(value):
-        return f"{path} has no JSON form: it is {value}"
-    if isinstance(value, int) and value.bit_length() > _MAX_INTEGER_BITS:
-        return f"{path} has no JSON form: the number is too long"
-    if value is None or isinstance(value, (int, float, *files)):
-        return ""
-    if isinstance(value, (dict, Mapping)):
-        for key, inner in value.items():
-            if key is not None and not isinstance(key, str | int | float):
-                return f"{path} has no JSON form: its keys must be text, one is {type(key).__name__}"
-            if named := _what_has_no_json(f"{path}.{key}", inner, files):
-                return named
-        return ""
-    if isinstance(value, list | tuple):
-        for at, inner in enumerate(value):
-            if named := _what_has_no_json(f"{path}[{at}]", inner, files):
-                return named
-        return ""
-    return f"{path} has no JSON form: it is of type {type(value).__name__}"
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeError:
-        return False
-    return True
 
 
 def check_path(field: str, path: object) -> None:
@@ -356,21 +303,3 @@ def check_path(field: str, path: object) -> None:
     """
     if not isinstance(path, str | os.PathLike) or not str(path).strip() or "\0" in str(path):
         raise InvalidRequest(f"{field} must be a path, got {str(path)[:80]!r}")
-
-
-def try_to_write(folder: Path) -> None:
-    """Make *folder* if need be, and write a file there that is gone again: before money is spent for more.
-
-    Raises:
-        OSError: It cannot be made or written to, or the disk is full.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / f".{secrets.token_hex(8)}.part"
-    try:
-        with probe.open("xb") as file:
-            file.write(bytes(_PROBE_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-    finally:
-        with contextlib.suppress(OSError):
-            probe.unlink()

@@ -15,7 +15,6 @@ from typing import Any, Self
 import attrs
 
 from ._background import BoundToLoop
-from ._field_help import ShowsFields
 from ._validation import check_count, check_kind, check_path, check_wait
 from .engine.engine import Engine
 from .engine.job_states import state_after
@@ -42,7 +41,7 @@ from .errors import (
 from .handle import TaskHandle
 from .inputs.fingerprint import fingerprint
 from .inputs.request import TaskRequest, TypedInput, as_request
-from .models import JobState, TaskResult
+from .models import JobState, ResultOrError, TaskResult
 
 Requests = Iterable[TaskRequest | TypedInput] | AsyncIterable[TaskRequest | TypedInput]
 _STOPPING = (
@@ -66,7 +65,7 @@ _log = logging.getLogger("kie_async")
 
 
 @attrs.frozen(kw_only=True)
-class Outcome(metaclass=ShowsFields):
+class Outcome(ResultOrError):
     """What became of one request of a batch: a result or an error."""
 
     index: int
@@ -88,22 +87,6 @@ class Outcome(metaclass=ShowsFields):
     def state(self) -> JobState:
         """How the job stands, in the word that people read."""
         return state_after(self.error, has_task=bool(self.task_id), has_result=self.result is not None)
-
-    @property
-    def ok(self) -> bool:
-        """Tell whether there is a result and nothing went wrong with it."""
-        return self.error is None
-
-    def unwrap(self) -> TaskResult:
-        """Return the result.
-
-        Raises:
-            KieError: The error, if there is one.
-        """
-        if self.error is not None:
-            raise self.error
-        assert self.result is not None  # noqa: S101  (without an error there is a result)
-        return self.result
 
 
 class Batch(BoundToLoop):

@@ -67,6 +67,10 @@ class SessionMisuse(KieError, RuntimeError):
     """The session was used before open, after close, or from another event loop."""
 
 
+SESSION_CLOSED = "the session is closed; open a new one"
+"""What `SessionMisuse` says to whoever comes too late, wherever that is found out."""
+
+
 class BudgetExceeded(KieError):
     """The budget does not allow another create; nothing was sent."""
 

@@ -163,7 +163,7 @@ class TaskHandle(BoundToLoop):
             InvalidRequest: *timeout_s* is no number.
             TaskError: The task yielded no result here; its subclasses tell why.
             TaskTimedOut: Also when *timeout_s* ran out.
-            CreateOutcomeUnknown: The create was written off, or nothing was heard in time.
+            CreateOutcomeUnknown: The create was written off, or nothing was found out in time.
             AuthenticationError: The key was refused while polling.
             SessionMisuse: Awaited from another event loop.
         """

@@ -201,8 +201,33 @@ class UploadedFile(metaclass=ShowsFields):
     """When the service deletes it, if its answer says so; else that is 24 hours later."""
 
 
+class ResultOrError(metaclass=ShowsFields):
+    """How an end is read: what has come to one has a result or an error."""
+
+    __slots__ = ()
+
+    result: TaskResult | None
+    error: KieError | None
+
+    @property
+    def ok(self) -> bool:
+        """Tell whether there is a result and nothing went wrong with it."""
+        return self.error is None
+
+    def unwrap(self) -> TaskResult:
+        """Return the result.
+
+        Raises:
+            KieError: The error, if there is one.
+        """
+        if self.error is not None:
+            raise self.error
+        assert self.result is not None  # noqa: S101  (without an error there is a result)
+        return self.result
+
+
 @attrs.frozen(kw_only=True)
-class SettledTask(metaclass=ShowsFields):
+class SettledTask(ResultOrError):
     """A task that a journal knows to have ended: with a result or an error."""
 
     ref: str | None
@@ -217,19 +242,3 @@ class SettledTask(metaclass=ShowsFields):
     """What it yielded; None if it failed."""
     error: KieError | None = None
     """Why there is no result; None if there is one."""
-
-    @property
-    def ok(self) -> bool:
-        """Tell whether there is a result."""
-        return self.error is None
-
-    def unwrap(self) -> TaskResult:
-        """Return the result.
-
-        Raises:
-            KieError: The error, if there is one.
-        """
-        if self.error is not None:
-            raise self.error
-        assert self.result is not None  # noqa: S101  (without an error there is a result)
-        return self.result

@@ -35,7 +35,7 @@ from .config import Budget, Limits, Network, PollSchedule
 from .engine.engine import Engine
 from .engine.event_hook import check_hook
 from .engine.settings import CallbackPolicy, Settings, with_environment
-from .errors import InvalidRequest, SessionMisuse
+from .errors import SESSION_CLOSED, InvalidRequest, SessionMisuse
 from .events import Counters, SessionEvent, SessionStats
 from .handle import TaskHandle
 from .inputs.durations import MODEL_DURATIONS_S
@@ -114,7 +114,7 @@ class KieSession(BoundToLoop):
         if create_timeout_s is not None:
             check_above_zero("create_timeout_s", create_timeout_s)
         if receiver is not None and callback_url is None:
-            raise InvalidRequest("callback_url is missing: a receiver hears nothing without it")
+            raise InvalidRequest("callback_url is missing: a receiver gets nothing without it")
         key = Secret(read_key(api_key))
         name = read_account(account)
         base_url = _base_url(base_url, network)
@@ -205,7 +205,7 @@ class KieSession(BoundToLoop):
             SessionMisuse: It is not open here.
         """
         if self._is_closed:
-            raise SessionMisuse("the session is closed; open a new one")
+            raise SessionMisuse(SESSION_CLOSED)
         if self._opened is None:
             raise SessionMisuse("the session is not open; use 'async with KieSession() as kie'")
         self._check_loop()

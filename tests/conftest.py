@@ -195,7 +195,7 @@ def receiver() -> CallbackReceiver:
 
 @pytest.fixture
 def doorbell() -> CallbackReceiver:
-    """Return a receiver without keys: its deliveries only ring."""
+    """Return a receiver without keys: its deliveries only ask for a poll."""
     return CallbackReceiver()
 
 

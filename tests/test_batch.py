@@ -338,19 +338,19 @@ async def test_a_request_without_ref_is_known_by_its_content(
 ) -> None:
     voice = tmp_path / "voice.mp3"
     voice.write_bytes(b"ID3" + bytes(50))
-    wish = TaskRequest(model="sandbox/echo", input={"prompt": "0", "voice": voice})
+    request = TaskRequest(model="sandbox/echo", input={"prompt": "0", "voice": voice})
     kie = await open_session(journal=tmp_path / "run.db")
-    (first,) = await read_all(sandbox, kie.batch([wish]))
+    (first,) = await read_all(sandbox, kie.batch([request]))
     await kie.aclose()
     assert first.ref is not None
     assert first.ref.startswith("auto:")
     assert first.request.ref == first.ref
 
     kie = await open_session(journal=tmp_path / "run.db")
-    (again,) = await read_all(sandbox, kie.batch([wish]))
+    (again,) = await read_all(sandbox, kie.batch([request]))
     assert (again.ref, again.task_id) == (first.ref, first.task_id)
     voice.write_bytes(b"ID3" + bytes(60))
-    (other,) = await read_all(sandbox, kie.batch([wish]))
+    (other,) = await read_all(sandbox, kie.batch([request]))
     assert other.task_id != first.task_id
     assert len(sandbox.tasks) == 2
 

@@ -27,8 +27,8 @@ from kie_async import (
     TaskTimedOut,
 )
 
-LOOK_S = 0.1
-"""Long enough for a look to leave and its answer to come."""
+POLL_S = 0.1
+"""Long enough for a poll to leave and its answer to come."""
 
 
 @pytest.fixture
@@ -39,12 +39,12 @@ async def handle(clock: Clock, kie: KieSession) -> TaskHandle:
 
 async def fail(handle: TaskHandle, sandbox: Sandbox, clock: Clock) -> None:
     sandbox.finish(handle.task_id, "fail", fail_code="422", fail_msg="face not found")
-    await clock.advance(LOOK_S)
+    await clock.advance(POLL_S)
 
 
 async def succeed(handle: TaskHandle, sandbox: Sandbox, clock: Clock) -> None:
     sandbox.finish(handle.task_id)
-    await clock.advance(LOOK_S)
+    await clock.advance(POLL_S)
 
 
 async def states_of(handle: TaskHandle) -> list[TaskState]:
@@ -87,7 +87,7 @@ class TestAwaiting:
             sandbox.finish(handle.task_id)
 
         gathering = asyncio.gather(*handles)
-        await clock.advance(LOOK_S)
+        await clock.advance(POLL_S)
 
         assert [result.task_id for result in await gathering] == list(sandbox.tasks)
 
@@ -239,7 +239,7 @@ class TestTimeouts:
         sandbox.finish(handle.task_id)
 
         again = kie.attach(handle.task_id)
-        await clock.advance(LOOK_S)
+        await clock.advance(POLL_S)
 
         assert again is not handle
         assert (await again).task_id == handle.task_id
@@ -298,7 +298,7 @@ class TestFailures:
 
         assert len(lengths) == 1
 
-    async def test_an_awaiter_does_not_hear_of_another_ones_troubles(
+    async def test_an_awaiter_is_spared_another_ones_troubles(
         self, clock: Clock, sandbox: Sandbox, handle: TaskHandle
     ) -> None:
         await fail(handle, sandbox, clock)
@@ -364,22 +364,22 @@ class TestUpdates:
         self, clock: Clock, sandbox: Sandbox, handle: TaskHandle
     ) -> None:
         reading = asyncio.create_task(states_of(handle))
-        await clock.advance(LOOK_S)
+        await clock.advance(POLL_S)
         sandbox.start_generating(handle.task_id)
-        await clock.advance(LOOK_S)
+        await clock.advance(POLL_S)
         await succeed(handle, sandbox, clock)
 
         assert await reading == [TaskState.WAITING, TaskState.GENERATING, TaskState.SUCCESS]
 
-    async def test_looks_that_bring_no_change_show_nothing(
+    async def test_polls_that_bring_no_change_show_nothing(
         self, clock: Clock, sandbox: Sandbox, handle: TaskHandle
     ) -> None:
         updates = handle.updates()
-        await clock.advance(LOOK_S)
+        await clock.advance(POLL_S)
         assert await anext(updates)
 
         waiting = asyncio.ensure_future(anext(updates))
-        await clock.advance(10 * LOOK_S)
+        await clock.advance(10 * POLL_S)
 
         assert sandbox.counts["query"] > 5
         assert not waiting.done()
@@ -388,9 +388,9 @@ class TestUpdates:
     async def test_a_slow_reader_sees_the_newest_not_all(
         self, clock: Clock, sandbox: Sandbox, handle: TaskHandle
     ) -> None:
-        await clock.advance(LOOK_S)
+        await clock.advance(POLL_S)
         sandbox.start_generating(handle.task_id)
-        await clock.advance(LOOK_S)
+        await clock.advance(POLL_S)
         await succeed(handle, sandbox, clock)
 
         assert await states_of(handle) == [TaskState.SUCCESS]
@@ -406,7 +406,7 @@ class TestUpdates:
         self, clock: Clock, sandbox: Sandbox, handle: TaskHandle
     ) -> None:
         updates = handle.updates()
-        await clock.advance(LOOK_S)
+        await clock.advance(POLL_S)
         assert (await anext(updates)).state is TaskState.WAITING
 
         waiting = asyncio.ensure_future(anext(updates))
@@ -423,7 +423,7 @@ class TestUpdates:
         await settle()
 
         readers[0].cancel()
-        await clock.advance(LOOK_S)
+        await clock.advance(POLL_S)
 
         assert (await readers[1]).state is TaskState.WAITING
 
@@ -432,10 +432,10 @@ class TestUpdates:
     ) -> None:
         waiting = b'{"code":200,"data":{"taskId":"%s","state":"waiting"}}' % handle.task_id.encode()
         sandbox.start_generating(handle.task_id)
-        await clock.advance(LOOK_S)
+        await clock.advance(POLL_S)
 
         sandbox.faults.query_answers_next = [(200, waiting)] * 3
-        await clock.advance(LOOK_S)
+        await clock.advance(POLL_S)
 
         assert handle.state is TaskState.GENERATING
         assert handle.record.state is TaskState.GENERATING
@@ -443,7 +443,7 @@ class TestUpdates:
 
 
 class TestAbandoning:
-    async def test_awaiters_hear_of_it(self, handle: TaskHandle) -> None:
+    async def test_awaiters_get_it(self, handle: TaskHandle) -> None:
         awaiter = asyncio.create_task(handle.result())
         await settle()
 
@@ -464,7 +464,7 @@ class TestAbandoning:
 
         assert len(sandbox.tasks) == 2
 
-    async def test_the_task_is_not_looked_at_any_more_and_goes_on(
+    async def test_the_task_is_not_polled_any_more_and_goes_on(
         self, clock: Clock, sandbox: Sandbox, handle: TaskHandle
     ) -> None:
         handle.abandon()
@@ -528,7 +528,7 @@ class TestWhatItShows:
     ) -> None:
         seen = [handle.state]
         sandbox.start_generating(handle.task_id)
-        await clock.advance(LOOK_S)
+        await clock.advance(POLL_S)
         seen.append(handle.state)
         await succeed(handle, sandbox, clock)
         seen.append(handle.state)

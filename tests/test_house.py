@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 from support.tables import together
 
-ROOT = Path(__file__).parent.parent / "kie_async"
+TESTS = Path(__file__).parent
+
+ROOT = TESTS.parent / "kie_async"
 
 # --- what was agreed ------------------------------------------------------------------------------
 
@@ -136,20 +138,24 @@ OLD_PROSE = {
     r"\b(rings|rung)\b": "asks to be polled at once",
     r"\bwish(es)?\b": "request",
     r"\bbeliev(e|es|ed)\b": "trust, count",
+    r"\bhear(s|d)? (of|from|nothing)\b|\b(was|is|be) heard\b": "take in, get, be told",
 }
 """The same in comments and docstrings, where some of the words have honest uses."""
 
 NOT_OF_POLLING = ("cli/", "files/", "journal/", "_secrets.py")
 """Where to look at something means just that."""
 
-KEPT_NAMES = frozenset({"ring_gap_s"})
-"""Public names that stay, though their word has gone."""
+KEPT_NAMES = frozenset({"ring_gap_s", "empty_result_looks", "told_by"})
+"""Public names that stay, though their word has gone: of schedule, faults and results file."""
 
 KEPT_WORDS = {("callbacks", "watch"): "its server watches its connections; no entry of the poller is meant"}
 """Words that a wing may use in their own sense, with the reason."""
 
 SERVICE_ANY = (r"Mapping\[str, Any\]", r"Attribute\[Any\]", r"Generator\[Any, ")
 """Where ``Any`` may stand: a model's own fields, attrs' validator protocol, the await protocol."""
+
+WORDS_OF_TESTS = frozenset({r"watch(es|ed)?", r"tell|told"})
+"""Old words that names of tests may use in their everyday sense."""
 
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -159,6 +165,10 @@ Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 def files(*, but: Collection[str] = ()) -> list[Path]:
     return [path for path in sorted(ROOT.rglob("*.py")) if wing_of(path) not in but]
+
+
+def files_of_tests() -> list[Path]:
+    return [path for path in sorted(TESTS.rglob("*.py")) if path != Path(__file__)]
 
 
 def name_of(path: Path) -> str:
@@ -552,16 +562,19 @@ def old_words_in(identifier: str, wing: str) -> Iterator[tuple[str, str]]:
         return
     for word in words_of(identifier):
         for old, new in OLD_WORDS.items():
+            if wing == "tests" and old in WORDS_OF_TESTS:
+                continue
             if re.fullmatch(old, word) and (wing, word) not in KEPT_WORDS:
                 yield word, new
 
 
 def test_identifiers_are_words_of_the_field() -> None:
     problems: dict[str, int] = {}
-    for path in files(but=("sandbox",)):
+    for path in [*files(), *files_of_tests()]:
+        name, wing = (name_of(path), wing_of(path)) if path.is_relative_to(ROOT) else (path.name, "tests")
         for line, identifier in [(1, path.stem), *identifiers_in(path)]:
-            for word, new in old_words_in(identifier, wing_of(path)):
-                problems.setdefault(f"{name_of(path)}: {identifier}: not {word!r} but {new}", line)
+            for word, new in old_words_in(identifier, wing):
+                problems.setdefault(f"{name}: {identifier}: not {word!r} but {new}", line)
     report([f"{problem} (first in line {line})" for problem, line in problems.items()])
 
 
@@ -587,11 +600,12 @@ def prose_of(path: Path) -> Iterator[tuple[int, str]]:
 def test_prose_says_plainly_what_is_done() -> None:
     report(
         [
-            f"{name_of(path)}:{line}: {found[0]!r} in comment or string: say {new}"
-            for path in files(but=("sandbox",))
+            f"{name}:{line}: {found[0]!r} in comment or string: say {new}"
+            for path in [*files(), *files_of_tests()]
+            for name in [name_of(path) if path.is_relative_to(ROOT) else f"tests/{path.name}"]
             for line, text in prose_of(path)
             for old, new in OLD_PROSE.items()
-            if not (new == "poll" and name_of(path).startswith(NOT_OF_POLLING))
+            if not (new == "poll" and name.startswith(NOT_OF_POLLING))
             and (found := re.search(old, text))
             and not KEPT_NAMES & set(re.findall(r"\w+", text))
         ]
@@ -617,6 +631,19 @@ def test_every_module_begins_with_what_it_does() -> None:
                 f"{name_of(path)}: {len(text.splitlines())} lines of docstring: move them to the code"
             )
     report(problems)
+
+
+def test_the_tree_of_the_architecture_names_every_module() -> None:
+    """The command line and the sandbox are told apart from the wings: they are one line each."""
+    tree = (ROOT / "ARCHITECTURE.md").read_text("utf-8").split("```")[1]
+    named = set(re.findall(r"\w+", tree))
+    report(
+        [
+            f"{name_of(path)}: name it in the tree of ARCHITECTURE.md, in the line of its wing"
+            for path in files(but=("cli", "sandbox"))
+            if path.stem not in named and not path.stem.startswith("__")
+        ]
+    )
 
 
 def test_everything_public_has_a_docstring() -> None:

@@ -40,7 +40,7 @@ from kie_async._secrets import Secret
 from kie_async.callbacks.address import callback_mac
 from kie_async.creating.create_transport import CreateTransport
 from kie_async.http.transport import Transport
-from kie_async.journal.base import Intent
+from kie_async.journal.intents import Intent
 from kie_async.wire.requests import encode_credits
 
 KEY = "kie-canary-api-key"

@@ -50,7 +50,7 @@ from kie_async import (
     TransportError,
 )
 from kie_async.cli.demo_media import read_portrait, read_voice
-from kie_async.journal.base import Intent
+from kie_async.journal.intents import Intent
 from kie_async.journal.memory import MemoryJournal
 from kie_async.sandbox import Uniform
 
@@ -529,7 +529,7 @@ class TestAttaching:
         assert again is not handle
         assert await again == await handle
 
-    async def test_it_is_looked_at_at_once_though_callbacks_are_heard(
+    async def test_it_is_polled_at_once_though_callbacks_come(
         self,
         clock: Clock,
         sandbox: Sandbox,
@@ -604,7 +604,7 @@ class TestReading:
         assert isinstance(await querying, error)
         assert sandbox.counts["query"] == 4
 
-    async def test_the_wish_of_the_service_to_wait_is_heard(
+    async def test_the_pause_that_the_service_asks_for_is_kept(
         self, clock: Clock, sandbox: Sandbox, kie: KieSession
     ) -> None:
         sandbox.faults.retry_after_s, sandbox.faults.query_429_next = 7.0, 1
@@ -826,7 +826,7 @@ class TestStats:
 
 
 class TestTheHook:
-    async def test_it_hears_of_every_change(
+    async def test_it_is_called_at_every_change(
         self, clock: Clock, sandbox: Sandbox, open_session: OpenSession, events: Events
     ) -> None:
         kie = await open_session(on_event=events)
@@ -857,7 +857,7 @@ class TestTheHook:
         assert "the on_event hook raised" in caplog.text
         assert "a bug of the user" in caplog.text
 
-    async def test_it_may_abandon_what_it_hears_of(
+    async def test_it_may_abandon_what_it_is_called_for(
         self, clock: Clock, sandbox: Sandbox, open_session: OpenSession
     ) -> None:
         kie = await open_session(
@@ -1043,7 +1043,7 @@ class TestClosing:
 
         assert sandbox.counts == before
 
-    async def test_looks_that_are_out_do_not_hold_the_close_up(
+    async def test_polls_that_are_out_do_not_hold_the_close_up(
         self, clock: Clock, sandbox: Sandbox, kie: KieSession
     ) -> None:
         gate = sandbox.faults.query_answer_gate = asyncio.Event()

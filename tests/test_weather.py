@@ -72,7 +72,7 @@ def echoes(count: int) -> list[TaskRequest]:
 
 
 @pytest.fixture(autouse=True)
-def hear_all(caplog: pytest.LogCaptureFixture) -> None:
+def log_all(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "kie_async")
 
 

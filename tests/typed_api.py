@@ -34,7 +34,7 @@ from kie_async import (
 )
 
 
-def hear(event: SessionEvent) -> None:
+def follow(event: SessionEvent) -> None:
     assert_type(event.record, TaskRecord | None)
 
 
@@ -56,7 +56,7 @@ async def use(face: Path, voice: str) -> None:
         network=Network(
             proxy="http://p:1", allow=["198.18.0.0/15"], allow_http_to=["sandbox"], resolver=None
         ),
-        on_event=hear,
+        on_event=follow,
     ) as kie:
         avatar = KlingAvatar(image_url=face, audio_url=voice, prompt="smile")
         assert_type(avatar.as_request(ref="a"), TaskRequest)

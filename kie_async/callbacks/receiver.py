@@ -17,31 +17,24 @@ from itertools import product
 
 import attrs
 from aiohttp import web
-from multidict import CIMultiDictProxy
 
 from .._secrets import Secret, as_secrets
 from ..errors import CallbackRejected, InvalidRequest
-from ..wire.responses import decode_callback
-from ..wire.signatures import verify
 from .address import has_form_of_address, is_valid_mac, split_address
 from .aiohttp_routes import aiohttp_routes
 from .asgi import AsgiMount
 from .base import NO_ADDRESS, Address, BodyReader, CallbackVerdict, Delivery, Headers, Inbox, as_multidict
 from .body import bounded
 from .check import CallbackCheck, Checks
-from .doorbell import Doorbell
 from .handover import call_on, run_on, running_loop
+from .offers import acceptance, delivery_for, offer, offer_noted
 from .refusals import FOREIGN_ADDRESS, NO_SESSION, RefusalLog
 from .server import ServedReceiver, serve
-
-SIGNATURE_HEADER = "x-webhook-signature"
-
-TIMESTAMP_HEADER = "x-webhook-timestamp"
+from .unread import UnreadDelivery
+from .verifier import DeliveryVerifier
 
 _MAX_FORMER_SECRETS = 16
 """Of closed sessions: their addresses get a 503, as another worker may know them, and no 404."""
-
-_UNREADABLE = "unreadable body"
 
 _log = logging.getLogger("kie_async")
 
@@ -79,8 +72,7 @@ class CallbackReceiver:
             if not value > 0:
                 raise InvalidRequest(f"{name} must be above zero, got {value!r}")
         self._keys = as_secrets(hmac_keys)
-        self._tolerance_s = tolerance_s
-        self._max_body = max_body
+        self._verifier = DeliveryVerifier(self._keys, tolerance_s, max_body)
         self._now = now
         # Tuples, replaced as a whole: threads that deliver go through them while sessions come and go.
         self._attached: tuple[_Attached, ...] = ()
@@ -139,44 +131,13 @@ class CallbackReceiver:
     def receive(self, address: Address, headers: Headers, body: bytes, now: float) -> CallbackVerdict:
         """Judge a delivery; nothing is changed by it. *now* is unix time in seconds."""
         try:
-            news = self._verified(address, headers, bounded(body, self._max_body), now)
+            news = self._verifier.verify(address, headers, bounded(body, self._verifier.max_body), now)
             for inbox in address.inboxes:
-                if (delivery := _delivery_for(inbox.owner_of(news.intent_id), news)) is not None:
-                    return _acceptance(delivery, inbox)
+                if (delivery := delivery_for(inbox.owner_of(news.intent_id), news)) is not None:
+                    return acceptance(delivery, inbox)
             raise _unknown_intent()
         except CallbackRejected as exc:
             return _refusal(exc, address)
-
-    def _verified(self, address: Address, headers: Headers, body: bytes, now: float) -> Delivery | Doorbell:
-        """Return the delivery in a body, its signature checked if there are keys.
-
-        Of a body that is too large or broken nothing counts but that it came, to a right address.
-        """
-        try:
-            record = (
-                decode_callback(body, address.inboxes[0].redactor) if len(body) <= self._max_body else None
-            )
-        except CallbackRejected as exc:
-            if exc.reason != _UNREADABLE:
-                raise
-            record = None
-        if record is None:
-            verify_signature = partial(self._verify_signature, headers=as_multidict(headers), now=now)
-            return Doorbell(
-                intent_id=address.intent_id,
-                body=body,
-                is_large=len(body) > self._max_body,
-                verify_signature=verify_signature if self._keys else None,
-            )
-        if self._keys:
-            self._verify_signature(record.task_id, headers, now)
-        return Delivery(intent_id=address.intent_id, record=record, is_signed=bool(self._keys))
-
-    def _verify_signature(self, task_id: str, headers: Headers, now: float) -> None:
-        headers = as_multidict(headers)
-        signature = _only_header(headers, SIGNATURE_HEADER)
-        timestamp = _only_header(headers, TIMESTAMP_HEADER)
-        verify(task_id, timestamp, signature, keys=self._keys, now=now, tolerance_s=self._tolerance_s)
 
     # --- what changes a session --------------------------------------------------------------------
 
@@ -213,34 +174,34 @@ class CallbackReceiver:
             if (check := self._checks.find(path_tail, headers)) is not None:
                 return await check.arrive(path_tail, headers, read)
             address = self.address(path_tail)
-            body = await read(self._max_body)
+            body = await read(self._verifier.max_body)
             # Requests that came together wait here for each other, so that their answers leave together: a
             # proxy on this machine is then woken once for all, and `send` takes half the time. With 16
             # connections that is 17 % more callbacks in a CPU second, 14 of them by the second sleep alone;
             # with one connection it is 6 % fewer, where nothing is pressing.
             if is_mounted:
                 await asyncio.sleep(0)
-            news = self._verified(address, headers, body, self._now())
+            news = self._verifier.verify(address, headers, body, self._now())
             if is_mounted:
                 await asyncio.sleep(0)
             return await self._dispatch(news, address)
         except CallbackRejected as exc:
             return self._refuse(exc, address, path_tail)
 
-    async def _dispatch(self, news: Delivery | Doorbell, address: Address) -> CallbackVerdict:
+    async def _dispatch(self, news: Delivery | UnreadDelivery, address: Address) -> CallbackVerdict:
         """Hand a delivery to the session that has its task now: a create answer may have come meanwhile."""
         attached = self._attached_of(address)
         if not attached:
             raise CallbackRejected(NO_SESSION, 503)
         here = asyncio.get_running_loop()
         # Journals only after the memory of every session: what is in flight costs no read.
-        for offer, one in product((_offer, _offer_noted), attached):
+        for ask, one in product((offer, offer_noted), attached):
             if one.loop is here or one.loop is None:
-                verdict = await offer(one.inbox, news)
+                verdict = await ask(one.inbox, news)
             else:
-                verdict = await run_on(one.loop, partial(offer, one.inbox, news))
+                verdict = await run_on(one.loop, partial(ask, one.inbox, news))
             if verdict is not None:
-                if isinstance(news, Doorbell):
+                if isinstance(news, UnreadDelivery):
                     self._refusals.note_unread(self._now())
                 return verdict
         raise _unknown_intent()
@@ -315,63 +276,10 @@ def _note_rejection(attached: _Attached, reason: str) -> None:
     call_on(attached.loop, partial(attached.inbox.note_rejection, reason))
 
 
-async def _offer(inbox: Inbox, news: Delivery | Doorbell) -> CallbackVerdict | None:
-    """Hand a delivery to a session if it knows the intent; this runs on the session's own loop."""
-    return await _hand_over(inbox, _delivery_for(inbox.owner_of(news.intent_id), news))
-
-
-async def _offer_noted(inbox: Inbox, news: Delivery | Doorbell) -> CallbackVerdict | None:
-    """Hand a delivery to a session if its journal knows the intent; on the session's own loop."""
-    return await _hand_over(inbox, _delivery_for(await inbox.find_noted(news.intent_id), news))
-
-
-async def _hand_over(inbox: Inbox, delivery: Delivery | None) -> CallbackVerdict | None:
-    if delivery is None:
-        return None
-    await inbox.accept(delivery)
-    return _acceptance(delivery, inbox)
-
-
-def _delivery_for(task_id: str | None, news: Delivery | Doorbell) -> Delivery | None:
-    """Return the delivery as a session takes it that has this task or none yet; None if it is not its own.
-
-    Raises:
-        CallbackRejected: The intent has another task, or the signature is not of this one.
-    """
-    if task_id is None:
-        return None
-    delivery = news.delivery_for(task_id) if isinstance(news, Doorbell) else news
-    if task_id not in {"", delivery.record.task_id}:
-        raise CallbackRejected("id of another task", 400)
-    return delivery
-
-
 def _unknown_intent() -> CallbackRejected:
     """Return the refusal of a delivery that another worker may get at the service's next try."""
     return CallbackRejected("intent is not known here", 503)
 
 
-def _acceptance(delivery: Delivery, inbox: Inbox) -> CallbackVerdict:
-    return CallbackVerdict(
-        status=200,
-        record=delivery.record,
-        is_signed=delivery.is_signed,
-        intent_id=delivery.intent_id,
-        inbox=inbox,
-    )
-
-
 def _refusal(why: CallbackRejected, address: Address) -> CallbackVerdict:
     return CallbackVerdict(status=why.status, reason=why.reason, intent_id=address.intent_id)
-
-
-def _only_header(headers: CIMultiDictProxy[str], name: str) -> str:
-    """Return the one value of a header, whatever its case.
-
-    Raises:
-        CallbackRejected: It is missing, or stands there twice.
-    """
-    values = headers.getall(name, ())
-    if len(values) != 1:
-        raise CallbackRejected("missing signature" if not values else "signature header stands twice")
-    return values[0]

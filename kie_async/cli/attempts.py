@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from ..journal.base import Intent
+from ..journal.intents import Intent
 
 
 class AttemptNames:

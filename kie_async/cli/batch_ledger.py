@@ -12,7 +12,7 @@ from typing import Any
 from ..batch import Outcome
 from ..errors import TaskError
 from ..inputs.request import TaskRequest
-from ..journal.base import Intent, Totals
+from ..journal.intents import Intent, Totals
 from ..journal.sqlite import SqliteJournal
 from ..models import JobState, TaskRecord
 from .jobs_file import Jobs

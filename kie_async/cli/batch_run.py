@@ -13,7 +13,7 @@ from ..batch import Batch
 from ..errors import AuthenticationError, BatchStopped, FileError, JournalError, KieError
 from ..events import SessionEvent, Weather
 from ..inputs.request import TaskRequest
-from ..journal.base import Totals
+from ..journal.intents import Totals
 from ..journal.sqlite import SqliteJournal
 from ..models import JobState
 from ..session import KieSession

@@ -12,7 +12,7 @@ import typer
 
 from ..errors import JournalError
 from ..handle import TaskHandle
-from ..journal.base import Intent, IntentState
+from ..journal.intents import Intent, IntentState
 from ..journal.sqlite import SqliteJournal
 from .output import print_out, show_id, show_task
 from .runtime import DONE, CannotRun, require_key, run_command, wait_command

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import JournalError
-from ..journal.base import Intent
+from ..journal.intents import Intent
 from ..journal.sqlite import SqliteJournal
 from ..models import JobState
 from .attempts import AttemptNames
@@ -22,12 +22,16 @@ from .top import REFRESH_S, read_overview, show_live
 
 _ALIGNED_COLUMNS = 5
 
-journal = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look into the journal of a batch.")
+journal = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Read the journal of a batch, and decide on what it holds.",
+)
 
 
 @journal.callback()
 def begin() -> None:
-    """Look into the journal of a batch or a session."""
+    """Read the journal of a batch or a session."""
 
 
 @journal.command()

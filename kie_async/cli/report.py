@@ -15,7 +15,7 @@ import attrs
 import typer
 
 from ..errors import JournalError
-from ..journal.base import Totals
+from ..journal.intents import Totals
 from .output import print_err, print_out
 from .report_csv import encode_csv, is_table
 from .report_data import RESULTS_NAME, Row, is_file, rows_of_results

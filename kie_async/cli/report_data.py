@@ -10,7 +10,8 @@ from pathlib import Path
 import attrs
 
 from ..inputs.request import TaskRequest
-from ..journal.base import Intent, decode_note
+from ..journal.intents import Intent
+from ..journal.notes import decode_note
 from ..models import JobState
 
 RESULTS_NAME = "results.jsonl"

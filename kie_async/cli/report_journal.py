@@ -11,7 +11,8 @@ from pathlib import Path
 import attrs
 
 from ..files.saved_files import SavedFiles
-from ..journal.base import Intent, IntentState, Totals, decode_note
+from ..journal.intents import Intent, IntentState, Totals
+from ..journal.notes import decode_note
 from ..journal.sqlite import SqliteJournal
 from ..models import JobState
 from .attempts import AttemptNames

@@ -13,7 +13,7 @@ from statistics import median
 
 import attrs
 
-from ..journal.base import Totals
+from ..journal.intents import Totals
 from ..models import JobState
 from .output import USD_PER_CREDIT as USD_PER_CREDIT
 from .report_data import Row

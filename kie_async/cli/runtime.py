@@ -16,7 +16,6 @@ from typing import Any
 
 import typer
 
-from .._validation import try_to_write
 from ..batch import STOP_WAS_CALLED
 from ..errors import (
     AuthenticationError,
@@ -27,6 +26,7 @@ from ..errors import (
     TaskError,
     TaskFailed,
 )
+from ..files.part_file import try_to_write
 from ..sandbox.serving import fast_loop
 from .output import LogFormatter, print_err
 

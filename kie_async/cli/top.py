@@ -19,7 +19,7 @@ from rich.live import Live
 from rich.text import Text
 
 from ..errors import JournalError
-from ..journal.base import Intent
+from ..journal.intents import Intent
 from ..journal.sqlite import SqliteJournal
 from ..models import JobState
 from .output import count_of, format_duration, format_spent, make_printable, print_out

@@ -15,7 +15,8 @@ from ..errors import CreateOutcomeUnknown, CreatesHalted, KieError, RateLimited,
 from ..events import Counters
 from ..http.backoff import delays
 from ..http.query_client import QueryClient
-from ..journal.base import Intent, Journal
+from ..journal.base import Journal
+from ..journal.intents import Intent
 from ..limits.circuit_breaker import CircuitBreaker
 from ..limits.rate_limiter import RateLimiter
 from ..wire.codes import CreateVerdict

@@ -29,9 +29,10 @@ from ..http.transport import (
     read_body,
 )
 from ..wire.codes import CreateVerdict
+from ..wire.create_answers import CreateAnswer, decode_create
+from ..wire.envelope import WireResponse
 from ..wire.redaction import Redactor
 from ..wire.requests import WireRequest
-from ..wire.responses import CreateAnswer, WireResponse, decode_create
 from .kept_connection import CAN_PEEK, KEEP_S, KeptConnection
 from .send_gate import ConnectionEnded, OneShotBody, SendGate
 

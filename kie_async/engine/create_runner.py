@@ -8,9 +8,8 @@ from functools import partial
 from typing import Any
 
 from ..creating.create_call import CreateCall
-from ..errors import KieError, SessionMisuse
+from ..errors import SESSION_CLOSED, KieError, SessionMisuse
 from ..handle import TaskHandle
-from ..limits.admission import CLOSED
 
 SHUTDOWN_GRACE_S = 10.0
 
@@ -59,7 +58,7 @@ class CreateRunner:
             except asyncio.CancelledError:
                 caller = asyncio.current_task()
                 if running.cancelled() and not (caller and caller.cancelling()):  # by the close, unbegun
-                    raise SessionMisuse(CLOSED) from None
+                    raise SessionMisuse(SESSION_CLOSED) from None
                 is_kept_back = call.stop()
                 if is_kept_back:
                     running.cancel()

@@ -13,6 +13,7 @@ import attrs
 from ..callbacks.address import new_intent_id
 from ..creating.create_call import CreateCall, CreateCalls
 from ..errors import (
+    SESSION_CLOSED,
     ApiError,
     CreateOutcomeUnknown,
     InvalidRequest,
@@ -30,8 +31,10 @@ from ..handle import TaskHandle
 from ..http.backoff import MAX_ATTEMPTS, delays
 from ..inputs.fingerprint import changed_fields, fingerprint, is_same
 from ..inputs.request import TaskRequest
-from ..journal.base import Claim, ClaimSource, Intent, IntentState, TaskAlreadyBound, log_failed_note
-from ..limits.admission import CLOSED, Admission
+from ..journal.base import TaskAlreadyBound
+from ..journal.intents import Claim, ClaimSource, Intent, IntentState
+from ..journal.notes import log_failed_note
+from ..limits.admission import Admission
 from ..limits.budget import BudgetLedger
 from ..limits.prices import Charge
 from ..wire.requests import WireRequest, encode_create, with_callback_url
@@ -304,7 +307,7 @@ class TaskCreator:
         except asyncio.CancelledError:
             await self._note_nothing_created(pending)
             if self._admission.is_closing:  # what was cancelled is the create, and not its caller
-                return SessionMisuse(CLOSED)
+                return SessionMisuse(SESSION_CLOSED)
             raise
         except KieError as exc:
             await self._note_failure(pending, exc, call.claimed_task_id)

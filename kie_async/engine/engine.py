@@ -17,6 +17,7 @@ from ..errors import SessionMisuse
 from ..events import Counters
 from ..files.downloads import Downloads
 from ..files.names import check_template, fill
+from ..files.upload_client import UploadClient
 from ..files.upload_store import MemoryUploadStore, UploadStore
 from ..files.uploads import Uploads
 from ..handle import TaskHandle
@@ -77,11 +78,7 @@ class Engine:
         )
         self.queries = QueryClient(self._query_transport, query_limiter, counters=counters, rng=rng)
         self.uploads = Uploads(
-            settings.upload_url,
-            key,
-            rng=rng,
-            network=settings.network,
-            redactor=redactor,
+            UploadClient(settings.upload_url, key, rng=rng, network=settings.network, redactor=redactor),
             store=_upload_store(self.journal, settings),
         )
         self.downloads = Downloads(

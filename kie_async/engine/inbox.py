@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from ..callbacks.base import Delivery
 from ..errors import CallbackRejected, JournalError
 from ..events import Counters
-from ..journal.base import Claim, ClaimSource, Journal
+from ..journal.base import Journal
+from ..journal.intents import Claim, ClaimSource
 from ..wire.redaction import Redactor
 from .pending_creates import PendingCreate
 from .reconciler import Reconciler

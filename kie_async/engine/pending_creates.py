@@ -14,7 +14,7 @@ import attrs
 from ..callbacks.base import Delivery
 from ..errors import CreateOutcomeUnknown
 from ..handle import TaskHandle
-from ..journal.base import ClaimSource, Intent
+from ..journal.intents import ClaimSource, Intent
 from .registry import REMEMBERED
 
 MAX_CLAIMS = 8
@@ -64,9 +64,9 @@ class PendingCreate:
     claims: dict[str, PendingClaim] = attrs.field(factory=dict)
     """By task id, side by side: a stranger's must not take the place of the genuine one."""
     next_check_at: float = -math.inf
-    """Not before then is another claim looked into."""
+    """Not before then is another claim checked."""
     checking: asyncio.Lock = attrs.field(factory=asyncio.Lock)
-    """The turn of the claims to be looked into: one at a time."""
+    """The turn of the claims to be checked: one at a time."""
     noting: asyncio.Lock = attrs.field(factory=asyncio.Lock)
     """The turn of the claims to be noted: else many at once would find the last place free."""
     turn: asyncio.Lock = attrs.field(factory=asyncio.Lock)

@@ -19,9 +19,11 @@ from ..errors import ApiError, InvalidRequest, JournalError, TransportError
 from ..events import Counters
 from ..handle import TaskHandle
 from ..http.query_client import QueryClient
-from ..journal.base import ClaimSource, IntentState, Journal, log_failed_note
+from ..journal.base import Journal
+from ..journal.intents import ClaimSource, IntentState
+from ..journal.notes import log_failed_note
 from ..models import TaskRecord
-from ..wire.codes import is_invisible
+from ..wire.codes import is_unknown_task
 from .pending_creates import PendingClaim, PendingCreate, Phase
 from .settings import CallbackPolicy
 from .tracker import TaskTracker
@@ -65,7 +67,7 @@ class Reconciler:
     # --- claims --------------------------------------------------------------------------------
 
     def consider(self, pending: PendingCreate) -> None:
-        """Look into all claims of a create, unless its answer may still come."""
+        """Check all claims of a create, unless its answer may still come."""
         if pending.phase is Phase.CREATING:
             return
         for claim in pending.claims.values():
@@ -76,7 +78,7 @@ class Reconciler:
                 self._background.spawn(self._pursue(pending, claim))
 
     def consider_all(self) -> None:
-        """Look into what the journal holds of claims."""
+        """Check what the journal holds of claims."""
         for pending in self._tracker.pending:
             self.consider(pending)
 
@@ -136,7 +138,7 @@ class Reconciler:
             record, url = await self._queries.confirm(claim.task_id)
         except ApiError as exc:
             _log.info("task %s could not be read for adoption yet: %s", claim.task_id, exc)
-            return self._count_unseen(claim, is_unseen=is_invisible(exc.code, exc.message)), None
+            return self._count_unseen(claim, is_unseen=is_unknown_task(exc)), None
         except TransportError as exc:
             _log.info("task %s could not be read for adoption yet: %s", claim.task_id, exc)
             return _Finding.UNCLEAR, None
@@ -169,7 +171,7 @@ class Reconciler:
         await self._decide(self._adopt(handle, record, adopted_by))
 
     async def _adopt(self, handle: TaskHandle, record: TaskRecord, adopted_by: str) -> None:
-        self._tracker.check_free(record.task_id, handle.intent_id)
+        self._tracker.registry.check_free(record.task_id, handle.intent_id)
         async with self._taken(handle) as pending:
             if pending is None:
                 if handle.task_id == record.task_id:  # somebody was faster, and found the same

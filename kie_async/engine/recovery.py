@@ -12,7 +12,9 @@ from ..errors import CreateOutcomeUnknown, InvalidRequest, TaskFailed
 from ..handle import TaskHandle
 from ..inputs.request import TaskRequest
 from ..journal.account import Account
-from ..journal.base import Intent, IntentState, Journal, decode_note
+from ..journal.base import Journal
+from ..journal.intents import Intent, IntentState
+from ..journal.notes import decode_note
 from ..limits.budget import BudgetLedger
 from ..limits.prices import Charge
 from ..models import SettledTask, TaskRecord, TaskResult, TaskState
@@ -115,7 +117,7 @@ class Recovery:
         if not intent.task_id:
             raise _unknown_error(intent)
         if (known := self._tracker.registry.by_task(intent.task_id)) is not None:
-            self._tracker.join(known, intent)
+            self._tracker.binder.join(known, intent)
             return known
         if (record := intent.read_end()) is not None:
             return self._settled_handle(intent, record)
@@ -136,8 +138,8 @@ class Recovery:
         handle = self._tracker.new_handle(intent)
         handle.move_deadline(deadline)
         expects, fingerprint = intent.expects_callback, intent.fingerprint
-        self._tracker.bind(handle, intent.task_id, fingerprint, expects_callback=expects, at_once=True)
-        self._tracker.join(handle, intent)
+        self._tracker.binder.bind(handle, intent.task_id, fingerprint, expects_callback=expects, at_once=True)
+        self._tracker.binder.join(handle, intent)
         return handle
 
     def _await(self, pending: PendingCreate, deadline: float) -> None:

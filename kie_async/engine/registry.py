@@ -1,4 +1,4 @@
-"""The table of tasks that somebody waits for, found by task id, by intent and by ref."""
+"""The tables of tasks that somebody waits for, by task id, intent and ref, and of ends that were counted."""
 
 from __future__ import annotations
 
@@ -59,6 +59,16 @@ class TaskRegistry:
         if handle.ref is not None:
             self._by_ref.setdefault(handle.ref, (handle, fingerprint))  # a ghost finds its ref taken
 
+    def check_free(self, task_id: str, intent_id: str) -> None:
+        """Refuse to bind a create to a task that came from another one.
+
+        Raises:
+            InvalidRequest: It did.
+        """
+        known = self.by_task(task_id)
+        if known is not None and known.intent_id not in {"", intent_id}:
+            raise InvalidRequest(f"task {task_id} belongs to another handle already")
+
     def remove(self, handle: TaskHandle) -> None:
         """Take a handle out; its intent is remembered for late callbacks."""
         if self._by_task.get(handle.task_id) is handle:
@@ -73,3 +83,35 @@ class TaskRegistry:
         self._settled[intent_id] = task_id
         if len(self._settled) > REMEMBERED:
             self._settled.popitem(last=False)
+
+
+class CountedEnds:
+    """Which ends were counted, so that none is counted twice. A plain table."""
+
+    def __init__(self) -> None:
+        self._ended_before: set[str] = set()
+        """Tasks in flight whose end the journal has, though not fit to be read: they are counted already."""
+        self._counted: OrderedDict[str, None] = OrderedDict()
+        """The last tasks whose end was counted: attached again, or bound late, they end once more."""
+
+    def begin(self, task_id: str) -> None:
+        """Take in that a task is in flight from now on, perhaps again."""
+        if task_id in self._counted:
+            self._ended_before.add(task_id)
+
+    def note_ended(self, task_id: str) -> None:
+        """Take in that a task in flight ended before, says the journal."""
+        self._ended_before.add(task_id)
+
+    def count(self, task_id: str) -> bool:
+        """Take in the end of a task in flight; tell whether it counts."""
+        if task_id in self._ended_before:
+            return False
+        self._counted[task_id] = None
+        if len(self._counted) > REMEMBERED:
+            self._counted.popitem(last=False)
+        return True
+
+    def forget(self, task_id: str) -> None:
+        """Take in that a task is in flight no more."""
+        self._ended_before.discard(task_id)

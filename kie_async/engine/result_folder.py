@@ -8,10 +8,11 @@ import logging
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from .._validation import host_of, is_loopback, try_to_write
+from .._validation import host_of, is_loopback
 from ..errors import ApiError, DownloadFailed, InvalidRequest, TransportError
 from ..files.downloads import RESULT_HOST, CannotWrite, Downloads
 from ..files.names import fill
+from ..files.part_file import try_to_write
 from ..http.backoff import delays
 from ..http.query_client import QueryClient
 from ..journal.base import Journal

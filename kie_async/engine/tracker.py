@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections import OrderedDict
 from copy import copy
 from datetime import UTC, datetime
 
@@ -16,7 +15,6 @@ from ..callbacks.base import Delivery
 from ..callbacks.silence import CallbackSilence
 from ..errors import (
     CreateOutcomeUnknown,
-    InvalidRequest,
     JournalError,
     JournalFull,
     KieError,
@@ -29,18 +27,19 @@ from ..errors import (
 from ..events import Counters, Source
 from ..handle import HandleOwner, TaskHandle
 from ..inputs.request import TaskRequest
-from ..journal.base import ClaimSource, Intent, Journal
+from ..journal.base import Journal
+from ..journal.intents import ClaimSource, Intent
 from ..limits.admission import Admission
 from ..limits.budget import BudgetLedger
 from ..models import JobState, TaskRecord, TaskResult, TaskState
 from ..planning.planner import Learned
-from ..polling.entry import PollEntry
 from ..polling.poller import Poller
 from ..wire.codes import name_task
+from .binder import HandleBinder, entry_of
 from .event_hook import EventHook
 from .journal_room import JournalRoom
 from .pending_creates import PendingCreate, PendingCreates, Phase
-from .registry import REMEMBERED, TaskRegistry
+from .registry import CountedEnds, TaskRegistry
 from .settings import CallbackPolicy
 
 _log = logging.getLogger("kie_async")
@@ -65,6 +64,8 @@ class TaskTracker:
     ) -> None:
         self.registry = TaskRegistry()
         self.pending = PendingCreates()
+        self._ends = CountedEnds()
+        self.binder = HandleBinder(self.registry, self._ends, poller, admission, ledger, self)
         self._poller = poller
         self._journal = journal
         self._counters = counters
@@ -76,12 +77,6 @@ class TaskTracker:
         self._background = BackgroundTasks("kie_async settle")
         self.silence = CallbackSilence(callbacks.url or "")
         self.journal_room = JournalRoom(events)
-        self._twins: dict[str, list[TaskHandle]] = {}
-        """By task: handles that were given out before it was known that they are of the same task."""
-        self._ended_before: set[str] = set()
-        """Tasks in flight whose end the journal has, though not fit to be read: they are counted already."""
-        self._counted_ends: OrderedDict[str, None] = OrderedDict()
-        """The last tasks whose end was counted: attached again, or bound late, they end once more."""
         self._is_closed = False
 
     # --- creates without a task ----------------------------------------------------------------
@@ -118,7 +113,7 @@ class TaskTracker:
         """Join a create to the task that its answer named; return the one handle of that task."""
         self.pending.remove(pending)
         expects = pending.intent.expects_callback
-        handle = self._bind_or_join(pending.handle, pending.intent, task_id, expects_callback=expects)
+        handle = self.binder.bind_or_join(pending.handle, pending.intent, task_id, expects_callback=expects)
         self._counters.creates += 1
         _log.debug("task %s was created", task_id)
         self._events.emit("created", handle)
@@ -202,7 +197,9 @@ class TaskTracker:
         if is_ghost or is_late or not pending.is_awaited:
             handle.move_deadline(math.inf)
         expects = self._callbacks.is_received
-        handle = self._bind_or_join(handle, intent, record.task_id, expects_callback=expects, is_read=True)
+        handle = self.binder.bind_or_join(
+            handle, intent, record.task_id, expects_callback=expects, is_read=True
+        )
         self._events.emit("adopted", handle)
         self._apply_record(handle, record)
         claim = pending.find_claim(record.task_id)
@@ -212,119 +209,17 @@ class TaskTracker:
 
     def await_deadline(self, handle: TaskHandle) -> None:
         """Wait for the deadline of a handle that has no task to poll."""
-        self._poller.forget(_entry_of(handle))
+        self._poller.forget(entry_of(handle))
         handle.track(self._poller.track_deadline(handle.intent_id, handle.deadline))
         if self._is_closed:
             self.expire(handle.intent_id)
 
     # --- tasks ---------------------------------------------------------------------------------
 
-    def bind(
-        self,
-        handle: TaskHandle,
-        task_id: str,
-        fingerprint: bytes = b"",
-        *,
-        expects_callback: bool,
-        at_once: bool = False,
-        is_read: bool = False,
-    ) -> None:
-        """Join a handle to its task and begin to poll it; *is_read* says that its record was read just now.
-
-        Raises:
-            InvalidRequest: The task belongs to another handle.
-        """
-        before = handle.task_id
-        handle.bind(task_id)
-        try:
-            self.registry.add(handle, fingerprint=fingerprint, expects_callback=expects_callback)
-        except BaseException:
-            handle.bind(before)
-            raise
-        if self._ledger is not None and handle.intent_id:
-            self._ledger.note_tracked(handle.intent_id)
-        former = _entry_of(handle)
-        self._poller.forget(former)
-        read_at = -math.inf if former is None else former.last_polled_at
-        entry = self._poller.track(
-            task_id,
-            model=handle.model,
-            deadline=handle.deadline,
-            expects_callback=expects_callback,
-            at_once=at_once,
-            read_at=asyncio.get_running_loop().time() if is_read else read_at,
-        )
-        handle.track(entry)
-        if task_id in self._counted_ends:
-            self._ended_before.add(task_id)
-        if self._ledger is not None and self._ledger.wants_price(handle.intent_id):
-            self._poller.poll_soon(entry)
-        if self._is_closed:  # whoever asked waited for the journal meanwhile
-            self.settle(handle, TaskDetached(task_id, handle.record))
-
-    def check_free(self, task_id: str, intent_id: str) -> None:
-        """Refuse to bind a create to a task that came from another one.
-
-        Raises:
-            InvalidRequest: It did.
-        """
-        known = self.registry.by_task(task_id)
-        if known is not None and known.intent_id not in {"", intent_id}:
-            raise InvalidRequest(f"task {task_id} belongs to another handle already")
-
-    def _bind_or_join(
-        self,
-        handle: TaskHandle,
-        intent: Intent,
-        task_id: str,
-        *,
-        expects_callback: bool,
-        is_read: bool = False,
-    ) -> TaskHandle:
-        """Bind a handle to its task; if that was attached before, both are one from now on."""
-        known = self.registry.by_task(task_id)
-        if known is None:
-            expects = expects_callback
-            self.bind(handle, task_id, intent.fingerprint, expects_callback=expects, is_read=is_read)
-            return handle
-        if known is not handle and not handle.is_done:
-            # Somebody may wait for it, so it goes along with the one that is polled.
-            self._poller.forget(_entry_of(handle))
-            handle.bind(task_id)
-            known.move_deadline(max(known.deadline, handle.deadline))
-            self._twins.setdefault(task_id, []).append(handle)
-            self._admission.transfer(handle, known)
-        intent = attrs.evolve(intent, expects_callback=expects_callback)
-        self.join(known, intent, handle.request, is_read=is_read)
-        return known
-
-    def join(
-        self,
-        handle: TaskHandle,
-        intent: Intent,
-        request: TaskRequest | None = None,
-        *,
-        is_read: bool = False,
-    ) -> None:
-        """Say which create an attached task came from: its end is noted, its callbacks are known."""
-        if intent.has_ended:
-            self._ended_before.add(handle.task_id)
-        if handle.intent_id or handle.is_done:
-            return
-        self.registry.remove(handle)
-        handle.join(intent.intent_id, intent.ref, intent.model, request)
-        expects = intent.expects_callback
-        if handle.is_settling:  # its end is just being noted: nothing is polled for any more
-            self.registry.add(handle, fingerprint=intent.fingerprint, expects_callback=expects)
-        else:
-            self.bind(
-                handle,
-                handle.task_id,
-                intent.fingerprint,
-                expects_callback=expects,
-                at_once=True,
-                is_read=is_read,
-            )
+    def note_bound(self, handle: TaskHandle) -> None:
+        """Let go of a handle that was bound too late: whoever asked waited for the journal meanwhile."""
+        if self._is_closed:
+            self.settle(handle, TaskDetached(handle.task_id, handle.record))
 
     def attach(self, task_id: str, deadline: float) -> TaskHandle:
         """Return the handle of a task, a new one unless it is in flight here."""
@@ -332,7 +227,7 @@ class TaskTracker:
         if handle is None:
             handle = self.new_handle(Intent(intent_id="", model=""))
             handle.move_deadline(deadline)
-            self.bind(handle, task_id, expects_callback=False, at_once=True)
+            self.binder.bind(handle, task_id, expects_callback=False, at_once=True)
             if self._journal.is_durable:
                 self._background.spawn(self._join_noted(handle))
         return handle
@@ -345,10 +240,10 @@ class TaskTracker:
             _log.info("the journal could not be asked for task %s: %s", handle.task_id, exc)
             return
         if intent is None:
-            self._poller.mark_foreign(_entry_of(handle))
+            self._poller.mark_foreign(entry_of(handle))
         if intent is None or handle.is_done:
             return
-        self.join(handle, intent)
+        self.binder.join(handle, intent)
         if (record := intent.read_end()) is not None:
             handle.observe(record)
             self.settle(handle, outcome_of(record))
@@ -360,14 +255,14 @@ class TaskTracker:
         if self._callbacks.trusts(delivery):
             self._apply_record(handle, delivery.record)
         else:
-            self._poller.poll_now(_entry_of(handle))
+            self._poller.poll_now(entry_of(handle))
 
     def _apply_record(self, handle: TaskHandle, record: TaskRecord) -> None:
         """Take a record as true if it is complete; poll for the rest if it is not."""
         if record.is_complete:
             self.deliver(record, Source.CALLBACK)
         else:
-            self._poller.poll_now(_entry_of(handle))
+            self._poller.poll_now(entry_of(handle))
 
     def note_duplicate(self, intent_id: str) -> None:
         """Take in a callback for a task whose end is known already."""
@@ -381,7 +276,7 @@ class TaskTracker:
         if handle is None or handle.is_settling:
             return
         has_changed = handle.observe(record)
-        for twin in self._twins.get(record.task_id, ()):
+        for twin in self.binder.twins_of(record.task_id):
             twin.observe(record)
         if self._ledger is not None and not record.state.is_terminal:
             self._ledger.note_hold(handle.intent_id, record.credits)
@@ -389,7 +284,7 @@ class TaskTracker:
             if has_changed:
                 self._events.emit("updated", handle)
             return
-        if (entry := _entry_of(handle)) is not None:
+        if (entry := entry_of(handle)) is not None:
             learned = self._poller.complete(entry, record, source, handle.intent_id)
             if learned is not None:
                 self._background.spawn(self.save_learned(learned))
@@ -423,17 +318,11 @@ class TaskTracker:
         if self._ledger is not None:  # by intent, once: it may have been attached, and ended, before
             is_failed = record.state is TaskState.FAIL
             self._ledger.settle(handle.intent_id, record.credits or 0.0 if is_failed else record.credits)
-        if not handle.is_done and handle.task_id not in self._ended_before:
-            self._count_end(handle, record, source)
+        if not handle.is_done and self._ends.count(handle.task_id):
+            self._counters.settle(record, source)
+            end = JobState.DONE if record.state is TaskState.SUCCESS else JobState.FAILED
+            _log.debug("task %s is %s, told by %s", record.task_id, end, source)
         self.settle(handle, outcome_of(record), source)
-
-    def _count_end(self, handle: TaskHandle, record: TaskRecord, source: Source) -> None:
-        self._counted_ends[handle.task_id] = None
-        if len(self._counted_ends) > REMEMBERED:
-            self._counted_ends.popitem(last=False)
-        self._counters.settle(record, source)
-        end = JobState.DONE if record.state is TaskState.SUCCESS else JobState.FAILED
-        _log.debug("task %s is %s, told by %s", record.task_id, end, source)
 
     def give_up(self, key: str, error: KieError) -> None:
         """Settle a task that the service keeps refusing to show."""
@@ -461,7 +350,7 @@ class TaskTracker:
 
     def outlast_weather(self, handle: TaskHandle) -> None:
         """Let the deadline of a handle wait for an answer while polls fail."""
-        self._poller.outlast_weather(_entry_of(handle))
+        self._poller.outlast_weather(entry_of(handle))
 
     def abandon(self, handle: TaskHandle) -> None:
         """Settle a handle that its user gave up; see `TaskHandle.abandon`."""
@@ -477,13 +366,13 @@ class TaskTracker:
             return
         if self._ledger is not None and handle.intent_id and handle.task_id and not handle.is_settling:
             self._ledger.note_left(handle.intent_id)
-        self._poller.forget(_entry_of(handle))
+        self._poller.forget(entry_of(handle))
         handle.track(None)
-        self._ended_before.discard(handle.task_id)
+        self._ends.forget(handle.task_id)
         self.registry.remove(handle)
         self._events.emit("settled", handle, source)  # before the awaiters: they find the hook called
         handle.settle(outcome)
-        for twin in self._twins.pop(handle.task_id, ()):
+        for twin in self.binder.take_twins(handle.task_id):
             twin.settle(outcome)
         self._admission.release(handle)
 
@@ -507,10 +396,6 @@ class TaskTracker:
             await self._journal.save_durations(learned)
         except JournalError as exc:  # the next session begins with less; nothing that was paid is lost
             _log.info("what was learned could not be noted: %s", exc)
-
-
-def _entry_of(handle: TaskHandle) -> PollEntry | None:
-    return handle.poll_entry if isinstance(handle.poll_entry, PollEntry) else None
 
 
 def outcome_of(record: TaskRecord) -> TaskResult | KieError:

@@ -12,6 +12,9 @@ from typing import BinaryIO
 
 from .media_types import ENDINGS, ENDINGS_BY_TYPE, HEAD_BYTES
 
+_PROBE_BYTES = 1024 * 1024
+"""What must fit on a disk that results are to be saved on."""
+
 
 class PartFile:
     """A file that gets its final name when it is complete, and is removed if it never is."""
@@ -86,3 +89,21 @@ def is_complete(path: Path) -> bool:
     except FileNotFoundError:
         return False
     return stat.S_ISREG(status.st_mode) and status.st_size > 0
+
+
+def try_to_write(folder: Path) -> None:
+    """Make *folder* if need be, and write a file there that is gone again: before money is spent for more.
+
+    Raises:
+        OSError: It cannot be made or written to, or the disk is full.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f".{secrets.token_hex(8)}.part"
+    try:
+        with probe.open("xb") as file:
+            file.write(bytes(_PROBE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()

@@ -4,57 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
-import secrets
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
-import aiohttp
 import attrs
 
 from .._background import BackgroundTasks
-from .._json import write_json
-from .._secrets import Secret
 from .._validation import check_url
-from ..config import Network
 from ..errors import (
-    ApiError,
-    AuthenticationError,
     InvalidRequest,
     KieError,
-    RateLimited,
-    ServerError,
     SessionMisuse,
-    TransportError,
     UploadRefused,
 )
-from ..http.backoff import retry
-from ..http.transport import Transport
 from ..inputs.media import LOCAL_MEDIA, Media, has_scheme, is_media_field, leaves, own_media, with_urls
 from ..inputs.prices import find_audio
 from ..inputs.request import TaskRequest
 from ..models import UploadedFile
-from ..wire.redaction import Redactor
-from ..wire.requests import WireRequest
-from ..wire.responses import decode_upload
 from .audio_length import measure_length
 from .local_media import MediaSource, examine
 from .media_types import MEDIA_ENDINGS
-from .upload_body import UploadBody
+from .upload_client import UploadClient
 from .upload_store import ForwardClock, MemoryUploadStore, StoredUpload, UploadStore
-
-UPLOAD_FOLDER = "kie_async"
-
-UPLOAD_TIMEOUT_S = 300.0
-
-# A large file gets more time, at the speed of a slow line.
-_SLOWEST_BYTES_PER_S = 100_000
-
-_MAX_AT_ONCE = 4
 
 _MAX_LENGTHS = 10_000
 
@@ -67,52 +41,40 @@ _log = logging.getLogger("kie_async.uploads")
 
 
 class Uploads:
-    """Sends files to the upload host, the only host besides the API that gets the key."""
+    """Uploads what is asked for, unless the service still has it, and knows how long audio is."""
 
     def __init__(
         self,
-        upload_url: str,
-        key: Secret,
+        client: UploadClient,
         *,
-        rng: random.Random,
-        timeout_s: float = UPLOAD_TIMEOUT_S,
-        network: Network = Network(),  # noqa: B008  (frozen)
-        redactor: Redactor | None = None,
         store: UploadStore | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        self._transport = Transport(
-            upload_url,
-            key,
-            connections=_MAX_AT_ONCE,
-            timeout_s=timeout_s,
-            network=network,
-            redactor=redactor,
-        )
-        self._timeout_s = timeout_s
-        self._rng = rng
+        self._client = client
         self._store = MemoryUploadStore() if store is None else store
         self._clock = clock or ForwardClock(asyncio.get_running_loop().time).now
-        self._slots = asyncio.Semaphore(_MAX_AT_ONCE)
         self._is_closed = False
         self._has_warned = False
         self._running = BackgroundTasks("kie_async upload")
-        self.sent_count = 0
-        """How many uploads came through."""
         self._shared: dict[bytes, asyncio.Task[UploadedFile]] = {}
         """Uploads under way, by what they upload."""
         self._lengths: OrderedDict[str, float | None] = OrderedDict()
         """The seconds of what `upload` gave the service, by URL."""
 
+    @property
+    def sent_count(self) -> int:
+        """Return how many uploads came through."""
+        return self._client.sent_count
+
     async def aclose(self) -> None:
         """Close all connections; uploads under way are given up."""
         self._is_closed = True
         await self._running.aclose()
-        await self._transport.aclose()
+        await self._client.aclose()
 
     def close_nowait(self) -> None:
         """Close without an event loop."""
-        self._transport.close_nowait()
+        self._client.close_nowait()
 
     async def replace_media(self, request: TaskRequest) -> TaskRequest:
         """Return *request* with the URL of an upload in place of each local medium in its input.
@@ -148,7 +110,7 @@ class Uploads:
             return file
         if isinstance(file, str) and has_scheme(file):
             check_url("file", file)
-            return await self._upload_alone(lambda: self._send_url(file))
+            return await self._upload_alone(partial(self._client.send_url, file))
         media = Path(file) if isinstance(file, str) else own_media(file)
         if not isinstance(media, LOCAL_MEDIA):
             raise InvalidRequest(
@@ -158,7 +120,7 @@ class Uploads:
         if isinstance(media, Path):
             uploaded = await self._share(source)
         else:
-            uploaded = await self._upload_alone(lambda: self._send_source(source))
+            uploaded = await self._upload_alone(partial(self._client.send_source, source))
         self._lengths[uploaded.url] = await asyncio.to_thread(measure_length, media)
         if len(self._lengths) > _MAX_LENGTHS:
             self._lengths.popitem(last=False)
@@ -223,18 +185,18 @@ class Uploads:
         return stored if stored is not None and stored.is_usable(self._clock()) else None
 
     async def _upload_and_save(self, key: bytes, source: MediaSource) -> UploadedFile:
-        file = await self._upload_with_retries(lambda: self._send_source(source))
+        file = await self._client.send_source(source)
         try:
             await self._store.save_upload(key, StoredUpload.of(file, self._clock()))
         except KieError as exc:
             _log.warning("an upload cannot be kept for later sessions: %s", exc)
         return file
 
-    # --- one upload, begun and sent --------------------------------------------------------------
+    # --- one upload, begun ----------------------------------------------------------------------
 
-    async def _upload_alone(self, send: Callable[[], Awaitable[UploadedFile]]) -> UploadedFile:
+    async def _upload_alone(self, send: Callable[[], Coroutine[None, None, UploadedFile]]) -> UploadedFile:
         """Upload for one caller; a cancel ends the upload too."""
-        upload = self._begin(partial(self._upload_with_retries, send))
+        upload = self._begin(send)
         try:
             return await _join(upload)
         finally:
@@ -247,62 +209,6 @@ class Uploads:
         # Retrieves the error, should no caller be waiting any more: asyncio would log it as never retrieved.
         upload.add_done_callback(_has_failed)
         return upload
-
-    async def _upload_with_retries(self, send: Callable[[], Awaitable[UploadedFile]]) -> UploadedFile:
-        """Upload, again if that may help: it costs nothing, and every attempt has a name of its own."""
-        try:
-            # A body of up to 100 MB is not sent again sooner than our own delay, whatever the host allows.
-            file = await retry(lambda: self._send_in_slot(send), rng=self._rng, keeps_backoff=True)
-        except AuthenticationError:
-            raise
-        except ApiError as exc:
-            raise UploadRefused(str(exc), _may_pass(exc)) from None
-        self.sent_count += 1
-        return file
-
-    async def _send_in_slot(self, send: Callable[[], Awaitable[UploadedFile]]) -> UploadedFile:
-        # Not the connector's own limit: the timeout would run while an upload waits for its turn.
-        async with self._slots:
-            return await send()
-
-    async def _send_source(self, source: MediaSource) -> UploadedFile:
-        """Send a medium block by block: however large, it is never whole in memory."""
-        name = _new_name(source.ending)
-        opened = await asyncio.to_thread(source.open)
-        try:
-            body = UploadBody(source, opened)
-            form = aiohttp.FormData()
-            form.add_field("file", body, filename=name, content_type=source.mime_type)
-            form.add_field("uploadPath", UPLOAD_FOLDER)
-            form.add_field("fileName", name)
-            request = WireRequest(method="POST", path="/api/file-stream-upload")
-            timeout_s = self._timeout_s + source.size / _SLOWEST_BYTES_PER_S
-            try:
-                return decode_upload(await self._transport.send(request, form=form, timeout_s=timeout_s))
-            except TransportError:
-                if body.failure is None:
-                    raise
-            raise body.failure
-        finally:
-            opened.close()
-
-    async def _send_url(self, url: str) -> UploadedFile:
-        ending = Path(urlsplit(url).path).suffix[:8]
-        name = _new_name(ending if ending.isascii() and ending[1:].isalnum() else "")
-        fields = {"fileUrl": url, "uploadPath": UPLOAD_FOLDER, "fileName": name}
-        request = WireRequest(method="POST", path="/api/file-url-upload", body=write_json(fields))
-        return decode_upload(await self._transport.send(request))
-
-
-def _may_pass(error: ApiError) -> bool:
-    """Tell whether a refusal says nothing about the file, as code 500 may."""
-    is_gateway = isinstance(error, ServerError) and error.http_status in {502, 503, 504}
-    return is_gateway or isinstance(error, RateLimited)
-
-
-def _new_name(ending: str) -> str:
-    """Return a name that was never used: the service caches by name and mixes up equal ones."""
-    return secrets.token_hex(16) + ending
 
 
 def _has_failed(upload: asyncio.Task[UploadedFile]) -> bool:

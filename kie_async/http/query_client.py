@@ -13,8 +13,9 @@ from ..events import Counters
 from ..limits.rate_limiter import RateLimiter
 from ..models import TaskRecord
 from ..wire.codes import name_task
+from ..wire.envelope import WireResponse
 from ..wire.requests import encode_credits, encode_query
-from ..wire.responses import WireResponse, decode_confirmation, decode_credits, decode_query
+from ..wire.responses import decode_confirmation, decode_credits, decode_query
 from .backoff import retry
 from .transport import Transport
 

@@ -20,9 +20,9 @@ from .._json import MAX_JSON_BYTES, MAX_RECORD_BYTES
 from .._secrets import Secret
 from ..config import Network
 from ..errors import TransportError
+from ..wire.envelope import WireResponse
 from ..wire.redaction import Redactor
 from ..wire.requests import WireRequest
-from ..wire.responses import WireResponse
 from .backoff import read_retry_after
 from .connector import TypedConnector
 

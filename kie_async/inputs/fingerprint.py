@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from operator import itemgetter
 
-from .._validation import name_what_has_no_json
+from .._json import name_what_has_no_json
 from ..errors import InvalidRequest
 from .media import LOCAL_MEDIA, digest_media
 from .request import TaskRequest

@@ -9,7 +9,8 @@ from typing import Any, Protocol, cast, runtime_checkable
 import attrs
 
 from .._field_help import ShowsFields
-from .._validation import check_url, name_what_has_no_json
+from .._json import name_what_has_no_json
+from .._validation import check_url
 from ..errors import InvalidRequest
 from .media import LOCAL_MEDIA, check_no_paths_as_text, own_media
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +10,9 @@ import attrs
 
 from ..models import TaskRecord
 from .account import Account, AccountNote, notes_to_add
-from .base import MOST_SMALL_NOTES, Claim, Intent, IntentState, Journal, SmallNote, Totals, log_lost_note
+from .base import Journal
+from .intents import Claim, Intent, IntentState, Totals
+from .notes import MOST_SMALL_NOTES, SmallNote, log_lost_note, wall_ms
 
 
 class MemoryJournal(Journal):
@@ -136,12 +137,12 @@ class MemoryJournal(Journal):
     async def recall(self, key: str) -> object | None:
         """Return what this process remembered under *key*; see `Journal.recall`."""
         note = self._notes.get(key)
-        return None if note is None else note.read(time.time_ns() // 1_000_000)
+        return None if note is None else note.read(wall_ms())
 
     async def remember(self, key: str, note: object, *, for_s: float) -> None:
         """Keep a small note until the process ends; see `Journal.remember`."""
         with log_lost_note(key):
-            kept = SmallNote.of(note, for_s=for_s, now_ms=time.time_ns() // 1_000_000)
+            kept = SmallNote.of(note, for_s=for_s, now_ms=wall_ms())
             self._notes.pop(key, None)
             self._notes[key] = kept
             if len(self._notes) > MOST_SMALL_NOTES:

@@ -1,4 +1,4 @@
-"""Opens a journal's SQLite file: makes it whole, locks it for one session, checks it, notices its loss.
+"""Opens a journal's SQLite file for one session, checks it, and notices when it is lost or changed.
 
 A journal that was cut, mixed up or lost in part must not pass for an empty one: what it no longer knows
 would be paid again. https://www.sqlite.org/howtocorrupt.html
@@ -7,125 +7,29 @@ would be paid again. https://www.sqlite.org/howtocorrupt.html
 from __future__ import annotations
 
 import contextlib
-import errno
-import importlib
 import os
-import re
-import secrets
-import shutil
 import sqlite3
 import stat
 import sys
-import threading
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 from ..errors import JournalError, JournalFull, JournalLocked
-from .base import IntentState
-from .exclusive_rename import rename_exclusively
-from .owner import read_owner, remove_owner, write_owner
-
-if sys.platform != "win32":
-    import fcntl
-
-APPLICATION_ID = 0x6B696541
-
-VERSION = 2
-
-_OLDEST_SQLITE, _FIRST_WITH_STRICT = (3, 26), (3, 37)
+from .owner import read_owner
+from .sqlite_lock import FileReplaced, NoFileLocks, hold, key_of, release
+from .sqlite_schema import (
+    APPLICATION_ID,
+    FIRST_WITH_STRICT,
+    OCCURRENCE_TABLE,
+    OLDEST_SQLITE,
+    VERSION,
+    bring_up_to_date,
+    has_strict_tables,
+    make_journal,
+)
 
 _SMALLEST_PAGE_BYTES = 512
 """SQLite takes a shorter file for an empty database."""
-
-_STATES = ", ".join(f"'{state}'" for state in IntentState)
-
-_CLAIM_TABLE = """
-CREATE TABLE claim(
-  intent_id TEXT NOT NULL,
-  task_id TEXT NOT NULL,
-  source TEXT NOT NULL CHECK(source IN ('signed', 'unsigned', 'answer')),
-  noted_ms INTEGER NOT NULL,
-  PRIMARY KEY(intent_id, task_id)
-) STRICT, WITHOUT ROWID;
-"""
-
-SCHEMA = f"""
-PRAGMA application_id = {APPLICATION_ID};
-PRAGMA user_version = {VERSION};
-CREATE TABLE intent(
-  seq INTEGER PRIMARY KEY,
-  intent_id TEXT UNIQUE NOT NULL,
-  ref TEXT UNIQUE,
-  former_ref TEXT,
-  model TEXT NOT NULL,
-  fingerprint BLOB NOT NULL,
-  body TEXT,
-  state TEXT NOT NULL CHECK(state IN ({_STATES})),
-  task_id TEXT UNIQUE,
-  sends INTEGER NOT NULL DEFAULT 0 CHECK(sends <= 1),
-  expects_callback INTEGER NOT NULL DEFAULT 0,
-  replaces TEXT NOT NULL DEFAULT '',
-  planned_ms INTEGER NOT NULL,
-  sending_ms INTEGER,
-  created_ms INTEGER,
-  terminal_ms INTEGER,
-  code INTEGER,
-  reason TEXT NOT NULL DEFAULT '',
-  adopted_by TEXT NOT NULL DEFAULT '',
-  record TEXT NOT NULL DEFAULT '',
-  credits REAL
-) STRICT;
-CREATE INDEX intent_by_state ON intent(state);
-CREATE TABLE run(is_open INTEGER NOT NULL) STRICT;
-INSERT INTO run VALUES (0);
-{_CLAIM_TABLE}
-"""  # noqa: S608  (made of constants)
-
-_FROM_VERSION_1 = (
-    "ALTER TABLE intent ADD COLUMN replaces TEXT NOT NULL DEFAULT ''",
-    _CLAIM_TABLE,
-    f"PRAGMA user_version = {VERSION}",
-)
-
-_LEARNED_TABLE = """
-CREATE TABLE IF NOT EXISTS learned(
-  model TEXT PRIMARY KEY,
-  durations TEXT NOT NULL
-) STRICT, WITHOUT ROWID
-"""
-"""Made at open: it is no part of the promise, and journals without it are as good."""
-
-_NOTE_TABLE = """
-CREATE TABLE IF NOT EXISTS note(
-  key TEXT PRIMARY KEY,
-  note TEXT NOT NULL,
-  noted_ms INTEGER NOT NULL,
-  expires_ms INTEGER NOT NULL
-) STRICT
-"""
-"""Made at open, as `_LEARNED_TABLE` is, with an index for each way in which a note goes."""
-
-_NOTE_INDEXES = (
-    "CREATE INDEX IF NOT EXISTS note_by_time ON note(noted_ms)",
-    "CREATE INDEX IF NOT EXISTS note_by_end ON note(expires_ms)",
-)
-
-_SETTLED_INDEX = (
-    "CREATE INDEX IF NOT EXISTS intent_by_end ON intent(terminal_ms) WHERE terminal_ms IS NOT NULL"
-)
-"""Made at open too: what ended is read in the order of its ends."""
-
-_COLUMN = re.compile(r"^  (\w+) (TEXT|INTEGER|REAL|BLOB)\b(.*?)(,?)$", re.MULTILINE)
-
-_STORED_AS = {
-    "TEXT": "'text', 'null'",
-    "INTEGER": "'integer', 'null'",
-    "REAL": "'real', 'integer', 'null'",
-    "BLOB": "'blob', 'null'",
-}
-"""What a column of a STRICT table takes; of NULL its NOT NULL decides."""
-
-_NO_LOCK_ERRORS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 _NO_LOCK_CODES = {
     sqlite3.SQLITE_IOERR_LOCK,
@@ -134,22 +38,7 @@ _NO_LOCK_CODES = {
     sqlite3.SQLITE_IOERR_CHECKRESERVEDLOCK,
 }
 
-_LOCKED_BYTE = 0x40000000 + 1024
-"""On Windows a lock keeps others from the bytes too. SQLite stores nothing here: its own locks lie before it.
-https://www.sqlite.org/fileformat2.html#the_lock_byte_page
-"""
-
 _CACHE_KIB = 256
-
-_OCCURRENCE_TABLE = "CREATE TEMP TABLE occurrence(key BLOB PRIMARY KEY, times INTEGER NOT NULL) WITHOUT ROWID"
-"""Temporary: a batch that runs again counts again."""
-
-_COPIED_BYTES = 1 << 20
-
-_held: dict[tuple[int, int], int] = {}
-"""The journals this process has open, by device and inode, each with the descriptor that holds its lock."""
-
-_holding = threading.Lock()
 
 
 class _Marks(NamedTuple):
@@ -205,12 +94,12 @@ class JournalFile:
         """
         self.distrust, self._is_overwritten, self._marks = "", False, None
         self._find()
-        if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
-            needed = ".".join(map(str, _OLDEST_SQLITE))
+        if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+            needed = ".".join(map(str, OLDEST_SQLITE))
             raise JournalError(f"a journal needs SQLite {needed}; this Python has {sqlite3.sqlite_version}")
         if not self._target.exists():
             self._refuse_to_replace_a_lost_one()
-            _make(self._target)
+            make_journal(self._target)
         self._claim()
         try:
             db = self._open()
@@ -220,7 +109,7 @@ class JournalFile:
                 db.close()
                 raise
         except BaseException:
-            self._release()
+            release(self._target, self._key)
             raise
         return db
 
@@ -238,7 +127,7 @@ class JournalFile:
             db.close()
         else:
             _end_run(db)
-        self._release()
+        release(self._target, self._key)
 
     def check_identity(self) -> None:
         """Refuse to go on when the file is gone: what is noted in it would be lost.
@@ -281,7 +170,7 @@ class JournalFile:
         if code in _NO_LOCK_CODES:
             return self._no_locks()
         if '"STRICT"' in str(exc) and not has_strict_tables():
-            newer = ".".join(map(str, _FIRST_WITH_STRICT))
+            newer = ".".join(map(str, FIRST_WITH_STRICT))
             return JournalError(
                 f"{name} was made with SQLite {newer} or newer; this Python has {sqlite3.sqlite_version}"
             )
@@ -316,7 +205,7 @@ class JournalFile:
         try:
             db.execute("PRAGMA synchronous = FULL")
             db.execute("PRAGMA fullfsync = ON")
-            db.execute(_OCCURRENCE_TABLE)
+            db.execute(OCCURRENCE_TABLE)
             # SQLite's default cache is 2 MB each; the operating system caches the file as well.
             for schema in ("main", "temp"):
                 db.execute(f"PRAGMA {schema}.cache_size = -{_CACHE_KIB}")
@@ -357,38 +246,21 @@ class JournalFile:
     # --- holding -------------------------------------------------------------------------------
 
     def _claim(self) -> None:
-        """Hold the file against every other session.
+        """Hold the file against every other session."""
+        try:
+            self._key = hold(self._target, self._check_size)
+        except BlockingIOError:
+            raise self._locked() from None
+        except NoFileLocks:
+            raise self._no_locks() from None
+        except FileReplaced:
+            raise JournalError(f"journal {self.path} was replaced while it was opened; try again") from None
 
-        SQLite's own lock is lost as soon as anything in this process closes a descriptor of the file,
-        so that a file held here is not even opened, and a lock that lasts is taken beside it.
-        """
-        with _holding:
-            status = self._target.stat()
-            key = (status.st_dev, status.st_ino)
-            if key in _held:
-                raise self._locked()
-            if status.st_size < _SMALLEST_PAGE_BYTES and stat.S_ISREG(status.st_mode):
-                raise JournalError(
-                    f"journal {self.path} was cut off, or is none; restore a copy or delete it to begin anew"
-                )
-            descriptor = os.open(self._target, os.O_RDWR)
-            try:
-                _lock(descriptor)
-                if _marks_of(os.fstat(descriptor)).key != key:
-                    raise JournalError(f"journal {self.path} was replaced while it was opened; try again")
-            except BaseException as exc:
-                os.close(descriptor)
-                if isinstance(exc, OSError) and exc.errno in _NO_LOCK_ERRORS:
-                    raise self._no_locks() from None
-                raise self._locked() if isinstance(exc, BlockingIOError) else exc from None
-            _held[key], self._key = descriptor, key
-            write_owner(self._target)
-
-    def _release(self) -> None:
-        with _holding:
-            if (descriptor := _held.pop(self._key, None)) is not None:
-                remove_owner(self._target)
-                os.close(descriptor)
+    def _check_size(self, status: os.stat_result) -> None:
+        if status.st_size < _SMALLEST_PAGE_BYTES and stat.S_ISREG(status.st_mode):
+            raise JournalError(
+                f"journal {self.path} was cut off, or is none; restore a copy or delete it to begin anew"
+            )
 
     def _locked(self) -> JournalLocked:
         owner = read_owner(self._target)
@@ -433,7 +305,7 @@ class JournalFile:
 def _marks_of(status: os.stat_result) -> _Marks:
     # Windows sets the time of an open file whenever it likes.
     changed_ns = 0 if sys.platform == "win32" else status.st_mtime_ns
-    return _Marks((status.st_dev, status.st_ino), status.st_size, changed_ns)
+    return _Marks(key_of(status), status.st_size, changed_ns)
 
 
 def _resolved(path: Path) -> Path:
@@ -448,75 +320,6 @@ def _rescue_path(path: Path) -> Path:
     return path.with_name(path.name + ".rescue.jsonl")
 
 
-def bring_up_to_date(db: sqlite3.Connection) -> None:
-    """Give a journal what this version has more than the one that wrote it.
-
-    To be called in one transaction: it is brought up to date or as it was.
-    """
-    former = _FROM_VERSION_1 if _select_one(db, "PRAGMA user_version") == 1 else ()
-    for statement in (*former, _LEARNED_TABLE, _NOTE_TABLE, *_NOTE_INDEXES, _SETTLED_INDEX):
-        db.execute(schema_text(statement))
-
-
-def copy_beside_locks(source: Path, target: Path) -> None:
-    """Copy a journal's file, and cost nobody a lock, whoever has it open.
-
-    A session of this process would lose SQLite's own lock when any descriptor of the file is closed, so that
-    one that is held here is read by the descriptor that holds it.
-
-    Raises:
-        OSError: It cannot be read, or the copy cannot be written.
-    """
-    with _holding, target.open("wb") as copy:
-        status = source.stat()
-        held = _held.get((status.st_dev, status.st_ino))
-        if held is None or sys.platform == "win32":
-            with source.open("rb") as file:
-                shutil.copyfileobj(file, copy, _COPIED_BYTES)
-            return
-        at = 0
-        while block := os.pread(held, _COPIED_BYTES, at):
-            at += copy.write(block)
-
-
-def has_strict_tables() -> bool:
-    """Tell whether this SQLite knows STRICT tables."""
-    return sqlite3.sqlite_version_info >= _FIRST_WITH_STRICT
-
-
-def schema_text(tables: str, *, is_strict: bool | None = None) -> str:
-    """Return the text that makes *tables* here: where SQLite knows no STRICT, a CHECK of each column instead.
-
-    A file made in either way is good for both; only a STRICT one cannot be read by an SQLite without.
-    """
-    if has_strict_tables() if is_strict is None else is_strict:
-        return tables
-    checked = _COLUMN.sub(
-        lambda column: (
-            f"  {column[1]} {column[2]}{column[3]}"
-            f" CHECK(typeof({column[1]}) IN ({_STORED_AS[column[2]]})){column[4]}"
-        ),
-        tables,
-    )
-    return checked.replace(") STRICT, ", ") ").replace(") STRICT", ")")
-
-
-def _make(path: Path) -> None:
-    """Make an empty journal, whole or not at all: a crash must not leave a file that looks cut off."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
-    try:
-        os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        db = sqlite3.connect(draft, isolation_level=None)
-        try:
-            db.executescript(f"BEGIN; {schema_text(SCHEMA)} COMMIT")
-        finally:
-            db.close()
-        with contextlib.suppress(FileExistsError):  # another process was faster; its journal is as good
-            rename_exclusively(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
 def _end_run(db: sqlite3.Connection) -> None:
     with contextlib.suppress(sqlite3.Error):
         db.execute("UPDATE run SET is_open = 0")
@@ -526,44 +329,3 @@ def _end_run(db: sqlite3.Connection) -> None:
 
 def _select_one(db: sqlite3.Connection, query: str) -> object:
     return db.execute(query).fetchone()[0]
-
-
-def _lock(descriptor: int) -> None:
-    """Lock a file until its descriptor is closed.
-
-    Raises:
-        BlockingIOError: Another process has it.
-        OSError: Here no file can be locked.
-    """
-    if sys.platform == "win32":
-        lock_with_msvcrt(descriptor)
-    else:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def lock_with_msvcrt(descriptor: int) -> None:
-    """Lock a file as Windows does: one byte of it, wherever that file ends.
-
-    Raises:
-        BlockingIOError: Another process has it.
-    """
-    windows: Any = importlib.import_module("msvcrt")
-    os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
-    try:
-        windows.locking(descriptor, windows.LK_NBLCK, 1)
-    except PermissionError as exc:
-        raise BlockingIOError(exc.errno, exc.strerror) from None
-
-
-def _let_go_after_fork() -> None:
-    """In a forked child: the parent's locks must not live on in it."""
-    global _holding
-    _holding = threading.Lock()
-    for descriptor in _held.values():
-        with contextlib.suppress(OSError):
-            os.close(descriptor)
-    _held.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go_after_fork)

@@ -16,7 +16,9 @@ from pathlib import Path
 
 from ..errors import JournalError
 from .owner import read_owner
-from .sqlite_file import JournalFile, bring_up_to_date, copy_beside_locks
+from .sqlite_file import JournalFile
+from .sqlite_lock import copy_beside_locks
+from .sqlite_schema import bring_up_to_date
 
 _LOG_HEADER_BYTES = 32
 

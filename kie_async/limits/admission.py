@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-from ..errors import SessionMisuse
-
-CLOSED = "the session is closed; open a new one"
+from ..errors import SESSION_CLOSED, SessionMisuse
 
 
 class SlotHolder(Protocol):
@@ -70,4 +68,4 @@ class Admission:
             SessionMisuse: It is closing.
         """
         if self._is_closing:
-            raise SessionMisuse(CLOSED)
+            raise SessionMisuse(SESSION_CLOSED)

@@ -14,7 +14,7 @@ TICK_S = 0.05
 """What is due within one tick is woken for together: a wake-up costs more than a poll."""
 
 _REVIEW_S, _MARGIN_S = 60.0, 30.0
-"""The list is looked through so often, and so far beyond the next time."""
+"""The list is gone through so often, and so far beyond the next time."""
 
 _MIN_VOID = 32
 
@@ -25,7 +25,7 @@ _ROUNDING_S = 1e-6
 class TimerWheel:
     """Calls *on_due* when anything is due; `take_due` hands it out then. No task and no timer for each.
 
-    What comes soon stands under its tick. All else waits in one list, which is looked through once a
+    What comes soon stands under its tick. All else waits in one list, which is gone through once a
     minute: whoever is on it needs no other place, however often its poll is put off.
     """
 

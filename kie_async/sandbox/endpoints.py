@@ -130,16 +130,16 @@ class Endpoints:
             raise Refusal(500, "Server Error - An unexpected error occurred while processing the request")
         if not task_id:
             raise Refusal(400, "taskId parameter is required")
-        return web.Response(body=await self._look(task_id), headers=_JSON)
+        return web.Response(body=await self._read_record(task_id), headers=_JSON)
 
-    async def _look(self, task_id: str) -> bytes:
+    async def _read_record(self, task_id: str) -> bytes:
         gate = self.world.faults.query_answer_gate
         if gate is None:
-            return self.world.look(task_id, time.monotonic())
+            return self.world.read_record(task_id, time.monotonic())
         if not self.world.faults.query_reads_before_gate:
             await gate.wait()
-            return self.world.look(task_id, time.monotonic())
-        body = self.world.look(task_id, time.monotonic())
+            return self.world.read_record(task_id, time.monotonic())
+        body = self.world.read_record(task_id, time.monotonic())
         await gate.wait()
         return body
 

@@ -91,9 +91,9 @@ class Faults:
     empty_result_rate: float = _chance()
     """Share of successes without a result URL. At 0 the two fields below apply to every success."""
     empty_results_for_s: float = _seconds()
-    """Seconds after the end until the URL shows. 0 with no looks either: it never shows."""
+    """Seconds after the end until the URL shows. 0 with no reads either: it never shows."""
     empty_result_looks: int = _count()
-    """Looks at a successful record before the URL shows."""
+    """Reads of a successful record before the URL shows."""
 
     # -- callbacks -------------------------------------------------------------------------------
     duplicate_callbacks: int = _count()

@@ -49,7 +49,7 @@ class SandboxTask:
     """What resultJson holds after a success."""
     is_empty: bool = False
     """The result's URL is held back by a fault."""
-    looks: int = 0
+    reads: int = 0
     """Times its record was read after the end."""
     timer: asyncio.TimerHandle | None = attrs.field(default=None, repr=False)
     cached: tuple[tuple[State, bool], bytes] | None = attrs.field(default=None, repr=False)

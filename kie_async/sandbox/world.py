@@ -169,7 +169,7 @@ class World:
         """Return how the next task to end will end."""
         return "fail" if strikes(self.faults.fail_rate, self.rng) else "success"
 
-    def look(self, task_id: str, now: float) -> bytes:
+    def read_record(self, task_id: str, now: float) -> bytes:
         """Return the recordInfo answer for *task_id* at *now*, seconds on the monotonic clock.
 
         Raises:
@@ -181,7 +181,7 @@ class World:
                 raise Refusal(404, "Task not found")
             raise Refusal(422, "recordInfo is null")
         if task.end_state is not None:
-            task.looks += 1
+            task.reads += 1
         return self._encoded_record(task, now)
 
     def _encoded_record(self, task: SandboxTask, now: float) -> bytes:
@@ -196,10 +196,10 @@ class World:
         """Return whether the result's URL is out yet."""
         if not task.is_empty or task.ended_at is None:
             return True
-        for_s, looks = self.faults.empty_results_for_s, self.faults.empty_result_looks
-        if not for_s and not looks:
+        for_s, reads = self.faults.empty_results_for_s, self.faults.empty_result_looks
+        if not for_s and not reads:
             return False
-        return task.looks > looks and now - task.ended_at >= for_s
+        return task.reads > reads and now - task.ended_at >= for_s
 
     def callback_body(self, task: SandboxTask) -> bytes:
         """Return the genuine callback of *task* as it would leave now."""

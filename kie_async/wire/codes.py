@@ -116,11 +116,14 @@ def is_invisible(code: int, message: str) -> bool:
     return code == 404 or (code == 422 and _UNKNOWN_RECORD.search(message) is not None)
 
 
+def is_unknown_task(error: ApiError) -> bool:
+    """Tell whether a query was answered that the service does not know the task, or not yet."""
+    return subject_of(error) is Subject.TASK and is_invisible(error.code, error.message)
+
+
 def name_task(error: KieError, task_id: str) -> KieError:
     """Return the error of a query in words that name the task, where it says that there is none such."""
-    if not isinstance(error, ApiError) or subject_of(error) is not Subject.TASK:
-        return error
-    if not is_invisible(error.code, error.message):
+    if not isinstance(error, ApiError) or not is_unknown_task(error):
         return error
     message = f"the service knows no task {task_id} ({error.message})"
     return type(error)(error.code, message, error.http_status)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from .._json import NotJson, write_json
-from .._validation import name_what_has_no_json
+from .._json import NotJson, name_what_has_no_json, write_json
 from ..errors import InvalidRequest
 from ..inputs.request import TaskRequest
 

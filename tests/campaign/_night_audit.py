@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 
 from kie_async import JobState, SqliteJournal
-from kie_async.journal.base import Intent, IntentState
+from kie_async.journal.intents import Intent, IntentState
 from kie_async.sandbox import Sandbox
 
 _WITH_RESULT = {JobState.DONE, JobState.NOT_SAVED}

@@ -27,7 +27,8 @@ from support.loops import add_option, run_on
 from support.misbehaving import Misbehaving, Peer, answer, certified, created, refused, trusting
 
 from kie_async import CreateOutcomeUnknown, KieError, KieSession, Limits, Network, Rate, TaskHandle
-from kie_async.journal.base import Intent, IntentState, Journal
+from kie_async.journal.base import Journal
+from kie_async.journal.intents import Intent, IntentState
 from kie_async.journal.memory import MemoryJournal
 from kie_async.journal.sqlite import SqliteJournal
 

@@ -44,8 +44,8 @@ from kie_async import (
 from kie_async.engine.reconciler import Reconciler
 from kie_async.http.transport import Transport
 from kie_async.sandbox import Never, bodies
+from kie_async.wire.envelope import WireResponse
 from kie_async.wire.requests import WireRequest
-from kie_async.wire.responses import WireResponse
 
 HMAC_KEY = "hmac-key-of-the-campaign"
 SIDES = {"signed": (20, 0.5), "confirmed": (10, 0.25), "confirmed, few": (5, 0.25)}
@@ -328,7 +328,7 @@ def at_a_create(rng: random.Random, side: Side) -> Delivery:
     target = rng.choice([task_id for task_id in side.sandbox.tasks if task_id not in known])
     handle = rng.choice(side.live)
     body = _forged(rng, side, handle)
-    # 503 while other claims of this create are being looked into: the service would deliver again.
+    # 503 while other claims of this create are being checked: the service would deliver again.
     expected = _only(200, 503)
     return Delivery("other task at a create", side.tail(target), signed(handle.task_id), body, expected)
 

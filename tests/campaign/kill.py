@@ -179,7 +179,7 @@ class Campaign:
         self._next_ref = 0
         self._asked: set[str] = set()
         self._begun: set[str] = set()
-        self._heard: set[str] = set()
+        self._delivered: set[str] = set()
         """Tasks whose callback was answered with 200 while the journal did not know their id."""
         self._report = Report(restarts=restarts)
         self._http: aiohttp.ClientSession
@@ -275,7 +275,7 @@ class Campaign:
         self._begun.update(row.ref for row in rows)
         bound = {row.task_id for row in rows}
         claimed = {task_id for (task_id,) in self._select("SELECT task_id FROM claim")}
-        if lost := self._heard - bound - claimed:
+        if lost := self._delivered - bound - claimed:
             self._wrong(f"answered with 200, and nowhere in the journal after a kill: {sorted(lost)}")
         counts = self._report.counts
         counts["only claimed after a kill"] = counts.get("only claimed after a kill", 0) + len(claimed)
@@ -328,7 +328,7 @@ class Campaign:
         """Deliver the callbacks of ended tasks whose id the journal does not have."""
         for task in await self._unbound():
             if task["state"] in _STATES and await self._call_back(task) == 200:
-                self._heard.add(task["task_id"])
+                self._delivered.add(task["task_id"])
 
     async def _unbound(self) -> list[dict[str, Any]]:
         bound = {row.task_id for row in self._rows()}

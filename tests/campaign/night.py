@@ -282,7 +282,7 @@ class Night:
     # --- the morning ---------------------------------------------------------------------------
 
     async def _decide(self) -> bool:
-        """Decide on what is perhaps paid, as one who looks at the service's log; tell whether one can."""
+        """Decide on what is perhaps paid, as one who reads the service's log; tell whether one can."""
         books = await Books.read(self._evening)
         unknown = [row["ref"] for row in books.rows if row["outcome"] == JobState.PERHAPS_PAID]
         self._note(f"{len(unknown)} perhaps paid")

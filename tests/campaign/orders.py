@@ -39,7 +39,8 @@ from kie_async import (
     TaskHandle,
     TaskResult,
 )
-from kie_async.journal.base import IntentState, Journal
+from kie_async.journal.base import Journal
+from kie_async.journal.intents import IntentState
 from kie_async.journal.memory import MemoryJournal
 
 REFS = ("a", "b", None)
@@ -131,7 +132,7 @@ class Life(ModelClient):
             self.order.check_end_is_noted(handle, self)
 
     async def end(self) -> None:
-        """Close in order; whoever waits must hear of it."""
+        """Close in order; whoever waits must be told."""
         await self.kie.aclose()
         await asyncio.wait([asyncio.create_task(asyncio.sleep(0.01))])
         for work in self.users:
@@ -263,7 +264,7 @@ class Order:
         self.life = life
         self.together = {}
         if self.kind == "model":
-            self._check_heard(life)
+            self._check_delivered(life)
 
     async def _come_to_the_end(self) -> None:
         life = self.life
@@ -275,7 +276,7 @@ class Order:
             if number % 4 == 0 and self.life is not None:
                 self.life.begin(self._resumed(self.life))
             for task in self._own_tasks():
-                if not task.was_heard and self.service.state(task) == task.end:
+                if not task.was_delivered and self.service.state(task) == task.end:
                     await self._deliver(task)
             self._check_together()
         await asyncio.sleep(1000.0)
@@ -293,7 +294,7 @@ class Order:
             row = self.row_of(task)
             # Nobody needs it any more when a former process has noted the end.
             is_over = row is not None and row.intent.state in _STATES.values()
-            if not task.was_heard and not is_over and self.kind != "sqlite":
+            if not task.was_delivered and not is_over and self.kind != "sqlite":
                 self.complain(f"the callback of {task} was never answered with 200")
         if self.kind != "memory":
             await self._check_usage(life)
@@ -466,7 +467,7 @@ class Order:
         if verdict.status not in {200, 503}:
             self.complain(f"the genuine callback of {task} was answered {verdict.status} {verdict.reason}")
         if verdict.status == 200:
-            task.was_heard = True
+            task.was_delivered = True
 
     # --- what must hold ------------------------------------------------------------------------
 
@@ -478,7 +479,7 @@ class Order:
         return self.rng.choice(found) if found else None
 
     def check_end_is_noted(self, handle: TaskHandle, life: Life) -> None:
-        """An end is committed before anybody hears of it."""
+        """An end is committed before anybody sees it."""
         task = self.service.tasks[handle.task_id]
         row = self.row_of(task)
         if self.kind != "model" or life.gate.is_dead or row is None or not handle.intent_id:
@@ -487,7 +488,7 @@ class Order:
         if row.intent.state not in _STATES.values() and not is_excused:
             self.complain(f"the end of {task} was seen and not noted: {row.intent}")
 
-    def _check_heard(self, life: Life) -> None:
+    def _check_delivered(self, life: Life) -> None:
         """Whatever was answered with 200 is in the journal, and every task can still be found."""
         claims = set(self.disk.claims)
         for task in self._own_tasks():
@@ -497,7 +498,7 @@ class Order:
             if row is not None and row.intent.task_id not in {"", task.task_id}:
                 self.complain(f"{row} is bound to a task that is not its own, and not to {task}")
                 continue
-            if task.was_heard and not is_bound and not is_claimed:
+            if task.was_delivered and not is_bound and not is_claimed:
                 self.complain(f"{task} was answered with 200, and its id stands nowhere: {row}")
             if not is_bound and not is_claimed and life.engine.inbox.owner_of(task.intent_id) is None:
                 self.complain(f"{task} is not known after a restart: {row}")

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 import typer
 from support.ports import free_port
+from support.processes import nothing_left_running, start  # noqa: F401  (a fixture)
 
 from kie_async import cli
 from kie_async.cli import runtime
@@ -23,60 +23,7 @@ from kie_async.cli.demo_media import read_portrait, read_voice
 from kie_async.sandbox import Fixed, Never, Sandbox
 
 KEY = "kie-key-0123456789"
-AS_PROCESS = [sys.executable, "-W", "error", "-m", "kie_async"]
-
-
-class Process:
-    """``kie-async`` as a process of its own."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
-        self._ended: tuple[str, str] | None = None
-
-    async def line(self) -> str:
-        """Return the next line of standard output."""
-        assert self._process.stdout is not None
-        return (await asyncio.wait_for(self._process.stdout.readline(), 40)).decode()
-
-    def interrupt(self) -> None:
-        self._process.send_signal(signal.SIGINT)
-
-    def kill(self) -> None:
-        """End it whatever it does, if it still runs: a test that failed leaves nothing behind."""
-        if self._process.returncode is None:
-            self._process.kill()
-
-    async def end(self) -> tuple[int, str, str]:
-        if self._ended is None:
-            out, err = await asyncio.wait_for(self._process.communicate(), 40)
-            self._ended = out.decode(), err.decode()
-        assert self._process.returncode is not None
-        return self._process.returncode, *self._ended
-
-
-started: list[Process] = []
-
-
-@pytest.fixture(autouse=True)
-async def nothing_left_running() -> AsyncIterator[None]:
-    yield
-    for process in started:
-        process.kill()
-        await process.end()
-    started.clear()
-
-
-async def start(*arguments: str, **environment: str) -> Process:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("KIE_")}
-    process = await asyncio.create_subprocess_exec(
-        *AS_PROCESS,
-        *arguments,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env=clean | environment,
-    )
-    started.append(Process(process))
-    return started[-1]
+pytestmark = pytest.mark.usefixtures("nothing_left_running")
 
 
 Call = Callable[..., tuple[int, str, str]]
@@ -508,7 +455,7 @@ async def created(kie: Sandbox, call: Call, input: str = "{}") -> str:
     return list(kie.tasks)[-1]
 
 
-async def test_status_looks_once_or_waits_and_downloads(call: Call, tmp_path: Path) -> None:
+async def test_status_reads_once_or_waits_and_downloads(call: Call, tmp_path: Path) -> None:
     async with Sandbox(api_key=KEY, durations=Never()) as kie:
         task_id = await created(kie, call)
         code, out, err = await call_in_thread(call, "status", task_id, **service(kie))

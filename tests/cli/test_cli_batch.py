@@ -6,7 +6,6 @@ import asyncio
 import csv
 import itertools
 import json
-import os
 import re
 import signal
 import socket
@@ -19,7 +18,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from support import processes
 from support.ports import free_port
+from support.processes import PATIENCE_S, Process, nothing_left_running  # noqa: F401  (a fixture)
 
 from kie_async import cli
 from kie_async.cli import report, results_file  # noqa: F401  (report before one is patched)
@@ -28,12 +29,9 @@ from kie_async.sandbox import Fixed, Never, Sandbox
 
 KEY = "kie-key-0123456789"
 AVATAR = "kling/v1-avatar-standard"
-AS_PROCESS = [sys.executable, "-W", "error", "-m", "kie_async"]
-PATIENCE_S = 40.0
-"""For a machine that has much else to do."""
 Command = Callable[..., Any]
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("nothing_left_running")]
 
 
 @pytest.fixture
@@ -80,38 +78,8 @@ FORMER_WORDS = re.compile(
 """Words for the state of a job that are the journal's or the service's, and not people's."""
 
 
-class Process:
-    """``kie-async`` as a process of its own."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
-
-    def signal(self, number: int = signal.SIGINT) -> None:
-        self._process.send_signal(number)
-
-    async def said(self, words: str) -> None:
-        """Wait until it has said *words* on standard error."""
-        assert self._process.stderr is not None
-        async with asyncio.timeout(PATIENCE_S):
-            while words not in (await self._process.stderr.readline()).decode():
-                assert not self._process.stderr.at_eof()
-
-    async def end(self) -> tuple[int, str, str]:
-        out, err = await asyncio.wait_for(self._process.communicate(), PATIENCE_S)
-        assert self._process.returncode is not None
-        return self._process.returncode, out.decode(), err.decode()
-
-
 async def start(service: Sandbox, folder: Path, *arguments: str) -> Process:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("KIE_")}
-    process = await asyncio.create_subprocess_exec(
-        *(*AS_PROCESS, *arguments),
-        cwd=folder,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env=clean | {"KIE_API_KEY": KEY, "KIE_BASE_URL": service.url},
-    )
-    return Process(process)
+    return await processes.start(*arguments, folder=folder, KIE_API_KEY=KEY, KIE_BASE_URL=service.url)
 
 
 async def until(holds: Callable[[], object]) -> None:
@@ -658,7 +626,7 @@ async def test_interrupted_once_it_waits_for_what_is_paid_and_goes_on_when_run_a
     running = await start(patient, tmp_path, "batch", "jobs.csv", *with_callbacks())
     await until(lambda: len(patient.tasks) == 20)
     await asyncio.sleep(0.5)  # the last answer has left the service: let it be noted
-    running.signal()
+    running.interrupt()
     await running.said("interrupted: nothing more is sent; waiting for what is paid, 60 s at most")
     finish(patient, range(30))
     code, out, err = await running.end()
@@ -692,13 +660,13 @@ async def test_however_it_ends_another_run_completes_it_and_pays_nothing_twice(
     await until(lambda: len(patient.tasks) == 5 and patient.counts["file"])
     await asyncio.sleep(0.5)  # the answer and the file have left the service: let them be noted
     if how == "killed":
-        running.signal(signal.SIGKILL)
+        running.interrupt(signal.SIGKILL)
         await running.end()
     else:
-        running.signal(signal.SIGTERM if how == "grace" else signal.SIGINT)
+        running.interrupt(signal.SIGTERM if how == "grace" else signal.SIGINT)
         await running.said("interrupted: ")
         if how == "twice":
-            running.signal()
+            running.interrupt()
         code, out, err = await running.end()
         assert code == 130
         assert out.startswith("6 jobs: 1 done; 4 running; 1 not sent\nthis run 1 credit ")

@@ -12,7 +12,7 @@ import pytest
 from support.journals import opened
 
 from kie_async import CreateOutcomeUnknown, KieSession, SqliteJournal, cli
-from kie_async.journal.base import Claim, ClaimSource, Intent
+from kie_async.journal.intents import Claim, ClaimSource, Intent
 from kie_async.sandbox import Fixed, Never, Sandbox
 
 KEY = "kie-key-0123456789"

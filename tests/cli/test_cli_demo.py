@@ -11,7 +11,7 @@ from pathlib import Path
 import attrs
 import pytest
 from rich.console import Console
-from test_cli import nothing_left_running, start  # noqa: F401  (the fixture works here too)
+from support.processes import nothing_left_running, start  # noqa: F401  (a fixture)
 
 from kie_async.cli.demo import DemoOptions, run_demo
 from kie_async.cli.demo_display import make_progress, show_report
@@ -21,6 +21,8 @@ from kie_async.errors import InvalidRequest
 from kie_async.sandbox import Faults, Fixed
 
 av = pytest.importorskip("av")
+
+pytestmark = pytest.mark.usefixtures("nothing_left_running")
 
 SHORT = "239"
 """A seed whose first three tasks are over within three seconds."""

@@ -29,7 +29,7 @@ from kie_async.cli.batch_progress import open_progress
 from kie_async.cli.output import LogFormatter, escape_marks, print_err, print_out, show_task
 from kie_async.cli.results_file import ResultsFile
 from kie_async.engine.recovery import shorten_list
-from kie_async.journal.base import IntentState
+from kie_async.journal.intents import IntentState
 
 MARKS = [
     *map(chr, (*range(0x20), *range(0x7F, 0xA0))),

@@ -22,7 +22,7 @@ from kie_async.cli.report_journal import rows_of_journal
 from kie_async.cli.report_page import About, KeptRows, encode_data, encode_page
 from kie_async.cli.report_sums import Sums, Tally, plain_reason
 from kie_async.files.saved_files import SavedFiles
-from kie_async.journal.base import Intent, IntentState, Totals
+from kie_async.journal.intents import Intent, IntentState, Totals
 from kie_async.journal.sqlite import SqliteJournal
 from kie_async.models import JobState
 from kie_async.sandbox import Faults, Fixed, Sandbox

@@ -15,7 +15,7 @@ from support.journals import intent
 
 from kie_async import SqliteJournal, TaskRecord, cli
 from kie_async.cli.top import read_overview
-from kie_async.journal.base import IntentState
+from kie_async.journal.intents import IntentState
 from kie_async.wire.records import decode_record
 
 NOW_S = 2_000_000_000.0

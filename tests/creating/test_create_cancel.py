@@ -27,7 +27,7 @@ from support.misbehaving import (
 
 from kie_async import CreateOutcomeUnknown, KieSession, Limits, Rate, RateLimited, SessionMisuse
 from kie_async.engine.pending_creates import Phase
-from kie_async.journal.base import IntentState
+from kie_async.journal.intents import IntentState
 from kie_async.journal.memory import MemoryJournal
 from kie_async.journal.sqlite import SqliteJournal
 from kie_async.limits.rate_limiter import RateLimiter

@@ -69,7 +69,7 @@ from kie_async.creating.create_transport import CreateTransport, _check_aiohttp
 from kie_async.creating.kept_connection import KeptConnection
 from kie_async.creating.send_gate import GateClosed, OneShotBody, SendGate
 from kie_async.events import Counters
-from kie_async.journal.base import Intent
+from kie_async.journal.intents import Intent
 from kie_async.journal.memory import MemoryJournal
 from kie_async.limits.circuit_breaker import CircuitBreaker
 from kie_async.limits.rate_limiter import RateLimiter
@@ -169,7 +169,7 @@ TOO_MANY = {
 
 
 @pytest.mark.parametrize("raw", TOO_MANY.values(), ids=TOO_MANY)
-async def test_a_create_held_back_is_sent_again_when_the_service_wishes(raw: bytes) -> None:
+async def test_a_create_held_back_is_sent_again_when_the_service_asks_for_it(raw: bytes) -> None:
     counters, notes = Counters(), Notes()
     async with Misbehaving(says(raw, OK)) as server, creating(server.url) as transport:
         assert await creation(transport, counters=counters, journal=notes, patience_s=5).run() == TASK_ID
@@ -179,9 +179,11 @@ async def test_a_create_held_back_is_sent_again_when_the_service_wishes(raw: byt
     assert notes.notes == ["sending", "unsent", "sending"]
 
 
-@pytest.mark.parametrize("wish", ["", "Retry-After: 0\r\n", "Retry-After: Wed, 21 Oct 2026 07:28:00 GMT\r\n"])
-async def test_without_a_usable_wish_the_first_wait_is_half_a_second_at_most(wish: str) -> None:
-    no = answer(refused(429), 429, wish)
+@pytest.mark.parametrize(
+    "header", ["", "Retry-After: 0\r\n", "Retry-After: Wed, 21 Oct 2026 07:28:00 GMT\r\n"]
+)
+async def test_without_a_usable_header_the_first_wait_is_half_a_second_at_most(header: str) -> None:
+    no = answer(refused(429), 429, header)
     async with Misbehaving(says(no, OK)) as server, creating(server.url) as transport:
         assert await creation(transport, patience_s=5).run() == TASK_ID
     first, second = server.read_at

@@ -25,7 +25,7 @@ from support.tables import each
 
 from kie_async import CreateOutcomeUnknown, KieError, ServerError, TaskHandle
 from kie_async.engine.pending_creates import MAX_CLAIMS
-from kie_async.journal.base import ClaimSource, IntentState
+from kie_async.journal.intents import ClaimSource, IntentState
 
 FATES = {
     "creating": "created",

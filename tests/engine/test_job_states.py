@@ -37,7 +37,7 @@ from kie_async.errors import (
     TransportError,
     UploadRefused,
 )
-from kie_async.journal.base import Intent, IntentState
+from kie_async.journal.intents import Intent, IntentState
 
 NOW = datetime.now(UTC)
 NOTHING, TASK, RESULT = (

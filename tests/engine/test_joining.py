@@ -23,14 +23,15 @@ from support.slow_journals import CommitGate, CommitWeather, Disk, ModelJournal,
 from support.tables import each
 
 from kie_async import Budget, CreateOutcomeUnknown, KieError, ServerError, TaskHandle, TaskResult
-from kie_async.journal.base import IntentState, Journal
+from kie_async.journal.base import Journal
+from kie_async.journal.intents import IntentState
 
 Order = tuple[str, ...]
 GAP_S = 0.02
 JOURNALS = ("none", "file", "slow")
 
 
-class SlowCommits(CommitWeather):
+class LateCommits(CommitWeather):
     """Each commit takes longer than the next step waits."""
 
     def delay_s(self) -> float:
@@ -47,7 +48,7 @@ class Joining:
         self.service.create_fates = [fate]
         self.service.answer_gate = asyncio.Event()
         self.disk = Disk()
-        weather = (SlowCommits if journal == "slow" else CommitWeather)(random.Random(0))
+        weather = (LateCommits if journal == "slow" else CommitWeather)(random.Random(0))
         gate = CommitGate(weather)
         self.journal: Journal | None = None
         if journal == "file":

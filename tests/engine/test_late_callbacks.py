@@ -17,7 +17,8 @@ from support.slow_journals import CommitGate, CommitWeather, SteadySqliteJournal
 from support.tables import each
 
 from kie_async import KieError, KieSession
-from kie_async.journal.base import Intent, Journal
+from kie_async.journal.base import Journal
+from kie_async.journal.intents import Intent
 from kie_async.journal.memory import MemoryJournal
 
 

@@ -33,8 +33,8 @@ from kie_async import (
 )
 from kie_async.sandbox import Never
 
-LOOK_S, TIMEOUT_S = 0.2, 1.0  # no other timeout is as short
-SCHEDULE = PollSchedule.fixed(LOOK_S, jitter=0.0)
+POLL_S, TIMEOUT_S = 0.2, 1.0  # no other timeout is as short
+SCHEDULE = PollSchedule.fixed(POLL_S, jitter=0.0)
 
 
 @attrs.frozen
@@ -116,7 +116,7 @@ class Race:
     # -- the steps --------------------------------------------------------------------------------
 
     async def answer(self) -> None:
-        """Let the create's answer come; if somebody waits for the task then, a look leaves."""
+        """Let the create's answer come; if somebody waits for the task then, a poll leaves."""
         self.create_gate.set()
         await asyncio.wait({self.creating})
         await eventually(lambda: "created" in self.events.kinds())
@@ -125,7 +125,7 @@ class Race:
         if self.closing is not None:
             await self.closing
         elif not self.settled:
-            await self.clock.advance(LOOK_S + 0.06)
+            await self.clock.advance(POLL_S + 0.06)
             await eventually(lambda: self.sandbox.counts["query"])
 
     async def callback(self) -> None:
@@ -133,7 +133,7 @@ class Race:
         assert await self.sandbox.send_callback(self.task_id) == (503 if is_deaf else 200)
 
     async def poll(self) -> None:
-        """Let the answer come of a look that left long ago."""
+        """Let the answer come of a poll that left long ago."""
         self.query_gate.set()
         await self.clock.advance(0.06)
 

@@ -21,7 +21,8 @@ from support.model_service import ModelService, ServiceTask
 from support.slow_journals import CommitGate, CommitWeather, SteadySqliteJournal
 
 from kie_async import Budget, CreateOutcomeUnknown, Limits, PollSchedule, Rate
-from kie_async.journal.base import Intent, Journal
+from kie_async.journal.base import Journal
+from kie_async.journal.intents import Intent
 
 SELDOM = PollSchedule(learns=False, first_s=3600.0, safety_net_s=3600.0, longest_gap_s=3600.0)
 """Whatever is read was asked for."""

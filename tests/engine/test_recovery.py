@@ -38,7 +38,7 @@ from kie_async import (
     TaskRequest,
     TaskTimedOut,
 )
-from kie_async.journal.base import Intent
+from kie_async.journal.intents import Intent
 from kie_async.limits.circuit_breaker import HALT_S, UNKNOWN_IN_A_ROW, CircuitBreaker
 
 ECHO = TaskRequest(model="sandbox/echo", input={"prompt": "a smile"}, ref="a")

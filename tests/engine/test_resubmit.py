@@ -20,19 +20,12 @@ from support.clock import Clock
 from support.journals import opened
 from support.model_client import ModelClient
 from support.model_service import ModelService, ServiceTask
-from support.slow_journals import CommitGate, CommitWeather, SteadySqliteJournal
+from support.slow_journals import CommitGate, SlowCommits, SteadySqliteJournal
 from support.tables import each
 
 from kie_async import Budget, CreateOutcomeUnknown, InvalidRequest, KieError, TaskHandle
-from kie_async.journal.base import Intent, IntentState
+from kie_async.journal.intents import Intent, IntentState
 from kie_async.limits.circuit_breaker import UNKNOWN_IN_A_ROW
-
-
-class SlowCommits(CommitWeather):
-    """Commits that take a while: what is cancelled may be cancelled in the middle of one."""
-
-    def delay_s(self) -> float:
-        return 0.05
 
 
 @attrs.define

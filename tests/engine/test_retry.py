@@ -20,7 +20,7 @@ from support.clock import Clock
 from support.journals import as_left_by_a_crash, opened
 from support.model_client import MOUNT, ModelClient, tail_of
 from support.model_service import ModelService, ServiceTask
-from support.slow_journals import CommitGate, CommitWeather, SteadySqliteJournal
+from support.slow_journals import CommitGate, SlowCommits, SteadySqliteJournal
 from support.tables import each
 
 from kie_async import (
@@ -33,19 +33,12 @@ from kie_async import (
     TaskHandle,
     TaskResult,
 )
-from kie_async.journal.base import Intent, IntentState
+from kie_async.journal.intents import Intent, IntentState
 from kie_async.journal.memory import MemoryJournal
 from kie_async.limits.circuit_breaker import UNKNOWN_IN_A_ROW
 
 FAILED, REFUSED = "fail", "500"
 """What became of the first attempt."""
-
-
-class SlowCommits(CommitWeather):
-    """Commits that take a while: what is cancelled may be cancelled in the middle of one."""
-
-    def delay_s(self) -> float:
-        return 0.05
 
 
 @attrs.define

@@ -28,7 +28,7 @@ from kie_async import (
 )
 from kie_async.engine.pending_creates import PendingCreate
 from kie_async.engine.registry import REMEMBERED
-from kie_async.journal.base import Intent, IntentState
+from kie_async.journal.intents import Intent, IntentState
 from kie_async.journal.memory import MemoryJournal
 
 ECHO = ("sandbox/echo", {})
@@ -92,7 +92,7 @@ async def test_a_task_is_bound_to_one_handle(kie: KieSession) -> None:
     other = kie.attach("task_1")
 
     with pytest.raises(InvalidRequest, match="belongs to another handle already"):
-        kie._engine.tracker.bind(other, handle.task_id, expects_callback=False)
+        kie._engine.tracker.binder.bind(other, handle.task_id, expects_callback=False)
 
     assert kie.attach(handle.task_id) is handle
 

@@ -32,8 +32,9 @@ from kie_async import (
     UploadRefused,
 )
 from kie_async._secrets import Secret
-from kie_async.files.upload_store import ForwardClock, MemoryUploadStore, StoredUpload
-from kie_async.files.uploads import UPLOAD_FOLDER, Uploads
+from kie_async.files.upload_client import UPLOAD_FOLDER, UploadClient
+from kie_async.files.upload_store import ForwardClock, MemoryUploadStore, StoredUpload, UploadStore
+from kie_async.files.uploads import Uploads
 from kie_async.inputs.fingerprint import fingerprint
 from kie_async.sandbox import Sandbox
 
@@ -41,8 +42,15 @@ PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
 UPLOADED = envelope(downloadUrl="https://files.example/face.png", fileName="face.png", fileSize=108.0)
 
 
-def make(url: str, *, key: str = "sandbox-key", **options: Any) -> Uploads:
-    return Uploads(url, Secret(key), rng=NoWait(), **options)
+def make(
+    url: str,
+    *,
+    key: str = "sandbox-key",
+    store: UploadStore | None = None,
+    clock: Callable[[], float] | None = None,
+    **options: Any,
+) -> Uploads:
+    return Uploads(UploadClient(url, Secret(key), rng=NoWait(), **options), store=store, clock=clock)
 
 
 @pytest.fixture
@@ -1049,5 +1057,7 @@ async def test_no_error_shows_the_key() -> None:
             while chain is not None:
                 assert "canary" not in repr(chain) + str(chain.args)
                 chain = chain.__cause__ or chain.__context__
-        assert "canary" not in repr(vars(uploads)) + repr(vars(uploads._transport))
+        assert "canary" not in repr(vars(uploads)) + repr(vars(uploads._client)) + repr(
+            vars(uploads._client._transport)
+        )
         await uploads.aclose()

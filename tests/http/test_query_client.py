@@ -17,8 +17,8 @@ from kie_async.http.query_client import QueryClient
 from kie_async.limits.rate_limiter import RateLimiter
 from kie_async.models import TaskRecord, TaskState
 from kie_async.polling.entry import PollEntry
+from kie_async.wire.envelope import WireResponse
 from kie_async.wire.requests import WireRequest
-from kie_async.wire.responses import WireResponse
 
 ID = "t1"
 

@@ -34,8 +34,8 @@ from kie_async import Network, TransportError
 from kie_async._json import MAX_JSON_BYTES, MAX_RECORD_BYTES
 from kie_async._secrets import Secret
 from kie_async.http.transport import USER_AGENT, Transport, describe_failure
+from kie_async.wire.envelope import WireResponse
 from kie_async.wire.requests import WireRequest, encode_credits, encode_query
-from kie_async.wire.responses import WireResponse
 
 OK = answer({"code": 200, "msg": "success", "data": 42})
 pytestmark = pytest.mark.usefixtures("leaks")

@@ -21,7 +21,8 @@ from kie_async import AuthenticationError, JournalError, KieSession, Network, Sa
 from kie_async._secrets import Secret
 from kie_async._validation import check_origin
 from kie_async.journal.account import Account, account_digest, derive_account_name
-from kie_async.journal.base import IntentState, Journal
+from kie_async.journal.base import Journal
+from kie_async.journal.intents import IntentState
 from kie_async.journal.memory import MemoryJournal
 
 REAL = "https://api.kie.ai"

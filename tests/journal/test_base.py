@@ -9,8 +9,10 @@ import pytest
 from support.journals import DONE, intent
 
 from kie_async import JournalError, SqliteJournal
-from kie_async.journal.base import IntentState, Journal, log_failed_note
+from kie_async.journal.base import Journal
+from kie_async.journal.intents import IntentState
 from kie_async.journal.memory import MemoryJournal
+from kie_async.journal.notes import log_failed_note
 
 
 def test_the_two_journals_share_a_contract_and_nothing_else() -> None:

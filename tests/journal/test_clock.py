@@ -10,7 +10,7 @@ from conftest import OpenSession
 from support.journals import intent, opened, raw
 
 from kie_async import SqliteJournal, TaskRequest
-from kie_async.journal.base import IntentState
+from kie_async.journal.intents import IntentState
 
 DAY_MS = 86_400_000
 

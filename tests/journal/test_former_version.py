@@ -7,37 +7,14 @@ import sqlite3
 from pathlib import Path
 
 import attrs
+from support.journals import SCHEMA_1
 
 from kie_async import SqliteJournal
-from kie_async.journal.base import IntentState
+from kie_async.journal.intents import IntentState
 from kie_async.planning.durations import BINS, DurationModel
 
 # What that version wrote, as `sqlite3 .dump` shows it; the lists of zeros are cut short.
 DUMP = """
-PRAGMA application_id = 1802069313;
-PRAGMA user_version = 1;
-CREATE TABLE intent(
-  seq INTEGER PRIMARY KEY,
-  intent_id TEXT UNIQUE NOT NULL,
-  ref TEXT UNIQUE,
-  former_ref TEXT,
-  model TEXT NOT NULL,
-  fingerprint BLOB NOT NULL,
-  body TEXT,
-  state TEXT NOT NULL CHECK(state IN ('PLANNED', 'SENDING', 'CREATED', 'REJECTED', 'NOT_CREATED', 'UNKNOWN', 'SUCCEEDED', 'FAILED', 'WRITTEN_OFF')),
-  task_id TEXT UNIQUE,
-  sends INTEGER NOT NULL DEFAULT 0 CHECK(sends <= 1),
-  expects_callback INTEGER NOT NULL DEFAULT 0,
-  planned_ms INTEGER NOT NULL,
-  sending_ms INTEGER,
-  created_ms INTEGER,
-  terminal_ms INTEGER,
-  code INTEGER,
-  reason TEXT NOT NULL DEFAULT '',
-  adopted_by TEXT NOT NULL DEFAULT '',
-  record TEXT NOT NULL DEFAULT '',
-  credits REAL
-) STRICT;
 INSERT INTO intent VALUES(1,'df2851e343b085584fd15b0315b705f1','done',NULL,'sandbox/echo',X'13AD751077AFEECFCB756DB4DE45ECC689D8CCC6F4F88DDCAE6BECC1C8BEEE92',NULL,'SUCCEEDED','7ad6ae8365d64b41a86dfc18da954703',1,0,1795908089012,1795908089012,1795908089019,1795908089123,NULL,'','','{"taskId": "7ad6ae8365d64b41a86dfc18da954703", "state": "success", "resultJson": "{\\"resultObject\\": {\\"text\\": \\"\\u0436\\u0443\\u043a\\"}}", "creditsConsumed": 1.0}',1.0);
 INSERT INTO intent VALUES(2,'53c522b8e11ab63f03b2e7dcd2bd88c5','running',NULL,'sandbox/echo',X'F5B5F1DC27A95C979A7A4799429FA94A8049D6A595A93D7CFFFBC53966745498',NULL,'CREATED','021db85e9bc348058c4be6dccb91c465',1,1,1795908112733,1795908112733,1795908112737,NULL,NULL,'','','',NULL);
 INSERT INTO intent VALUES(3,'aac522b8e11ab63f03b2e7dcd2bd88c5','lost',NULL,'sandbox/echo',X'F5',NULL,'SENDING',NULL,1,1,1795908112740,1795908112740,NULL,NULL,NULL,'','','',NULL);
@@ -45,9 +22,6 @@ CREATE TABLE learned(
   model TEXT PRIMARY KEY,
   durations TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
-CREATE TABLE run(is_open INTEGER NOT NULL) STRICT;
-INSERT INTO run VALUES(0);
-CREATE INDEX intent_by_state ON intent(state);
 """  # noqa: E501
 
 LEARNED = {
@@ -61,7 +35,7 @@ LEARNED = {
 async def test_refs_ids_and_durations_of_the_former_version_are_known(tmp_path: Path) -> None:
     path = tmp_path / "run.db"
     db = sqlite3.connect(path, isolation_level=None)
-    db.executescript(DUMP)
+    db.executescript(SCHEMA_1 + DUMP)
     db.execute("INSERT INTO learned VALUES ('sandbox/echo', ?)", (json.dumps(LEARNED),))
     db.close()
     for _ in range(2):

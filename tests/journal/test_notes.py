@@ -12,7 +12,7 @@ from conftest import OpenSession
 from support.journals import created, opened, raw
 
 from kie_async import JournalError, Sandbox, TaskState
-from kie_async.journal.base import IntentState
+from kie_async.journal.intents import IntentState
 from kie_async.wire.records import decode_record
 
 

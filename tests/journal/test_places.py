@@ -15,12 +15,13 @@ import pytest
 from support.journals import DONE, created, intent, opened, raw, states
 
 from kie_async import JournalError, JournalLocked, SqliteJournal
-from kie_async.journal import sqlite_file
+from kie_async.journal import sqlite_lock
 from kie_async.journal.exclusive_rename import rename_exclusively
-from kie_async.journal.sqlite_file import SCHEMA, JournalFile, has_strict_tables, schema_text
+from kie_async.journal.sqlite_file import JournalFile
+from kie_async.journal.sqlite_schema import SCHEMA, has_strict_tables, schema_text
 
 OLD, NEW = (3, 26, 0), (3, 37, 0)
-ROOT = Path(sqlite_file.__file__).parent
+ROOT = Path(sqlite_lock.__file__).parent
 needs_strict = pytest.mark.skipif(not has_strict_tables(), reason="this SQLite knows no STRICT")
 
 
@@ -217,7 +218,7 @@ async def test_a_file_system_without_locks_is_named(
     def lock(_: int) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(sqlite_file, "_lock", lock)
+    monkeypatch.setattr(sqlite_lock, "_lock", lock)
     for _ in range(2):
         with pytest.raises(JournalError, match=r"run\.db: its file system has no file locks, .*; put it on"):
             await SqliteJournal(path).open()
@@ -254,7 +255,7 @@ class Msvcrt(types.ModuleType):
 def msvcrt(monkeypatch: pytest.MonkeyPatch) -> Msvcrt:
     module = Msvcrt()
     monkeypatch.setitem(sys.modules, "msvcrt", module)
-    monkeypatch.setattr(sqlite_file, "_lock", sqlite_file.lock_with_msvcrt)
+    monkeypatch.setattr(sqlite_lock, "_lock", sqlite_lock.lock_with_msvcrt)
     return module
 
 
@@ -271,7 +272,7 @@ async def test_on_windows_another_process_is_kept_out(path: Path, msvcrt: Msvcrt
     async with opened(path):
         pass
     with path.open("rb") as other:
-        os.lseek(other.fileno(), sqlite_file._LOCKED_BYTE, os.SEEK_SET)
+        os.lseek(other.fileno(), sqlite_lock._LOCKED_BYTE, os.SEEK_SET)
         msvcrt.locked.clear()
         msvcrt.locking(other.fileno(), msvcrt.LK_NBLCK, 1)
         with pytest.raises(JournalLocked, match="open in another session or process"):

@@ -11,7 +11,8 @@ from support.journals import intent
 from support.slow_journals import CommitGate, CommitWeather, Disk, ModelJournal
 
 from kie_async import JournalError, SqliteJournal, TaskRecord, TaskState
-from kie_async.journal.base import IntentState, Journal
+from kie_async.journal.base import Journal
+from kie_async.journal.intents import IntentState
 from kie_async.journal.memory import MemoryJournal
 
 SECOND = intent(2, ref="r1", replaces="i1")

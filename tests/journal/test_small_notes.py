@@ -12,8 +12,9 @@ import pytest
 from support.journals import created, opened, raw, states
 
 from kie_async import JournalError
-from kie_async.journal.base import MOST_SMALL_NOTES, Journal, SmallNote
+from kie_async.journal.base import Journal
 from kie_async.journal.memory import MemoryJournal
+from kie_async.journal.notes import MOST_SMALL_NOTES, SmallNote
 
 HOUR_S = 3600.0
 YEAR_MS = 365 * 86_400_000

@@ -17,9 +17,9 @@ import pytest
 from support.journals import DONE, as_left_by_a_crash, created, intent, opened, raw, states
 
 from kie_async import JournalError, JournalLocked, SqliteJournal
-from kie_async.journal.base import Intent
+from kie_async.journal.intents import Intent
 from kie_async.journal.owner import Owner, owner_path, read_owner, write_owner
-from kie_async.journal.sqlite_file import SCHEMA
+from kie_async.journal.sqlite_schema import SCHEMA
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -25,7 +25,7 @@ import attrs
 import pytest
 from conftest import HMAC_KEY, OpenSession
 from support.clock import eventually
-from support.journals import DONE, as_left_by_a_crash, created, intent, opened, raw, states
+from support.journals import DONE, SCHEMA_1, as_left_by_a_crash, created, intent, opened, raw, states
 
 from kie_async import (
     CallbackReceiver,
@@ -40,8 +40,8 @@ from kie_async import (
     TaskState,
 )
 from kie_async.callbacks.address import callback_mac, derive_callback_secret
-from kie_async.journal.base import IntentState
-from kie_async.journal.sqlite_file import APPLICATION_ID, SCHEMA, VERSION
+from kie_async.journal.intents import IntentState
+from kie_async.journal.sqlite_schema import APPLICATION_ID, SCHEMA, VERSION
 
 ROOT = Path(__file__).parent.parent.parent
 ECHO = TaskRequest(model="sandbox/echo", input={"prompt": "a smile"})
@@ -478,33 +478,6 @@ async def test_a_path_means_the_same_file_wherever_the_process_goes(
 
 
 GOLDEN = """
-PRAGMA application_id = 1802069313;
-PRAGMA user_version = 1;
-CREATE TABLE intent(
-  seq INTEGER PRIMARY KEY,
-  intent_id TEXT UNIQUE NOT NULL,
-  ref TEXT UNIQUE,
-  former_ref TEXT,
-  model TEXT NOT NULL,
-  fingerprint BLOB NOT NULL,
-  body TEXT,
-  state TEXT NOT NULL CHECK(state IN ('PLANNED', 'SENDING', 'CREATED', 'REJECTED', 'NOT_CREATED', 'UNKNOWN', 'SUCCEEDED', 'FAILED', 'WRITTEN_OFF')),
-  task_id TEXT UNIQUE,
-  sends INTEGER NOT NULL DEFAULT 0 CHECK(sends <= 1),
-  expects_callback INTEGER NOT NULL DEFAULT 0,
-  planned_ms INTEGER NOT NULL,
-  sending_ms INTEGER,
-  created_ms INTEGER,
-  terminal_ms INTEGER,
-  code INTEGER,
-  reason TEXT NOT NULL DEFAULT '',
-  adopted_by TEXT NOT NULL DEFAULT '',
-  record TEXT NOT NULL DEFAULT '',
-  credits REAL
-) STRICT;
-CREATE INDEX intent_by_state ON intent(state);
-CREATE TABLE run(is_open INTEGER NOT NULL) STRICT;
-INSERT INTO run VALUES (0);
 INSERT INTO intent(intent_id, ref, model, fingerprint, state, sends, planned_ms, expects_callback)
   VALUES ('i1', 'r1', 'm', x'66', 'PLANNED', 0, 1, 1), ('i2', 'r2', 'm', x'66', 'SENDING', 1, 2, 1);
 INSERT INTO intent(intent_id, ref, model, fingerprint, state, sends, planned_ms, task_id, record, credits, code)
@@ -525,7 +498,7 @@ def columns_of(path: Path) -> set[tuple[Any, ...]]:
 async def test_a_file_of_version_1_is_read(path: Path, tmp_path: Path) -> None:
     """Golden: when the schema changes, the version does too, and this file becomes one of the new version."""
     with raw(path) as db:
-        db.executescript(GOLDEN)
+        db.executescript(SCHEMA_1 + GOLDEN)
     for each in (path, tmp_path / "new.db"):
         async with opened(each):
             pass

@@ -139,7 +139,7 @@ Serve = Callable[..., Service]
 
 
 class TestByPolling:
-    async def test_a_known_model_is_first_looked_at_when_an_end_can_be_expected(
+    async def test_a_known_model_is_first_polled_when_an_end_can_be_expected(
         self, clock: Clock, serve: Serve
     ) -> None:
         service = serve()
@@ -150,7 +150,7 @@ class TestByPolling:
         assert len(service.polls[known]) < len(service.polls["t0"]) / 2
         assert service.waits_s[known] < 5
 
-    async def test_it_learns_from_its_own_looks_where_records_tell_no_duration(
+    async def test_it_learns_from_its_own_polls_where_records_show_no_duration(
         self, clock: Clock, serve: Serve
     ) -> None:
         service = serve()
@@ -176,7 +176,7 @@ class TestByPolling:
         await clock.advance(100.0)
         assert 30 < service.polls[known][0] < 75
 
-    async def test_tasks_that_run_on_are_looked_at_again_and_again(self, clock: Clock, serve: Serve) -> None:
+    async def test_tasks_that_run_on_are_polled_again_and_again(self, clock: Clock, serve: Serve) -> None:
         service = serve(runs_s=lambda number: 60.0 if number < 30 else 3000.0)
         await service.pass_tasks(30)
         stuck = service.create()
@@ -251,9 +251,7 @@ class TestWithCallbacks:
         )
         assert 40 < at_s < 62
 
-    async def test_when_the_first_are_missed_all_others_are_looked_at(
-        self, clock: Clock, serve: Serve
-    ) -> None:
+    async def test_when_the_first_are_missed_all_others_are_polled(self, clock: Clock, serve: Serve) -> None:
         service = serve(runs_s=lambda _: 20.0)
         service.callbacks = False
         for _ in range(100):
@@ -262,7 +260,7 @@ class TestWithCallbacks:
         assert len(service.waits_s) == 100
         assert max(service.waits_s.values()) < 20
 
-    async def test_a_look_planned_before_callbacks_came_is_put_off(self, clock: Clock, serve: Serve) -> None:
+    async def test_a_poll_planned_before_callbacks_came_is_put_off(self, clock: Clock, serve: Serve) -> None:
         service = serve(runs_s=lambda number: 30.0 + number % 10 * 15 if number < 50 else 150.0)
         service.callbacks = True
         for _ in range(50):
@@ -272,7 +270,7 @@ class TestWithCallbacks:
         assert len(service.waits_s) == 25
         assert not service.polls[slow]
 
-    async def test_when_they_stop_coming_it_looks_more_often_until_they_come_again(
+    async def test_when_they_stop_coming_it_polls_more_often_until_they_come_again(
         self, clock: Clock, serve: Serve
     ) -> None:
         service = serve()
@@ -290,7 +288,7 @@ class TestWithCallbacks:
         assert sum(late) / len(late) < 10
         assert service.table.callback_loss.share < 0.1
 
-    async def test_a_callback_after_the_look_that_found_the_end_was_not_lost(
+    async def test_a_callback_after_the_poll_that_found_the_end_was_not_lost(
         self, clock: Clock, serve: Serve
     ) -> None:
         service = serve(PollSchedule.fixed(1.0))

@@ -160,7 +160,7 @@ EVERY_SECOND = PollSchedule.fixed(1.0, jitter=0.0)
 
 
 class TestCadence:
-    async def test_the_first_look_comes_after_two_seconds_or_so(self, clock: Clock, bench: NewBench) -> None:
+    async def test_the_first_poll_comes_after_two_seconds_or_so(self, clock: Clock, bench: NewBench) -> None:
         bench = bench()
         for number in range(100):
             bench.track(f"t{number}")
@@ -172,7 +172,7 @@ class TestCadence:
         assert 1.8 <= min(firsts) < 1.9
         assert 2.1 < max(firsts) <= 2.2 + TICK_S
 
-    async def test_looks_follow_the_documented_advice(self, clock: Clock, bench: NewBench) -> None:
+    async def test_polls_follow_the_documented_advice(self, clock: Clock, bench: NewBench) -> None:
         bench = bench(PollSchedule.documented())
         bench.track()
 
@@ -207,7 +207,7 @@ class TestCadence:
         assert all(48.0 <= later - at <= 72.0 + TICK_S for at, later in pairwise(times))
         assert len(times) > 15
 
-    async def test_tasks_of_former_times_are_looked_at_at_once_but_not_all_in_one_moment(
+    async def test_tasks_of_former_times_are_polled_at_once_but_not_all_in_one_moment(
         self, clock: Clock, bench: NewBench
     ) -> None:
         bench = bench()
@@ -221,7 +221,7 @@ class TestCadence:
         assert len(per_tick) > 30
         assert max(per_tick.values()) < 50
 
-    async def test_looks_due_within_one_tick_are_woken_together(self, clock: Clock, bench: NewBench) -> None:
+    async def test_polls_due_within_one_tick_are_woken_together(self, clock: Clock, bench: NewBench) -> None:
         bench = bench()
         for number in range(500):
             bench.track(f"t{number}")
@@ -244,7 +244,7 @@ class TestCadence:
         await clock.advance(0.5)
         assert len(bench.polls) == 1
 
-    async def test_a_suspend_makes_one_look_due_not_all_that_were_missed(
+    async def test_a_suspend_makes_one_poll_due_not_all_that_were_missed(
         self, clock: Clock, bench: NewBench
     ) -> None:
         bench = bench(EVERY_SECOND)
@@ -258,7 +258,7 @@ class TestCadence:
 
         assert len(bench.polls) == before + 1
 
-    async def test_nothing_is_looked_at_after_the_close(self, clock: Clock, bench: NewBench) -> None:
+    async def test_nothing_is_polled_after_the_close(self, clock: Clock, bench: NewBench) -> None:
         bench = bench(EVERY_SECOND)
         bench.gate = asyncio.Event()
         entries = [bench.track("t0"), bench.track("t1")]
@@ -288,7 +288,7 @@ class TestDeadlines:
 
         assert bench.expired == [entry]
 
-    async def test_an_expired_handle_is_not_looked_at_again(self, clock: Clock, bench: NewBench) -> None:
+    async def test_an_expired_handle_is_not_polled_again(self, clock: Clock, bench: NewBench) -> None:
         bench = bench(EVERY_SECOND)
         bench.track(timeout_s=10.0)
 
@@ -329,7 +329,7 @@ class TestDeadlines:
 
 
 class TestTheLimit:
-    async def test_no_window_holds_more_looks_than_the_rate_allows(
+    async def test_no_window_holds_more_polls_than_the_rate_allows(
         self, clock: Clock, bench: NewBench
     ) -> None:
         bench = bench(rate=Rate(10, per_s=1.0))
@@ -354,7 +354,7 @@ class TestTheLimit:
         assert len(polls) == 500
         assert max(polls.values()) - min(polls.values()) <= 2
 
-    async def test_first_looks_go_before_further_ones(self, clock: Clock, bench: NewBench) -> None:
+    async def test_first_polls_go_before_further_ones(self, clock: Clock, bench: NewBench) -> None:
         bench = bench(rate=Rate(10, per_s=1.0))
         for number in range(500):
             bench.track(f"t{number}")
@@ -365,7 +365,7 @@ class TestTheLimit:
 
         assert bench.times("new")
 
-    async def test_rung_handles_go_before_all_others(self, clock: Clock, bench: NewBench) -> None:
+    async def test_urgent_handles_go_before_all_others(self, clock: Clock, bench: NewBench) -> None:
         bench = bench(rate=Rate(1, per_s=1.0))
         entries = [bench.track(f"t{number}") for number in range(50)]
         await clock.advance(30.0)
@@ -379,7 +379,7 @@ class TestTheLimit:
             entry.key for entry in entries[40:]
         }
 
-    async def test_no_more_looks_are_out_at_once_than_connections(
+    async def test_no_more_polls_are_out_at_once_than_connections(
         self, clock: Clock, bench: NewBench
     ) -> None:
         bench = bench(EVERY_SECOND, connections=4)
@@ -396,7 +396,7 @@ class TestTheLimit:
 
 
 class TestRefusedForTheRate:
-    async def test_a_wish_to_wait_holds_every_look_back(self, clock: Clock, bench: NewBench) -> None:
+    async def test_a_pause_asked_for_holds_every_poll_back(self, clock: Clock, bench: NewBench) -> None:
         bench = bench(EVERY_SECOND)
         bench.track("t0")
         await clock.advance(0.5)
@@ -411,7 +411,7 @@ class TestRefusedForTheRate:
         await clock.advance(0.2)
         assert {task_id for _, task_id in bench.polls[1:]} == {"t0", "t1"}
 
-    async def test_a_wish_to_wait_is_heard_up_to_a_minute(self, clock: Clock, bench: NewBench) -> None:
+    async def test_a_pause_asked_for_is_kept_up_to_a_minute(self, clock: Clock, bench: NewBench) -> None:
         bench = bench(EVERY_SECOND)
         bench.track()
 
@@ -420,7 +420,7 @@ class TestRefusedForTheRate:
 
         assert len(bench.polls) == 2
 
-    async def test_without_a_wish_the_pauses_grow(self, clock: Clock, bench: NewBench) -> None:
+    async def test_where_none_is_asked_for_the_pauses_grow(self, clock: Clock, bench: NewBench) -> None:
         bench = bench(PollSchedule.fixed(0.1, jitter=0.0))
         bench.track()
 
@@ -554,7 +554,7 @@ WEATHER = (
 )
 
 
-class TestFailedLooks:
+class TestFailedPolls:
     @pytest.mark.parametrize("error", TRANSIENT, ids=lambda error: f"{type(error).__name__}: {error}")
     async def test_a_transient_failure_settles_nothing_and_is_asked_again(
         self, clock: Clock, bench: NewBench, error: Exception
@@ -992,8 +992,8 @@ class TestRefusedKeys:
 WITH_CALLBACKS = PollSchedule(learns=False, jitter=0.0)
 
 
-class TestRings:
-    async def test_a_ring_is_a_look_at_once(self, clock: Clock, bench: NewBench) -> None:
+class TestUrgentPolls:
+    async def test_a_callback_is_a_poll_at_once(self, clock: Clock, bench: NewBench) -> None:
         bench = bench(WITH_CALLBACKS)
         bench.answer = done
         entry = bench.track(expects_callback=True)
@@ -1005,7 +1005,7 @@ class TestRings:
         assert bench.times() == [10.0]
         assert [source for _, source in bench.news] == [Source.CALLBACK]
 
-    async def test_a_thousand_rings_are_one_look(self, clock: Clock, bench: NewBench) -> None:
+    async def test_a_thousand_callbacks_are_one_poll(self, clock: Clock, bench: NewBench) -> None:
         bench = bench(WITH_CALLBACKS)
         bench.gate = asyncio.Event()
         entry = bench.track(expects_callback=True)
@@ -1016,7 +1016,7 @@ class TestRings:
 
         assert len(bench.polls) == 1
 
-    async def test_rings_while_a_look_is_out_make_one_more(self, clock: Clock, bench: NewBench) -> None:
+    async def test_callbacks_while_a_poll_is_out_make_one_more(self, clock: Clock, bench: NewBench) -> None:
         bench = bench(PollSchedule(learns=False, recheck_s=(30.0,)))
         bench.gate = asyncio.Event()
         entry = bench.track(expects_callback=True)
@@ -1030,7 +1030,9 @@ class TestRings:
 
         assert bench.times() == pytest.approx([0.0, 1.0], abs=TICK_S)
 
-    async def test_rings_while_the_last_look_is_out_make_none(self, clock: Clock, bench: NewBench) -> None:
+    async def test_callbacks_while_the_last_poll_is_out_make_none(
+        self, clock: Clock, bench: NewBench
+    ) -> None:
         bench = bench(WITH_CALLBACKS)
         bench.gate = asyncio.Event()
         bench.answer = done
@@ -1044,7 +1046,7 @@ class TestRings:
 
         assert len(bench.polls) == 1
 
-    async def test_a_flood_of_rings_is_one_look_a_second(self, clock: Clock, bench: NewBench) -> None:
+    async def test_a_flood_of_callbacks_is_one_poll_a_second(self, clock: Clock, bench: NewBench) -> None:
         bench = bench(WITH_CALLBACKS)
         entry = bench.track(expects_callback=True)
 
@@ -1055,7 +1057,7 @@ class TestRings:
         assert 19 <= len(bench.polls) <= 21
         assert min(bench.gaps()) >= 1.0
 
-    async def test_a_ring_that_outran_the_record_is_followed_by_looks_after_one_two_and_four_seconds(
+    async def test_a_callback_that_outran_the_record_is_followed_by_polls_after_one_two_and_four_seconds(
         self, clock: Clock, bench: NewBench
     ) -> None:
         bench = bench(WITH_CALLBACKS)
@@ -1068,7 +1070,7 @@ class TestRings:
         await clock.advance(60.0)
         assert len(bench.polls) == 5
 
-    async def test_each_ring_has_its_own_row_of_further_looks(self, clock: Clock, bench: NewBench) -> None:
+    async def test_each_callback_has_further_polls_of_its_own(self, clock: Clock, bench: NewBench) -> None:
         bench = bench(WITH_CALLBACKS)
         entry = bench.track(expects_callback=True)
         bench.poller.poll_now(entry)
@@ -1085,7 +1087,7 @@ class TestRings:
         [*TRANSIENT, error_for(422, "recordInfo is null"), error_for(401, "no")],
         ids=lambda error: f"{type(error).__name__}: {error}",
     )
-    async def test_a_ring_whose_look_fails_is_not_forgotten(
+    async def test_a_callback_whose_poll_fails_is_not_forgotten(
         self, clock: Clock, bench: NewBench, error: Exception
     ) -> None:
         bench = bench(WITH_CALLBACKS)
@@ -1098,7 +1100,7 @@ class TestRings:
 
         assert [record.state for record, _ in bench.news] == [TaskState.SUCCESS]
 
-    async def test_a_ring_goes_before_the_look_that_is_queued_already(
+    async def test_a_callback_goes_before_the_poll_that_is_queued_already(
         self, clock: Clock, bench: NewBench
     ) -> None:
         bench = bench(EVERY_SECOND, rate=Rate(1, per_s=10.0))
@@ -1113,7 +1115,9 @@ class TestRings:
         assert order[:2] == ["t0", "t4"]
         assert sorted(order[2:]) == ["t1", "t2", "t3"]
 
-    async def test_a_ring_of_a_task_nobody_waits_for_is_nothing(self, clock: Clock, bench: NewBench) -> None:
+    async def test_a_callback_of_a_task_nobody_waits_for_is_nothing(
+        self, clock: Clock, bench: NewBench
+    ) -> None:
         bench = bench(WITH_CALLBACKS)
         entry = bench.track(expects_callback=True)
         bench.poller.forget(entry)
@@ -1137,7 +1141,7 @@ class TestEmptySuccesses:
         assert bench.times() == pytest.approx([1.0, 2.0, 4.0], abs=4 * TICK_S)
         assert [record.has_result for record, _ in bench.news] == [True]
 
-    async def test_one_that_stays_empty_is_delivered_after_three_more_looks(
+    async def test_one_that_stays_empty_is_delivered_after_three_more_polls(
         self, clock: Clock, bench: NewBench
     ) -> None:
         bench = bench(EVERY_SECOND)
@@ -1178,9 +1182,7 @@ class TestMemory:
         await clock.advance(3.0)
         assert {task_id for _, task_id in bench.polls} == {entry.key for entry in keep}
 
-    async def test_those_that_stay_are_looked_at_and_expire_in_time(
-        self, clock: Clock, bench: NewBench
-    ) -> None:
+    async def test_those_that_stay_are_polled_and_expire_in_time(self, clock: Clock, bench: NewBench) -> None:
         bench = bench(EVERY_SECOND)
         rng = random.Random(7)
         entries = [bench.track(f"t{n}", timeout_s=rng.uniform(0.1, 0.9)) for n in range(1_000)]
@@ -1397,7 +1399,7 @@ class TestAgainstTheSandbox:
 
         assert [(await handle).task_id for handle in again] == list(sandbox.tasks)
 
-    async def test_the_wish_of_the_service_to_wait_is_heard(
+    async def test_the_pause_that_the_service_asks_for_is_kept(
         self, clock: Clock, sandbox: Sandbox, kie: KieSession
     ) -> None:
         handle = await kie.create("sandbox/echo", {})
@@ -1411,7 +1413,7 @@ class TestAgainstTheSandbox:
         assert await handle
         assert kie.stats().rate_limited == 1
 
-    async def test_maintenance_holds_the_looks_back_and_settles_nothing(
+    async def test_maintenance_holds_the_polls_back_and_settles_nothing(
         self, clock: Clock, sandbox: Sandbox, kie: KieSession
     ) -> None:
         handle = await kie.create("sandbox/echo", {})

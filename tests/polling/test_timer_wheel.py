@@ -52,7 +52,7 @@ async def noted(clock: Clock) -> Any:
 FAR = [0.0, 0.01, 0.05, 1.0, 59.9, 60.0, 89.99, 90.0, 90.01, 119.0, 150.0, 151.0, 3600.0]
 
 
-async def test_a_look_comes_within_a_tick_of_its_time_however_far_away(clock: Clock, noted: Noted) -> None:
+async def test_a_poll_comes_within_a_tick_of_its_time_however_far_away(clock: Clock, noted: Noted) -> None:
     planned = {id(noted.add(poll_s=far_s)): clock.now + far_s for far_s in FAR}
     await clock.advance(4000.0)
     late = [at - planned[id(entry)] for entry, at in noted.polled]
@@ -90,7 +90,7 @@ async def test_polls_planned_again_and_again_come_once_each(clock: Clock, noted:
     assert len(noted.polled) <= came
 
 
-async def test_after_hours_of_nothing_a_look_comes_in_time(clock: Clock, noted: Noted) -> None:
+async def test_after_hours_of_nothing_a_poll_comes_in_time(clock: Clock, noted: Noted) -> None:
     await clock.advance(10_000.0)
     planned = {id(noted.add(poll_s=far_s, deadline_s=7000.0)): clock.now + far_s for far_s in FAR}
     await clock.advance(4000.0)

@@ -712,7 +712,7 @@ async def test_it_holds_twenty_thousand_tasks_on_one_timer_each() -> None:
         assert len(sandbox.tasks) == 20_000
 
 
-async def test_other_processes_may_look_and_finish_without_a_key() -> None:
+async def test_other_processes_may_read_and_finish_without_a_key() -> None:
     async with Opened(durations=Never()) as caller, aiohttp.ClientSession() as stranger:
         task_id, url = await caller.task_id(input={"a": 1}), caller.sandbox.url
         async with stranger.post(

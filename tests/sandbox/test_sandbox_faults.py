@@ -253,7 +253,7 @@ async def test_tasks_fail_by_share_with_the_chosen_words(http: aiohttp.ClientSes
         assert kie.balance == 100_000
 
 
-async def test_an_empty_result_shows_after_so_many_looks(http: aiohttp.ClientSession) -> None:
+async def test_an_empty_result_shows_after_so_many_reads(http: aiohttp.ClientSession) -> None:
     async with sandbox(durations=Never(), faults=Faults(empty_result_looks=2)) as kie:
         task_id = await create(http, kie)
         kie.finish(task_id)

@@ -31,7 +31,8 @@ from kie_async.errors import (
     TransportError,
 )
 from kie_async.events import Counters
-from kie_async.journal.base import Intent, Journal
+from kie_async.journal.base import Journal
+from kie_async.journal.intents import Intent
 from kie_async.journal.memory import MemoryJournal
 from kie_async.limits.circuit_breaker import CircuitBreaker
 from kie_async.limits.rate_limiter import RateLimiter

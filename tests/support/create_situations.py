@@ -35,7 +35,8 @@ from kie_async.creating.create_transport import CreateTransport
 from kie_async.creating.kept_connection import KEEP_S
 from kie_async.creating.send_gate import SendGate
 from kie_async.events import Counters
-from kie_async.journal.base import Intent, Journal
+from kie_async.journal.base import Journal
+from kie_async.journal.intents import Intent
 from kie_async.journal.memory import MemoryJournal
 from kie_async.journal.sqlite import SqliteJournal
 from kie_async.wire.requests import WireRequest
@@ -230,7 +231,7 @@ async def outcome_of(create: Awaitable[object]) -> str:
     return word_of(outcome)
 
 
-def makes_tasks(answer_s: float = 0.0, *, when_told: bool = False) -> Behaviour:
+def makes_tasks(answer_s: float = 0.0, *, is_held_back: bool = False) -> Behaviour:
     """Make a task of each body, and know none when asked; one held back answers when `may_answer` is set."""
 
     async def behave(peer: Peer) -> None:
@@ -239,7 +240,7 @@ def makes_tasks(answer_s: float = 0.0, *, when_told: bool = False) -> Behaviour:
         await peer.body()
         number = len(peer.server.bodies)
         await asyncio.sleep(answer_s)
-        if when_told:
+        if is_held_back:
             await peer.server.may_answer.wait()
         return await peer.send(answer(created(f"task_{number}")))
 
@@ -529,7 +530,7 @@ def _given_up() -> list[Situation]:
             what="given up after the body left",
             ends="given up, in flight, found by its ref, noted CREATED task_1",
             play=_after_the_body_left,
-            server=makes_tasks(when_told=True),
+            server=makes_tasks(is_held_back=True),
         ),
         row(
             what="given up at every turn of the loop",
@@ -603,7 +604,7 @@ def _ends_of_the_process() -> list[Situation]:
             what="the session closes, the body has left",
             ends="created, noted CREATED task_1",
             play=partial(_closes, after_bodies=1),
-            server=makes_tasks(when_told=True),
+            server=makes_tasks(is_held_back=True),
         ),
         row(
             what="the session closes before the first byte",

@@ -10,11 +10,42 @@ from pathlib import Path
 from typing import Any
 
 from kie_async import SqliteJournal, TaskRecord, TaskState
-from kie_async.journal.base import Intent
+from kie_async.journal.intents import Intent
 
 DONE = TaskRecord(
     task_id="t1", state=TaskState.SUCCESS, credits=1.0, raw={"taskId": "t1", "state": "success"}
 )
+
+SCHEMA_1 = """
+PRAGMA application_id = 1802069313;
+PRAGMA user_version = 1;
+CREATE TABLE intent(
+  seq INTEGER PRIMARY KEY,
+  intent_id TEXT UNIQUE NOT NULL,
+  ref TEXT UNIQUE,
+  former_ref TEXT,
+  model TEXT NOT NULL,
+  fingerprint BLOB NOT NULL,
+  body TEXT,
+  state TEXT NOT NULL CHECK(state IN ('PLANNED', 'SENDING', 'CREATED', 'REJECTED', 'NOT_CREATED', 'UNKNOWN', 'SUCCEEDED', 'FAILED', 'WRITTEN_OFF')),
+  task_id TEXT UNIQUE,
+  sends INTEGER NOT NULL DEFAULT 0 CHECK(sends <= 1),
+  expects_callback INTEGER NOT NULL DEFAULT 0,
+  planned_ms INTEGER NOT NULL,
+  sending_ms INTEGER,
+  created_ms INTEGER,
+  terminal_ms INTEGER,
+  code INTEGER,
+  reason TEXT NOT NULL DEFAULT '',
+  adopted_by TEXT NOT NULL DEFAULT '',
+  record TEXT NOT NULL DEFAULT '',
+  credits REAL
+) STRICT;
+CREATE INDEX intent_by_state ON intent(state);
+CREATE TABLE run(is_open INTEGER NOT NULL) STRICT;
+INSERT INTO run VALUES (0);
+"""  # noqa: E501
+"""What the first version of a journal was made of."""
 
 
 @contextlib.asynccontextmanager

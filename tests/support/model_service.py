@@ -53,7 +53,7 @@ class ServiceTask:
     end: str
     is_refused: bool = False
     """The answer said that nothing was created."""
-    was_heard: bool = False
+    was_delivered: bool = False
     """A callback of it was answered with 200."""
 
 

@@ -16,16 +16,9 @@ from typing import Any, TypeVar
 import attrs
 
 from kie_async import JournalError, SqliteJournal, TaskRecord, TaskState
-from kie_async.journal.base import (
-    Claim,
-    ClaimSource,
-    Intent,
-    IntentState,
-    Journal,
-    TaskAlreadyBound,
-    Totals,
-    encode_note,
-)
+from kie_async.journal.base import Journal, TaskAlreadyBound
+from kie_async.journal.intents import Claim, ClaimSource, Intent, IntentState, Totals
+from kie_async.journal.notes import encode_note
 
 from .clock import SteeredLoop
 
@@ -53,6 +46,13 @@ class CommitWeather:
         if self.rng.random() < self.slow:
             return self.rng.choice((0.01, 0.3, 2.0, 20.0, 70.0))
         return self.rng.choice((0.0, 0.001))
+
+
+class SlowCommits(CommitWeather):
+    """Commits that take a while: what is cancelled may be cancelled in the middle of one."""
+
+    def delay_s(self) -> float:
+        return 0.05
 
 
 class CommitGate:

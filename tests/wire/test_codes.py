@@ -32,9 +32,11 @@ from kie_async.wire.codes import (
     error_for,
     error_for_page,
     is_invisible,
+    is_unknown_task,
     subject_of,
 )
-from kie_async.wire.responses import WireResponse, decode_create
+from kie_async.wire.create_answers import decode_create
+from kie_async.wire.envelope import WireResponse
 
 CREATED, REFUSED, HELD_BACK = CreateVerdict.CREATED, CreateVerdict.REFUSED, CreateVerdict.HELD_BACK
 NOT_SENT, UNKNOWN = CreateVerdict.NOT_SENT, CreateVerdict.UNKNOWN
@@ -407,3 +409,20 @@ def test_an_error_of_a_query_is_about(error: Exception, subject: Subject) -> Non
 )
 def test_a_task_may_not_be_visible_yet(code: int, message: str, is_not_visible: bool) -> None:
     assert is_invisible(code, message) is is_not_visible
+
+
+@together(
+    ("code", "message", "is_unknown"),
+    [
+        (404, "Task not found", True),
+        (422, "recordInfo is null", True),
+        (404, "no such route", False),
+        (404, "No message available", False),
+        (422, "aspect_ratio is required", False),
+        (500, "recordInfo is null", False),
+    ],
+)
+def test_what_a_no_says_of_the_call_is_no_word_about_the_task(
+    code: int, message: str, is_unknown: bool
+) -> None:
+    assert is_unknown_task(error_for(code, message)) is is_unknown

@@ -11,17 +11,8 @@ from hypothesis import strategies as st
 from support.tables import together
 
 from kie_async.models import TaskRecord, TaskState
-from kie_async.wire.records import (
-    clean_text,
-    decode_record,
-    is_url,
-    read_code,
-    read_number,
-    read_result,
-    read_state_word,
-    read_text,
-    read_time,
-)
+from kie_async.wire.records import decode_record, read_result, read_state_word
+from kie_async.wire.values import clean_text, is_url, read_code, read_number, read_text, read_time
 
 URL, OTHER_URL = "https://tempfile.example/a.mp4", "https://tempfile.example/b.mp4"
 PARAM = json.dumps({"model": "kling/v1-avatar-standard", "input": json.dumps({"prompt": ""})})

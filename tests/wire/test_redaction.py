@@ -17,18 +17,10 @@ from support.tables import together
 from kie_async._secrets import Secret
 from kie_async.errors import ApiError
 from kie_async.models import TaskRecord
+from kie_async.wire.create_answers import decode_create
+from kie_async.wire.envelope import Envelope, WireResponse, decode_answer, read_envelope
 from kie_async.wire.redaction import MACS_ONLY, Redactor, without_mac
-from kie_async.wire.responses import (
-    Envelope,
-    WireResponse,
-    decode_answer,
-    decode_callback,
-    decode_confirmation,
-    decode_create,
-    decode_query,
-    decode_upload,
-    read_envelope,
-)
+from kie_async.wire.responses import decode_callback, decode_confirmation, decode_query, decode_upload
 
 INTENT, MAC = "0123456789abcdef0123456789abcdef", "abcdefghijklmnopqrstuvwx23"
 ADDRESS = f"https://bot.example/kie/{INTENT}/{MAC}"

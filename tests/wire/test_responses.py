@@ -35,13 +35,12 @@ from kie_async.inputs.request import TaskRequest
 from kie_async.models import TASK_ID, TaskState
 from kie_async.wire import responses as wire
 from kie_async.wire.codes import CreateVerdict, Subject, is_invisible, subject_of
+from kie_async.wire.create_answers import decode_create
+from kie_async.wire.envelope import WireResponse, decode_answer
 from kie_async.wire.requests import encode_create, encode_credits, encode_query
 from kie_async.wire.responses import (
-    WireResponse,
-    decode_answer,
     decode_callback,
     decode_confirmation,
-    decode_create,
     decode_credits,
     decode_query,
     decode_upload,

@@ -15,7 +15,7 @@ _READABLE_ID = re.compile(rb'"task_?[iI]d"\s*:\s*"([A-Za-z0-9_-]{1,128})"')
 
 
 @attrs.frozen(kw_only=True)
-class Doorbell:
+class UnreadDelivery:
     """A request to a right address, of whose body nothing can be taken as it stands."""
 
     intent_id: str
