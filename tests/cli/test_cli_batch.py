@@ -516,9 +516,9 @@ async def test_one_that_fails_and_one_unknown_are_told_and_the_rest_is_done(
     assert KEY not in json.dumps(found)
 
     files = (tmp_path / "jobs-results").glob("results.*")
-    looks = ("journal show jobs.csv.db", "journal show jobs.csv.db --json", "top jobs.csv.db")
-    looked = [(await command(None, *look.split()))[1] for look in looks]
-    shown = [out, err, *looked, *(file.read_text("utf-8-sig") for file in files)]
+    commands = ("journal show jobs.csv.db", "journal show jobs.csv.db --json", "top jobs.csv.db")
+    printed = [(await command(None, *each.split()))[1] for each in commands]
+    shown = [out, err, *printed, *(file.read_text("utf-8-sig") for file in files)]
     assert not FORMER_WORDS.findall("\n".join(shown))
 
     _, out, _ = await command(patient, "batch", "jobs.csv", "--only", "good")
