@@ -159,6 +159,9 @@ def test_a_refusal_shows_no_secret_of_the_url(url: str) -> None:
     [
         ("ftp://files.example/x?token=1", "'ftp://files.example/x'"),
         ("ftp://user:pw@files.example/x", "'ftp://***@files.example/x'"),
+        ("ftp://user:p/w@files.example/x", "'ftp://***@files.example/x'"),
+        ("ftp://user:p?w@files.example/x", "'ftp://***@'"),
+        ("user:pw@files.example/x", "'***@files.example/x'"),
         ("x" * 100, "'" + "x" * 80 + "'"),
         (7, "int"),
         (None, "NoneType"),
