@@ -6,7 +6,7 @@ import ipaddress
 import os
 import re
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, TypeGuard
 from urllib.parse import SplitResult, urlsplit
 
 import attrs
@@ -17,13 +17,20 @@ from .models import TASK_ID
 
 _BLANK_OR_CONTROL = re.compile(r"[\x00-\x20\x7f]")
 
-_USER = re.compile(r"//[^/]*@")
+_USER = re.compile(r"^([a-z0-9+.-]*://)?.*@", re.IGNORECASE | re.DOTALL)
 
 _ENDPOINT = re.compile(r"/+api/v1(/.*)?$", re.IGNORECASE)
 
 _HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
 
 _QUOTES = ('""', "''", "\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}", "``")
+
+_MAX_SECONDS_BITS = 1_000
+"""A longer whole number is no float, and clocks count in those."""
+
+_MAX_PORT = 65_535
+
+_NO_PATH = re.compile(r"[\x00-\x20\x7f?#{}]|://")
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -74,12 +81,14 @@ def _shown(url: object) -> str:
     """Return *url* for a message, without its query and its password, which are secrets."""
     if not isinstance(url, str):
         return type(url).__name__
-    return repr(hide_password(url.split("?")[0])[:80])
+    url, _, query = url.partition("?")
+    # Passwords hold slashes and question marks where they were pasted as they are.
+    return repr(hide_password(f"{url}@" if "@" in query and "@" not in url else url)[:80])
 
 
 def hide_password(url: str) -> str:
     """Return a URL with stars in place of user name and password."""
-    return _USER.sub("//***@", url)
+    return _USER.sub(r"\1***@", url)
 
 
 def check_kind(field: str, value: object, kind: type | tuple[type, ...], what: str) -> None:
@@ -93,9 +102,11 @@ def check_kind(field: str, value: object, kind: type | tuple[type, ...], what: s
         raise InvalidRequest(f"{field} must be {what}, got {got}")
 
 
-def is_number(value: object) -> bool:
-    """Return whether a value counts seconds or shares; a bool is an int to Python."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def is_number(value: object) -> TypeGuard[float]:
+    """Return whether a value counts seconds or shares; a bool is an int to Python, and may be too long."""
+    if isinstance(value, int):
+        return not isinstance(value, bool) and value.bit_length() <= _MAX_SECONDS_BITS
+    return isinstance(value, float)
 
 
 def check_above_zero(field: str, value: object) -> None:
@@ -104,9 +115,15 @@ def check_above_zero(field: str, value: object) -> None:
     Raises:
         InvalidRequest: The message names *field*.
     """
-    # A bool is an int to Python, and nan is neither above zero nor below: hence `not value > 0`.
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise InvalidRequest(f"{field} must be a number above zero, got {value!r}")
+    # Not a number is neither above zero nor below: hence `not ... > 0`.
+    if not is_number(value) or not value > 0:
+        raise InvalidRequest(f"{field} must be a number above zero, got {_brief(value)}")
+
+
+def _brief(value: object) -> str:
+    """Return *value* for a message; Python writes no whole number that is very long."""
+    is_long = isinstance(value, int) and value.bit_length() > _MAX_SECONDS_BITS
+    return "one that is too long" if is_long else repr(value)
 
 
 def check_wait(field: str, value: object) -> None:
@@ -116,7 +133,7 @@ def check_wait(field: str, value: object) -> None:
         InvalidRequest: The message names *field*.
     """
     if not is_number(value) or value != value:  # nan
-        raise InvalidRequest(f"{field} must be a number of seconds, got {value!r}")
+        raise InvalidRequest(f"{field} must be a number of seconds, got {_brief(value)}")
 
 
 def check_count(field: str, value: int) -> None:
@@ -127,6 +144,26 @@ def check_count(field: str, value: int) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise InvalidRequest(f"{field} must be a whole number of at least 1, got {value!r}")
+
+
+def check_port(field: str, value: object) -> None:
+    """Refuse what is no port to listen on; 0 takes a free one.
+
+    Raises:
+        InvalidRequest: The message names *field*.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MAX_PORT:
+        raise InvalidRequest(f"{field} must be a port, 0 to {_MAX_PORT}, got {_brief(value)}")
+
+
+def check_mount(field: str, path: object) -> None:
+    """Refuse what cannot stand before ``/{intent}/{mac}`` in the path of a request.
+
+    Raises:
+        InvalidRequest: The message names *field*.
+    """
+    if not isinstance(path, str) or _NO_PATH.search(path):
+        raise InvalidRequest(f"{field} must be a plain path such as '/kie', got {path!r:.80}")
 
 
 def is_loopback(url: str) -> bool:
@@ -301,5 +338,12 @@ def check_path(field: str, path: object) -> None:
     Raises:
         InvalidRequest: The message names *field*.
     """
-    if not isinstance(path, str | os.PathLike) or not str(path).strip() or "\0" in str(path):
+    if not isinstance(path, str | os.PathLike) or not str(path).strip() or not _names_a_file(str(path)):
         raise InvalidRequest(f"{field} must be a path, got {str(path)[:80]!r}")
+
+
+def _names_a_file(path: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(path)
+    except UnicodeError:
+        return False

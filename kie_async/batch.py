@@ -16,7 +16,7 @@ import attrs
 
 from ._background import BoundToLoop
 from ._validation import check_count, check_kind, check_path, check_wait
-from .engine.engine import Engine
+from .engine.engine import Engine, log_what_goes_on
 from .engine.job_states import state_after
 from .engine.journal_room import WaitForRoom
 from .engine.result_folder import ResultFolder
@@ -190,6 +190,7 @@ class _BatchRun:
         self._pulling: asyncio.Task[None] | None = None
         self._running: set[asyncio.Task[None]] = set()
         self._creates: set[asyncio.Task[TaskHandle]] = set()
+        self._awaited: set[TaskHandle] = set()
         self._finished: asyncio.Queue[Outcome | None] = asyncio.Queue()
         self._is_stopped = False
         self._reason: KieError | None = None
@@ -237,6 +238,8 @@ class _BatchRun:
             if self._creates:
                 await asyncio.wait(self._creates)
         finally:
+            if left := [handle for handle in self._awaited if not handle.is_done]:
+                log_what_goes_on("a batch was left", left)
             running = list(self._running)
             for task in running:
                 task.cancel()
@@ -322,7 +325,11 @@ class _BatchRun:
             handle = await self._handle_for(request, digest)
             self._engine.tracker.outlast_weather(handle)
             outcome = attrs.evolve(outcome, task_id=handle.task_id)
-            outcome = attrs.evolve(outcome, result=await self._result_of(handle))
+            try:
+                outcome = attrs.evolve(outcome, result=await self._result_of(handle))
+            finally:
+                if handle.is_done:
+                    self._awaited.discard(handle)
         except KieError as exc:
             outcome = attrs.evolve(outcome, error=exc)
         if self._attempted is not None and not isinstance(outcome.error, TaskFailed | ApiError):
@@ -405,12 +412,17 @@ class _BatchRun:
             )
         )
         self._creates.add(create)
-        create.add_done_callback(self._creates.discard)
+        create.add_done_callback(self._note_create)
         await asyncio.wait({create})
         if create.cancelled():
             self.stop(SessionMisuse("the session closed"))
             raise self._not_sent()
         return create.result()
+
+    def _note_create(self, create: asyncio.Task[TaskHandle]) -> None:
+        self._creates.discard(create)
+        if not create.cancelled() and create.exception() is None:
+            self._awaited.add(create.result())
 
     async def _adopted(self, unknown: CreateOutcomeUnknown) -> TaskHandle:
         """Return the handle of an unknown create of a former run, if a callback adopts it soon.

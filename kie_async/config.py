@@ -201,6 +201,7 @@ Source: https://docs.kie.ai/market/common/get-task-detail
 
 
 def _check_tiers(_: object, __: attrs.Attribute[Any], tiers: tuple[tuple[float, float], ...]) -> None:
+    check_kind("tiers", tiers, (tuple, list), "a tuple of pairs of seconds")
     try:
         ages_s, intervals_s = [age_s for age_s, _ in tiers], [interval_s for _, interval_s in tiers]
     except (TypeError, ValueError):

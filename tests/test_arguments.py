@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import io
+import math
 import uuid
 from pathlib import Path
 from typing import Any
@@ -17,16 +19,18 @@ from kie_async import (
     CallbackReceiver,
     InvalidRequest,
     KieSession,
+    KlingAvatar,
     Limits,
     PollSchedule,
     Rate,
     Sandbox,
+    SqliteJournal,
     TaskRecord,
     TaskRequest,
     TaskResult,
 )
 
-HOOKED = "https://a.org/kie"
+HOOKED, URL = "https://a.org/kie", "https://a.org/a"
 
 
 @together(
@@ -97,6 +101,8 @@ def test_an_argument_of_a_session_is_refused_by_name(name: str, value: object) -
         (lambda: PollSchedule(recheck_s=("a",)), "recheck_s"),  # type: ignore[arg-type]
         (lambda: PollSchedule(jitter="a"), "jitter"),  # type: ignore[arg-type]
         (lambda: PollSchedule(wait_share=None), "wait_share"),  # type: ignore[arg-type]
+        (lambda: PollSchedule(tiers=iter([(math.inf, 5.0)])), "tiers"),  # type: ignore[arg-type]
+        (lambda: PollSchedule(wait_s=10**400), "wait_s"),
         (lambda: PollSchedule.fixed("5"), "interval_s"),  # type: ignore[arg-type]
         (lambda: PollSchedule.fixed(5, jitter="a"), "jitter"),  # type: ignore[arg-type]
     ],
@@ -106,6 +112,50 @@ def test_a_field_of_a_setting_is_refused_by_name(make: Any, words: str) -> None:
         make()
 
 
+@together(
+    ("make", "words"),
+    [
+        (lambda: CallbackReceiver(tolerance_s="5"), "tolerance_s"),  # type: ignore[arg-type]
+        (lambda: CallbackReceiver(tolerance_s=None), "tolerance_s"),  # type: ignore[arg-type]
+        (lambda: CallbackReceiver(max_body=None), "max_body"),  # type: ignore[arg-type]
+        (lambda: CallbackReceiver(max_body=1.5), "max_body"),  # type: ignore[arg-type]
+        (lambda: CallbackReceiver(now=5), "now"),  # type: ignore[arg-type]
+        (lambda: CallbackReceiver().routes(None), "path"),  # type: ignore[arg-type]
+        (lambda: CallbackReceiver().routes("/kie?code=1"), "path"),
+        (lambda: CallbackReceiver().routes("https://a.org/kie"), "path"),
+        (lambda: CallbackReceiver().routes("/{kie}"), "path"),
+        (lambda: CallbackReceiver().serve(host=5), "host"),  # type: ignore[arg-type]
+        (lambda: CallbackReceiver().serve(port="80"), "port"),  # type: ignore[arg-type]
+        (lambda: CallbackReceiver().serve(port=65_536), "port"),
+        (lambda: CallbackReceiver().serve(path=b"/kie"), "path"),  # type: ignore[arg-type]
+        (lambda: CallbackReceiver().serve(path="/k ie"), "path"),
+        (lambda: SqliteJournal(None), "path"),  # type: ignore[arg-type]
+        (lambda: SqliteJournal(b"run.db"), "path"),  # type: ignore[arg-type]
+        (lambda: SqliteJournal("run.db", keep_bodies="yes"), "keep_bodies"),  # type: ignore[arg-type]
+        (lambda: KlingAvatar(image_url=io.StringIO(), audio_url=URL), "image_url: a file"),  # type: ignore[arg-type]
+        (lambda: KlingAvatar(image_url=URL, audio_url=io.StringIO()), "audio_url: a file"),  # type: ignore[arg-type]
+    ],
+)
+def test_an_argument_of_what_a_session_is_given_is_refused_by_name(make: Any, words: str) -> None:
+    with pytest.raises(InvalidRequest, match=words):
+        make()
+
+
+@together(
+    ("given", "word"),
+    [
+        ((None, {}, b"{}"), "path_tail"),
+        ((b"a/b", {}, b"{}"), "path_tail"),
+        (("a/b", None, b"{}"), "headers"),
+        (("a/b", {}, "{}"), "body"),
+        (("a/b", {}, None), "body"),
+    ],
+)
+async def test_an_argument_of_feed_is_refused_by_name(given: Any, word: str) -> None:
+    with pytest.raises(InvalidRequest, match=word):
+        await CallbackReceiver().feed(*given)
+
+
 RESULT = TaskResult(record=TaskRecord(task_id="t"))
 CALLS: dict[str, tuple[Any, str]] = {
     "create of a dict": (lambda kie: kie.create({"model": "a"}), "request"),
@@ -113,6 +163,10 @@ CALLS: dict[str, tuple[Any, str]] = {
     "create of a text": (lambda kie: kie.create("a/b", "x"), "input"),
     "create with a number as ref": (lambda kie: kie.create("a/b", {}, ref=5), "ref"),
     "create with a text as time": (lambda kie: kie.create("a/b", {}, timeout_s="5"), "timeout_s"),
+    "create with an endless number as time": (
+        lambda kie: kie.create("a/b", {}, timeout_s=10**400),
+        "timeout_s",
+    ),
     "attach of a number": (lambda kie: kie.attach(123), "task_id"),
     "attach with a text as time": (lambda kie: kie.attach("t", timeout_s="5"), "timeout_s"),
     "query of None": (lambda kie: kie.query(None), "task_id"),
@@ -122,6 +176,8 @@ CALLS: dict[str, tuple[Any, str]] = {
     "download of a text": (lambda kie: kie.download("https://a.org/v.mp4", "x"), "result"),
     "download of a handle": (lambda kie: kie.download(kie.attach("t"), "x"), "result"),
     "download to None": (lambda kie: kie.download(RESULT, None), "folder"),
+    "download to half a character": (lambda kie: kie.download(RESULT, "\ud83d"), "folder"),
+    "upload of a stream of text": (lambda kie: kie.upload(io.StringIO()), "file"),
     "download to a number": (lambda kie: kie.download(RESULT, 5), "folder"),
     "batch of None": (lambda kie: kie.batch(None), "requests"),
     "batch of one request": (lambda kie: kie.batch(TaskRequest(model="a/b", input={})), "requests"),

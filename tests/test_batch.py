@@ -662,6 +662,24 @@ async def test_leaving_early_stops_creating_and_keeps_what_is_paid_in_the_journa
     }
 
 
+async def test_leaving_names_the_tasks_that_go_on(
+    open_session: OpenSession, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    kie = await open_session()
+    async with kie.batch(jobs(3, with_refs=True)) as batch:
+        reading = asyncio.create_task(anext(batch))
+        await finish(sandbox, 0)
+        await reading
+        await eventually(lambda: len(sandbox.tasks) == 3)
+    left = [record.getMessage() for record in caplog.records if "a batch was left" in record.getMessage()]
+    running = [task.task_id for task in sandbox.tasks.values() if task.end_state is None]
+    assert len(left) == 1
+    assert "with 2 tasks in flight" in left[0]
+    assert all(task_id in left[0] for task_id in running)
+    assert "(ref '" in left[0]
+    assert "kie.attach(id)" in left[0]
+
+
 async def test_leaving_waits_for_the_ids_of_creates_on_the_wire(
     open_session: OpenSession, sandbox: Sandbox
 ) -> None:

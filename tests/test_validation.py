@@ -159,6 +159,9 @@ def test_a_refusal_shows_no_secret_of_the_url(url: str) -> None:
     [
         ("ftp://files.example/x?token=1", "'ftp://files.example/x'"),
         ("ftp://user:pw@files.example/x", "'ftp://***@files.example/x'"),
+        ("ftp://user:p/w@files.example/x", "'ftp://***@files.example/x'"),
+        ("ftp://user:p?w@files.example/x", "'ftp://***@'"),
+        ("user:pw@files.example/x", "'***@files.example/x'"),
         ("x" * 100, "'" + "x" * 80 + "'"),
         (7, "int"),
         (None, "NoneType"),
@@ -167,7 +170,7 @@ def test_a_refusal_shows_no_secret_of_the_url(url: str) -> None:
 def test_a_refusal_shows_what_was_given(url: object, shown: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         check_url("image_url", url)
-    assert str(caught.value).endswith(f", got {shown}")
+    assert str(caught.value).endswith((f", got {shown}", f"is not a URL: {shown}"))
 
 
 def test_a_refusal_shows_a_long_url_only_in_part() -> None:

@@ -19,6 +19,7 @@ import attrs
 from aiohttp import web
 
 from .._secrets import Secret, as_secrets
+from .._validation import check_above_zero, check_count, check_kind, check_mount, check_port
 from ..errors import CallbackRejected, InvalidRequest
 from .address import has_form_of_address, is_valid_mac, split_address
 from .aiohttp_routes import aiohttp_routes
@@ -68,9 +69,10 @@ class CallbackReceiver:
         *,
         now: Callable[[], float] = time.time,
     ) -> None:
-        for name, value in (("tolerance_s", tolerance_s), ("max_body", max_body)):
-            if not value > 0:
-                raise InvalidRequest(f"{name} must be above zero, got {value!r}")
+        check_above_zero("tolerance_s", tolerance_s)
+        check_count("max_body", max_body)
+        if not callable(now):
+            raise InvalidRequest(f"now must be a function that returns unix time, got {type(now).__name__}")
         self._keys = as_secrets(hmac_keys)
         self._verifier = DeliveryVerifier(self._keys, tolerance_s, max_body)
         self._now = now
@@ -146,7 +148,14 @@ class CallbackReceiver:
 
         *path_tail* is ``{intent}/{mac}``. Answer with the verdict's ``status`` and ``body``. A thread that
         runs no event loop may call ``asyncio.run(receiver.feed(...))``: it waits for the session's loop.
+
+        Raises:
+            InvalidRequest: An argument is of a wrong type; the message names it.
         """
+        check_kind("path_tail", path_tail, str, "the part of the path below the mount, '{intent}/{mac}'")
+        check_kind("headers", headers, Iterable, "the headers of the request")
+        check_kind("body", body, (bytes, bytearray, memoryview), "the bytes of the request's body")
+        body = bytes(body)
         if not isinstance(headers, (dict, Mapping)):  # it may be read only once
             headers = as_multidict(headers)
 
@@ -245,7 +254,11 @@ class CallbackReceiver:
 
         Bodies are bounded in size and time; slow headers and idle connections are the application's to
         bound. Keep the paths below *path* out of access logs: their last part is a secret.
+
+        Raises:
+            InvalidRequest: *path* is no plain path.
         """
+        check_mount("path", path)
         return aiohttp_routes(path, self._on_request)
 
     @property
@@ -267,8 +280,12 @@ class CallbackReceiver:
         Slow, idle and too many connections are closed.
 
         Raises:
+            InvalidRequest: An argument is wrong; the message names it.
             OSError: The port cannot be had.
         """
+        check_kind("host", host, str, "a host name or an IP address of this machine")
+        check_port("port", port)
+        check_mount("path", path)
         return serve(host, port, path, self._on_request)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -201,16 +201,14 @@ class Engine:
         A loop that only stopped, as in a notebook or at the end of the program, is not closed.
         """
         if self._is_open and not self._loop.is_running():
-            names = [handle.task_id for handle in self.tracker.registry.handles]
-            _log_what_goes_on("a session was never closed", names)
+            log_what_goes_on("a session was never closed", self.tracker.registry.handles)
             for part in (self.calls.transport, self._query_transport, self.uploads, self.downloads):
                 part.close_nowait()
 
     def _detach_all(self) -> None:
-        known, unknown = self.tracker.registry.handles, self.tracker.pending.unknown_handles
-        names = [handle.task_id for handle in known] + [f"intent {h.intent_id}" for h in unknown]
-        if names:
-            _log_what_goes_on("session closed", names)
+        handles = [*self.tracker.registry.handles, *self.tracker.pending.unknown_handles]
+        if handles:
+            log_what_goes_on("session closed", handles)
         self.tracker.detach_all()
 
     # --- what a batch asks of its session ------------------------------------------------------
@@ -288,15 +286,23 @@ class Engine:
         return await self.creator.resubmit(handle)
 
 
-def _log_what_goes_on(why: str, names: Sequence[str]) -> None:
+def log_what_goes_on(why: str, handles: Iterable[TaskHandle]) -> None:
     """Log every task that nobody waits for any more: without a journal its id may stand nowhere else."""
+    handles = list(handles)
+    names = [_name_of(handle) for handle in handles]
     lines = [", ".join(names[at : at + _NAMES_A_LINE]) for at in range(0, len(names), _NAMES_A_LINE)]
     counted = (
         "1 task in flight; it goes on" if len(names) == 1 else f"{len(names)} tasks in flight; they go on"
     )
-    _log.warning("%s with %s: %s", why, counted, lines[0] if lines else "none")
+    remedy = "; kie.attach(id) waits for one again" if any(handle.task_id for handle in handles) else ""
+    _log.warning("%s with %s: %s%s", why, counted, lines[0] if lines else "none", remedy)
     for line in lines[1:]:
         _log.warning("%s, also in flight: %s", why, line)
+
+
+def _name_of(handle: TaskHandle) -> str:
+    ref = f" (ref {handle.ref!r})" if handle.ref is not None else ""
+    return (handle.task_id or f"intent {handle.intent_id}") + ref
 
 
 def _journal_of(given: str | Path | Journal | None) -> Journal:

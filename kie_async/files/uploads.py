@@ -111,7 +111,7 @@ class Uploads:
         if isinstance(file, str) and has_scheme(file):
             check_url("file", file)
             return await self._upload_alone(partial(self._client.send_url, file))
-        media = Path(file) if isinstance(file, str) else own_media(file)
+        media = Path(file) if isinstance(file, str) else own_media(file, "file")
         if not isinstance(media, LOCAL_MEDIA):
             raise InvalidRequest(
                 f"file must be a path, a URL, bytes or a binary stream, got {type(file).__name__}"

@@ -31,11 +31,19 @@ AVATAR_MEDIA: Mapping[str, Literal["image", "audio"]] = {"image_url": "image", "
 """What the avatar models take in which field; both kinds are checked before anything is sent."""
 
 
-def _url_or_file(value: Media) -> str | LocalMedia:
+def _own_image(value: Media) -> str | LocalMedia:
+    return _url_or_file("image_url", value)
+
+
+def _own_audio(value: Media) -> str | LocalMedia:
+    return _url_or_file("audio_url", value)
+
+
+def _url_or_file(field: str, value: Media) -> str | LocalMedia:
     """Return a URL as text, and what is uploaded as a request keeps it."""
     if isinstance(value, str) and value.strip() and not has_scheme(value):
         return Path(value)
-    return cast("str | LocalMedia", own_media(value))
+    return cast("str | LocalMedia", own_media(value, field))
 
 
 def _check_media(_: object, attribute: attrs.Attribute[Any], value: str | LocalMedia) -> None:
@@ -69,9 +77,17 @@ class KlingAvatar(metaclass=ShowsFields):
         InvalidRequest: A field is out of its range; the message names it.
     """
 
-    image_url: str | LocalMedia = attrs.field(converter=_url_or_file, validator=_check_media, repr=_shown)
+    image_url: str | LocalMedia = attrs.field(
+        converter=_own_image,
+        validator=_check_media,
+        repr=_shown,
+    )
     """An http(s) URL the service can fetch, or a JPEG, PNG, WebP up to 10 MB: a path, bytes, a stream."""
-    audio_url: str | LocalMedia = attrs.field(converter=_url_or_file, validator=_check_media, repr=_shown)
+    audio_url: str | LocalMedia = attrs.field(
+        converter=_own_audio,
+        validator=_check_media,
+        repr=_shown,
+    )
     """An http(s) URL the service can fetch, or an MP3, WAV, AAC, M4A or OGG: a path, bytes, a stream."""
     prompt: str = attrs.field(default="", repr=False, validator=_check_prompt)
     """What the face should express; at most 5000 characters. Sent even when empty, as the model wants."""

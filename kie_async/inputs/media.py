@@ -117,11 +117,11 @@ LocalMedia = Path | bytes | MediaStream
 LOCAL_MEDIA = (Path, bytes, MediaStream)
 
 
-def own_media(value: object) -> object:
+def own_media(value: object, field: str) -> object:
     """Return a value of an input as a request keeps it, if it is a medium, else as it is.
 
     Raises:
-        InvalidRequest: It is a stream of text, or one that must be awaited.
+        InvalidRequest: It is a stream of text, or one that must be awaited; the message names *field*.
     """
     if isinstance(value, UploadedFile):
         return value.url
@@ -130,9 +130,10 @@ def own_media(value: object) -> object:
     if not isinstance(value, _Readable) or isinstance(value, type):
         return value
     if isinstance(value, io.TextIOBase):
-        raise InvalidRequest("a file must be open in binary mode, as by open(path, 'rb')")
+        raise InvalidRequest(f"{field}: a file must be open in binary mode, as by open(path, 'rb')")
     if inspect.iscoroutinefunction(value.read):
-        raise InvalidRequest(f"read() of a {type(value).__name__} must be awaited: pass what it returns")
+        kind = type(value).__name__
+        raise InvalidRequest(f"{field}: read() of a {kind} must be awaited: pass what it returns")
     return MediaStream(cast(BinaryIO, value))
 
 

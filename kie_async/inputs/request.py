@@ -53,10 +53,7 @@ def _own(value: Any, path: str = "") -> Any:
     if isinstance(value, list | tuple):
         owned = [_own(inner, f"{path}[{at}]") for at, inner in enumerate(value)]
         return owned if isinstance(value, list) else tuple(owned)
-    try:
-        return own_media(value)
-    except InvalidRequest as exc:
-        raise InvalidRequest(f"{path}: {exc}") from None
+    return own_media(value, path)
 
 
 def _frozen_input(value: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import attrs
 
-from .._validation import check_count
+from .._validation import check_count, check_kind
 from ..errors import JournalError
 from ..models import TaskRecord, TaskState
 from ..wire.redaction import without_mac
@@ -72,11 +72,16 @@ class SqliteJournal(Journal):
     """A journal in one file: it survives crashes, and one process at a time has it.
 
     Of a request it keeps a digest; with *keep_bodies* also the request itself.
+
+    Raises:
+        InvalidRequest: An argument is wrong; the message names it.
     """
 
     is_durable = True
 
     def __init__(self, path: str | Path, *, keep_bodies: bool = False) -> None:
+        check_kind("path", path, (str, Path), "the path of a file")
+        check_kind("keep_bodies", keep_bodies, bool, "True or False")
         self._file = JournalFile(path)
         self._keep_bodies = keep_bodies
         self._thread: SqliteThread | None = None

@@ -120,14 +120,16 @@ def _name_ids(value: object, name: str = "") -> Iterator[tuple[str, str]]:
     """Yield the names and ids in a value."""
     if isinstance(value, list):
         for item in value:
-            yield from _name_ids(item)
+            yield from _name_ids(item, name)
     elif isinstance(value, dict):
         for key, inner in value.items():
             plain = key.replace("_", "").lower()
             if plain not in _OF_THE_REQUEST:
                 yield from _name_ids(inner, plain)
     elif name in _ID_NAMES or name == "data":
-        text = read_text(value)
+        text = read_text(value).strip()
+        if text.startswith(("{", "[")):  # JSON in JSON
+            text = _find_id_in_text(text.encode("utf-8", "replace"))
         is_bare = name == "data" and (len(text) < _MIN_BARE_ID or not any(map(str.isdigit, text)))
         if TASK_ID.fullmatch(text) and text.lower() not in _NO_IDS and not is_bare:
             yield ("taskid" if name == "data" else name), text

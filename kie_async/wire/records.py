@@ -7,13 +7,13 @@ from datetime import datetime
 
 from .._json import NotJson, salvage_json
 from ..models import TaskRecord, TaskState
-from .values import CONTROL, clean_text, read_code, read_number, read_time, read_url
+from .values import CONTROL, clean_text, read_number, read_time, read_url
 
 _STATES = {state.value: state for state in TaskState}
 
 _STATE_NAMES = ("state", "status", "taskStatus", "task_status")
 
-_FLAGS = {1: TaskState.SUCCESS, 2: TaskState.FAIL, 3: TaskState.FAIL}
+_FLAGS: Mapping[float, TaskState] = {1: TaskState.SUCCESS, 2: TaskState.FAIL, 3: TaskState.FAIL}
 """What ``successFlag`` means where the word beside it is not known; 0 is a task that runs."""
 
 _WORDS_OF_SUCCESS = frozenset(
@@ -38,10 +38,18 @@ _PLACES_OF_URLS = ("info", "resultInfo", "videoInfo", "output", "data")
 """Where older families keep their URLs, beside much that is no result."""
 
 _URL_NAMES = (
-    *("resulturls", "resulturl", "resultvideourls", "resultvideourl", "resultaudiourls", "resultaudiourl"),
+    *(
+        "resulturls",
+        "resulturl",
+        "fullresulturls",
+        "resultvideourls",
+        "resultvideourl",
+        "resultaudiourls",
+        "resultaudiourl",
+    ),
     *("resultimageurls", "resultimageurl", "videourls", "videourl", "audiourls", "audiourl"),
     *("imageurls", "imageurl", "outputurls", "outputurl", "mediaurls", "mediaurl"),
-    *("downloadurls", "downloadurl", "fileurls", "fileurl", "urls", "url"),
+    *("downloadurls", "downloadurl", "fileurls", "fileurl", "urls", "url", "originurls", "originurl"),
 )
 """The first of these that holds a URL has the result: a video comes before the picture on its cover."""
 
@@ -236,7 +244,7 @@ def _read_end(data: Mapping[str, object], *, has_result: bool) -> TaskState:
     word = read_state_word(data)
     if (state := read_state(word)) is not TaskState.UNKNOWN:
         return state
-    if (end := _FLAGS.get(read_code(data.get("successFlag")) or 0)) is not None:
+    if (end := _FLAGS.get(read_number(data.get("successFlag")) or 0)) is not None:
         return end
     said = word.strip().lower().replace("-", "_").replace(" ", "_")
     if said in _WORDS_OF_SUCCESS and has_result:

@@ -12,6 +12,8 @@ _MAX_CODE = 1_000_000
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
+_AROUND = re.compile(r"^[\s\x00-\x1f\x7f]+|[\s\x00-\x1f\x7f]+\Z")
+
 _PLAIN_URL = re.compile(r"https?://[!-~]+")
 
 _MAX_MESSAGE = 500
@@ -25,7 +27,7 @@ def read_url(value: object) -> str:
         return ""
     if _PLAIN_URL.fullmatch(value):  # nearly all that is a URL
         return value
-    url = value.strip()
+    url = _AROUND.sub("", value)
     if url[:4].lower() != "http":  # nearly all that is none
         return ""
     scheme, separator, rest = url.partition("://")

@@ -188,7 +188,7 @@ S, F, R = TaskState.SUCCESS, TaskState.FAIL, TaskState.UNKNOWN
         # the flag speaks where the word is not known
         *((word, {"successFlag": 1}, S) for word in (None, "", "rendering", 7)),
         *((word, {"successFlag": flag}, F) for word in (None, "rendering") for flag in (2, 3, "2", "3")),
-        (None, {"successFlag": "1"}, S),
+        *((None, {"successFlag": flag}, S) for flag in ("1", 1.0)),
         # another key
         *((None, {key: "success"}, S) for key in ("status", "taskStatus", "task_status")),
         ("", {"status": "FAIL"}, F),
@@ -306,6 +306,9 @@ RESULTS: list[tuple[object, tuple[str, ...], object]] = [
     ([URL], (URL,), None),
     (json.dumps(URL), (URL,), None),
     (URL, (URL,), None),
+    ({"resultUrls": [f"\0{URL} \n\0"]}, (URL,), None),
+    ({"fullResultUrls": [URL], "originUrls": [OTHER_URL], "resultUrls": []}, (URL,), ...),
+    ({"originUrls": [URL], "resultUrls": []}, (URL,), ...),
     ({"resultUrls": [URL], "firstFrameUrl": ["https://f.example/1"]}, (URL,), ...),
     ({"resultUrls": [URL], "lastFrameUrl": ["https://f.example/2"]}, (URL,), ...),
     ({"resultUrls": [URL], "resultWaterMarkUrls": ["https://w.example/1"]}, (URL,), ...),

@@ -549,6 +549,7 @@ CANDIDATES: list[tuple[int, bytes]] = [
         (200, body(200, {name: ID}))
         for name in ("id", "recordId", "record_id", "TaskID", "jobId", "generationId")
     ),
+    *((200, body(200, data)) for data in ([ID], json.dumps({"taskId": ID}), {"taskId": f" {ID}\n"})),
     *((200, body(200, data)) for data in ([{"taskId": ID}], {"task": {"id": ID}}, {"data": {"taskId": ID}})),
     (200, body(200, None, taskId=ID)),
     (200, json.dumps({"taskId": ID}).encode()),
