@@ -145,6 +145,15 @@ class ModelService:
         kind = {"broken": "lost", "slow": "silent"}.get(fate, "answer")
         return kind, 200, {"code": 200, "msg": "", "data": self.record(task_id)}
 
+    def credits(self) -> tuple[str, int, Any]:
+        """Return what becomes of the answer when the balance is asked for, and the answer."""
+        self.counts["credits"] += 1
+        fate = self._draw(_QUERIES) if self.is_bad else "ok"
+        if fate == "429":
+            return "answer", 429, {"code": 429, "msg": "slow down", "data": None}
+        kind = {"broken": "lost", "slow": "silent"}.get(fate, "answer")
+        return kind, 200, {"code": 200, "msg": "success", "data": 1000}
+
     def record(self, task_id: str) -> dict[str, Any]:
         """Return the record of a task as it stands."""
         task = self.tasks[task_id]
@@ -273,7 +282,10 @@ class _Exchange:
     async def __aenter__(self) -> _Answer:
         wire, service = self._wire, self._service
         await wire.pass_time(service.latency_s())
-        if self._data is None:
+        if self._data is None and "/credit" in self._url:
+            gate = service.query_gate
+            kind, status, answer = service.credits()
+        elif self._data is None:
             task_id = parse_qs(urlsplit(self._url).query)["taskId"][0]
             gate = service.query_gate
             kind, status, answer = service.query(task_id)
