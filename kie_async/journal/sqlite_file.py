@@ -16,7 +16,7 @@ from typing import NamedTuple, NoReturn
 
 from ..errors import JournalError, JournalFull, JournalLocked
 from .owner import read_owner
-from .sqlite_lock import FileReplaced, NoFileLocks, hold, key_of, release
+from .sqlite_lock import FileReplaced, NoFileLocks, hold, key_of, read_header, release
 from .sqlite_schema import (
     APPLICATION_ID,
     FIRST_WITH_STRICT,
@@ -47,6 +47,7 @@ class _Marks(NamedTuple):
     key: tuple[int, int]
     size: int
     changed_ns: int
+    header: bytes = b""
 
 
 class JournalFile:
@@ -280,7 +281,9 @@ class JournalFile:
             JournalError: One is gone, or the path means another file than the one that is held.
         """
         try:
-            file, log = _marks_of(os.stat(self._target)), _marks_of(os.stat(f"{self._target}-wal"))
+            status, log = os.stat(self._target), _marks_of(os.stat(f"{self._target}-wal"))
+            # Size and time can be put back to those of before; the counter in the header tells all the same.
+            file = _marks_of(status, read_header(key_of(status)))
             given = _marks_of(os.stat(self.path)) if self._is_link else file
         except OSError:
             self._distrust_lost()
@@ -302,10 +305,10 @@ class JournalFile:
         raise JournalError(self.distrust)
 
 
-def _marks_of(status: os.stat_result) -> _Marks:
+def _marks_of(status: os.stat_result, header: bytes = b"") -> _Marks:
     # Windows sets the time of an open file whenever it likes.
     changed_ns = 0 if sys.platform == "win32" else status.st_mtime_ns
-    return _Marks(key_of(status), status.st_size, changed_ns)
+    return _Marks(key_of(status), status.st_size, changed_ns, header)
 
 
 def _resolved(path: Path) -> Path:

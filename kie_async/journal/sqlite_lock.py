@@ -27,6 +27,8 @@ https://www.sqlite.org/fileformat2.html#the_lock_byte_page
 
 _COPIED_BYTES = 1 << 20
 
+_HEADER_BYTES = 100
+
 _held: dict[tuple[int, int], int] = {}
 """The journals this process has open, by device and inode, each with the descriptor that holds its lock."""
 
@@ -86,6 +88,16 @@ def release(path: Path, key: tuple[int, int]) -> None:
         if (descriptor := _held.pop(key, None)) is not None:
             remove_owner(path)
             os.close(descriptor)
+
+
+def read_header(key: tuple[int, int]) -> bytes:
+    """Return the header of a file that is held, which has its change counter; nothing on Windows.
+
+    https://www.sqlite.org/fileformat2.html#the_database_header
+    """
+    with _holding:
+        held = _held.get(key)
+        return b"" if held is None or sys.platform == "win32" else os.pread(held, _HEADER_BYTES, 0)
 
 
 def copy_beside_locks(source: Path, target: Path) -> None:

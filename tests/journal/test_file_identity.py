@@ -92,7 +92,17 @@ def zero(path: Path, at: int, size: int) -> None:
         file.write(bytes(size))
 
 
+def count_a_change(path: Path) -> None:
+    """Change the file as SQLite does, and put size and time back as no program by accident would."""
+    before = path.stat()
+    with path.open("rb+") as file:
+        file.seek(24)  # the change counter
+        file.write(b"\x7f\xff\xff\xff")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
 OVERWRITES: dict[str, Harm] = {
+    "changed, with its size and times put back": lambda real, other, given: count_a_change(real),
     "emptied": lambda real, other, given: os.truncate(real, 0),
     "cut to a page": lambda real, other, given: os.truncate(real, 4096),
     "grown": lambda real, other, given: os.truncate(real, 1 << 20),
