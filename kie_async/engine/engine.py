@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from .._background import BackgroundTasks
 from .._validation import is_loopback
+from ..config import Rate
 from ..creating.create_call import CreateCalls
 from ..creating.create_transport import CreateTransport
 from ..creating.create_weather import CreateWeather
@@ -25,12 +26,14 @@ from ..http.query_client import QueryClient
 from ..http.transport import Transport
 from ..journal.base import Journal
 from ..journal.memory import MemoryJournal
+from ..journal.postgres import PostgresJournal, is_dsn
+from ..journal.shared import SharedJournal
 from ..journal.sqlite import SqliteJournal
 from ..limits.admission import Admission
 from ..limits.budget import BudgetLedger
 from ..limits.circuit_breaker import CircuitBreaker
 from ..limits.query_speed import QueryPace
-from ..limits.rate_limiter import RateLimiter
+from ..limits.rate_limiter import Permits, RateLimiter
 from ..planning.planner import PollPlanner
 from ..polling.poller import Poller
 from ..wire.redaction import Redactor
@@ -42,6 +45,7 @@ from .kept_speed import KeptQuerySpeed
 from .kept_uploads import JournalUploadStore
 from .reconciler import Reconciler
 from .recovery import Recovery
+from .relay import WorkerRelay
 from .result_folder import ResultFolder
 from .settings import Settings
 from .tracker import TaskTracker
@@ -95,7 +99,7 @@ class Engine:
                 network=settings.network,
                 redactor=redactor,
             ),
-            rate_limiter=RateLimiter(limits.create, now=now),
+            rate_limiter=_permits_of(self.journal, limits.create, now),
             breaker=CircuitBreaker(now=now, sink=self.events),
             journal=self.journal,
             counters=counters,
@@ -129,7 +133,10 @@ class Engine:
             self.tracker, self.queries, self.journal, counters, callbacks, self.background
         )
         self.recovery = Recovery(self.tracker, self.journal, self.ledger)
-        self.inbox = CallbackInbox(self.tracker, self.reconciler, self.journal, counters, callbacks, redactor)
+        self.inbox = CallbackInbox(
+            self.tracker, self.reconciler, self.recovery, self.journal, counters, callbacks, redactor
+        )
+        self.relay = self._relay_of(self.journal, settings)
         self.creator = TaskCreator(
             self.tracker,
             self.reconciler,
@@ -142,6 +149,12 @@ class Engine:
         )
         # The one way back up: the tracker asks the poller to poll, the poller hands it what it found.
         self.poller.start(self.tracker)
+
+    def _relay_of(self, journal: Journal, settings: Settings) -> WorkerRelay | None:
+        if not isinstance(journal, SharedJournal):
+            return None
+        timeout_s, rng = settings.task_timeout_s, settings.rng
+        return WorkerRelay(self.recovery, self.reconciler, self.inbox, journal, self.events, timeout_s, rng)
 
     # --- open and close ------------------------------------------------------------------------
 
@@ -156,6 +169,8 @@ class Engine:
             self.poller.restore(await self.journal.load_durations())
             await self._query_speed.recall(self._loop.time())
             self._query_pace.adjust()
+            if self.relay is not None:
+                await self.relay.open()
         except BaseException:
             await self.aclose()
             raise
@@ -182,6 +197,8 @@ class Engine:
         # Nothing new comes in; then what was seen to end is noted; connections and the journal go last.
         if self.settings.receiver is not None and self._is_attached:
             self.settings.receiver.detach(self.inbox)
+        if self.relay is not None:
+            await self.relay.aclose()
         await self.poller.aclose()
         await self.background.aclose()
         await self.reconciler.drain()
@@ -308,7 +325,13 @@ def _name_of(handle: TaskHandle) -> str:
 def _journal_of(given: str | Path | Journal | None) -> Journal:
     if isinstance(given, Journal):
         return given
+    if isinstance(given, str) and is_dsn(given):
+        return PostgresJournal(given)
     return MemoryJournal() if given is None else SqliteJournal(given)
+
+
+def _permits_of(journal: Journal, rate: Rate, now: Callable[[], float]) -> Permits:
+    return journal.share_creates(rate) if isinstance(journal, SharedJournal) else RateLimiter(rate, now=now)
 
 
 def _upload_store(journal: Journal, settings: Settings) -> UploadStore:

@@ -16,7 +16,6 @@ from ..callbacks.silence import CallbackSilence
 from ..errors import (
     CreateOutcomeUnknown,
     JournalError,
-    JournalFull,
     KieError,
     ResultUnreadable,
     TaskAbandoned,
@@ -37,7 +36,7 @@ from ..polling.poller import Poller
 from ..wire.codes import name_task
 from .binder import HandleBinder, entry_of
 from .event_hook import EventHook
-from .journal_room import JournalRoom
+from .journal_room import CANNOT_NOTE, JournalRoom
 from .pending_creates import PendingCreate, PendingCreates, Phase
 from .registry import CountedEnds, TaskRegistry
 from .settings import CallbackPolicy
@@ -207,6 +206,19 @@ class TaskTracker:
         if delivery is not None and self._callbacks.trusts(delivery):  # else: the record was just read
             self.apply(handle, delivery)
 
+    def adopt_noted(self, pending: PendingCreate, intent: Intent) -> None:
+        """Join a create to the task that another worker, or a person, found it to have become."""
+        self.pending.remove(pending)
+        handle = pending.handle
+        if handle.is_done:  # too late for its awaiters
+            return
+        if intent.is_of_another:
+            self.binder.follow(handle, intent)
+        else:
+            expects = self._callbacks.is_received
+            handle = self.binder.bind_or_join(handle, intent, intent.task_id, expects_callback=expects)
+        self._events.emit("adopted", handle)
+
     def await_deadline(self, handle: TaskHandle) -> None:
         """Wait for the deadline of a handle that has no task to poll."""
         self._poller.forget(entry_of(handle))
@@ -308,8 +320,8 @@ class TaskTracker:
             if handle.intent_id and not handle.is_done:
                 await self._journal.mark_settled(handle.intent_id, record)
                 self.journal_room.note_room()
-        except JournalFull as exc:
-            self.journal_room.note_full(exc)
+        except CANNOT_NOTE as exc:
+            self.journal_room.note_failure(exc)
         except KieError as exc:  # the result is here and paid; a restart would only read it again
             _log.error("the end of task %s could not be noted: %s", record.task_id, exc)
         self._settle_ended(handle, record, source)
@@ -369,6 +381,7 @@ class TaskTracker:
         self._poller.forget(entry_of(handle))
         handle.track(None)
         self._ends.forget(handle.task_id)
+        self.binder.unfollow(handle)
         self.registry.remove(handle)
         self._events.emit("settled", handle, source)  # before the awaiters: they find the hook called
         handle.settle(outcome)

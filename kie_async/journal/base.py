@@ -20,10 +20,6 @@ class RefTaken(JournalError):
     """Another worker was faster: the ref is its intent's, and nothing was sent."""
 
 
-class JournalAway(JournalError):
-    """The database of the journal does not answer now: nothing is created, and what is paid goes on."""
-
-
 class Journal(ABC):
     """Keeps every intent and what became of it.
 

@@ -314,7 +314,7 @@ class PostgresJournal(SharedJournal):
         """Note the id of the task an intent became; if the database is away, as soon as it is back."""
 
         async def job(db: Connection) -> None:
-            await sql.bind_task(db, task_id, adopted_by, intent_id)
+            await sql.bind_task(db, task_id, adopted_by, intent_id, self.worker_id)
             await db.execute("DELETE FROM claim WHERE intent_id = $1", intent_id)
 
         what = f"task {task_id} of intent {intent_id}"
@@ -380,11 +380,11 @@ class PostgresJournal(SharedJournal):
     ) -> None:
         """Note what is true, now or as soon as it can be, and tell the other workers."""
 
-        async def told(db: Connection) -> None:
+        async def job_and_news(db: Connection) -> None:
             await job(db)
             await db.execute("SELECT pg_notify($1, $2)", self._channel, f"intent {intent_id}")
 
-        await self._late.note(what, told, patience_s=patience_s)
+        await self._late.note(what, job_and_news, patience_s=patience_s)
 
     # --- small notes ---------------------------------------------------------------------------
 
@@ -466,17 +466,6 @@ class PostgresJournal(SharedJournal):
                 await sql.take_back_former(db, intent.intent_id)
             await db.execute("SELECT pg_notify($1, $2)", self._channel, f"intent {intent.intent_id}")
         return taken
-
-    async def take(self, intent_id: str) -> Intent | None:
-        """Make one intent this worker's unless a living worker has it; return it if it is this worker's."""
-
-        async def job(db: Connection) -> list[Intent]:
-            await db.execute(sql.TAKE, intent_id, self.worker_id)
-            mine = "i.intent_id = $1 AND i.worker = $2"
-            return await sql.select_intents(db, mine, intent_id, self.worker_id)
-
-        found = await self._db.run(job)
-        return found[0] if found else None
 
     async def save_delivery(self, delivery: StoredDelivery) -> None:
         """Store a delivery for the worker whose task it is of, and let that know."""

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import attrs
 
 from .._background import BackgroundTasks
-from ..errors import InvalidRequest, JournalError, JournalFull
-from .base import JournalAway, RefTaken, TaskAlreadyBound
+from ..errors import InvalidRequest, JournalAway, JournalError, JournalFull
+from .base import RefTaken, TaskAlreadyBound
 
 if TYPE_CHECKING:
     import asyncpg

@@ -60,8 +60,10 @@ WHERE i.state = 'PLANNED'
 RETURNING seq
 """  # noqa: S608  (made of constants)
 
+# Whoever finds the task of an unknown create follows it from then on.
 _SET_CREATED = f"""
-UPDATE intent SET state = 'CREATED', task_id = $1, sends = 1, created_ms = {NOW_MS}, adopted_by = $2
+UPDATE intent SET state = 'CREATED', task_id = $1, sends = 1, created_ms = {NOW_MS}, adopted_by = $2,
+  worker = $4
 WHERE intent_id = $3 AND task_id IS NULL
 """  # noqa: S608  (made of constants)
 
@@ -127,12 +129,6 @@ WHERE i.seq IN (
     AND NOT EXISTS (SELECT 1 FROM worker w WHERE w.id = o.worker)
   ORDER BY seq LIMIT $2 FOR UPDATE SKIP LOCKED
 )
-RETURNING {COLUMNS}
-"""  # noqa: S608  (made of constants)
-
-TAKE = f"""
-UPDATE intent AS i SET worker = $2
-WHERE i.intent_id = $1 AND NOT EXISTS (SELECT 1 FROM worker w WHERE w.id = i.worker)
 RETURNING {COLUMNS}
 """  # noqa: S608  (made of constants)
 
@@ -238,8 +234,8 @@ async def pass_ref_on(db: Connection, former: str) -> None:
         )
 
 
-async def bind_task(db: Connection, task_id: str, adopted_by: str, intent_id: str) -> None:
-    """Bind an intent to its task, once.
+async def bind_task(db: Connection, task_id: str, adopted_by: str, intent_id: str, worker_id: str) -> None:
+    """Bind an intent to its task, once; it is this worker's from then on.
 
     Raises:
         TaskAlreadyBound: The task has another intent.
@@ -249,7 +245,8 @@ async def bind_task(db: Connection, task_id: str, adopted_by: str, intent_id: st
     holders = await select_intents(db, "i.task_id = $1", task_id)
     if holders and holders[0].intent_id != intent_id:
         raise TaskAlreadyBound(f"task {task_id} belongs to another intent, {holders[0].intent_id}")
-    if holders or await db.execute(_SET_CREATED, task_id, adopted_by, intent_id) == "UPDATE 1":
+    values = (task_id, adopted_by, intent_id, worker_id)
+    if holders or await db.execute(_SET_CREATED, *values) == "UPDATE 1":
         return
     raise JournalError(f"task {task_id} cannot be noted: its intent {intent_id} has another task or is gone")
 

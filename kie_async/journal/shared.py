@@ -56,6 +56,11 @@ class SharedJournal(Journal):
     def share_creates(self, rate: Rate) -> Permits:
         """Return the permits of creates, which all workers share."""
 
+    @property
+    @abstractmethod
+    def alive_workers(self) -> int:
+        """Return how many workers were alive when last counted, this one included."""
+
     @abstractmethod
     def bound_spending(self, budget: Budget) -> None:
         """Let no create be noted as SENDING from now on that would exceed a budget, over all workers."""
@@ -74,10 +79,6 @@ class SharedJournal(Journal):
 
         One that was SENDING is UNKNOWN from then on, and never sent again.
         """
-
-    @abstractmethod
-    async def take(self, intent_id: str) -> Intent | None:
-        """Make one intent this worker's unless a living worker has it; return it if it is this worker's."""
 
     @abstractmethod
     async def save_delivery(self, delivery: StoredDelivery) -> None:
