@@ -80,7 +80,7 @@ class Engine:
             network=settings.network,
             redactor=redactor,
         )
-        self.queries = QueryClient(self._query_transport, query_limiter, counters=counters, rng=rng)
+        self.queries = QueryClient(self._query_transport, self._query_pace, counters=counters, rng=rng)
         self.uploads = Uploads(
             UploadClient(settings.upload_url, key, rng=rng, network=settings.network, redactor=redactor),
             store=_upload_store(self.journal, settings),
