@@ -83,11 +83,9 @@ class TaskTracker:
 
     def new_handle(self, intent: Intent, request: TaskRequest | None = None) -> TaskHandle:
         """Return a handle for an intent; its deadline is now and yet to be moved."""
-        loop = asyncio.get_running_loop()
         return TaskHandle(
             owner=self._owner,
-            loop=loop,
-            deadline=loop.time(),
+            deadline=self._owner.loop.time(),
             intent_id=intent.intent_id,
             request=request,
             ref=intent.ref,

@@ -124,7 +124,7 @@ class BudgetLedger:
         if budget.tasks is not None and self._tasks >= budget.tasks:
             return True
         needed = self._spent + fixed + self._prices.expect(charge)
-        return budget.credits is not None and self._is_over(needed, budget.credits)
+        return budget.credits is not None and is_over(needed, budget.credits)
 
     def reserve(self, intent_id: str, charge: Charge) -> float:
         """Reserve what a create is expected to cost, and return that; its body leaves in the same step.
@@ -147,13 +147,9 @@ class BudgetLedger:
             return None
         needed = self._spent + held + self._prices.expect(charge)
         is_used_up = not self._prices.is_known(charge) and self._spent + held >= budget.credits
-        if is_used_up or self._is_over(needed, budget.credits):
+        if is_used_up or is_over(needed, budget.credits):
             return BudgetExceeded(budget.credits, self._spent, held, "credits")
         return None
-
-    @staticmethod
-    def _is_over(needed: float, credits: float) -> bool:
-        return needed > credits * (1 + 1e-9)  # prices have decimals, and their sum is rounded
 
     # --- what becomes of it --------------------------------------------------------------------
 
@@ -207,3 +203,8 @@ class BudgetLedger:
         """Tell whether reading the hold of a task would let others go ahead."""
         commitment = self._open.get(intent_id)
         return self._budget.credits is not None and commitment is not None and commitment.hold is None
+
+
+def is_over(needed: float, credits: float) -> bool:
+    """Tell whether it is more than there is."""
+    return needed > credits * (1 + 1e-9)  # prices have decimals, and their sum is rounded

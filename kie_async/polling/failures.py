@@ -74,10 +74,20 @@ class FailurePolicy:
         self._condition = Condition("unanswered", weather)
         self._warned_of: PollEntry | None = None
         """The task named in the last warning, until it is answered again: the others fail with it."""
+        self._foreign: set[PollEntry] = set()
+        """Whose id came from elsewhere and the journal does not know it, so that it may be mistyped."""
+
+    def mark_foreign(self, entry: PollEntry) -> None:
+        """Take in that the id may be mistyped, until a record comes."""
+        self._foreign.add(entry)
+
+    def forget(self, entry: PollEntry) -> None:
+        """Take in that this is polled no more."""
+        self._foreign.discard(entry)
 
     def record_success(self, entry: PollEntry, now: float) -> None:
         """Take in that a record came."""
-        entry.is_foreign = False
+        self._foreign.discard(entry)
         if self._key_denied.count:
             self._key_denied = Streak()
         self._note_answer()
@@ -120,7 +130,7 @@ class FailurePolicy:
             return Decision.POLL_LATER
         decision = _judge_streak(failures.denied, now, TASK_DENIED_S, Decision.GIVE_UP)
         # No create was paid for here that could be lost: who mistyped an id need not wait for minutes.
-        is_mistyped = entry.is_foreign and _knows_no_task(error)
+        is_mistyped = entry in self._foreign and _knows_no_task(error)
         return Decision.GIVE_UP if is_mistyped and failures.denied.count >= FOREIGN_ANSWERS else decision
 
     def _judge_key(self, now: float) -> Decision:

@@ -74,7 +74,7 @@ async def test_the_same_body_under_another_status_is_judged(status: int, error: 
 
 async def test_the_same_answer_after_other_news_is_news() -> None:
     asked = Asked()
-    handle = TaskHandle(owner=None, loop=asyncio.get_running_loop(), deadline=0.0, task_id=ID)  # type: ignore[arg-type]
+    handle = TaskHandle(owner=None, deadline=0.0, task_id=ID)  # type: ignore[arg-type]
     first = await asked.poll()
     handle.observe(first)
     handle.observe(TaskRecord(task_id=ID, state=TaskState.WAITING, credits=9))
