@@ -18,7 +18,7 @@ from ..http.query_client import QueryClient
 from ..journal.base import Journal
 from ..journal.intents import Intent
 from ..limits.circuit_breaker import CircuitBreaker
-from ..limits.rate_limiter import RateLimiter
+from ..limits.rate_limiter import Permits
 from ..wire.codes import CreateVerdict
 from ..wire.requests import WireRequest
 from .create_transport import Attempt, CreateTransport
@@ -36,7 +36,7 @@ class CreateCalls:
     """What the creates of a session share."""
 
     transport: CreateTransport
-    rate_limiter: RateLimiter
+    rate_limiter: Permits
     breaker: CircuitBreaker
     journal: Journal
     counters: Counters

@@ -16,6 +16,14 @@ class TaskAlreadyBound(JournalError):
     """The task of an intent is another intent's."""
 
 
+class RefTaken(JournalError):
+    """Another worker was faster: the ref is its intent's, and nothing was sent."""
+
+
+class JournalAway(JournalError):
+    """The database of the journal does not answer now: nothing is created, and what is paid goes on."""
+
+
 class Journal(ABC):
     """Keeps every intent and what became of it.
 

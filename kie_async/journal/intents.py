@@ -71,6 +71,8 @@ class Intent:
     both; or it failed or was refused, and this is the next attempt."""
     former_ref: str | None = None
     """The ref it had before another intent took that over."""
+    is_of_another: bool = False
+    """Whether another worker has it that was alive when this was read: only in a journal of several."""
 
     @property
     def job_state(self) -> JobState:
