@@ -153,8 +153,18 @@ class Engine:
     def _relay_of(self, journal: Journal, settings: Settings) -> WorkerRelay | None:
         if not isinstance(journal, SharedJournal):
             return None
-        timeout_s, rng = settings.task_timeout_s, settings.rng
-        return WorkerRelay(self.recovery, self.reconciler, self.inbox, journal, self.events, timeout_s, rng)
+        if settings.budget is not None:
+            journal.bound_spending(settings.budget)
+        return WorkerRelay(
+            self.recovery,
+            self.reconciler,
+            self.inbox,
+            journal,
+            self.events,
+            self._query_pace,
+            self._query_speed,
+            settings,
+        )
 
     # --- open and close ------------------------------------------------------------------------
 

@@ -175,6 +175,13 @@ class QueryPace:
     speed: QuerySpeed
     _refused_at: float = attrs.field(default=-math.inf, init=False)
     _is_getting_through: bool = attrs.field(default=True, init=False)
+    _workers: int = attrs.field(default=1, init=False)
+
+    def share_with(self, workers: int) -> None:
+        """Take one part of the speed: so many workers of the account ask, this one included."""
+        if workers != self._workers:
+            self._workers = workers
+            self.adjust()
 
     def note_wait(self, waited_s: float, now: float) -> None:
         """Take in how late a query gets its permit; it is the speed's fault only if none is left."""
@@ -201,4 +208,4 @@ class QueryPace:
 
     def adjust(self) -> None:
         """Set the limiter to the speed that is right now."""
-        self.limiter.set_count(self.speed.count)
+        self.limiter.set_count(max(1, self.speed.count // self._workers))
