@@ -138,9 +138,10 @@ class PostgresJournal(SharedJournal):
         """Finish what was begun, leave the others, and disconnect."""
         if not self._db.is_open:
             return
-        await self._late.aclose()
         if self._permits is not None:
             await self._permits.aclose()
+        await self._db.finish_jobs()  # while this worker takes part: they may be creates
+        await self._late.aclose()
         await self._members.aclose()
         await self._db.aclose()
 
