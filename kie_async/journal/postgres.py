@@ -367,7 +367,7 @@ class PostgresJournal(SharedJournal):
         values = (state.value, encode_note(raw), record.credits, intent_id)
 
         async def job(db: Connection) -> None:
-            noted = await sql.select_intents(db, "i.intent_id = $1", intent_id)
+            noted = await sql.lock_intent(db, intent_id)
             is_unreadable = any(found.state is state and found.read_end() is None for found in noted)
             if any(found.has_ended for found in noted) and not is_unreadable:
                 return

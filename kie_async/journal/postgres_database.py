@@ -330,6 +330,8 @@ class PostgresDatabase:
             return RefTaken("another worker was faster with this ref; nothing was sent")
         if state == _UNIQUE_STATE and exc.constraint_name == "intent_task_id_key":
             return TaskAlreadyBound("the task belongs to another intent")
+        if state == _TEXT_STATE:
+            return JournalError(f"{self.label} cannot hold this text: {why}")
         if _AWAY_STATES.match(state):
             return JournalAway(f"{self.label} cannot be reached: {why}")
         return JournalError(f"{self.label} refused: {why}")

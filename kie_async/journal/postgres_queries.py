@@ -190,6 +190,12 @@ async def select_intents(db: Connection, where: str, *values: object) -> list[In
     return [intent_of(row) for row in await db.fetch(query, *values)]
 
 
+async def lock_intent(db: Connection, intent_id: str) -> list[Intent]:
+    """Return an intent as it stands once nobody else is changing it, and let nobody until the commit."""
+    query = f"SELECT {COLUMNS} FROM intent i WHERE i.intent_id = $1 FOR UPDATE OF i"  # noqa: S608
+    return [intent_of(row) for row in await db.fetch(query, intent_id)]
+
+
 async def must_change(db: Connection, statement: str, *values: object) -> None:
     """Change one intent.
 
