@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import attrs
 
 from .._background import BackgroundTasks
-from ..errors import InvalidRequest, JournalError, JournalFull
-from .base import JournalAway, RefTaken, TaskAlreadyBound
+from ..errors import InvalidRequest, JournalAway, JournalError, JournalFull
+from .base import RefTaken, TaskAlreadyBound
 
 if TYPE_CHECKING:
     import asyncpg
@@ -45,7 +45,7 @@ https://www.postgresql.org/docs/current/errcodes-appendix.html"""
 
 _CONFLICT_STATES = ("40001", "40P01", "55P03")
 
-_FULL_STATE, _UNIQUE_STATE = "53100", "23505"
+_FULL_STATE, _UNIQUE_STATE, _ZERO_BYTE_STATE = "53100", "23505", "22021"
 
 _log = logging.getLogger("kie_async")
 
@@ -330,7 +330,7 @@ class PostgresDatabase:
             return RefTaken("another worker was faster with this ref; nothing was sent")
         if state == _UNIQUE_STATE and exc.constraint_name == "intent_task_id_key":
             return TaskAlreadyBound("the task belongs to another intent")
-        if state == _TEXT_STATE:
+        if state == _ZERO_BYTE_STATE:
             return JournalError(f"{self.label} cannot hold this text: {why}")
         if _AWAY_STATES.match(state):
             return JournalAway(f"{self.label} cannot be reached: {why}")

@@ -11,8 +11,7 @@ from typing import Any
 import attrs
 
 from .._background import BackgroundTasks
-from ..errors import JournalError
-from .base import JournalAway
+from ..errors import JournalAway, JournalError
 from .postgres_database import Job, PostgresDatabase
 
 _AGAIN_S = 0.5

@@ -80,11 +80,11 @@ class SharedPermits:
         """
         async with self._turn:
             while True:
+                self._changed.clear()
                 slot, wait_s = await self._database.run(self._ask)
                 if slot is not None:
                     self._held.append(slot)
                     return self._now()
-                self._changed.clear()
                 longest_s = min(_LONGEST_SLEEP_S, self._rate.per_s)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(min(max(wait_s, _SHORTEST_SLEEP_S), longest_s)):

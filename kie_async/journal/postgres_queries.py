@@ -19,6 +19,7 @@ OPEN_STATES = "('PLANNED', 'SENDING', 'CREATED', 'UNKNOWN')"
 _FIELDS = (
     *("intent_id", "model", "ref", "fingerprint", "body", "state", "task_id", "reason", "code", "credits"),
     *("record", "expects_callback", "planned_ms", "replaces", "terminal_ms", "former_ref"),
+    *("audio_s", "expected_credits", "held_credits"),
 )
 
 # Whoever was noted as dead has no row; one that is only late may yet come back.
@@ -51,17 +52,19 @@ SELECT (SELECT distrust FROM meta) AS distrust,
 
 INSERT_SENDING = f"""
 INSERT INTO intent AS i(
-  intent_id, worker, ref, model, fingerprint, body, expects_callback, replaces, expected,
-  planned_ms, sending_ms, state, sends
-) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, {NOW_MS}, {NOW_MS}, 'SENDING', 1)
+  intent_id, worker, ref, model, fingerprint, body, expects_callback, replaces, audio_s,
+  expected_credits, planned_ms, sending_ms, state, sends
+) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, {NOW_MS}, {NOW_MS}, 'SENDING', 1)
 ON CONFLICT (intent_id) DO UPDATE
 SET state = 'SENDING', sends = i.sends + 1, sending_ms = excluded.sending_ms, ref = excluded.ref
 WHERE i.state = 'PLANNED'
 RETURNING seq
 """  # noqa: S608  (made of constants)
 
+# Whoever finds the task of an unknown create follows it from then on.
 _SET_CREATED = f"""
-UPDATE intent SET state = 'CREATED', task_id = $1, sends = 1, created_ms = {NOW_MS}, adopted_by = $2
+UPDATE intent SET state = 'CREATED', task_id = $1, sends = 1, created_ms = {NOW_MS}, adopted_by = $2,
+  worker = $4
 WHERE intent_id = $3 AND task_id IS NULL
 """  # noqa: S608  (made of constants)
 
@@ -110,11 +113,18 @@ FROM intent WHERE sends = 1 AND state <> 'REJECTED'
 # What may be spent: what tasks took, and of those that run the most that is known.
 COMMITTED = """
 SELECT count(*) AS tasks, coalesce(sum(credits), 0) AS spent,
-       coalesce(sum(coalesce(hold, expected, 0))
+       coalesce(sum(coalesce(held_credits, expected_credits, 0))
                 FILTER (WHERE state NOT IN ('SUCCEEDED', 'FAILED')), 0) AS held,
-       coalesce(sum(coalesce(hold, expected, 0))
+       coalesce(sum(coalesce(held_credits, expected_credits, 0))
                 FILTER (WHERE state IN ('SUCCEEDED', 'FAILED') AND credits IS NULL), 0) AS untold
 FROM intent WHERE sends = 1 AND state NOT IN ('REJECTED', 'NOT_CREATED')
+"""
+
+# The next session expects of each model what this one would: of its seconds, where they were known.
+SELECT_PRICES = """
+SELECT model, max(credits), max(credits / greatest(1.0, audio_s)), max(audio_s),
+  max(CASE WHEN audio_s IS NULL THEN credits END)
+FROM intent WHERE credits > 0 GROUP BY model
 """
 
 TAKE_OVER = f"""
@@ -127,12 +137,6 @@ WHERE i.seq IN (
     AND NOT EXISTS (SELECT 1 FROM worker w WHERE w.id = o.worker)
   ORDER BY seq LIMIT $2 FOR UPDATE SKIP LOCKED
 )
-RETURNING {COLUMNS}
-"""  # noqa: S608  (made of constants)
-
-TAKE = f"""
-UPDATE intent AS i SET worker = $2
-WHERE i.intent_id = $1 AND NOT EXISTS (SELECT 1 FROM worker w WHERE w.id = i.worker)
 RETURNING {COLUMNS}
 """  # noqa: S608  (made of constants)
 
@@ -244,19 +248,24 @@ async def pass_ref_on(db: Connection, former: str) -> None:
         )
 
 
-async def bind_task(db: Connection, task_id: str, adopted_by: str, intent_id: str) -> None:
-    """Bind an intent to its task, once.
+async def bind_task(db: Connection, task_id: str, adopted_by: str, intent_id: str, worker_id: str) -> None:
+    """Bind an intent to its task, once; it is this worker's from then on.
 
     Raises:
         TaskAlreadyBound: The task has another intent.
         JournalError: The intent has another task.
     """
-    # Two at once: the second waits here for the first, and the UNIQUE of the table decides if they differ.
     holders = await select_intents(db, "i.task_id = $1", task_id)
-    if holders and holders[0].intent_id != intent_id:
-        raise TaskAlreadyBound(f"task {task_id} belongs to another intent, {holders[0].intent_id}")
-    if holders or await db.execute(_SET_CREATED, task_id, adopted_by, intent_id) == "UPDATE 1":
+    values = (task_id, adopted_by, intent_id, worker_id)
+    if not holders and await db.execute(_SET_CREATED, *values) == "UPDATE 1":
         return
+    # Two workers at once: the UPDATE of the second waited for the first and found the task noted. Of two
+    # intents the UNIQUE of the table lets one have it.
+    holders = holders or await select_intents(db, "i.task_id = $1", task_id)
+    if holders and holders[0].intent_id == intent_id:
+        return
+    if holders:
+        raise TaskAlreadyBound(f"task {task_id} belongs to another intent, {holders[0].intent_id}")
     raise JournalError(f"task {task_id} cannot be noted: its intent {intent_id} has another task or is gone")
 
 

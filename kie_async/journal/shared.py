@@ -56,13 +56,14 @@ class SharedJournal(Journal):
     def share_creates(self, rate: Rate) -> Permits:
         """Return the permits of creates, which all workers share."""
 
+    @property
+    @abstractmethod
+    def alive_workers(self) -> int:
+        """Return how many workers were alive when last counted, this one included."""
+
     @abstractmethod
     def bound_spending(self, budget: Budget) -> None:
         """Let no create be noted as SENDING from now on that would exceed a budget, over all workers."""
-
-    @abstractmethod
-    async def save_hold(self, intent_id: str, credits: float) -> None:
-        """Note what the service holds for a task: what it costs at least, as far as is known."""
 
     @abstractmethod
     async def read_intents(self, intent_ids: Sequence[str]) -> list[Intent]:
@@ -74,10 +75,6 @@ class SharedJournal(Journal):
 
         One that was SENDING is UNKNOWN from then on, and never sent again.
         """
-
-    @abstractmethod
-    async def take(self, intent_id: str) -> Intent | None:
-        """Make one intent this worker's unless a living worker has it; return it if it is this worker's."""
 
     @abstractmethod
     async def save_delivery(self, delivery: StoredDelivery) -> None:

@@ -16,11 +16,10 @@ from support.link import Link
 from support.postgres import OwnPostgres
 from support.stores import SHORT_LEASE_S
 
-from kie_async import InvalidRequest, JournalError, TaskRecord, TaskState
+from kie_async import InvalidRequest, JournalAway, JournalError, TaskRecord, TaskState
 from kie_async.journal.intents import IntentState
 from kie_async.journal.notes import MOST_SMALL_NOTES
 from kie_async.journal.postgres import PostgresJournal
-from kie_async.journal.postgres_database import JournalAway
 
 HOUR_S = 3600.0
 SCHEMA = "kie_async_main"
