@@ -140,9 +140,10 @@ class PostgresJournal(SharedJournal):
         """Finish what was begun, leave the others, and disconnect."""
         if not self._db.is_open:
             return
-        await self._late.aclose()
         if self._permits is not None:
             await self._permits.aclose()
+        await self._db.finish_jobs()  # while this worker takes part: they may be creates
+        await self._late.aclose()
         await self._members.aclose()
         await self._db.aclose()
 
@@ -373,7 +374,7 @@ class PostgresJournal(SharedJournal):
         values = (state.value, encode_note(raw), record.credits, intent_id)
 
         async def job(db: Connection) -> None:
-            noted = await sql.select_intents(db, "i.intent_id = $1", intent_id)
+            noted = await sql.lock_intent(db, intent_id)
             is_unreadable = any(found.state is state and found.read_end() is None for found in noted)
             if any(found.has_ended for found in noted) and not is_unreadable:
                 return

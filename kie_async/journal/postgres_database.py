@@ -45,7 +45,7 @@ https://www.postgresql.org/docs/current/errcodes-appendix.html"""
 
 _CONFLICT_STATES = ("40001", "40P01", "55P03")
 
-_FULL_STATE, _UNIQUE_STATE = "53100", "23505"
+_FULL_STATE, _UNIQUE_STATE, _ZERO_BYTE_STATE = "53100", "23505", "22021"
 
 _log = logging.getLogger("kie_async")
 
@@ -97,6 +97,7 @@ class PostgresDatabase:
         self.worker_id = ""
         """Whose reads tell other workers' intents from its own."""
         self._pool: Pool | None = None
+        self._is_closing = False
         self._jobs = BackgroundTasks("kie_async journal")
         self._absence = _Absence()
 
@@ -126,6 +127,8 @@ class PostgresDatabase:
             raise JournalError(f"{self.label} is open already")
         import asyncpg
 
+        self._is_closing = False
+
         if not isinstance(self._given, str):
             self._pool = self._given
             return
@@ -140,6 +143,11 @@ class PostgresDatabase:
             )
         except Exception as exc:
             raise self._error_from(exc) from None
+
+    async def finish_jobs(self) -> None:
+        """Finish what was begun, and take nothing more but the last jobs."""
+        self._is_closing = True
+        await self._jobs.drain()
 
     async def aclose(self) -> None:
         """Finish what was begun and disconnect; a pool that was given stays open."""
@@ -181,16 +189,19 @@ class PostgresDatabase:
 
     # --- jobs ----------------------------------------------------------------------------------
 
-    async def run(self, job: Job[_T], *, patience_s: float = 0.0) -> _T:
+    async def run(self, job: Job[_T], *, patience_s: float = 0.0, is_last: bool = False) -> _T:
         """Run *job* in a transaction and return when what it did is durable.
 
-        While the database is away it is tried again for *patience_s*. Whoever is cancelled stops waiting; the
+        While the database is away it is tried again for *patience_s*. One that *is_last* is taken after
+        `finish_jobs` too. Whoever is cancelled stops waiting; the
         job goes on, since a commit that may have happened cannot be undone.
 
         Raises:
             JournalAway: The database was away; it may have been committed all the same.
             JournalError: It was not committed.
         """
+        if self._is_closing and not is_last:
+            raise JournalError(f"{self.label} is closed")
         return await asyncio.shield(self._jobs.spawn(self._run_patiently(job, patience_s)))
 
     async def _run_patiently(self, job: Job[_T], patience_s: float) -> _T:
@@ -319,6 +330,8 @@ class PostgresDatabase:
             return RefTaken("another worker was faster with this ref; nothing was sent")
         if state == _UNIQUE_STATE and exc.constraint_name == "intent_task_id_key":
             return TaskAlreadyBound("the task belongs to another intent")
+        if state == _ZERO_BYTE_STATE:
+            return JournalError(f"{self.label} cannot hold this text: {why}")
         if _AWAY_STATES.match(state):
             return JournalAway(f"{self.label} cannot be reached: {why}")
         return JournalError(f"{self.label} refused: {why}")
