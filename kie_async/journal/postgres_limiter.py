@@ -12,6 +12,9 @@ from ..config import Rate
 from ..errors import JournalError
 from .postgres_database import Connection, PostgresDatabase
 
+MAX_PERMITS = 10_000
+"""Each is a row."""
+
 _LONGEST_USE_S = 75.0
 """So long a create may be on its way: after that, and a window, the permit of a dead worker comes back."""
 
