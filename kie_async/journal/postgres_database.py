@@ -32,15 +32,17 @@ MAX_CONNECTIONS = 4
 CONNECT_S = 5.0
 
 ANSWER_S = 10.0
-"""So long a transaction may take: it touches a few rows."""
+"""So long a transaction may take, since it touches a few rows. One that asks nothing for half of it has a
+worker that is frozen or gone: the server ends it, or its locks would hold up all others."""
 
 _RETRY_S = 0.25
 
 _CONFLICTS = 5
 """So often a transaction is run again that met another one."""
 
-_AWAY_STATES = re.compile("08|57P|53300|25006")
-"""SQLSTATEs of a server that is shutting down, starting, full of connections or read-only after a failover.
+_AWAY_STATES = re.compile("08|57P|53300|25006|25P03")
+"""SQLSTATEs of a server that is shutting down, starting, full of connections, read-only after a failover, or
+tired of a transaction in which nothing happens.
 https://www.postgresql.org/docs/current/errcodes-appendix.html"""
 
 _CONFLICT_STATES = ("40001", "40P01", "55P03")
@@ -73,14 +75,20 @@ class _Absence:
     """Since when the database does not answer, said once when it begins and once when it is over."""
 
     since: float = math.inf
+    failed_at: float = -math.inf
 
     def note_failure(self, label: str, why: str) -> None:
+        self.failed_at = time.monotonic()
         if self.since == math.inf:
             self.since = time.monotonic()
             _log.warning("%s cannot be reached; nothing is created meanwhile, tasks go on: %s", label, why)
 
+    @property
+    def is_going_on(self) -> bool:
+        return self.since < math.inf
+
     def note_answer(self, label: str) -> None:
-        if self.since < math.inf:
+        if self.is_going_on:
             _log.warning("%s answers again, after %.0f s", label, time.monotonic() - self.since)
             self.since = math.inf
 
@@ -91,8 +99,11 @@ class PostgresDatabase:
     No password is ever in a message: *label* stands for the journal.
     """
 
-    def __init__(self, dsn_or_pool: str | Pool, schema: str) -> None:
+    def __init__(self, dsn_or_pool: str | Pool, schema: str, *, answer_s: float = ANSWER_S) -> None:
         self._given = dsn_or_pool
+        self._answer_s = answer_s
+        # Whoever waits for a connection of ours does not wait for the database.
+        self._turns = asyncio.Semaphore(MAX_CONNECTIONS)
         self.schema = schema
         self.worker_id = ""
         """Whose reads tell other workers' intents from its own."""
@@ -133,14 +144,16 @@ class PostgresDatabase:
             self._pool = self._given
             return
         try:
-            self._pool = await asyncpg.create_pool(
+            pool = await asyncpg.create_pool(
                 self._given,
-                min_size=1,
+                min_size=0,  # else the pool itself tries to reconnect, and logs each failure
                 max_size=MAX_CONNECTIONS,
                 timeout=CONNECT_S,
                 # A pooler in transaction mode gives each transaction another server connection.
                 statement_cache_size=0,
             )
+            async with pool.acquire(timeout=CONNECT_S):
+                self._pool = pool
         except Exception as exc:
             raise self._error_from(exc) from None
 
@@ -220,7 +233,7 @@ class PostgresDatabase:
 
         for _ in range(_CONFLICTS):
             try:
-                return await self._run_once(job)
+                return await self._run_in_turn(job)
             except asyncpg.PostgresError as exc:
                 if exc.sqlstate not in _CONFLICT_STATES:
                     raise self._note_failure(exc) from None
@@ -230,19 +243,30 @@ class PostgresDatabase:
                 raise self._note_failure(exc) from None
         raise JournalError(f"{self.label} is too busy: a transaction met others {_CONFLICTS} times")
 
+    async def _run_in_turn(self, job: Job[_T]) -> _T:
+        """Run *job* when one of the connections is free; not if it has shown meanwhile that nobody answers."""
+        queued_at = time.monotonic()
+        async with self._turns:
+            is_late = time.monotonic() - queued_at > self._answer_s / 2
+            if is_late and self._absence.is_going_on and self._absence.failed_at > queued_at:
+                raise JournalAway(f"{self.label} cannot be reached: it has not answered others either")
+            return await self._run_once(job)
+
     async def _run_once(self, job: Job[_T]) -> _T:
         if self._pool is None:
             raise JournalError(f"{self.label} is closed")
-        async with asyncio.timeout(ANSWER_S):
+        async with asyncio.timeout(self._answer_s):
             connection = await self._pool.acquire(timeout=CONNECT_S)
             try:
                 await connection.execute(self.begin)
                 made = await job(connection)
                 await connection.execute("COMMIT")
+            except asyncio.CancelledError:  # no answer in time: another query would get none either
+                connection.terminate()
+                raise
             except BaseException:
                 with suppress(Exception):
-                    async with asyncio.timeout(CONNECT_S):
-                        await connection.execute("ROLLBACK")
+                    await connection.execute("ROLLBACK")
                 raise
             finally:
                 await self._release(connection)
@@ -252,17 +276,16 @@ class PostgresDatabase:
     async def _release(self, connection: Connection) -> None:
         if self._pool is None:
             return
-        try:
+        with suppress(Exception):  # the pool itself drops what it cannot reset
             await self._pool.release(connection, timeout=CONNECT_S)
-        except Exception:
-            connection.terminate()
 
     @property
     def begin(self) -> str:
         """Return what begins a transaction: no commit is answered before it is on the disk."""
         return (
             f'BEGIN; SET LOCAL synchronous_commit = on; SET LOCAL search_path = "{self.schema}"; '
-            f"SET LOCAL kie_async.worker = '{self.worker_id}'"
+            f"SET LOCAL kie_async.worker = '{self.worker_id}'; "
+            f"SET LOCAL idle_in_transaction_session_timeout = {self._answer_s * 500:.0f}"
         )
 
     async def listen(
