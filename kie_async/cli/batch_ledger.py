@@ -17,9 +17,11 @@ from ..journal.sqlite import SqliteJournal
 from ..models import JobState, TaskRecord
 from .jobs_file import Jobs
 from .output import without_key
-from .report_data import describe_request, read_lines, row_of_line
+from .report_data import describe_request, read_lines, reason_of, row_of_line
+from .report_journal import with_end
 from .report_sums import Sums, Tally
 from .results_file import ResultsFile
+from .runtime import plain_words
 
 _SAVED = {JobState.DONE, JobState.NOT_SAVED}
 
@@ -47,6 +49,8 @@ class BatchLedger:
         }
         """What brought the ends that were seen, and when, by ref: no journal knows that."""
         self._states = [JobState.NOT_SENT] * len(jobs)
+        self._earlier: dict[int, tuple[JobState, dict[str, Any]]] = {}
+        """How jobs stood, and their lines, that are to go again and have not yet."""
         self._has_outcome = bytearray(len(jobs))
         self._counts = Counter({JobState.NOT_SENT: len(jobs)})
         self.results = ResultsFile(path, (self._line(*jobs[index]) for index in range(len(jobs))))
@@ -56,23 +60,27 @@ class BatchLedger:
     ) -> None:
         """Take in what the journal knows of the jobs; the others of those *chosen* are queued.
 
-        With *retry_failed* those that failed or were refused are queued too.
+        So are those that were clearly refused, and with *retry_failed* all that failed or were refused.
         """
+        stays = bytearray(len(self._states))
         async for intent in journal.iterate_intents():
             index = None if intent.ref is None else self._jobs.index_of(intent.ref)
             if index is not None:
-                self._begin_with(index, intent)
+                self._begin_with(index, await with_end(journal, intent))
+                stays[index] = not (intent.frees_its_ref or (retry_failed and intent.may_be_retried))
         self._former.clear()
-        to_be_sent = (
-            {JobState.NOT_SENT, JobState.FAILED, JobState.REFUSED} if retry_failed else {JobState.NOT_SENT}
-        )
         for index in chosen:
-            if self._states[index] in to_be_sent:
-                self._set(index, JobState.QUEUED, {})
+            if not stays[index]:
+                self._queue(index)
+
+    def _queue(self, index: int) -> None:
+        if (state := self._states[index]) is not JobState.NOT_SENT:
+            self._earlier[index] = (state, self.results.line(index))
+        self._set(index, JobState.QUEUED, {})
 
     def _begin_with(self, index: int, intent: Intent) -> None:
         former = self._former.get(intent.ref or "", {})
-        state = JobState.NOT_SENT if intent.frees_its_ref else intent.job_state
+        state = intent.job_state
         # Without a task it is about the same create as long as the word for it is the same.
         is_same = former.get("outcome") == state if not intent.task_id else True
         if former.get("task_id") != intent.task_id or not is_same:
@@ -80,15 +88,15 @@ class BatchLedger:
         if state is JobState.DONE and former.get("outcome") != JobState.DONE:
             state = JobState.NOT_SAVED
         fields = {"task_id": intent.task_id, "credits": intent.credits}
-        if intent.reason and state is not JobState.NOT_SENT:
-            fields["error"] = without_key(intent.reason)
+        if state is not JobState.NOT_SENT:
+            fields["error"] = without_key(reason_of(intent))
         self._set(index, state, fields | former)
 
     def end(self) -> None:
-        """Take in that nothing more will be sent."""
+        """Take in that nothing more will be sent: what was to go again and did not stands as it stood."""
         for index, state in enumerate(self._states):
             if state in {JobState.QUEUED, JobState.SENDING}:
-                self._set(index, JobState.NOT_SENT, {})
+                self._set(index, *self._earlier.get(index, (JobState.NOT_SENT, {})))
 
     # --- counting ------------------------------------------------------------------------------
 
@@ -119,6 +127,7 @@ class BatchLedger:
         if index is not None and not self._has_outcome[index]:
             state = JobState.RUNNING if task_id else JobState.PERHAPS_PAID
             if task_id or self._states[index] is not state:  # else a former run has noted why
+                self._earlier.pop(index, None)
                 self._set(index, state, {"task_id": task_id})
 
     def record_end(self, ref: str | None, source: str) -> None:
@@ -137,8 +146,11 @@ class BatchLedger:
             if record.completed_at is not None:  # if this run did not see it end, the service's word counts
                 self._ends.setdefault(outcome.ref or "", ("", _iso(record.completed_at)))
         if outcome.error is not None:
-            fields["error"] = without_key(str(outcome.error))
-        return self._set(outcome.index, outcome.state, fields), outcome.state
+            fields["error"] = without_key(plain_words(outcome.error))
+        state = outcome.state
+        if state is JobState.NOT_SENT and outcome.index in self._earlier:
+            state, fields = self._earlier[outcome.index]
+        return self._set(outcome.index, state, fields), outcome.state
 
     def _set(self, index: int, state: JobState, fields: dict[str, Any]) -> int:
         line, request = self._jobs[index]
