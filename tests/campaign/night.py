@@ -58,7 +58,6 @@ class Report:
     replay: str
     lines: list[str] = attrs.field(factory=list)
     wrong: list[str] = attrs.field(factory=list)
-    left_out: list[str] = attrs.field(factory=list)
     folder: str = ""
 
     @property
@@ -69,7 +68,6 @@ class Report:
         return "\n".join(
             [
                 *self.lines,
-                *(f"LEFT OUT: {what}" for what in self.left_out),
                 *(f"WRONG: {what}" for what in self.wrong),
                 "all is well" if self.ok else f"FAILED; see {self.folder}; again: {self.replay}",
             ]
@@ -174,8 +172,9 @@ class Night:
         for place, name in left:
             self._wrong(f"the batch ended before {place:.0%}: no {name}")
         self._sandbox.faults.fail_rate = 0.0
-        if await self._decide() and await self._retry():
-            self._report.wrong += audit.audit_morning(self._evening, await Books.read(self._evening))
+        await self._decide()
+        await self._retry()
+        self._report.wrong += audit.audit_morning(self._evening, await Books.read(self._evening))
 
     # --- the night -----------------------------------------------------------------------------
 
@@ -281,16 +280,13 @@ class Night:
 
     # --- the morning ---------------------------------------------------------------------------
 
-    async def _decide(self) -> bool:
-        """Decide on what is perhaps paid, as one who reads the service's log; tell whether one can."""
+    async def _decide(self) -> None:
+        """Decide on what is perhaps paid, as one who reads the service's log."""
         books = await Books.read(self._evening)
         unknown = [row["ref"] for row in books.rows if row["outcome"] == JobState.PERHAPS_PAID]
         self._note(f"{len(unknown)} perhaps paid")
         if len(unknown) < LOST_ANSWERS:
             self._wrong(f"only {unknown} are perhaps paid")
-        if not await self._offers("resolve", "journal"):
-            self._report.left_out.append("journal resolve and resubmit, and all that follows: not there")
-            return False
         bound = {intent.task_id for intent in books.intents}
         unbound = self._sandbox.tasks.keys() - bound
         tasks = {self._sandbox.tasks[task_id].input["prompt"]: task_id for task_id in unbound}
@@ -301,28 +297,19 @@ class Night:
                 await self._operate("resolve", ref, found)
             else:
                 await self._operate("resubmit", ref, "--accept-double-charge")
-        return True
 
     async def _operate(self, command: str, ref: str, *more: str) -> None:
         status = await self._client.call("journal", command, self._evening.journal.name, ref, *more)
         if status or "Traceback" in self._client.err:
             self._wrong(f"journal {command} {ref} ended with {status}: {self._client.err[-600:]}")
 
-    async def _retry(self) -> bool:
-        """Make what failed again until nothing is left; tell whether one can."""
-        if not await self._offers("--retry-failed", "batch"):
-            self._report.left_out.append("--retry-failed: not there")
-            return False
+    async def _retry(self) -> None:
+        """Make what failed again until nothing is left."""
         self._note("--retry-failed")
         self._spent = (await Books.read(self._evening)).credits  # of a task that was resolved, too
         async with self._client.run(*self._batch("--retry-failed")) as self._process:
             await self._comes_to(10.0, asyncio.create_task(self._process.wait()))
         await self._audit_stop("morning")
-        return True
-
-    async def _offers(self, word: str, command: str) -> bool:
-        await self._client.call(command, "--help")
-        return word in self._client.out
 
     # --- what is checked -----------------------------------------------------------------------
 
