@@ -23,7 +23,7 @@ from .report_sums import Sums, Tally
 from .results_file import ResultsFile
 from .runtime import plain_words
 
-_SAVED = {JobState.DONE, JobState.NOT_SAVED}
+_NO_ANSWER = "no answer proved what a create became"
 
 OVER = frozenset({JobState.DONE, JobState.NOT_SAVED, JobState.FAILED, JobState.REFUSED})
 """How a job stands of which nothing more is to be expected; perhaps paid it is until somebody looks."""
@@ -128,7 +128,7 @@ class BatchLedger:
             state = JobState.RUNNING if task_id else JobState.PERHAPS_PAID
             if task_id or self._states[index] is not state:  # else a former run has noted why
                 self._earlier.pop(index, None)
-                self._set(index, state, {"task_id": task_id})
+                self._set(index, state, {"task_id": task_id, "error": "" if task_id else _NO_ANSWER})
 
     def record_end(self, ref: str | None, source: str) -> None:
         """Record that a job's task was seen to end now, by a callback or by a poll."""

@@ -736,6 +736,26 @@ async def test_however_it_ends_another_run_completes_it_and_pays_nothing_twice(
     assert outcomes_in(path) == {"done": 6}
 
 
+async def test_a_create_that_was_left_without_an_answer_is_perhaps_paid(tmp_path: Path) -> None:
+    write_jobs(tmp_path, 2)
+    async with Sandbox(api_key=KEY, durations=Never()) as service:
+        service.faults.create_answer_gate = asyncio.Event()
+        running = await start(service, tmp_path, "batch", "jobs.csv", "--max-in-flight", "1")
+        await until(lambda: service.tasks)
+        running.interrupt()
+        await running.said("interrupted: ")
+        running.interrupt()
+        await asyncio.sleep(0.2)
+    code, out, _ = await running.end()
+    assert code == 130
+    assert out.startswith(
+        "2 jobs: 1 perhaps paid; 1 not sent\n"
+        "this run 0 credits (0.00 USD); all runs 0 credits (0.00 USD)\n"
+        "1 perhaps paid: no answer proved what a create became\n"
+    )
+    assert outcomes_in(tmp_path / "jobs-results" / "results.jsonl") == {"perhaps paid": 1, "not sent": 1}
+
+
 # --- what is tried first, and what stops a batch -------------------------------------------------------
 
 
