@@ -75,12 +75,16 @@ class Report:
 
 
 class Client:
-    """``kie-async`` in a process of its own, on a fast clock; what it says goes to files."""
+    """``kie-async`` in processes of their own, on a fast clock; what each says goes to files.
+
+    The next one is started while one runs, and waits until it is told what to do: a start takes a second.
+    """
 
     def __init__(self, folder: Path, url: str, speed: float) -> None:
         self._folder = folder
         self._speed = speed
         self._count = 0
+        self._waiting: asyncio.subprocess.Process | None = None
         clean = {name: value for name, value in os.environ.items() if not name.startswith("KIE_")}
         paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
         self._env = clean | {"KIE_API_KEY": KEY, "KIE_BASE_URL": url, "PYTHONPATH": paths}
@@ -88,22 +92,32 @@ class Client:
     @contextlib.asynccontextmanager
     async def run(self, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
         """Begin a command, and end it if the block does not."""
+        process = self._waiting or await self._start(self._count + 1)
         self._count += 1
-        with self._said("out").open("wb") as out, self._said("err").open("wb") as err:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-W", "error", "-m", "tests.support.fast_cli", str(self._speed)),
-                *arguments,
-                cwd=self._folder,
-                env=self._env,
-                stdout=out,
-                stderr=err,
-            )
+        self._waiting = await self._start(self._count + 1)
+        assert process.stdin
+        process.stdin.write(json.dumps(arguments).encode() + b"\n")
+        process.stdin.close()
         try:
             yield process
         finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
+            await _end(process)
+
+    async def _start(self, number: int) -> asyncio.subprocess.Process:
+        with self._said("out", number).open("wb") as out, self._said("err", number).open("wb") as err:
+            return await asyncio.create_subprocess_exec(
+                *(sys.executable, "-W", "error", "-m", "tests.support.fast_cli", str(self._speed)),
+                cwd=self._folder,
+                env=self._env,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=out,
+                stderr=err,
+            )
+
+    async def aclose(self) -> None:
+        """End the process that waits."""
+        if self._waiting is not None:
+            await _end(self._waiting)
 
     async def call(self, *arguments: str) -> int:
         """Run a command to its end and return its exit status."""
@@ -113,14 +127,20 @@ class Client:
     @property
     def out(self) -> str:
         """What the last command printed."""
-        return self._said("out").read_text()
+        return self._said("out", self._count).read_text()
 
     @property
     def err(self) -> str:
-        return self._said("err").read_text()
+        return self._said("err", self._count).read_text()
 
-    def _said(self, name: str) -> Path:
-        return self._folder / f"{self._count:02}.{name}"
+    def _said(self, name: str, number: int) -> Path:
+        return self._folder / f"{number:02}.{name}"
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        process.kill()
+    await process.wait()
 
 
 class Night:
@@ -159,6 +179,12 @@ class Night:
 
     async def run(self) -> None:
         """Live through the night and the morning."""
+        try:
+            await self._run()
+        finally:
+            await self._client.aclose()
+
+    async def _run(self) -> None:
         plan = self._rng.sample(sorted(self._events), len(self._events))
         rows = len(self._evening.refs)
         last = 0.9 * (rows - _NEVER_MADE) / rows
