@@ -92,20 +92,28 @@ class BatchRun:
                 retry_failed = self._options.retry_failed
                 await self._ledger.begin(self._journal, self._chosen, retry_failed=retry_failed)
                 is_open = True
-                try:
-                    for handle in await kie.resume():
-                        self._ledger.record_task(handle.ref, handle.task_id)
-                    # The batch joins these by their refs, so none is created again.
-                    if await self._can_save() and await self._takes_key(kie):
-                        await self._consume(self._begin(kie, (jobs[index][1] for index in self._chosen)))
-                finally:
-                    with suppress(JournalError):
-                        self.totals = await self._journal.load_totals()
+                for handle in await kie.resume():
+                    self._ledger.record_task(handle.ref, handle.task_id)
+                # The batch joins these by their refs, so none is created again.
+                if await self._can_save() and await self._takes_key(kie):
+                    await self._consume(self._begin(kie, (jobs[index][1] for index in self._chosen)))
         finally:
             # If it never opened, the file is another's: a former run's, or that of whoever has the journal.
             if is_open:
-                self._ledger.end()
+                await self._end()
                 await self._write_results()
+
+    async def _end(self) -> None:
+        # From the closed journal: tasks may end, and creates get their ids, until the session is closed.
+        journal = SqliteJournal(self._options.journal)
+        try:
+            with suppress(JournalError):
+                await journal.open_to_read()
+                self.totals = await journal.load_totals()
+                await self._ledger.catch_up(journal)
+        finally:
+            self._ledger.end()
+            await journal.aclose()
 
     async def _without_changed(self, jobs: Jobs, chosen: Sequence[int]) -> Sequence[int]:
         retry_failed = self._options.retry_failed
