@@ -19,6 +19,7 @@ from .errors import (
     FileError,
     InsufficientCredits,
     InvalidRequest,
+    JournalAway,
     JournalError,
     JournalFull,
     JournalLocked,
@@ -47,6 +48,7 @@ from .handle import TaskHandle
 from .inputs.kling import KlingAvatar
 from .inputs.media import Media
 from .inputs.request import TaskRequest
+from .journal.postgres import PostgresJournal
 from .journal.sqlite import SqliteJournal
 from .models import JobState, SettledTask, TaskRecord, TaskResult, TaskState, UploadedFile
 from .sandbox import Sandbox
@@ -74,6 +76,7 @@ __all__ = [
     "InsufficientCredits",
     "InvalidRequest",
     "JobState",
+    "JournalAway",
     "JournalError",
     "JournalFull",
     "JournalLocked",
@@ -87,6 +90,7 @@ __all__ = [
     "NotFound",
     "Outcome",
     "PollSchedule",
+    "PostgresJournal",
     "QuotaExceeded",
     "Rate",
     "RateLimited",

@@ -28,6 +28,7 @@ from .errors import (
     CreateOutcomeUnknown,
     InsufficientCredits,
     InvalidRequest,
+    JournalAway,
     JournalError,
     JournalFull,
     KieError,
@@ -385,7 +386,7 @@ class _BatchRun:
                 return await self._room.create(lambda: self._create(request, digest))
             except _STOPPING as exc:
                 # The disk that was full for the id of one task is waited for by the others.
-                if not isinstance(exc.__cause__, JournalFull):
+                if not isinstance(exc.__cause__, JournalFull | JournalAway):
                     self.stop(exc)
                 raise
             except CreateOutcomeUnknown as exc:

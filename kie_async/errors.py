@@ -26,6 +26,7 @@ KieError
 ├── CallbackRejected        someone pretended, or a clock is wrong
 └── JournalError            the durable record cannot be trusted or written
     ├── JournalFull         you: its disk is full
+    ├── JournalAway         you: its database does not answer
     ├── TaskNotNoted        a task is paid and the journal could not take its id, which is on the error
     └── JournalLocked       another process holds it
 
@@ -341,6 +342,10 @@ class JournalError(KieError):
 
 class JournalFull(JournalError):
     """The disk of the journal is full: nothing was noted, so nothing was sent."""
+
+
+class JournalAway(JournalError):
+    """The database of the journal does not answer now: nothing is created, and what is paid goes on."""
 
 
 class TaskNotNoted(JournalError):
