@@ -21,6 +21,12 @@ from hypothesis import settings
 from support.clock import Clock, SteeredLoop, eventually
 from support.inside import open_http_sessions
 from support.loops import ASKED_FOR, LOOPS, eager
+from support.postgres import (  # noqa: F401  (fixtures)
+    own_postgres,
+    postgres_dsn,
+    postgres_server,
+    postgres_template,
+)
 
 from kie_async import (
     CallbackReceiver,
