@@ -13,9 +13,9 @@ from ..batch import Outcome
 from ..errors import TaskError
 from ..inputs.request import TaskRequest
 from ..journal.intents import Intent, Totals
-from ..journal.sqlite import SqliteJournal
 from ..models import JobState, TaskRecord
 from .jobs_file import Jobs
+from .journal_place import DurableJournal
 from .output import without_key
 from .report_data import describe_request, read_lines, row_of_line
 from .report_sums import Sums, Tally
@@ -52,7 +52,7 @@ class BatchLedger:
         self.results = ResultsFile(path, (self._line(*jobs[index]) for index in range(len(jobs))))
 
     async def begin(
-        self, journal: SqliteJournal, chosen: Collection[int], *, retry_failed: bool = False
+        self, journal: DurableJournal, chosen: Collection[int], *, retry_failed: bool = False
     ) -> None:
         """Take in what the journal knows of the jobs; the others of those *chosen* are queued.
 
