@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -14,7 +13,7 @@ from ..inputs.request import TaskRequest
 from ..journal.intents import Intent
 from ..limits.admission import Admission
 from ..limits.budget import BudgetLedger
-from ..polling.entry import PollEntry
+from ..polling.entry import NEVER, PollEntry
 from ..polling.poller import Poller
 from .registry import CountedEnds, TaskRegistry
 
@@ -115,7 +114,7 @@ class HandleBinder:
             self._ledger.note_tracked(handle.intent_id)
         former = entry_of(handle)
         self._poller.forget(former)
-        read_at = -math.inf if former is None else former.last_polled_at
+        read_at = NEVER if former is None else former.last_polled_at
         entry = self._poller.track(
             task_id,
             model=handle.model,

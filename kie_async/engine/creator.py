@@ -217,7 +217,7 @@ class TaskCreator:
         # From here, and once more when it is a task: neither waits nor retries are taken off its time.
         pending.handle.move_deadline(asyncio.get_running_loop().time() + timeout_s)
         intent = describe(body=(wire_request.body or b"").decode())
-        guard = partial(self._let_leave, intent, charge, former, phase)
+        guard = partial(self._let_leave, charge, former, phase)
         call = self._calls.new(
             intent,
             wire_request,
@@ -261,9 +261,9 @@ class TaskCreator:
         return charge_of(request.model, request.input, await self._uploads.measure_audio(request.input))
 
     def _let_leave(
-        self, intent: Intent, charge: Charge, former: PendingCreate | None, phase: Phase | None
-    ) -> None:
-        """Do what belongs into the step in which a body leaves, or keep it back.
+        self, charge: Charge, former: PendingCreate | None, phase: Phase | None, intent: Intent
+    ) -> Intent:
+        """Do what belongs into the step in which a body leaves, or keep it back; return what is to be noted.
 
         Raises:
             InvalidRequest: The create that this one replaces became a task meanwhile.
@@ -271,8 +271,10 @@ class TaskCreator:
         """
         if former is not None and not self._is_open(former, phase):
             raise InvalidRequest(_DECIDED)
-        if self._ledger is not None:
-            self._ledger.reserve(intent.intent_id, charge)
+        if self._ledger is None:
+            return intent
+        expected = self._ledger.reserve(intent.intent_id, charge)
+        return attrs.evolve(intent, audio_s=charge.audio_s, expected_credits=expected or None)
 
     def _is_open(self, former: PendingCreate, phase: Phase | None) -> bool:
         """Tell whether nobody has found out, or is finding out, that a create in this phase became a task."""

@@ -59,11 +59,11 @@ class Engine:
     """The parts of one open session, on the loop they run on. It is the `HandleOwner` of its handles."""
 
     def __init__(self, settings: Settings, counters: Counters) -> None:
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._is_open = False
         self._is_attached = False
         self.settings = settings
-        key, limits, rng, now = settings.key, settings.limits, settings.rng, self._loop.time
+        key, limits, rng, now = settings.key, settings.limits, settings.rng, self.loop.time
         self.journal = _journal_of(settings.journal)
         self.background = BackgroundTasks("kie_async watcher")
 
@@ -80,7 +80,7 @@ class Engine:
             network=settings.network,
             redactor=redactor,
         )
-        self.queries = QueryClient(self._query_transport, query_limiter, counters=counters, rng=rng)
+        self.queries = QueryClient(self._query_transport, self._query_pace, counters=counters, rng=rng)
         self.uploads = Uploads(
             UploadClient(settings.upload_url, key, rng=rng, network=settings.network, redactor=redactor),
             store=_upload_store(self.journal, settings),
@@ -153,8 +153,18 @@ class Engine:
     def _relay_of(self, journal: Journal, settings: Settings) -> WorkerRelay | None:
         if not isinstance(journal, SharedJournal):
             return None
-        timeout_s, rng = settings.task_timeout_s, settings.rng
-        return WorkerRelay(self.recovery, self.reconciler, self.inbox, journal, self.events, timeout_s, rng)
+        if settings.budget is not None:
+            journal.bound_spending(settings.budget)
+        return WorkerRelay(
+            self.recovery,
+            self.reconciler,
+            self.inbox,
+            journal,
+            self.events,
+            self._query_pace,
+            self._query_speed,
+            settings,
+        )
 
     # --- open and close ------------------------------------------------------------------------
 
@@ -167,7 +177,7 @@ class Engine:
         try:
             await self.recovery.replay(self.settings.account)
             self.poller.restore(await self.journal.load_durations())
-            await self._query_speed.recall(self._loop.time())
+            await self._query_speed.recall(self.loop.time())
             self._query_pace.adjust()
             if self.relay is not None:
                 await self.relay.open()
@@ -217,7 +227,7 @@ class Engine:
         While the loop runs, its timers hold this; a handle outlives the session object it came from.
         A loop that only stopped, as in a notebook or at the end of the program, is not closed.
         """
-        if self._is_open and not self._loop.is_running():
+        if self._is_open and not self.loop.is_running():
             log_what_goes_on("a session was never closed", self.tracker.registry.handles)
             for part in (self.calls.transport, self._query_transport, self.uploads, self.downloads):
                 part.close_nowait()

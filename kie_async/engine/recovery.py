@@ -21,7 +21,7 @@ from ..limits.budget import BudgetLedger
 from ..limits.prices import Charge
 from ..models import SettledTask, TaskRecord, TaskResult, TaskState
 from ..wire.codes import error_for
-from .charges import charge_of
+from .charges import charge_of_noted
 from .pending_creates import PendingCreate, Phase
 from .tracker import TaskTracker, outcome_of
 
@@ -71,7 +71,7 @@ class Recovery:
             tasks=totals.tasks,
             spent=totals.credits,
             prices=await self._journal.load_prices(),
-            unsettled=[(intent.intent_id, _charge_of(intent)) for intent in unsettled],
+            unsettled=[(intent.intent_id, _charge_of(intent), intent.held_credits) for intent in unsettled],
         )
 
     def _pending_of(self, intent: Intent) -> PendingCreate:
@@ -324,9 +324,8 @@ def _request_of(intent: Intent) -> TaskRequest | None:
 
 
 def _charge_of(intent: Intent) -> Charge:
-    """Return what is known of the price of a former session's create: it may hold the longest audio."""
     request = _request_of(intent)
-    return charge_of(intent.model, {} if request is None else request.input)
+    return charge_of_noted(intent, {} if request is None else request.input)
 
 
 def _unknown_error(intent: Intent) -> CreateOutcomeUnknown:

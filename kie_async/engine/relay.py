@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import random
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
@@ -16,11 +15,14 @@ from ..handle import TaskHandle
 from ..journal.intents import Intent, IntentState
 from ..journal.notes import decode_note
 from ..journal.shared import SharedJournal, StoredDelivery
+from ..limits.query_speed import QueryPace
 from ..wire.records import decode_record
 from .event_hook import EventHook
 from .inbox import CallbackInbox
+from .kept_speed import KeptQuerySpeed
 from .reconciler import Reconciler
 from .recovery import Recovery
+from .settings import Settings
 
 _READ_EVERY_S = 2.0
 """So often all that is waited for is read, since a pooler in between may pass on no notifications."""
@@ -47,16 +49,19 @@ class WorkerRelay:
         inbox: CallbackInbox,
         journal: SharedJournal,
         events: EventHook,
-        task_timeout_s: float,
-        rng: random.Random,
+        pace: QueryPace,
+        speed: KeptQuerySpeed,
+        settings: Settings,
     ) -> None:
         self._reconciler = reconciler
         self._recovery = recovery
         self._inbox = inbox
         self._journal = journal
         self._events = events
-        self._task_timeout_s = task_timeout_s
-        self._rng = rng
+        self._pace = pace
+        self._speed = speed
+        self._task_timeout_s = settings.task_timeout_s
+        self._rng = settings.rng
         self._news: dict[str, None] = {}
         self._has_news = asyncio.Event()
         self._has_deliveries = False
@@ -161,6 +166,8 @@ class WorkerRelay:
                 _log.debug("tasks of dead workers cannot be taken over now: %s", exc)
 
     async def _sweep(self) -> None:
+        await self._speed.recall(asyncio.get_running_loop().time())
+        self._pace.share_with(self._journal.alive_workers)
         while taken := await self._journal.take_over():
             claims = await self._journal.list_claims()  # of these, and of others that mean nothing here
             handles = [self._take(intent) for intent in taken if intent.state is not IntentState.NOT_CREATED]

@@ -28,6 +28,7 @@ from ..handle import HandleOwner, TaskHandle
 from ..inputs.request import TaskRequest
 from ..journal.base import Journal
 from ..journal.intents import ClaimSource, Intent
+from ..journal.notes import log_failed_note
 from ..limits.admission import Admission
 from ..limits.budget import BudgetLedger
 from ..models import JobState, TaskRecord, TaskResult, TaskState
@@ -82,11 +83,9 @@ class TaskTracker:
 
     def new_handle(self, intent: Intent, request: TaskRequest | None = None) -> TaskHandle:
         """Return a handle for an intent; its deadline is now and yet to be moved."""
-        loop = asyncio.get_running_loop()
         return TaskHandle(
             owner=self._owner,
-            loop=loop,
-            deadline=loop.time(),
+            deadline=self._owner.loop.time(),
             intent_id=intent.intent_id,
             request=request,
             ref=intent.ref,
@@ -290,9 +289,8 @@ class TaskTracker:
         has_changed = handle.observe(record)
         for twin in self.binder.twins_of(record.task_id):
             twin.observe(record)
-        if self._ledger is not None and not record.state.is_terminal:
-            self._ledger.note_hold(handle.intent_id, record.credits)
         if not record.state.is_terminal:
+            self._note_hold(handle, record.credits)
             if has_changed:
                 self._events.emit("updated", handle)
             return
@@ -307,6 +305,15 @@ class TaskTracker:
         else:
             self._journal.discard(handle.intent_id)
             self._settle_ended(handle, record, source)
+
+    def _note_hold(self, handle: TaskHandle, credits: float | None) -> None:
+        """Take in what the service holds for a task; the journal notes it once."""
+        if self._ledger is not None and self._ledger.note_hold(handle.intent_id, credits) and credits:
+            self._background.spawn(self._save_hold(handle.intent_id, credits))
+
+    async def _save_hold(self, intent_id: str, credits: float) -> None:
+        with log_failed_note(f"what is held for intent {intent_id}"):
+            await self._journal.mark_held(intent_id, credits)
 
     def _note_silence(self) -> None:
         """Take in that a poll, and no callback, brought an end."""

@@ -15,6 +15,8 @@ import attrs
 from .._validation import check_above_zero, check_count, check_kind
 from ..config import Budget, Rate
 from ..errors import BudgetExceeded, InvalidRequest, JournalError
+from ..limits.budget import is_over
+from ..limits.prices import TakenPrices
 from ..limits.rate_limiter import Permits
 from ..models import TaskRecord, TaskState
 from ..wire.redaction import without_mac
@@ -239,10 +241,10 @@ class PostgresJournal(SharedJournal):
         """Return what was spent by all workers."""
         return Totals(*(await self._fetch(sql.TOTALS))[0])
 
-    async def load_prices(self) -> Mapping[str, float]:
-        """Return the most that one task of each model has cost, in credits."""
-        query = "SELECT model, max(credits) FROM intent WHERE credits > 0 GROUP BY model"
-        return dict(await self._fetch(query))
+    async def load_prices(self) -> Mapping[str, TakenPrices]:
+        """Return what the tasks of each model took, of all workers."""
+        rows = await self._fetch(sql.SELECT_PRICES)
+        return {model: TakenPrices(*(price or 0.0 for price in prices)) for model, *prices in rows}
 
     async def load_durations(self) -> Mapping[str, object]:
         """Return what former sessions learned of each model; what cannot be read is left out."""
@@ -284,7 +286,7 @@ class PostgresJournal(SharedJournal):
         if fence is None or not fence["is_alive"]:
             raise JournalError("another worker may have taken this one for dead; nothing was sent")
         self._members.check_trust(known, fence["highest"], fence["distrust"])
-        await self._check_budget(db)
+        await self._check_budget(db, intent)
         if intent.replaces:
             await sql.pass_ref_on(db, intent.replaces)
         if intent.ref is not None:
@@ -293,7 +295,7 @@ class PostgresJournal(SharedJournal):
         seq = await db.fetchval(
             sql.INSERT_SENDING,
             *(intent.intent_id, worker_id, intent.ref, intent.model, intent.fingerprint, body),
-            *(intent.expects_callback, intent.replaces, None),
+            *(intent.expects_callback, intent.replaces, intent.audio_s, intent.expected_credits),
         )
         if seq is None:
             raise JournalError("the journal does not hold this intent in the state it must be in")
@@ -319,6 +321,11 @@ class PostgresJournal(SharedJournal):
 
         what = f"task {task_id} of intent {intent_id}"
         await self._note(what, intent_id, job, patience_s=ID_PATIENCE_S)
+
+    async def mark_held(self, intent_id: str, credits: float) -> None:
+        """Note what the service holds for the task of an intent."""
+        statement = sql.update_where("held_credits = $1", "state = 'CREATED'", 2)
+        await self._db.run(lambda db: db.execute(statement, credits, intent_id))
 
     async def mark_ended(
         self,
@@ -428,7 +435,7 @@ class PostgresJournal(SharedJournal):
         """Let no create be noted as SENDING from now on that would exceed a budget, over all workers."""
         self._budget = budget
 
-    async def _check_budget(self, db: Connection) -> None:
+    async def _check_budget(self, db: Connection, intent: Intent) -> None:
         budget = self._budget
         if budget is None:
             return
@@ -439,13 +446,9 @@ class PostgresJournal(SharedJournal):
         spent, held = committed["spent"] + committed["untold"], committed["held"]
         if budget.tasks is not None and committed["tasks"] >= budget.tasks:
             raise BudgetExceeded(budget.tasks, committed["tasks"], 0, "tasks")
-        if budget.credits is not None and spent + held > budget.credits:
+        needed = spent + held + (intent.expected_credits or 0.0)
+        if budget.credits is not None and is_over(needed, budget.credits):
             raise BudgetExceeded(budget.credits, spent, held, "credits")
-
-    async def save_hold(self, intent_id: str, credits: float) -> None:
-        """Note what the service holds for a task."""
-        change = "UPDATE intent SET hold = $1 WHERE intent_id = $2"
-        await self._db.run(lambda db: db.execute(change, credits, intent_id))
 
     async def take_over(self) -> list[Intent]:
         """Make the open intents of workers that are gone this worker's, and return them.

@@ -19,6 +19,7 @@ OPEN_STATES = "('PLANNED', 'SENDING', 'CREATED', 'UNKNOWN')"
 _FIELDS = (
     *("intent_id", "model", "ref", "fingerprint", "body", "state", "task_id", "reason", "code", "credits"),
     *("record", "expects_callback", "planned_ms", "replaces", "terminal_ms", "former_ref"),
+    *("audio_s", "expected_credits", "held_credits"),
 )
 
 # Whoever was noted as dead has no row; one that is only late may yet come back.
@@ -51,9 +52,9 @@ SELECT (SELECT distrust FROM meta) AS distrust,
 
 INSERT_SENDING = f"""
 INSERT INTO intent AS i(
-  intent_id, worker, ref, model, fingerprint, body, expects_callback, replaces, expected,
-  planned_ms, sending_ms, state, sends
-) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, {NOW_MS}, {NOW_MS}, 'SENDING', 1)
+  intent_id, worker, ref, model, fingerprint, body, expects_callback, replaces, audio_s,
+  expected_credits, planned_ms, sending_ms, state, sends
+) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, {NOW_MS}, {NOW_MS}, 'SENDING', 1)
 ON CONFLICT (intent_id) DO UPDATE
 SET state = 'SENDING', sends = i.sends + 1, sending_ms = excluded.sending_ms, ref = excluded.ref
 WHERE i.state = 'PLANNED'
@@ -112,11 +113,18 @@ FROM intent WHERE sends = 1 AND state <> 'REJECTED'
 # What may be spent: what tasks took, and of those that run the most that is known.
 COMMITTED = """
 SELECT count(*) AS tasks, coalesce(sum(credits), 0) AS spent,
-       coalesce(sum(coalesce(hold, expected, 0))
+       coalesce(sum(coalesce(held_credits, expected_credits, 0))
                 FILTER (WHERE state NOT IN ('SUCCEEDED', 'FAILED')), 0) AS held,
-       coalesce(sum(coalesce(hold, expected, 0))
+       coalesce(sum(coalesce(held_credits, expected_credits, 0))
                 FILTER (WHERE state IN ('SUCCEEDED', 'FAILED') AND credits IS NULL), 0) AS untold
 FROM intent WHERE sends = 1 AND state NOT IN ('REJECTED', 'NOT_CREATED')
+"""
+
+# The next session expects of each model what this one would: of its seconds, where they were known.
+SELECT_PRICES = """
+SELECT model, max(credits), max(credits / greatest(1.0, audio_s)), max(audio_s),
+  max(CASE WHEN audio_s IS NULL THEN credits END)
+FROM intent WHERE credits > 0 GROUP BY model
 """
 
 TAKE_OVER = f"""

@@ -56,8 +56,9 @@ CREATE TABLE intent(
   adopted_by text NOT NULL DEFAULT '',
   record text NOT NULL DEFAULT '',
   credits double precision,
-  expected double precision,
-  hold double precision
+  audio_s double precision,
+  expected_credits double precision,
+  held_credits double precision
 );
 CREATE INDEX intent_open ON intent(worker) WHERE state IN ('PLANNED', 'SENDING', 'CREATED', 'UNKNOWN');
 CREATE INDEX intent_by_end ON intent(terminal_ms, seq) WHERE terminal_ms IS NOT NULL;

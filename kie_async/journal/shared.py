@@ -66,10 +66,6 @@ class SharedJournal(Journal):
         """Let no create be noted as SENDING from now on that would exceed a budget, over all workers."""
 
     @abstractmethod
-    async def save_hold(self, intent_id: str, credits: float) -> None:
-        """Note what the service holds for a task: what it costs at least, as far as is known."""
-
-    @abstractmethod
     async def read_intents(self, intent_ids: Sequence[str]) -> list[Intent]:
         """Return these intents as they stand now; those that are not there are left out."""
 

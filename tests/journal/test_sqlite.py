@@ -25,7 +25,17 @@ import attrs
 import pytest
 from conftest import HMAC_KEY, OpenSession
 from support.clock import eventually
-from support.journals import DONE, SCHEMA_1, as_left_by_a_crash, created, intent, opened, raw, states
+from support.journals import (
+    DONE,
+    SCHEMA_1,
+    SCHEMA_2,
+    as_left_by_a_crash,
+    created,
+    intent,
+    opened,
+    raw,
+    states,
+)
 
 from kie_async import (
     CallbackReceiver,
@@ -42,6 +52,7 @@ from kie_async import (
 from kie_async.callbacks.address import callback_mac, derive_callback_secret
 from kie_async.journal.intents import IntentState
 from kie_async.journal.sqlite_schema import APPLICATION_ID, SCHEMA, VERSION
+from kie_async.limits.prices import TakenPrices
 
 ROOT = Path(__file__).parent.parent.parent
 ECHO = TaskRequest(model="sandbox/echo", input={"prompt": "a smile"})
@@ -495,10 +506,11 @@ def columns_of(path: Path) -> set[tuple[Any, ...]]:
         return {*db.execute(query).fetchall(), *db.execute("PRAGMA user_version").fetchall()}
 
 
-async def test_a_file_of_version_1_is_read(path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("schema", [SCHEMA_1, SCHEMA_2], ids=["version 1", "version 2"])
+async def test_a_file_of_a_former_version_is_read(path: Path, tmp_path: Path, schema: str) -> None:
     """Golden: when the schema changes, the version does too, and this file becomes one of the new version."""
     with raw(path) as db:
-        db.executescript(SCHEMA_1 + GOLDEN)
+        db.executescript(schema + GOLDEN)
     for each in (path, tmp_path / "new.db"):
         async with opened(each):
             pass
@@ -517,6 +529,36 @@ async def test_a_file_of_version_1_is_read(path: Path, tmp_path: Path) -> None:
     assert json.loads(found.record) == {"taskId": "t4", "state": "success"}
     assert await journal.find_by_ref("r1") is None
     await journal.aclose()
+
+
+async def test_a_file_that_cannot_be_brought_up_to_date_stays_as_it_was(path: Path, tmp_path: Path) -> None:
+    with raw(path) as db:
+        # The last step fails: there is a table of that name already, with other columns.
+        db.executescript(SCHEMA_2 + GOLDEN + "CREATE TABLE note(other TEXT);")
+    before = columns_of(path)
+    with pytest.raises(JournalError):
+        await SqliteJournal(path).open()
+    assert columns_of(path) == before
+
+
+async def test_what_tasks_took_is_known_by_their_seconds_where_those_were_noted(
+    journal: SqliteJournal,
+) -> None:
+    took = [(None, 40.0), (10.0, 30.0), (2.5, 10.0), (0.5, 3.0)]
+    for number, (audio_s, price) in enumerate(took):
+        await journal.mark_sending(intent(number, audio_s=audio_s))
+        await journal.mark_created(f"i{number}", f"t{number}")
+        await journal.mark_settled(f"i{number}", attrs.evolve(DONE, task_id=f"t{number}", credits=price))
+    assert await journal.load_prices() == {"m": TakenPrices(40.0, 4.0, 10.0, 40.0)}
+
+
+async def test_what_is_held_is_noted_of_a_task_that_runs(journal: SqliteJournal) -> None:
+    await journal.mark_sending(intent(1, expected_credits=6.0))
+    await journal.mark_held("i1", 16.0)  # as yet it is none
+    await journal.mark_created("i1", "t1")
+    assert [(i.expected_credits, i.held_credits) for i in await journal.list_unsettled()] == [(6.0, None)]
+    await journal.mark_held("i1", 16.0)
+    assert [(i.expected_credits, i.held_credits) for i in await journal.list_unsettled()] == [(6.0, 16.0)]
 
 
 # --- damage ------------------------------------------------------------------------------------
