@@ -132,6 +132,7 @@ class BatchLedger:
         self._has_outcome[outcome.index] = True
         self.ended += 1
         fields: dict[str, Any] = {"task_id": outcome.task_id, "files": [str(file) for file in outcome.files]}
+        fields["saved_by"] = outcome.saved_by
         if record is not None:
             fields |= _record_fields(record)
             if record.completed_at is not None:  # if this run did not see it end, the service's word counts
@@ -161,6 +162,7 @@ class BatchLedger:
             "urls": [],
             "result_object": None,
             "files": [],
+            "saved_by": "",
             "error": "",
             "told_by": source,
             "ended_at": ended_at,

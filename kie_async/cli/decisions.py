@@ -140,9 +140,7 @@ async def _accept(place: JournalPlace) -> int:
         raise CannotRun(str(exc)) from None
     finally:
         await journal.aclose()
-    print_out(
-        "it is trusted again; workers go on creating" if was_distrusted else "nothing was found missing"
-    )
+    print_out("it is trusted again; creates go on" if was_distrusted else "nothing was found missing")
     return DONE
 
 

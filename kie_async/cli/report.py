@@ -138,7 +138,7 @@ async def _find(results: Path | None, journal: JournalPlace | None, folder: Path
         notice = f"The journal could not be read: {exc}"
     if facts is not None:
         results = facts.results
-    home = results.parent if results or journal is None else journal.folder
+    home = results.parent if results is not None else journal.folder if journal is not None else Path()
     intents = facts.intents if facts else ()
     return _Found(
         rows=rows_of_results(results, intents) if results else rows_of_journal(intents, folder or home),
