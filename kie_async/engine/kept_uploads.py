@@ -35,6 +35,11 @@ class JournalUploadStore:
         self._recent = MemoryUploadStore(_MOST_IN_MEMORY)
         self._secret = account_digest(account, "upload", *origins)
 
+    @property
+    def is_shared(self) -> bool:
+        """Tell whether other workers have the journal too."""
+        return isinstance(self._journal, SharedJournal)
+
     async def find_upload(self, key: bytes) -> StoredUpload | None:
         """Return the last upload that was saved under a key; one that cannot be read is none."""
         if (recent := await self._recent.find_upload(key)) is not None:

@@ -52,6 +52,10 @@ def _lifetime_s(file: UploadedFile, now: float) -> float:
 class UploadStore(Protocol):
     """What remembers uploads: this process, or a journal, so that the next one finds them."""
 
+    @property
+    def is_shared(self) -> bool:
+        """Tell whether other processes use it at the same time: then they upload by turns."""
+
     async def find_upload(self, key: bytes) -> StoredUpload | None:
         """Return the last upload that was saved under a key."""
 
@@ -67,6 +71,8 @@ class UploadStore(Protocol):
 
 class MemoryUploadStore:
     """Remembers the last uploads of this process."""
+
+    is_shared = False
 
     def __init__(self, most: int = _MAX_KEPT) -> None:
         self._most = most

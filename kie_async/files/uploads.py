@@ -190,6 +190,8 @@ class Uploads:
 
     async def _upload_in_turn(self, key: bytes, source: MediaSource) -> UploadedFile:
         """Upload a file unless another process does at this time, which is waited for."""
+        if not self._store.is_shared:
+            return await self._upload_and_save(key, source)
         while not await self._take_turn(key):
             await asyncio.sleep(_ASK_AGAIN_S)
             if (stored := await self._find_usable(key)) is not None:

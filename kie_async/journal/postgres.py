@@ -462,6 +462,7 @@ class PostgresJournal(SharedJournal):
     async def _take_over(self, db: Connection) -> list[Intent]:
         if self._members.may_sweep and await self._members.is_server_steady(db):
             await db.execute(sql.DROP_GONE, self.lease_s)
+            await db.execute(sql.DROP_LEFT_TURNS)
         rows = await db.fetch(sql.TAKE_OVER, self.worker_id, _TAKEN_AT_ONCE)
         taken = [sql.intent_of(row) for row in rows]
         for intent in taken:
