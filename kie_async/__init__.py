@@ -25,6 +25,7 @@ from .errors import (
     KieError,
     Maintenance,
     NotFound,
+    QueueFull,
     QuotaExceeded,
     RateLimited,
     RefConflict,
@@ -41,6 +42,7 @@ from .errors import (
     TaskTimedOut,
     TransportError,
     UploadRefused,
+    Withdrawn,
 )
 from .events import SessionEvent, SessionStats, Weather
 from .handle import TaskHandle
@@ -48,7 +50,7 @@ from .inputs.kling import KlingAvatar
 from .inputs.media import Media
 from .inputs.request import TaskRequest
 from .journal.sqlite import SqliteJournal
-from .models import JobState, SettledTask, TaskRecord, TaskResult, TaskState, UploadedFile
+from .models import JobState, SettledTask, TaskPhase, TaskRecord, TaskResult, TaskState, UploadedFile
 from .sandbox import Sandbox
 from .session import KieSession
 
@@ -87,6 +89,7 @@ __all__ = [
     "NotFound",
     "Outcome",
     "PollSchedule",
+    "QueueFull",
     "QuotaExceeded",
     "Rate",
     "RateLimited",
@@ -108,6 +111,7 @@ __all__ = [
     "TaskFailed",
     "TaskHandle",
     "TaskNotNoted",
+    "TaskPhase",
     "TaskRecord",
     "TaskRequest",
     "TaskResult",
@@ -117,4 +121,5 @@ __all__ = [
     "UploadRefused",
     "UploadedFile",
     "Weather",
+    "Withdrawn",
 ]
