@@ -213,8 +213,8 @@ class TaskHandle(BoundToLoop):
     async def updates(self) -> AsyncIterator[TaskRecord]:
         """Yield the latest record whenever it changed, the terminal one last.
 
-        Of a handle that `submit` gave out it begins with the queue: a record without a task id, whose state is
-        waiting, whenever `queue_position` or `phase` changed, a few times a second at most. A slow reader
+        Of a handle that `submit` gave out it begins with the queue: a record without a task id, whose state
+        is waiting, whenever `queue_position` or `phase` changed, a few times a second at most. A slow reader
         sees the newest, not all. A failed task ends the loop without raising; await the handle for the error.
 
         Raises:
@@ -256,8 +256,9 @@ class TaskHandle(BoundToLoop):
     def withdraw(self) -> bool:
         """Take the create back if it has not left; tell whether it is taken back.
 
-        True: no task was made of it and nothing will be sent; awaiters get `Withdrawn`. False changes nothing:
-        its body has left, or all is over. A body that the service turned away for a limit does not count.
+        True: no task was made of it and nothing will be sent; awaiters get `Withdrawn`. False changes
+        nothing: its body has left, or all is over. A body that the service turned away for a limit does not
+        count.
 
         Raises:
             SessionMisuse: Called on another event loop.

@@ -1,4 +1,4 @@
-"""The creates that wait: lane by lane for a slot, and one at a time in line for the rate limit."""
+"""The creates that wait: lane by lane for a slot, and then in a short line for the rate limit."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from typing import Protocol
 
 import attrs
 
-from ..creating.create_call import CreateCall
+from ..creating.create_call import CreateCall, CreateCalls
 from ..errors import SESSION_CLOSED, QueueFull, SessionMisuse
 from ..handle import TaskHandle
 from ..limits.admission import Admission
 from ..limits.lanes import Lanes
-from ..limits.long_wait import LongWait
 
 AHEAD = 16
 """So many of the handles that were given out at once are made ready, as by uploads, while they wait."""
 
-TELL_S = 0.25
-"""So often those who follow a queued handle are told that others have gone."""
+NOTIFY_S = 0.25
+"""So often those who follow a queued handle learn that others have gone."""
 
 
 _log = logging.getLogger("kie_async")
@@ -73,19 +72,21 @@ class QueueSink(Protocol):
 
 
 class CreateQueue:
-    """Lets creates go when a slot is free and nobody stands in line.
+    """Lets creates go when a slot is free and the line is short.
 
-    One at a time is in line, from its turn until it has a permit of the rate limit. So who goes next is
-    decided as late as it can be, and one of another lane is passed by a single create, not by a hundred.
+    In line is who has had its turn and has no permit of the rate limit yet: a single one, where there are no
+    permits. So who goes next is decided as late as it can be, and one of another lane is passed by a single
+    create, not by a hundred.
     """
 
-    def __init__(self, admission: Admission, wait: LongWait, max_queued: int | None) -> None:
+    def __init__(self, admission: Admission, calls: CreateCalls, max_queued: int | None) -> None:
         self.admission = admission
-        self._wait = wait
+        self._calls = calls
+        self._wait = calls.weather.turn_wait
         self._max_queued = max_queued
         self._sink: QueueSink | None = None
         self._lanes: Lanes[QueuedCreate] = Lanes()
-        self._in_line: QueuedCreate | None = None
+        self._in_line: set[QueuedCreate] = set()
         self._not_begun = 0
         self._ahead = 0
         self._is_advancing = False
@@ -134,16 +135,16 @@ class CreateQueue:
         self._ahead -= entry.is_begun and entry.handle is not None
         self._wait.end(entry)
         if self._timer is None and self._lanes:
-            self._timer = asyncio.get_running_loop().call_later(TELL_S, self._tell_places)
+            self._timer = asyncio.get_running_loop().call_later(NOTIFY_S, self._notify)
 
-    def _tell_places(self) -> None:
+    def _notify(self) -> None:
         self._timer = None
         for entry in self._lanes:
             if entry.handle is not None:
                 entry.handle.note_progress()
 
     async def wait_for_turn(self, entry: QueuedCreate) -> None:
-        """Wait until a slot is free and nobody is in line; a wait that was cancelled has taken neither.
+        """Wait until a slot is free and the line is short; a wait that was cancelled has taken neither.
 
         Raises:
             SessionMisuse: The session closed.
@@ -156,7 +157,7 @@ class CreateQueue:
         try:
             await turn
         except BaseException:
-            if self._in_line is entry:
+            if entry in self._in_line:
                 self.leave_line(entry)
                 self.admission.put_back()
             self.remove(entry)
@@ -164,8 +165,8 @@ class CreateQueue:
 
     def leave_line(self, entry: QueuedCreate) -> None:
         """Let the next one into the line: this one has its permit, or needs none now."""
-        if self._in_line is entry:
-            self._in_line = None
+        if entry in self._in_line:
+            self._in_line.remove(entry)
             self.advance()
 
     # --- who is next ---------------------------------------------------------------------------
@@ -187,13 +188,15 @@ class CreateQueue:
             self._is_advancing = False
 
     def _let_one_go(self) -> bool:
-        if self._in_line is not None or not self.admission.has_room or self.admission.is_closing:
+        if not self.admission.has_room or self.admission.is_closing:
+            return False
+        if not self._calls.may_line_up(len(self._in_line)):
             return False
         entry = self._lanes.take()
         if entry is None or entry.turn is None:
             return False
         self._note_gone(entry)
-        self._in_line = entry
+        self._in_line.add(entry)
         self.admission.take()
         entry.turn.set_result(None)
         return True

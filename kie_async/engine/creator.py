@@ -104,8 +104,9 @@ class TaskCreator:
     ) -> TaskHandle:
         """Return the handle of a new task, or the one a ref stands for; see `KieSession.create`.
 
-        *entry* says whose turn it takes; that of a handle that was given out at once is in the queue. With *wait_if_sent* a first cancel stops only what has not left; what has left is waited for. Such a
-        create keeps trying, however long the service is out of reach: whoever wants its end stops it. With
+        *entry* says whose turn it takes; that of a handle that was given out at once is in the queue. With
+        *wait_if_sent* a first cancel stops only what has not left; what has left is waited for. Such a create
+        keeps trying, however long the service is out of reach: whoever wants its end stops it. With
         *attempted*, what failed or was refused gets a new attempt under its ref, unless that is in it; the
         refs of all creates are put into it.
         """

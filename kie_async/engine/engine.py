@@ -123,7 +123,7 @@ class Engine:
             rng=rng,
             weather=self.events,
         )
-        self.queue = CreateQueue(self.admission, self.calls.weather.turn_wait, settings.max_queued)
+        self.queue = CreateQueue(self.admission, self.calls, settings.max_queued)
         self.ledger = None if settings.budget is None else BudgetLedger(settings.budget)
         callbacks = settings.callbacks
         self.tracker = TaskTracker(

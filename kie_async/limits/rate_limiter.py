@@ -81,6 +81,11 @@ class RateLimiter:
         """Tell whether the next request would have to wait for a permit."""
         return self._unused <= 0
 
+    @property
+    def free_count(self) -> int:
+        """Return how many more requests would have a permit at once."""
+        return 0 if self._waiting_count or self._wait_s(self._now()) > 0 else self._unused
+
     def set_count(self, count: int) -> None:
         """Let so many requests through in a window from now on.
 
