@@ -181,7 +181,8 @@ class Submitter:
             handle.track(None)
             if waiters or isinstance(error, SessionMisuse):  # told, or said once for all
                 handle.mark_retrieved()
-            handle.settle(error)
+            handle.settle(_copied(error))  # without the frames of the create, which hold the handle
+            self._tracker.let_go(handle)
         for waiter in waiters:
             if error is None:
                 waiter.set_result(None)

@@ -157,6 +157,12 @@ class TaskTracker:
         pending.handle.forget_request()  # nobody has this handle, and the request may be large
         self._release(pending)
 
+    def let_go(self, handle: TaskHandle) -> None:
+        """Hold the handle of a refused create no longer: it has its end, and may be all that somebody had."""
+        pending = self.pending.get(handle.intent_id)
+        if pending is not None and pending.phase is Phase.REJECTED:
+            pending.handle = self.new_handle(pending.intent)
+
     def _release(self, pending: PendingCreate) -> None:
         if pending.former is not None:  # it surely created nothing
             pending.former.is_replaced = False
