@@ -37,7 +37,7 @@ from kie_async import (
 )
 
 LEASE_S = 0.6
-"""Short, so that who is dead is soon replaced."""
+"""Of a worker that is frozen; for the others a busy machine may take longer than that for a heartbeat."""
 
 Worker = Callable[..., Awaitable[KieSession]]
 
@@ -55,8 +55,8 @@ def request(ref: str | None, prompt: str = "hello") -> TaskRequest:
 def worker(postgres_dsn: str, open_session: OpenSession) -> Worker:
     """Return a function that opens one more session on the journal of this test."""
 
-    async def worker(**options: Any) -> KieSession:
-        return await open_session(journal=PostgresJournal(postgres_dsn, lease_s=LEASE_S), **options)
+    async def worker(*, lease_s: float = 10.0, **options: Any) -> KieSession:
+        return await open_session(journal=PostgresJournal(postgres_dsn, lease_s=lease_s), **options)
 
     return worker
 
@@ -321,7 +321,7 @@ async def test_a_worker_that_was_taken_for_dead_sends_nothing(
 
 
 async def test_a_frozen_worker_goes_on_once_it_is_known_again(sandbox: Sandbox, worker: Worker) -> None:
-    frozen = await worker()
+    frozen = await worker(lease_s=LEASE_S)
     await asyncio.sleep(0.3)
     freeze()
     async with asyncio.timeout(5):
