@@ -21,6 +21,7 @@ from .batch_progress import open_progress
 from .batch_run import BatchRun
 from .batch_summary import run_on_done, show_summary
 from .jobs_file import read_jobs
+from .journal_place import JournalPlace
 from .output import count_of, print_err, print_out
 from .report import PAGE_NAME, report_results
 from .report_data import RESULTS_NAME
@@ -36,8 +37,12 @@ def batch(
     *,
     jobs: Annotated[Path, typer.Argument(metavar="JOBS", help="The jobs: a .csv or .jsonl file.")],
     journal: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Remembers what was sent and paid; JOBS.db if not given."),
+        JournalPlace | None,
+        typer.Option(
+            parser=JournalPlace,
+            metavar="JOURNAL",
+            help="Remembers what was sent and paid: a file, JOBS.db if not given, or a postgresql:// URL.",
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -147,7 +152,7 @@ def batch(
     out = out or default_folder(jobs)
     options = BatchOptions(
         jobs=jobs,
-        journal=journal or default_journal(jobs),
+        journal=journal or JournalPlace(str(default_journal(jobs))),
         out=out,
         results=results or out / RESULTS_NAME,
         max_in_flight=max_in_flight,
@@ -168,8 +173,8 @@ def batch(
         on_done=on_done,
     )
     # The results file is replaced as a whole; it must never be one of the others.
-    files = {os.path.realpath(path) for path in (options.jobs, options.journal, options.results)}
-    if len(files) < 3:
+    files = [path for path in (options.jobs, options.journal.path, options.results) if path is not None]
+    if len({os.path.realpath(path) for path in files}) < len(files):
         raise typer.BadParameter("the jobs, the journal and the results are three files")
     if os.path.isdir(options.results):
         raise typer.BadParameter("is a folder", param_hint="--results")
@@ -191,8 +196,10 @@ async def run_batch(options: BatchOptions, *, retry_command: str) -> int:
     ) as jobs:
         chosen = options.choose(jobs)
         require_key()
-        for folder in (options.out, options.results.parent, options.journal.parent):
+        for folder in (options.out, options.results.parent):
             require_folder(folder)
+        if options.journal.path is not None:
+            require_folder(options.journal.folder)
         ledger, began = BatchLedger(jobs, options.results), time.time()
         with open_progress(is_quiet=options.is_quiet) as progress:
             run = BatchRun(options, ledger, progress)

@@ -13,9 +13,9 @@ from ..batch import Outcome
 from ..errors import TaskError
 from ..inputs.request import TaskRequest
 from ..journal.intents import Intent, Totals
-from ..journal.sqlite import SqliteJournal
 from ..models import JobState, TaskRecord
 from .jobs_file import Jobs
+from .journal_place import DurableJournal
 from .output import without_key
 from .report_data import describe_request, ended_at_of, read_lines, reason_of, row_of_line
 from .report_journal import with_end
@@ -58,7 +58,7 @@ class BatchLedger:
         self.results = ResultsFile(path, (self._line(*jobs[index]) for index in range(len(jobs))))
 
     async def begin(
-        self, journal: SqliteJournal, chosen: Collection[int], *, retry_failed: bool = False
+        self, journal: DurableJournal, chosen: Collection[int], *, retry_failed: bool = False
     ) -> None:
         """Take in what the journal knows of the jobs; the others of those *chosen* are queued.
 
@@ -167,6 +167,7 @@ class BatchLedger:
         self._has_outcome[outcome.index] = True
         self.ended += 1
         fields: dict[str, Any] = {"task_id": outcome.task_id, "files": [str(file) for file in outcome.files]}
+        fields["saved_by"] = outcome.saved_by
         if record is not None:
             fields |= _record_fields(record)
             if record.completed_at is not None:  # if this run did not see it end, the service's word counts
@@ -200,6 +201,7 @@ class BatchLedger:
             "urls": [],
             "result_object": None,
             "files": [],
+            "saved_by": "",
             "error": "",
             "told_by": source,
             "ended_at": ended_at,

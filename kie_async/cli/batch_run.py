@@ -14,7 +14,6 @@ from ..errors import AuthenticationError, BatchStopped, FileError, JournalError,
 from ..events import SessionEvent, Weather
 from ..inputs.request import TaskRequest
 from ..journal.intents import Totals
-from ..journal.sqlite import SqliteJournal
 from ..models import JobState
 from ..session import KieSession
 from .batch_ledger import OVER, BatchLedger
@@ -39,7 +38,7 @@ class BatchRun:
         self._ledger = ledger
         self._progress = progress
         # With the requests, so that `journal resubmit` can send one again.
-        self._journal = SqliteJournal(options.journal, keep_bodies=True)
+        self._journal = options.journal.make_journal(keep_bodies=True)
         self._chosen: Sequence[int] = ()
         """The places in the file of the jobs this run is about, in their order."""
         self._weather: dict[str, Weather] = {}

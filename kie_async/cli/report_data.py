@@ -136,10 +136,15 @@ def row_of_line(line: Mapping[str, object], folder: Path, intent: Intent | None 
         credits=intent.credits if price is None and intent else price,
         source=text_in(line, "told_by"),
         ended_at=read_instant(line.get("ended_at")) or (ended_at_of(intent) if intent else None),
-        reason=text_in(line, "error") or (reason_of(intent) if intent else ""),
+        reason=text_in(line, "error") or _saved_elsewhere(line) or (reason_of(intent) if intent else ""),
         files=files,
         urls=tuple(_texts_in(line, "urls")),
     )
+
+
+def _saved_elsewhere(line: Mapping[str, object]) -> str:
+    by = text_in(line, "saved_by")
+    return f"saved by another host: {by}" if by else ""
 
 
 def _state_of_line(line: Mapping[str, object], intent: Intent | None) -> JobState:

@@ -29,6 +29,7 @@ from ..errors import (
 )
 from ..files.part_file import try_to_write
 from ..sandbox.serving import fast_loop
+from .journal_place import JournalPlace
 from .output import LogFormatter, print_err
 
 DONE, FAILED, ASKED_WRONGLY, INTERRUPTED = 0, 1, 2, 130
@@ -44,7 +45,7 @@ class CannotRun(Exception):
     """What was asked for cannot be done here; nothing was sent."""
 
 
-def run_command(work: Coroutine[Any, Any, int], *, journal: Path | None = None) -> None:
+def run_command(work: Coroutine[Any, Any, int], *, journal: JournalPlace | None = None) -> None:
     """Run *work* to its end and leave with the exit status it returns, or with that of its error.
 
     *journal* is the one in use, for what an error says.
@@ -55,7 +56,7 @@ def run_command(work: Coroutine[Any, Any, int], *, journal: Path | None = None) 
     raise typer.Exit(_status_of(work, journal))
 
 
-def _status_of(work: Coroutine[Any, Any, int], journal: Path | None) -> int:
+def _status_of(work: Coroutine[Any, Any, int], journal: JournalPlace | None) -> int:
     try:
         with asyncio.Runner(loop_factory=fast_loop()) as runner:
             return runner.run(_interruptible(work))
@@ -81,7 +82,7 @@ async def _interruptible(work: Coroutine[Any, Any, int]) -> int:
     return await running
 
 
-def explain(error: KieError, journal: Path | None = None) -> str:
+def explain(error: KieError, journal: JournalPlace | None = None) -> str:
     """Return what went wrong and, where there is something, what to do now; *journal* is the one in use."""
     match error:
         case CreateOutcomeUnknown():
@@ -111,7 +112,7 @@ def plain_words(error: KieError) -> str:
     return str(error)
 
 
-def decide_command(error: CreateOutcomeUnknown, journal: Path) -> str:
+def decide_command(error: CreateOutcomeUnknown, journal: JournalPlace) -> str:
     """Return the command that says which task a create became, and its two neighbours."""
     name = shlex.quote(error.ref or error.intent_id)
     return (

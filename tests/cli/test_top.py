@@ -15,6 +15,7 @@ import pytest
 from support.journals import intent
 
 from kie_async import SqliteJournal, TaskRecord, cli
+from kie_async.cli.journal_place import JournalPlace
 from kie_async.cli.top import read_overview
 from kie_async.journal.intents import IntentState
 from kie_async.wire.records import decode_record
@@ -63,7 +64,7 @@ async def test_it_counts_every_job_once(journal: SqliteJournal, capsys: pytest.C
 
 async def test_it_shows_the_oldest_that_run_and_how_many_more(journal: SqliteJournal) -> None:
     assert journal.path
-    lines = list((await read_overview(journal.path)).lines(NOW_S))
+    lines = list((await read_overview(JournalPlace(str(journal.path)))).lines(NOW_S))
     running = [line.split() for line in lines if line.startswith("running")]
     assert [cells[1] for cells in running[:-1]] == [str(place) for place in range(1, 11)]
     assert running[0][-2:] == ["r2", "task2"]
