@@ -26,6 +26,7 @@ from .errors import (
     KieError,
     Maintenance,
     NotFound,
+    QueueFull,
     QuotaExceeded,
     RateLimited,
     RefConflict,
@@ -42,6 +43,7 @@ from .errors import (
     TaskTimedOut,
     TransportError,
     UploadRefused,
+    Withdrawn,
 )
 from .events import SessionEvent, SessionStats, Weather
 from .handle import TaskHandle
@@ -50,7 +52,7 @@ from .inputs.media import Media
 from .inputs.request import TaskRequest
 from .journal.postgres import PostgresJournal
 from .journal.sqlite import SqliteJournal
-from .models import JobState, SettledTask, TaskRecord, TaskResult, TaskState, UploadedFile
+from .models import JobState, SettledTask, TaskPhase, TaskRecord, TaskResult, TaskState, UploadedFile
 from .sandbox import Sandbox
 from .session import KieSession
 
@@ -91,6 +93,7 @@ __all__ = [
     "Outcome",
     "PollSchedule",
     "PostgresJournal",
+    "QueueFull",
     "QuotaExceeded",
     "Rate",
     "RateLimited",
@@ -112,6 +115,7 @@ __all__ = [
     "TaskFailed",
     "TaskHandle",
     "TaskNotNoted",
+    "TaskPhase",
     "TaskRecord",
     "TaskRequest",
     "TaskResult",
@@ -121,4 +125,5 @@ __all__ = [
     "UploadRefused",
     "UploadedFile",
     "Weather",
+    "Withdrawn",
 ]

@@ -37,6 +37,7 @@ from ..limits.rate_limiter import Permits, RateLimiter
 from ..planning.planner import PollPlanner
 from ..polling.poller import Poller
 from ..wire.redaction import Redactor
+from .create_queue import CreateQueue
 from .creator import TaskCreator
 from .event_hook import EventHook
 from .inbox import CallbackInbox
@@ -48,6 +49,7 @@ from .recovery import Recovery
 from .relay import WorkerRelay
 from .result_folder import ResultFolder
 from .settings import Settings
+from .submitter import Submitter
 from .tracker import TaskTracker
 
 _NAMES_A_LINE = 25
@@ -91,6 +93,7 @@ class Engine:
             network=settings.network,
             api=self._query_transport,
         )
+        self.admission = Admission(settings.max_in_flight)
         self.calls = CreateCalls(
             transport=CreateTransport(
                 settings.base_url,
@@ -108,6 +111,7 @@ class Engine:
                 api=settings.base_url,
                 uploads=settings.upload_url,
                 max_in_flight=settings.max_in_flight,
+                room=self.admission,
                 now=now,
                 sink=self.events,
             ),
@@ -123,7 +127,7 @@ class Engine:
             rng=rng,
             weather=self.events,
         )
-        self.admission = Admission(settings.max_in_flight)
+        self.queue = CreateQueue(self.admission, self.calls, settings.max_queued)
         self.ledger = None if settings.budget is None else BudgetLedger(settings.budget)
         callbacks = settings.callbacks
         self.tracker = TaskTracker(
@@ -143,10 +147,11 @@ class Engine:
             self.recovery,
             self.calls,
             self.uploads,
-            self.admission,
+            self.queue,
             self.ledger,
             settings,
         )
+        self.submitter = Submitter(self.creator, self.tracker, self.queue, self.background)
         # The one way back up: the tracker asks the poller to poll, the poller hands it what it found.
         self.poller.start(self.tracker)
 
@@ -237,6 +242,7 @@ class Engine:
         if handles:
             log_what_goes_on("session closed", handles)
         self.tracker.detach_all()
+        self.submitter.end_all()
 
     # --- what a batch asks of its session ------------------------------------------------------
 
@@ -290,6 +296,18 @@ class Engine:
             raise
 
     # --- what a handle asks of its session -----------------------------------------------------
+
+    def queue_position(self, handle: TaskHandle) -> int | None:
+        """Return how many creates go before a handle's; see `TaskHandle.queue_position`."""
+        return self.submitter.queue_position(handle)
+
+    async def until_created(self, handle: TaskHandle) -> None:
+        """Wait for the task of a handle; see `TaskHandle.created`."""
+        await self.submitter.until_created(handle)
+
+    def withdraw(self, handle: TaskHandle) -> bool:
+        """Take back what has not left; see `TaskHandle.withdraw`."""
+        return self.submitter.withdraw(handle)
 
     def abandon(self, handle: TaskHandle) -> None:
         """Settle a handle as abandoned; see `TaskHandle.abandon`."""

@@ -466,6 +466,7 @@ class PostgresJournal(SharedJournal):
     async def _take_over(self, db: Connection) -> list[Intent]:
         if self._members.may_sweep and await self._members.is_server_steady(db):
             await db.execute(sql.DROP_GONE, self.lease_s)
+            await db.execute(sql.DROP_LEFT_TURNS)
         rows = await db.fetch(sql.TAKE_OVER, self.worker_id, _TAKEN_AT_ONCE)
         taken = [sql.intent_of(row) for row in rows]
         for intent in taken:
@@ -492,6 +493,16 @@ class PostgresJournal(SharedJournal):
     async def drop_delivery(self, number: int) -> None:
         """Forget a delivery that was taken in."""
         await self._db.run(lambda db: db.execute("DELETE FROM delivery WHERE number = $1", number))
+
+    async def find_saver(self, task_id: str) -> str:
+        """Return which host has saved the files of a task, and where; "" if none has."""
+        rows = await self._fetch("SELECT saved_by FROM intent WHERE task_id = $1", task_id)
+        return str(rows[0]["saved_by"]) if rows else ""
+
+    async def mark_saved(self, task_id: str, by: str) -> None:
+        """Note that *by*, a host and a folder, has the files of a task."""
+        change = "UPDATE intent SET saved_by = $1 WHERE task_id = $2"
+        await self._db.run(lambda db: db.execute(change, _storable(by), task_id))
 
     async def take_turn(self, key: str, for_s: float) -> bool:
         """Tell whether this worker may do what *key* stands for; nobody else may for *for_s* seconds."""

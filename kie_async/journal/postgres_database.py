@@ -244,7 +244,7 @@ class PostgresDatabase:
         raise JournalError(f"{self.label} is too busy: a transaction met others {_CONFLICTS} times")
 
     async def _run_in_turn(self, job: Job[_T]) -> _T:
-        """Run *job* when one of the connections is free; not if it has shown meanwhile that nobody answers."""
+        """Run *job* when a connection is free; not if nobody has answered meanwhile."""
         queued_at = time.monotonic()
         async with self._turns:
             is_late = time.monotonic() - queued_at > self._answer_s / 2

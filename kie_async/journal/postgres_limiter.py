@@ -84,7 +84,7 @@ class SharedPermits:
         async with self._turn:
             while True:
                 self._changed.clear()
-                slot, wait_s = await self._database.run(self._ask)
+                slot, wait_s = await self._ask_once()
                 if slot is not None:
                     self._held.append(slot)
                     return self._now()
@@ -93,17 +93,41 @@ class SharedPermits:
                     async with asyncio.timeout(min(max(wait_s, _SHORTEST_SLEEP_S), longest_s)):
                         await self._changed.wait()
 
+    async def _ask_once(self) -> tuple[int | None, float]:
+        """Take a permit, or tell how long to wait; what comes after a cancel goes back."""
+        asking = self._background.spawn(self._database.run(self._ask))
+        try:
+            answer = await asyncio.shield(asking)
+        except asyncio.CancelledError:
+            asking.add_done_callback(self._take_no_permit)
+            raise
+        self._is_made = True  # not before the commit
+        return answer
+
+    def _take_no_permit(self, asking: asyncio.Task[tuple[int | None, float]]) -> None:
+        """Give back what came for somebody who had left."""
+        if asking.cancelled() or asking.exception() is not None:
+            return
+        slot, _ = asking.result()
+        if slot is not None:
+            self._held.append(slot)
+            self.release_unused()
+
     async def _ask(self, db: Connection) -> tuple[int | None, float]:
         """Take a permit, or tell how long to wait for one."""
         if not self._is_made:
             await db.execute(_MAKE, self._kind, self._rate.count)
-            self._is_made = True
         longest_s = _LONGEST_USE_S + self._rate.per_s
         slot = await db.fetchval(_TAKE, self._kind, self._user, self._rate.count, longest_s)
         if slot is not None:
             return int(slot), 0.0
         wait_s = await db.fetchval(_WAIT_S, self._kind, self._rate.count)
         return None, float(wait_s or 0.0)
+
+    @property
+    def free_count(self) -> int:
+        """Return how many more requests would have a permit at once, if no other worker took one."""
+        return 0 if self._turn.locked() else self._rate.count - len(self._held)
 
     def release(self) -> float:
         """Give a permit back, to be used again ``per_s`` from now: its answer is here. Return now."""

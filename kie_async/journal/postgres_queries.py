@@ -172,6 +172,8 @@ DELETE FROM note WHERE key IN (
 )
 """
 
+DROP_LEFT_TURNS = "DELETE FROM turn t WHERE NOT EXISTS (SELECT 1 FROM worker w WHERE w.id = t.worker)"
+
 TAKE_TURN = """
 INSERT INTO turn AS t(key, worker, until) VALUES ($1, $2, clock_timestamp() + make_interval(secs => $3))
 ON CONFLICT (key) DO UPDATE SET worker = excluded.worker, until = excluded.until

@@ -21,6 +21,10 @@ class Permits(Protocol):
     async def acquire(self) -> float:
         """Wait for a permit and return when it came; a cancelled wait takes none."""
 
+    @property
+    def free_count(self) -> int:
+        """Return how many more requests would have a permit at once, as far as is known."""
+
     def release(self) -> float:
         """Give a permit back that was used: its answer is here. Return now."""
 
@@ -97,6 +101,11 @@ class RateLimiter:
     def is_used_up(self) -> bool:
         """Tell whether the next request would have to wait for a permit."""
         return self._unused <= 0
+
+    @property
+    def free_count(self) -> int:
+        """Return how many more requests would have a permit at once."""
+        return 0 if self._waiting_count or self._wait_s(self._now()) > 0 else self._unused
 
     def set_count(self, count: int) -> None:
         """Let so many requests through in a window from now on.

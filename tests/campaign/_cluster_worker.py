@@ -15,7 +15,6 @@ from contextvars import ContextVar
 from typing import Any
 
 from aiohttp import web
-from support.loops import run_on
 
 from kie_async import (
     CallbackReceiver,
@@ -35,7 +34,7 @@ from kie_async import (
 
 from ._kill_worker import CONNECTIONS, HMAC_KEY, Death, report, serve
 
-SECRET = "the secret that all workers make addresses with"  # noqa: S105  (of a pretended service)
+SECRET = "the secret that all workers make addresses with"
 _NO_LIMIT = Rate(10**6, per_s=0.001)
 _POLL = PollSchedule(
     learns=False, first_s=1.0, tiers=((math.inf, 1.0),), safety_net_s=2.0, recheck_s=(0.2,), ring_gap_s=0.05

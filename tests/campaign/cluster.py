@@ -429,7 +429,10 @@ class Campaign:
     def _again(self) -> list[str]:
         """Return what a worker is asked for when it comes up: some that have ended, more that have not."""
         waiting, ended = sorted(self._asked - self._ended), sorted(self._ended)
-        return [*self._rng.sample(waiting, min(60, len(waiting))), *self._rng.sample(ended, min(5, len(ended)))]
+        return [
+            *self._rng.sample(waiting, min(60, len(waiting))),
+            *self._rng.sample(ended, min(5, len(ended))),
+        ]
 
     async def _ask(self, post: Post, refs: Sequence[str]) -> None:
         await self._tell(post, "create", refs)
@@ -497,7 +500,9 @@ class Campaign:
         """Look again and again what the journal knows."""
         while True:
             await self._check_answered()
-            ended = "SELECT coalesce(ref, former_ref) AS ref FROM intent WHERE state IN ('SUCCEEDED', 'FAILED')"
+            ended = (
+                "SELECT coalesce(ref, former_ref) AS ref FROM intent WHERE state IN ('SUCCEEDED', 'FAILED')"
+            )
             self._ended = {row["ref"] for row in await self._select(ended)}
             await asyncio.sleep(0.5)
 
@@ -557,7 +562,9 @@ class Campaign:
 
     async def _verify(self) -> None:
         """Compare what the journal says with what the service did."""
-        columns = "coalesce(ref, former_ref) AS ref, state, coalesce(task_id, '') AS task_id, adopted_by, sends"
+        columns = (
+            "coalesce(ref, former_ref) AS ref, state, coalesce(task_id, '') AS task_id, adopted_by, sends"
+        )
         rows = await self._select(f"SELECT {columns} FROM intent")  # noqa: S608
         tasks, counts = self._sandbox.tasks, self._sandbox.counts
         bound = {row["task_id"]: row for row in rows if row["task_id"]}

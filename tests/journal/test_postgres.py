@@ -16,7 +16,7 @@ from support.link import Link
 from support.postgres import OwnPostgres
 from support.stores import SHORT_LEASE_S
 
-from kie_async import InvalidRequest, JournalAway, JournalError, TaskRecord, TaskState
+from kie_async import InvalidRequest, JournalAway, JournalError, Rate, TaskRecord, TaskState
 from kie_async.journal.intents import IntentState
 from kie_async.journal.notes import MOST_SMALL_NOTES
 from kie_async.journal.postgres import PostgresJournal
@@ -301,6 +301,22 @@ async def test_an_absence_is_said_once_and_so_is_its_end(
     said = [record.getMessage() for record in caplog.records]
     assert len([words for words in said if "cannot be reached" in words]) == 1
     assert len([words for words in said if "answers again" in words]) == 1
+
+
+# --- permits ---------------------------------------------------------------------------------------
+
+
+async def test_who_is_cancelled_while_waiting_takes_no_permit(postgres_dsn: str) -> None:
+    async with worker(postgres_dsn) as journal:
+        permits = journal.share_creates(Rate(1, per_s=0.01))
+        for turn in range(20):
+            asking = asyncio.create_task(permits.acquire())
+            await asyncio.sleep(turn * 0.0005)
+            asking.cancel()
+            if not (await asyncio.wait([asking]))[0].pop().cancelled():
+                permits.release_unused()
+        async with asyncio.timeout(5):
+            await permits.acquire()
 
 
 # --- pools and notes -------------------------------------------------------------------------------

@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 
 import pytest
+from support.postgres import OwnPostgres
 
 from kie_async import JournalError
 from kie_async.errors import JournalAway
 from kie_async.journal.postgres_database import MAX_CONNECTIONS, Connection, PostgresDatabase
-from support.postgres import OwnPostgres
 
 Open = Callable[..., "asyncio.Future[PostgresDatabase]"]
 
@@ -32,7 +32,9 @@ async def opened() -> AsyncIterator[Open]:
         yield open_one  # type: ignore[misc]
 
 
-async def test_a_crowd_of_jobs_waits_for_its_connections_however_long(postgres_dsn: str, opened: Open) -> None:
+async def test_a_crowd_of_jobs_waits_for_its_connections_however_long(
+    postgres_dsn: str, opened: Open
+) -> None:
     database = await opened(postgres_dsn, answer_s=1.0)
     began = time.monotonic()
     jobs = [database.run(lambda db: db.execute("SELECT pg_sleep(0.2)")) for _ in range(MAX_CONNECTIONS * 8)]
