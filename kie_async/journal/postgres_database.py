@@ -253,6 +253,8 @@ class PostgresDatabase:
             return await self._run_once(job)
 
     async def _run_once(self, job: Job[_T]) -> _T:
+        import asyncpg
+
         if self._pool is None:
             raise JournalError(f"{self.label} is closed")
         async with asyncio.timeout(self._answer_s):
@@ -261,12 +263,12 @@ class PostgresDatabase:
                 await connection.execute(self.begin)
                 made = await job(connection)
                 await connection.execute("COMMIT")
-            except asyncio.CancelledError:  # no answer in time: another query would get none either
-                connection.terminate()
-                raise
-            except BaseException:
+            except (asyncpg.PostgresError, JournalError):
                 with suppress(Exception):
                     await connection.execute("ROLLBACK")
+                raise
+            except BaseException:  # no answer in time, or a lost connection: another query gets none either
+                connection.terminate()
                 raise
             finally:
                 await self._release(connection)
@@ -340,7 +342,8 @@ class PostgresDatabase:
             return JournalError(
                 "the URL of the journal is no PostgreSQL URL: postgresql://user@host/database"
             )
-        if isinstance(exc, (OSError, TimeoutError, asyncpg.InterfaceError)):
+        # The driver calls its own error what comes of a server that ends a connection in the middle.
+        if isinstance(exc, (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError)):
             why = "no answer in time" if isinstance(exc, TimeoutError) else _first_line(exc)
             return JournalAway(f"{self.label} cannot be reached: {why}")
         raise exc

@@ -630,7 +630,7 @@ class Campaign:
         """No worker met an error that nobody expects."""
         for path in sorted(self._folder.glob("worker-*.log")):
             text = path.read_text()
-            for word in ("Traceback", "never retrieved", "could not be noted"):
+            for word in ("Traceback", "never retrieved", "CRITICAL"):
                 if word in text:
                     self._wrong(f"{word!r} in {path}")
             self._counts["frozen beyond the lease, noticed"] += text.count("longer than its lease of")

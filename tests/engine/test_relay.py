@@ -310,6 +310,23 @@ async def test_what_a_silent_worker_was_sending_becomes_unknown(
     assert len(sandbox.tasks) == 1
 
 
+async def test_an_unknown_create_that_was_taken_over_is_awaited_until_another_worker_finds_its_task(
+    sandbox: Sandbox, worker: Worker, postgres_dsn: str
+) -> None:
+    owner, heir = await worker(), await worker()
+    task_id = (await owner.create(request("a"))).task_id
+    await in_database(postgres_dsn, "UPDATE intent SET state = 'SENDING', task_id = NULL, worker = 'dead'")
+    taken = await anext(heir.taken_over())
+    with pytest.raises(CreateOutcomeUnknown) as unknown:
+        await (await worker()).create(request("a"))
+    assert unknown.value.handle is not None
+    await unknown.value.handle.resolve(task_id)
+    await eventually(lambda: bool(taken.task_id))
+    await asyncio.sleep(0.1)  # a wait that had ended when it began would show now
+    sandbox.finish(task_id)
+    assert (await taken).task_id == task_id
+
+
 async def test_a_worker_that_was_taken_for_dead_sends_nothing(
     sandbox: Sandbox, worker: Worker, postgres_dsn: str
 ) -> None:
