@@ -9,12 +9,13 @@ import asyncio
 import json
 import random
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
 
 from ..callbacks.receiver import CallbackReceiver
-from ..errors import KieError
+from ..errors import CreateOutcomeUnknown, KieError
 from ..events import SessionEvent
 from ..inputs.kling import KlingAvatar
 from ..journal.postgres import PostgresJournal
@@ -23,6 +24,8 @@ from .demo_service import POLL_SCHEDULE, TASK_TIMEOUT_S
 
 LEASE_S = 3.0
 """Short, so that the audience need not wait for the dead to be missed."""
+
+_ADOPTED_WITHIN_S = 20.0
 
 
 @attrs.frozen(kw_only=True)
@@ -59,9 +62,14 @@ async def work(order: WorkerOrder) -> None:
         _say(event="ready", port=served.port)
         await _next_line()
         numbers = rng.sample(range(1, order.jobs + 1), order.jobs)
-        await asyncio.gather(*(_make(kie, number) for number in numbers))
-        _say(event="done")
-        await _next_line()
+        making = asyncio.create_task(_make_all(kie, numbers))
+        await _next_line()  # its end also comes when whoever started this is gone
+        making.cancel()
+
+
+async def _make_all(kie: KieSession, numbers: Sequence[int]) -> None:
+    await asyncio.gather(*(_make(kie, number) for number in numbers))
+    _say(event="done")
 
 
 async def _make(kie: KieSession, number: int) -> None:
@@ -72,7 +80,14 @@ async def _make(kie: KieSession, number: int) -> None:
     )
     ref = f"order-{number}"
     try:
-        _say(event="result", ref=ref, task_id=(await kie.run(avatar, ref=ref)).task_id)
+        try:
+            handle = await kie.create(avatar, ref=ref)
+            result = await handle
+        except CreateOutcomeUnknown as unknown:  # of the worker that was killed: its callback may adopt it
+            if unknown.handle is None:
+                raise
+            result = await unknown.handle.result(timeout_s=_ADOPTED_WITHIN_S)
+        _say(event="result", ref=ref, task_id=result.task_id)
     except KieError as exc:
         _say(event="error", ref=ref, error=str(exc))
 

@@ -194,10 +194,12 @@ class _Show:
     def _take(self, worker: _Worker, said: dict[str, Any]) -> None:
         order, event = self._orders[said["ref"]], said["event"]
         order.task_id = said.get("task_id") or order.task_id
-        if event in {"created", "adopted"}:
-            order.creator = order.creator or worker.number
+        if event == "created":
+            order.creator = worker.number
         elif event == "taken over":
             order.heir = worker.number
+            if order.creator is None and self._killed is not None:  # its answer was lost
+                order.creator = self._killed.number
         elif event == "settled":
             order.source = said["source"] or order.source
         elif event == "result":
