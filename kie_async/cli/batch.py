@@ -26,13 +26,14 @@ from .output import count_of, print_err, print_out
 from .report import PAGE_NAME, report_results
 from .report_data import RESULTS_NAME
 from .report_sums import Sums
-from .runtime import open_log_file, require_folder, require_key, run_command
+from .runtime import open_log_file, require_folder, require_key, run_command, spell_command
 from .sessions import AccountName, CallbackUrl, Port, check_port
 
 _MOST_REASONS = 20
 
 
 def batch(
+    context: typer.Context,
     *,
     jobs: Annotated[Path, typer.Argument(metavar="JOBS", help="The jobs: a .csv or .jsonl file.")],
     journal: Annotated[
@@ -179,11 +180,12 @@ def batch(
         raise typer.BadParameter("is a folder", param_hint="--results")
     if log_file is not None:
         open_log_file(log_file)
-    run_command(run_batch(options), journal=options.journal)
+    again = spell_command(context, "--retry-failed")
+    run_command(run_batch(options, retry_command=again), journal=options.journal)
 
 
-async def run_batch(options: BatchOptions) -> int:
-    """Run the batch and return the exit status.
+async def run_batch(options: BatchOptions, *, retry_command: str) -> int:
+    """Run the batch and return the exit status; *retry_command* is what makes failed jobs again.
 
     Raises:
         CannotRun: Something is wrong with the file, a folder, the journal or the port; nothing was sent.
@@ -211,6 +213,9 @@ async def run_batch(options: BatchOptions) -> int:
         print_err(f"error: {run.problem}")
     if run.is_unfinished:
         print_err("run the same command again to go on; nothing is paid twice")
+    if run.failed_count and not (run.is_unfinished and options.retry_failed):  # then it is the same command
+        failed = count_of(run.failed_count, "job")
+        print_err(f"{failed} failed or refused; this makes them again and costs again: {retry_command}")
     await report_results(options.results, title=options.jobs.name, began=began, journal=options.journal)
     if options.on_done is not None:
         page = options.results.with_name(PAGE_NAME).absolute()

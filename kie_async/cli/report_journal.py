@@ -69,8 +69,21 @@ async def _read_intents(source: DurableJournal, results: Path | None) -> list[In
     names = await asyncio.to_thread(names_not_done, results)
     # A journal may hold a million; those of jobs that are done have nothing to add.
     return [
-        intent async for intent in source.iterate_intents() if intent.ref in names or intent.task_id in names
+        await with_end(source, intent)
+        async for intent in source.iterate_intents()
+        if intent.ref in names or intent.task_id in names
     ]
+
+
+async def with_end(source: DurableJournal, intent: Intent) -> Intent:
+    """Return an intent of an iteration with its record, if its task failed: only that says why.
+
+    Raises:
+        JournalError: It cannot be read any more.
+    """
+    if intent.state is not IntentState.FAILED:
+        return intent
+    return await source.find_by_task(intent.task_id) or intent
 
 
 async def _find_results(source: DurableJournal, home: Path) -> Path | None:

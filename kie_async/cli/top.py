@@ -55,8 +55,10 @@ class Overview:
     credits: float = 0.0
     oldest: list[tuple[int, str, str]] = attrs.field(factory=list)
     """Of those that run: when they were planned, ref, task id."""
-    failures: deque[tuple[int, str, str]] = attrs.field(factory=lambda: deque(maxlen=_MOST_FAILURES))
-    """The last ones: when they ended, ref, reason."""
+    failures: deque[tuple[int, JobState, str, str]] = attrs.field(
+        factory=lambda: deque(maxlen=_MOST_FAILURES)
+    )
+    """The last ones: when they ended, failed or refused, ref, reason."""
 
     def lines(self, now_s: float) -> Iterator[str]:
         """Yield what there is to say."""
@@ -68,9 +70,9 @@ class Overview:
             yield f"running  {place:>3}  {format_duration(age_s):>7}  {ref}  {task_id}"
         if (more := self.counts[JobState.RUNNING] - len(self.oldest)) > 0:
             yield f"running  and {more} more, younger"
-        for ended_ms, ref, reason in reversed(self.failures):
+        for ended_ms, state, ref, reason in reversed(self.failures):
             ago_s = max(0.0, now_s - ended_ms / 1000)
-            yield f"failed   {format_duration(ago_s):>7} ago  {ref}  {reason}"
+            yield f"{state:<7}  {format_duration(ago_s):>7} ago  {ref}  {reason}"
 
 
 async def read_overview(place: JournalPlace) -> Overview:
@@ -96,7 +98,7 @@ async def read_overview(place: JournalPlace) -> Overview:
         for ended_ms, _, intent in sorted(failed):
             # The rows of an iteration come without their records, which may be large.
             whole = await source.find_by_task(intent.task_id) if intent.task_id else None
-            overview.failures.append((ended_ms, _name(intent), _reason(whole or intent)))
+            overview.failures.append((ended_ms, intent.job_state, _name(intent), _reason(whole or intent)))
     except JournalError as exc:
         raise CannotRun(str(exc)) from None
     finally:

@@ -6,6 +6,7 @@ worker that dies loses its intents to another: what was SENDING is unknown then,
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from ..config import Budget, Rate
 from ..errors import BudgetExceeded, InvalidRequest, JournalError
 from ..limits.budget import is_over
 from ..limits.prices import TakenPrices
-from ..limits.rate_limiter import Permits
+from ..limits.rate_limiter import Permits, RateLimiter
 from ..models import TaskRecord, TaskState
 from ..wire.redaction import without_mac
 from . import postgres_queries as sql
@@ -26,7 +27,7 @@ from .intents import Claim, ClaimSource, Intent, IntentState, Totals
 from .notes import MOST_SMALL_NOTES, SmallNote, decode_note, encode_note, log_lost_note
 from .postgres_database import Connection, Job, PostgresDatabase, import_asyncpg
 from .postgres_late import LateNotes
-from .postgres_limiter import SharedPermits
+from .postgres_limiter import MAX_PERMITS, SharedPermits
 from .postgres_schema import check_name, check_readable, prepare
 from .postgres_workers import Membership
 from .shared import NewsSink, SharedJournal, StoredDelivery
@@ -140,9 +141,10 @@ class PostgresJournal(SharedJournal):
         """Finish what was begun, leave the others, and disconnect."""
         if not self._db.is_open:
             return
-        await self._late.aclose()
         if self._permits is not None:
             await self._permits.aclose()
+        await self._db.finish_jobs()  # while this worker takes part: they may be creates
+        await self._late.aclose()
         await self._members.aclose()
         await self._db.aclose()
 
@@ -373,7 +375,7 @@ class PostgresJournal(SharedJournal):
         values = (state.value, encode_note(raw), record.credits, intent_id)
 
         async def job(db: Connection) -> None:
-            noted = await sql.select_intents(db, "i.intent_id = $1", intent_id)
+            noted = await sql.lock_intent(db, intent_id)
             is_unreadable = any(found.state is state and found.read_end() is None for found in noted)
             if any(found.has_ended for found in noted) and not is_unreadable:
                 return
@@ -422,7 +424,9 @@ class PostgresJournal(SharedJournal):
         self._members.listen(sink)
 
     def share_creates(self, rate: Rate) -> Permits:
-        """Return the permits of creates, which all workers share."""
+        """Return the permits of creates, which all workers share; a rate that is no limit is not shared."""
+        if rate.count > MAX_PERMITS:
+            return RateLimiter(rate, now=asyncio.get_running_loop().time)
         self._permits = SharedPermits(self._db, "create", rate)
         return self._permits
 

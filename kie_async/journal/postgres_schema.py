@@ -95,6 +95,7 @@ CREATE TABLE permit(
   back_at timestamptz NOT NULL DEFAULT clock_timestamp(),
   PRIMARY KEY (kind, slot)
 );
+CREATE INDEX permit_by_return ON permit(kind, back_at);
 CREATE TABLE pause(kind text PRIMARY KEY, until timestamptz NOT NULL);
 CREATE TABLE turn(key text PRIMARY KEY, worker text NOT NULL, until timestamptz NOT NULL);
 """  # noqa: S608  (made of constants)
