@@ -300,7 +300,6 @@ class PostgresDatabase:
         """
         try:
             async with asyncio.timeout(CONNECT_S):
-                await connection.execute(f'SET search_path = "{self.schema}"')
                 await connection.add_listener(channel, listener)
         except Exception as exc:
             raise self._note_failure(exc) from None
@@ -308,14 +307,16 @@ class PostgresDatabase:
     async def fetch_row(
         self, connection: OwnConnection, query: str, *values: object, within_s: float
     ) -> Mapping[str, Any] | None:
-        """Return the one row of a query on a connection of `connect`.
+        """Return the one row of a query on a connection of `connect`, in a transaction.
 
         Raises:
             JournalError: The connection is lost.
         """
         try:
             async with asyncio.timeout(within_s):
+                await connection.execute(self.begin)
                 row = await connection.fetchrow(query, *values)
+                await connection.execute("COMMIT")
                 return None if row is None else dict(row)
         except Exception as exc:
             raise self._note_failure(exc) from None
