@@ -328,7 +328,9 @@ async def idle_workers(server: PostgresServer, count: int, for_s: float) -> list
         for journal in journals:
             await journal.open()
             stack.push_async_callback(journal.aclose)
-        living = [asyncio.create_task(_live(journal, number / count)) for number, journal in enumerate(journals)]
+        living = [
+            asyncio.create_task(_live(journal, number / count)) for number, journal in enumerate(journals)
+        ]
         await asyncio.sleep(SWEEP_EVERY_S)
         cpu_before, commits = cpu_s(server), await in_a_database(server, COMMITS)
         await asyncio.sleep(for_s)

@@ -74,9 +74,7 @@ class _Commands:
         self._lines: list[asyncio.Task[None]] = []
         self._numbers = itertools.count()
 
-    async def open(
-        self, *, url: str, dsn: str | None, names: list[str], limit: tuple[int, float]
-    ) -> None:
+    async def open(self, *, url: str, dsn: str | None, names: list[str], limit: tuple[int, float]) -> None:
         """Open a session on the journal of each name, or one without a journal."""
         self._sessions = [
             await self._open.enter_async_context(

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from .._background import BackgroundTasks
 from .._validation import is_loopback
-from ..config import Rate
+from ..config import Budget, Rate
 from ..creating.create_call import CreateCalls
 from ..creating.create_transport import CreateTransport
 from ..creating.create_weather import CreateWeather
@@ -49,6 +49,7 @@ from .recovery import Recovery
 from .relay import WorkerRelay
 from .result_folder import ResultFolder
 from .settings import Settings
+from .shared_ledger import SharedLedger
 from .submitter import Submitter
 from .tracker import TaskTracker
 
@@ -128,7 +129,7 @@ class Engine:
             weather=self.events,
         )
         self.queue = CreateQueue(self.admission, self.calls, settings.max_queued)
-        self.ledger = None if settings.budget is None else BudgetLedger(settings.budget)
+        self.ledger = self._ledger_of(settings.budget, self.journal)
         callbacks = settings.callbacks
         self.tracker = TaskTracker(
             self.poller, self.journal, counters, self.admission, self.ledger, self.events, callbacks, self
@@ -155,11 +156,16 @@ class Engine:
         # The one way back up: the tracker asks the poller to poll, the poller hands it what it found.
         self.poller.start(self.tracker)
 
+    def _ledger_of(self, budget: Budget | None, journal: Journal) -> BudgetLedger | None:
+        if budget is None:
+            return None
+        if isinstance(journal, SharedJournal):
+            return SharedLedger(budget, journal, self.background)
+        return BudgetLedger(budget)
+
     def _relay_of(self, journal: Journal, settings: Settings) -> WorkerRelay | None:
         if not isinstance(journal, SharedJournal):
             return None
-        if settings.budget is not None:
-            journal.bound_spending(settings.budget)
         return WorkerRelay(
             self.recovery,
             self.reconciler,

@@ -391,6 +391,17 @@ async def test_a_budget_holds_for_all_workers_together(sandbox: Sandbox, worker:
     assert sum(isinstance(outcome, BudgetExceeded) for outcome in outcomes) == 5
 
 
+async def test_a_budget_of_credits_holds_for_all_workers_together(sandbox: Sandbox, worker: Worker) -> None:
+    # Nothing is known of its price, 70 credits: one worker shows it while the others wait.
+    workers = [await worker(budget=Budget(credits=350)) for _ in range(3)]
+    wanted = [TaskRequest(model="wan/2-6-text-to-video", input={"prompt": f"{n}"}) for n in range(9)]
+    outcomes = await asyncio.gather(
+        *(workers[n % 3].create(one) for n, one in enumerate(wanted)), return_exceptions=True
+    )
+    assert len(sandbox.tasks) == 5, outcomes
+    assert sum(isinstance(outcome, BudgetExceeded) for outcome in outcomes) == 4
+
+
 # --- the database away -----------------------------------------------------------------------------
 
 
