@@ -138,6 +138,10 @@ class AnswerUnreadable(TransportError):
     """An answer came and is not what the service documents."""
 
 
+UNKNOWN_TASK = "the service knows no task"
+"""How the message of an `ApiError` begins that says so; the service's own words follow in brackets."""
+
+
 class ApiError(KieError):
     """The service answered no."""
 
@@ -148,6 +152,8 @@ class ApiError(KieError):
         self.http_status = http_status
 
     def __str__(self) -> str:
+        if self.message.startswith(UNKNOWN_TASK):
+            return self.message.partition(" (")[0]
         status = "" if self.http_status == 200 else f" (HTTP {self.http_status})"
         return f"code {self.code}{status}: {self.message or 'no message'}"
 

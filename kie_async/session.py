@@ -314,6 +314,18 @@ class KieSession(BoundToLoop):
         """
         return self._engine.recovery.list_unknown(self._deadline(None))
 
+    async def find_unknown_create(self, name: str) -> TaskHandle | None:
+        """Return the handle of a create of unknown outcome by its ref or its intent; None if there is none.
+
+        In a journal that workers share it may be any worker's.
+
+        Raises:
+            JournalError: The journal cannot be read.
+            SessionMisuse: The session is not open here.
+        """
+        check_kind("name", name, str, "a ref or the id of an intent")
+        return await self._engine.recovery.find_unknown(name, self._deadline(None))
+
     def taken_over(self) -> AsyncIterator[TaskHandle]:
         """Return the tasks of workers that are gone, as this one takes them over, to be iterated.
 

@@ -27,6 +27,7 @@ from support.postgres import (  # noqa: F401  (fixtures)
     postgres_server,
     postgres_template,
 )
+from support.stores import durable, durable_store, journal, store  # noqa: F401  (fixtures)
 
 from kie_async import (
     CallbackReceiver,

@@ -96,6 +96,18 @@ class Recovery:
             self._await(pending, deadline)
         return [pending.handle for pending in unknown]
 
+    async def find_unknown(self, name: str, deadline: float) -> TaskHandle | None:
+        """Return the handle of the create of unknown outcome with this ref or intent id.
+
+        Raises:
+            JournalError: The journal cannot be read.
+        """
+        intent = await self._journal.find_by_ref(name) or await self._journal.find_by_intent(name)
+        is_new = intent is not None and self._tracker.pending.get(intent.intent_id) is None
+        if intent is not None and is_new and intent.state is IntentState.UNKNOWN and self.expect(intent):
+            self.take_claims(await self._journal.list_claims())
+        return next((h for h in self.list_unknown(deadline) if name in {h.ref, h.intent_id}), None)
+
     async def iterate_settled(self, since: datetime | None, ref_prefix: str) -> AsyncIterator[SettledTask]:
         """Yield what the journal knows of tasks that ended, the oldest end first.
 

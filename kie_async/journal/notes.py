@@ -97,4 +97,5 @@ def log_lost_note(key: str) -> Iterator[None]:
     try:
         yield
     except JournalError as exc:
-        _log.warning("the note %r could not be read or kept: %s", key, exc)
+        level = logging.INFO if isinstance(exc, JournalAway) else logging.WARNING
+        _log.log(level, "the note %r could not be read or kept: %s", key, exc)

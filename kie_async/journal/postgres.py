@@ -141,9 +141,10 @@ class PostgresJournal(SharedJournal):
         """Finish what was begun, leave the others, and disconnect."""
         if not self._db.is_open:
             return
-        await self._late.aclose()
         if self._permits is not None:
             await self._permits.aclose()
+        await self._db.finish_jobs()  # while this worker takes part: they may be creates
+        await self._late.aclose()
         await self._members.aclose()
         await self._db.aclose()
 
@@ -374,7 +375,7 @@ class PostgresJournal(SharedJournal):
         values = (state.value, encode_note(raw), record.credits, intent_id)
 
         async def job(db: Connection) -> None:
-            noted = await sql.select_intents(db, "i.intent_id = $1", intent_id)
+            noted = await sql.lock_intent(db, intent_id)
             is_unreadable = any(found.state is state and found.read_end() is None for found in noted)
             if any(found.has_ended for found in noted) and not is_unreadable:
                 return
@@ -465,6 +466,7 @@ class PostgresJournal(SharedJournal):
     async def _take_over(self, db: Connection) -> list[Intent]:
         if self._members.may_sweep and await self._members.is_server_steady(db):
             await db.execute(sql.DROP_GONE, self.lease_s)
+            await db.execute(sql.DROP_LEFT_TURNS)
         rows = await db.fetch(sql.TAKE_OVER, self.worker_id, _TAKEN_AT_ONCE)
         taken = [sql.intent_of(row) for row in rows]
         for intent in taken:
@@ -491,6 +493,16 @@ class PostgresJournal(SharedJournal):
     async def drop_delivery(self, number: int) -> None:
         """Forget a delivery that was taken in."""
         await self._db.run(lambda db: db.execute("DELETE FROM delivery WHERE number = $1", number))
+
+    async def find_saver(self, task_id: str) -> str:
+        """Return which host has saved the files of a task, and where; "" if none has."""
+        rows = await self._fetch("SELECT saved_by FROM intent WHERE task_id = $1", task_id)
+        return str(rows[0]["saved_by"]) if rows else ""
+
+    async def mark_saved(self, task_id: str, by: str) -> None:
+        """Note that *by*, a host and a folder, has the files of a task."""
+        change = "UPDATE intent SET saved_by = $1 WHERE task_id = $2"
+        await self._db.run(lambda db: db.execute(change, _storable(by), task_id))
 
     async def take_turn(self, key: str, for_s: float) -> bool:
         """Tell whether this worker may do what *key* stands for; nobody else may for *for_s* seconds."""

@@ -32,20 +32,22 @@ MAX_CONNECTIONS = 4
 CONNECT_S = 5.0
 
 ANSWER_S = 10.0
-"""So long a transaction may take: it touches a few rows."""
+"""So long a transaction may take, since it touches a few rows. One that asks nothing for half of it has a
+worker that is frozen or gone: the server ends it, or its locks would hold up all others."""
 
 _RETRY_S = 0.25
 
 _CONFLICTS = 5
 """So often a transaction is run again that met another one."""
 
-_AWAY_STATES = re.compile("08|57P|53300|25006")
-"""SQLSTATEs of a server that is shutting down, starting, full of connections or read-only after a failover.
+_AWAY_STATES = re.compile("08|57P|53300|25006|25P03")
+"""SQLSTATEs of a server that is shutting down, starting, full of connections, read-only after a failover, or
+tired of a transaction in which nothing happens.
 https://www.postgresql.org/docs/current/errcodes-appendix.html"""
 
 _CONFLICT_STATES = ("40001", "40P01", "55P03")
 
-_FULL_STATE, _UNIQUE_STATE = "53100", "23505"
+_FULL_STATE, _UNIQUE_STATE, _ZERO_BYTE_STATE = "53100", "23505", "22021"
 
 _log = logging.getLogger("kie_async")
 
@@ -73,14 +75,20 @@ class _Absence:
     """Since when the database does not answer, said once when it begins and once when it is over."""
 
     since: float = math.inf
+    failed_at: float = -math.inf
 
     def note_failure(self, label: str, why: str) -> None:
+        self.failed_at = time.monotonic()
         if self.since == math.inf:
             self.since = time.monotonic()
             _log.warning("%s cannot be reached; nothing is created meanwhile, tasks go on: %s", label, why)
 
+    @property
+    def is_going_on(self) -> bool:
+        return self.since < math.inf
+
     def note_answer(self, label: str) -> None:
-        if self.since < math.inf:
+        if self.is_going_on:
             _log.warning("%s answers again, after %.0f s", label, time.monotonic() - self.since)
             self.since = math.inf
 
@@ -91,12 +99,16 @@ class PostgresDatabase:
     No password is ever in a message: *label* stands for the journal.
     """
 
-    def __init__(self, dsn_or_pool: str | Pool, schema: str) -> None:
+    def __init__(self, dsn_or_pool: str | Pool, schema: str, *, answer_s: float = ANSWER_S) -> None:
         self._given = dsn_or_pool
+        self._answer_s = answer_s
+        # Whoever waits for a connection of ours does not wait for the database.
+        self._turns = asyncio.Semaphore(MAX_CONNECTIONS)
         self.schema = schema
         self.worker_id = ""
         """Whose reads tell other workers' intents from its own."""
         self._pool: Pool | None = None
+        self._is_closing = False
         self._jobs = BackgroundTasks("kie_async journal")
         self._absence = _Absence()
 
@@ -126,20 +138,29 @@ class PostgresDatabase:
             raise JournalError(f"{self.label} is open already")
         import asyncpg
 
+        self._is_closing = False
+
         if not isinstance(self._given, str):
             self._pool = self._given
             return
         try:
-            self._pool = await asyncpg.create_pool(
+            pool = await asyncpg.create_pool(
                 self._given,
-                min_size=1,
+                min_size=0,  # else the pool itself tries to reconnect, and logs each failure
                 max_size=MAX_CONNECTIONS,
                 timeout=CONNECT_S,
                 # A pooler in transaction mode gives each transaction another server connection.
                 statement_cache_size=0,
             )
+            async with pool.acquire(timeout=CONNECT_S):
+                self._pool = pool
         except Exception as exc:
             raise self._error_from(exc) from None
+
+    async def finish_jobs(self) -> None:
+        """Finish what was begun, and take nothing more but the last jobs."""
+        self._is_closing = True
+        await self._jobs.drain()
 
     async def aclose(self) -> None:
         """Finish what was begun and disconnect; a pool that was given stays open."""
@@ -181,16 +202,19 @@ class PostgresDatabase:
 
     # --- jobs ----------------------------------------------------------------------------------
 
-    async def run(self, job: Job[_T], *, patience_s: float = 0.0) -> _T:
+    async def run(self, job: Job[_T], *, patience_s: float = 0.0, is_last: bool = False) -> _T:
         """Run *job* in a transaction and return when what it did is durable.
 
-        While the database is away it is tried again for *patience_s*. Whoever is cancelled stops waiting; the
+        While the database is away it is tried again for *patience_s*. One that *is_last* is taken after
+        `finish_jobs` too. Whoever is cancelled stops waiting; the
         job goes on, since a commit that may have happened cannot be undone.
 
         Raises:
             JournalAway: The database was away; it may have been committed all the same.
             JournalError: It was not committed.
         """
+        if self._is_closing and not is_last:
+            raise JournalError(f"{self.label} is closed")
         return await asyncio.shield(self._jobs.spawn(self._run_patiently(job, patience_s)))
 
     async def _run_patiently(self, job: Job[_T], patience_s: float) -> _T:
@@ -209,7 +233,7 @@ class PostgresDatabase:
 
         for _ in range(_CONFLICTS):
             try:
-                return await self._run_once(job)
+                return await self._run_in_turn(job)
             except asyncpg.PostgresError as exc:
                 if exc.sqlstate not in _CONFLICT_STATES:
                     raise self._note_failure(exc) from None
@@ -219,19 +243,30 @@ class PostgresDatabase:
                 raise self._note_failure(exc) from None
         raise JournalError(f"{self.label} is too busy: a transaction met others {_CONFLICTS} times")
 
+    async def _run_in_turn(self, job: Job[_T]) -> _T:
+        """Run *job* when a connection is free; not if nobody has answered meanwhile."""
+        queued_at = time.monotonic()
+        async with self._turns:
+            is_late = time.monotonic() - queued_at > self._answer_s / 2
+            if is_late and self._absence.is_going_on and self._absence.failed_at > queued_at:
+                raise JournalAway(f"{self.label} cannot be reached: it has not answered others either")
+            return await self._run_once(job)
+
     async def _run_once(self, job: Job[_T]) -> _T:
         if self._pool is None:
             raise JournalError(f"{self.label} is closed")
-        async with asyncio.timeout(ANSWER_S):
+        async with asyncio.timeout(self._answer_s):
             connection = await self._pool.acquire(timeout=CONNECT_S)
             try:
                 await connection.execute(self.begin)
                 made = await job(connection)
                 await connection.execute("COMMIT")
+            except asyncio.CancelledError:  # no answer in time: another query would get none either
+                connection.terminate()
+                raise
             except BaseException:
                 with suppress(Exception):
-                    async with asyncio.timeout(CONNECT_S):
-                        await connection.execute("ROLLBACK")
+                    await connection.execute("ROLLBACK")
                 raise
             finally:
                 await self._release(connection)
@@ -241,17 +276,16 @@ class PostgresDatabase:
     async def _release(self, connection: Connection) -> None:
         if self._pool is None:
             return
-        try:
+        with suppress(Exception):  # the pool itself drops what it cannot reset
             await self._pool.release(connection, timeout=CONNECT_S)
-        except Exception:
-            connection.terminate()
 
     @property
     def begin(self) -> str:
         """Return what begins a transaction: no commit is answered before it is on the disk."""
         return (
             f'BEGIN; SET LOCAL synchronous_commit = on; SET LOCAL search_path = "{self.schema}"; '
-            f"SET LOCAL kie_async.worker = '{self.worker_id}'"
+            f"SET LOCAL kie_async.worker = '{self.worker_id}'; "
+            f"SET LOCAL idle_in_transaction_session_timeout = {self._answer_s * 500:.0f}"
         )
 
     async def listen(
@@ -319,6 +353,8 @@ class PostgresDatabase:
             return RefTaken("another worker was faster with this ref; nothing was sent")
         if state == _UNIQUE_STATE and exc.constraint_name == "intent_task_id_key":
             return TaskAlreadyBound("the task belongs to another intent")
+        if state == _ZERO_BYTE_STATE:
+            return JournalError(f"{self.label} cannot hold this text: {why}")
         if _AWAY_STATES.match(state):
             return JournalAway(f"{self.label} cannot be reached: {why}")
         return JournalError(f"{self.label} refused: {why}")

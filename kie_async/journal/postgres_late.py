@@ -72,7 +72,7 @@ class LateNotes:
         while self._late:
             note = self._late[0]
             try:
-                await self._database.run(note.job)
+                await self._database.run(note.job, is_last=True)
             except JournalAway:
                 await asyncio.sleep(_AGAIN_S)
                 continue

@@ -84,7 +84,7 @@ class SharedPermits:
         async with self._turn:
             while True:
                 self._changed.clear()
-                slot, wait_s = await self._database.run(self._ask)
+                slot, wait_s = await self._ask_once()
                 if slot is not None:
                     self._held.append(slot)
                     return self._now()
@@ -93,11 +93,30 @@ class SharedPermits:
                     async with asyncio.timeout(min(max(wait_s, _SHORTEST_SLEEP_S), longest_s)):
                         await self._changed.wait()
 
+    async def _ask_once(self) -> tuple[int | None, float]:
+        """Take a permit, or tell how long to wait; what comes after a cancel goes back."""
+        asking = self._background.spawn(self._database.run(self._ask))
+        try:
+            answer = await asyncio.shield(asking)
+        except asyncio.CancelledError:
+            asking.add_done_callback(self._take_no_permit)
+            raise
+        self._is_made = True  # not before the commit
+        return answer
+
+    def _take_no_permit(self, asking: asyncio.Task[tuple[int | None, float]]) -> None:
+        """Give back what came for somebody who had left."""
+        if asking.cancelled() or asking.exception() is not None:
+            return
+        slot, _ = asking.result()
+        if slot is not None:
+            self._held.append(slot)
+            self.release_unused()
+
     async def _ask(self, db: Connection) -> tuple[int | None, float]:
         """Take a permit, or tell how long to wait for one."""
         if not self._is_made:
             await db.execute(_MAKE, self._kind, self._rate.count)
-            self._is_made = True
         longest_s = _LONGEST_USE_S + self._rate.per_s
         slot = await db.fetchval(_TAKE, self._kind, self._user, self._rate.count, longest_s)
         if slot is not None:

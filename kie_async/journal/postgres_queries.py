@@ -172,6 +172,8 @@ DELETE FROM note WHERE key IN (
 )
 """
 
+DROP_LEFT_TURNS = "DELETE FROM turn t WHERE NOT EXISTS (SELECT 1 FROM worker w WHERE w.id = t.worker)"
+
 TAKE_TURN = """
 INSERT INTO turn AS t(key, worker, until) VALUES ($1, $2, clock_timestamp() + make_interval(secs => $3))
 ON CONFLICT (key) DO UPDATE SET worker = excluded.worker, until = excluded.until
@@ -192,6 +194,12 @@ async def select_intents(db: Connection, where: str, *values: object) -> list[In
     """Return the intents that fit, in the order they were planned."""
     query = f"SELECT {COLUMNS} FROM intent i WHERE {where} ORDER BY i.seq"  # noqa: S608  (no value in it)
     return [intent_of(row) for row in await db.fetch(query, *values)]
+
+
+async def lock_intent(db: Connection, intent_id: str) -> list[Intent]:
+    """Return an intent as it stands once nobody else is changing it, and let nobody until the commit."""
+    query = f"SELECT {COLUMNS} FROM intent i WHERE i.intent_id = $1 FOR UPDATE OF i"  # noqa: S608
+    return [intent_of(row) for row in await db.fetch(query, intent_id)]
 
 
 async def must_change(db: Connection, statement: str, *values: object) -> None:
@@ -249,13 +257,17 @@ async def bind_task(db: Connection, task_id: str, adopted_by: str, intent_id: st
         TaskAlreadyBound: The task has another intent.
         JournalError: The intent has another task.
     """
-    # Two at once: the second waits here for the first, and the UNIQUE of the table decides if they differ.
     holders = await select_intents(db, "i.task_id = $1", task_id)
-    if holders and holders[0].intent_id != intent_id:
-        raise TaskAlreadyBound(f"task {task_id} belongs to another intent, {holders[0].intent_id}")
     values = (task_id, adopted_by, intent_id, worker_id)
-    if holders or await db.execute(_SET_CREATED, *values) == "UPDATE 1":
+    if not holders and await db.execute(_SET_CREATED, *values) == "UPDATE 1":
         return
+    # Two workers at once: the UPDATE of the second waited for the first and found the task noted. Of two
+    # intents the UNIQUE of the table lets one have it.
+    holders = holders or await select_intents(db, "i.task_id = $1", task_id)
+    if holders and holders[0].intent_id == intent_id:
+        return
+    if holders:
+        raise TaskAlreadyBound(f"task {task_id} belongs to another intent, {holders[0].intent_id}")
     raise JournalError(f"task {task_id} cannot be noted: its intent {intent_id} has another task or is gone")
 
 

@@ -56,6 +56,7 @@ CREATE TABLE intent(
   adopted_by text NOT NULL DEFAULT '',
   record text NOT NULL DEFAULT '',
   credits double precision,
+  saved_by text NOT NULL DEFAULT '',
   audio_s double precision,
   expected_credits double precision,
   held_credits double precision

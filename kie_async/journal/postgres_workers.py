@@ -107,7 +107,7 @@ class Membership:
                 await db.execute("SELECT pg_notify($1, 'gone')", self._channel)
 
             with suppress(JournalError):
-                await self._database.run(leave)
+                await self._database.run(leave, is_last=True)
             self._database.act_as("")
 
     # --- may it send ---------------------------------------------------------------------------

@@ -89,6 +89,14 @@ class SharedJournal(Journal):
         """Forget a delivery that was taken in."""
 
     @abstractmethod
+    async def find_saver(self, task_id: str) -> str:
+        """Return which host has saved the files of a task, and where; "" if none has."""
+
+    @abstractmethod
+    async def mark_saved(self, task_id: str, by: str) -> None:
+        """Note that *by*, a host and a folder, has the files of a task."""
+
+    @abstractmethod
     async def take_turn(self, key: str, for_s: float) -> bool:
         """Tell whether this worker may do what *key* stands for; nobody else may for *for_s* seconds."""
 

