@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 
 from .weather import Condition
 
@@ -31,21 +30,23 @@ class LongWait:
         self._said_at = -math.inf
         self._is_said = False
 
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Count the body of the ``with`` as a wait."""
+    def waiting(self) -> _Wait:
+        """Return a context manager: the body of the ``with`` counts as a wait."""
+        return _Wait(self)
+
+    def begin(self, wait: object) -> None:
+        """Take in that somebody begins to wait."""
         loop = asyncio.get_running_loop()
-        token = object()
-        self._begun_at[token] = loop.time()
+        self._begun_at[wait] = loop.time()
         if self._timer is None:
             self._timer = loop.call_later(self._long_s, self._check, loop)
-        try:
-            yield
-        finally:
-            del self._begun_at[token]
-            # A timer that is set is left alone: most waits are short, and the next one has a use for it.
-            if not self._begun_at and self._is_said:
-                self._is_said, self._timer = False, None
+
+    def end(self, wait: object) -> None:
+        """Take in that somebody waits no more."""
+        del self._begun_at[wait]
+        # A timer that is set is left alone: most waits are short, and the next one has a use for it.
+        if not self._begun_at and self._is_said:
+            self._is_said, self._timer = False, None
 
     def _check(self, loop: asyncio.AbstractEventLoop) -> None:
         """Say it if the first in line has waited for long; else come again when it will have."""
@@ -64,3 +65,20 @@ class LongWait:
             _log.info("%s", text)
         elif not self._condition.is_said:
             self._condition.say(text, for_s=now - first_at)
+
+
+class _Wait:
+    """One wait. A class of its own: every create waits three times, and a generator takes twice the time."""
+
+    __slots__ = ("_queue",)
+
+    def __init__(self, queue: LongWait) -> None:
+        self._queue = queue
+
+    def __enter__(self) -> None:
+        self._queue.begin(self)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._queue.end(self)

@@ -8,6 +8,7 @@ import hmac
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Protocol
 
 from ..errors import CallbackRejected
 from ..models import TASK_ID
@@ -17,6 +18,16 @@ _BLOCK = 64
 _INNER_PAD, _OUTER_PAD = (bytes(byte ^ pad for byte in range(256)) for pad in (0x36, 0x5C))
 
 _TIMESTAMP = re.compile(r"0|[1-9][0-9]{0,10}")
+
+
+class _Hash(Protocol):
+    """What `hashlib.sha256` returns, which has no public name."""
+
+    def copy(self) -> _Hash: ...
+
+    def update(self, data: bytes, /) -> None: ...
+
+    def digest(self) -> bytes: ...
 
 
 def hmac_sha256(key: bytes, message: bytes) -> bytes:
@@ -32,7 +43,7 @@ def hmac_sha256(key: bytes, message: bytes) -> bytes:
 
 
 @lru_cache(maxsize=64)
-def _keyed_hashes(key: bytes) -> tuple[hashlib._Hash, hashlib._Hash]:
+def _keyed_hashes(key: bytes) -> tuple[_Hash, _Hash]:
     """Return both hashes of an HMAC, which have taken in their pads."""
     block = (hashlib.sha256(key).digest() if len(key) > _BLOCK else key).ljust(_BLOCK, b"\0")
     return hashlib.sha256(block.translate(_INNER_PAD)), hashlib.sha256(block.translate(_OUTER_PAD))
