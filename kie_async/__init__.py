@@ -19,12 +19,14 @@ from .errors import (
     FileError,
     InsufficientCredits,
     InvalidRequest,
+    JournalAway,
     JournalError,
     JournalFull,
     JournalLocked,
     KieError,
     Maintenance,
     NotFound,
+    QueueFull,
     QuotaExceeded,
     RateLimited,
     RefConflict,
@@ -41,14 +43,16 @@ from .errors import (
     TaskTimedOut,
     TransportError,
     UploadRefused,
+    Withdrawn,
 )
 from .events import SessionEvent, SessionStats, Weather
 from .handle import TaskHandle
 from .inputs.kling import KlingAvatar
 from .inputs.media import Media
 from .inputs.request import TaskRequest
+from .journal.postgres import PostgresJournal
 from .journal.sqlite import SqliteJournal
-from .models import JobState, SettledTask, TaskRecord, TaskResult, TaskState, UploadedFile
+from .models import JobState, SettledTask, TaskPhase, TaskRecord, TaskResult, TaskState, UploadedFile
 from .sandbox import Sandbox
 from .session import KieSession
 
@@ -74,6 +78,7 @@ __all__ = [
     "InsufficientCredits",
     "InvalidRequest",
     "JobState",
+    "JournalAway",
     "JournalError",
     "JournalFull",
     "JournalLocked",
@@ -87,6 +92,8 @@ __all__ = [
     "NotFound",
     "Outcome",
     "PollSchedule",
+    "PostgresJournal",
+    "QueueFull",
     "QuotaExceeded",
     "Rate",
     "RateLimited",
@@ -108,6 +115,7 @@ __all__ = [
     "TaskFailed",
     "TaskHandle",
     "TaskNotNoted",
+    "TaskPhase",
     "TaskRecord",
     "TaskRequest",
     "TaskResult",
@@ -117,4 +125,5 @@ __all__ = [
     "UploadRefused",
     "UploadedFile",
     "Weather",
+    "Withdrawn",
 ]

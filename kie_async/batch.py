@@ -16,6 +16,7 @@ import attrs
 
 from ._background import BoundToLoop
 from ._validation import check_count, check_kind, check_path, check_wait
+from .engine.create_queue import QueuedCreate
 from .engine.engine import Engine, log_what_goes_on
 from .engine.job_states import state_after
 from .engine.journal_room import WaitForRoom
@@ -28,6 +29,7 @@ from .errors import (
     CreateOutcomeUnknown,
     InsufficientCredits,
     InvalidRequest,
+    JournalAway,
     JournalError,
     JournalFull,
     KieError,
@@ -82,6 +84,9 @@ class Outcome(ResultOrError):
     """What went wrong; None if nothing did."""
     files: tuple[Path, ...] = ()
     """The downloaded files, if the batch downloads."""
+    saved_by: str = ""
+    """The other host, and the folder there, that has the files: each result is fetched once by all workers of
+    a shared journal. Empty if they are here."""
 
     @property
     def state(self) -> JobState:
@@ -355,8 +360,8 @@ class _BatchRun:
 
     async def _downloaded(self, outcome: Outcome, result: TaskResult, folder: ResultFolder) -> Outcome:
         try:
-            files = await folder.save(result, ref=outcome.ref, index=outcome.index)
-            return attrs.evolve(outcome, files=files)
+            saved = await folder.save(result, ref=outcome.ref, index=outcome.index)
+            return attrs.evolve(outcome, files=saved.files, saved_by=saved.by)
         except KieError as exc:
             if folder.reason_to_stop is not None:
                 self.stop(folder.reason_to_stop)
@@ -385,7 +390,7 @@ class _BatchRun:
                 return await self._room.create(lambda: self._create(request, digest))
             except _STOPPING as exc:
                 # The disk that was full for the id of one task is waited for by the others.
-                if not isinstance(exc.__cause__, JournalFull):
+                if not isinstance(exc.__cause__, JournalFull | JournalAway):
                     self.stop(exc)
                 raise
             except CreateOutcomeUnknown as exc:
@@ -408,7 +413,12 @@ class _BatchRun:
         timeout_s = self._engine.settings.task_timeout_s
         create = self._engine.background.spawn(
             self._engine.creator.create(
-                request, timeout_s, wait_if_sent=True, known_fingerprint=digest, attempted=self._attempted
+                request,
+                timeout_s,
+                wait_if_sent=True,
+                known_fingerprint=digest,
+                attempted=self._attempted,
+                entry=QueuedCreate(lane=self),
             )
         )
         self._creates.add(create)

@@ -4,6 +4,8 @@ KieError
 ├── InvalidRequest          you: fix the named argument; nothing was sent (also a ValueError)
 │   └── RefConflict         you: this ref was used for another body
 ├── SessionMisuse           you: the session is not open, closed, or of another event loop
+├── QueueFull               you: as many handles wait as max_queued allows; nothing was sent
+├── Withdrawn               you called withdraw() before anything left; nothing was sent
 ├── BudgetExceeded          you: the budget you set is spent; nothing was sent
 ├── CreatesHalted           you: three creates in a row ended unknown; nothing was sent; find out why first
 ├── BatchStopped            you: a batch met what every further request would meet; see its cause
@@ -26,6 +28,7 @@ KieError
 ├── CallbackRejected        someone pretended, or a clock is wrong
 └── JournalError            the durable record cannot be trusted or written
     ├── JournalFull         you: its disk is full
+    ├── JournalAway         you: its database does not answer
     ├── TaskNotNoted        a task is paid and the journal could not take its id, which is on the error
     └── JournalLocked       another process holds it
 
@@ -69,6 +72,29 @@ class SessionMisuse(KieError, RuntimeError):
 
 SESSION_CLOSED = "the session is closed; open a new one"
 """What `SessionMisuse` says to whoever comes too late, wherever that is found out."""
+
+
+class QueueFull(KieError):
+    """As many creates wait in the queue as ``max_queued`` allows; nothing was sent."""
+
+    def __init__(self, max_queued: int) -> None:
+        super().__init__(max_queued)
+        self.max_queued = max_queued
+
+    def __str__(self) -> str:
+        return f"{self.max_queued} creates wait already, as max_queued allows; nothing was sent"
+
+
+class Withdrawn(KieError):
+    """The create was taken back with ``withdraw()``: no task was made and nothing is paid."""
+
+    def __init__(self, ref: str | None = None) -> None:
+        super().__init__(ref)
+        self.ref = ref
+
+    def __str__(self) -> str:
+        named = "" if self.ref is None else f" of ref {self.ref!r}"
+        return f"the create{named} was withdrawn before it left; nothing is paid"
 
 
 class BudgetExceeded(KieError):
@@ -137,6 +163,10 @@ class AnswerUnreadable(TransportError):
     """An answer came and is not what the service documents."""
 
 
+UNKNOWN_TASK = "the service knows no task"
+"""How the message of an `ApiError` begins that says so; the service's own words follow in brackets."""
+
+
 class ApiError(KieError):
     """The service answered no."""
 
@@ -147,6 +177,8 @@ class ApiError(KieError):
         self.http_status = http_status
 
     def __str__(self) -> str:
+        if self.message.startswith(UNKNOWN_TASK):
+            return self.message.partition(" (")[0]
         status = "" if self.http_status == 200 else f" (HTTP {self.http_status})"
         return f"code {self.code}{status}: {self.message or 'no message'}"
 
@@ -240,7 +272,8 @@ class TaskError(KieError):
         self.intent_id = intent_id
 
     def __str__(self) -> str:
-        name = f"task {self.task_id}" if self.task_id else f"the task of intent {self.intent_id}, if any,"
+        intent = f" of intent {self.intent_id}" if self.intent_id else ""
+        name = f"task {self.task_id}" if self.task_id else f"the task{intent}, if any,"
         return f"{name} {self.message_tail}"
 
 
@@ -335,6 +368,10 @@ class JournalError(KieError):
 
 class JournalFull(JournalError):
     """The disk of the journal is full: nothing was noted, so nothing was sent."""
+
+
+class JournalAway(JournalError):
+    """The database of the journal does not answer now: nothing is created, and what is paid goes on."""
 
 
 class TaskNotNoted(JournalError):

@@ -43,6 +43,8 @@ class SessionStats(metaclass=ShowsFields):
     """What the settled tasks cost, as their records say."""
     in_flight: int = 0
     """Tasks that have not settled."""
+    queued: int = 0
+    """Creates that wait for a slot and their turn."""
 
 
 class Source(StrEnum):
@@ -52,8 +54,9 @@ class Source(StrEnum):
     CALLBACK = "callback"
 
 
-EventKind = Literal["created", "updated", "settled", "unknown", "adopted", "weather"]
+EventKind = Literal["created", "updated", "settled", "unknown", "adopted", "taken over", "weather"]
 """What happened to a task. ``unknown``: nobody knows whether a create made one; ``adopted``: it did.
+``taken over``: it was another worker's, which is gone.
 ``weather`` is of no task: see `Weather`."""
 
 WeatherKind = Literal[
@@ -135,6 +138,6 @@ class Counters:
         else:
             self.settled_by_poll += 1
 
-    def snapshot(self, *, in_flight: int) -> SessionStats:
+    def snapshot(self, *, in_flight: int, queued: int) -> SessionStats:
         """Return the counts as they stand."""
-        return SessionStats(**attrs.asdict(self), in_flight=in_flight)
+        return SessionStats(**attrs.asdict(self), in_flight=in_flight, queued=queued)

@@ -32,6 +32,7 @@ from .batch import GIVE_UP_AFTER_S, MAX_FAILURES_IN_A_ROW, Batch, Requests
 from .callbacks.address import derive_callback_secret
 from .callbacks.receiver import CallbackReceiver
 from .config import Budget, Limits, Network, PollSchedule
+from .engine.create_queue import QueuedCreate
 from .engine.engine import Engine
 from .engine.event_hook import check_hook
 from .engine.settings import CallbackPolicy, Settings, with_environment
@@ -43,11 +44,14 @@ from .inputs.media import Media
 from .inputs.request import TaskRequest, TypedInput, as_request
 from .journal.account import Account, derive_account_name
 from .journal.base import Journal
+from .journal.postgres import is_dsn
 from .models import SettledTask, TaskRecord, TaskResult, UploadedFile, only_url
 
 BASE_URL = "https://api.kie.ai"
 _log = logging.getLogger("kie_async")
 UPLOAD_URL = "https://kieai.redpandaai.co"
+
+_JOURNAL = "the path of a file, a postgresql:// URL, a SqliteJournal or a PostgresJournal"
 
 MAX_READ_BYTES = 64 * 1024 * 1024
 
@@ -57,8 +61,10 @@ class KieSession(BoundToLoop):
 
     Without *api_key* the environment's ``KIE_API_KEY`` is used, without *base_url* its ``KIE_BASE_URL``,
     else the service. *callback_url* is where the service can reach *receiver*. *max_in_flight* tasks
-    exist unsettled at most. *journal* is the path of the durable record, or a `SqliteJournal`; without
-    it a crash forgets paid tasks. *task_timeout_s* is how long a created task is waited for.
+    exist unsettled at most, and *max_queued* creates wait for a slot and their turn, None for any number.
+    *journal* is the path of the durable record, or a `SqliteJournal`; a ``postgresql://...`` URL, or a
+    `PostgresJournal`, is one that several workers share; without one a crash forgets paid tasks.
+    *task_timeout_s* is how long a created task is waited for.
     *confirm_callbacks* None confirms deliveries by a query when the receiver has no keys, True always,
     False never. *callback_secrets* sign callback addresses, the first one new ones; by default they
     derive from the key. *account* is a name of your own for the account, never sent anywhere: needed where
@@ -81,6 +87,7 @@ class KieSession(BoundToLoop):
         receiver: CallbackReceiver | None = None,
         journal: str | Path | Journal | None = None,
         max_in_flight: int = 100,
+        max_queued: int | None = None,
         limits: Limits = Limits(),  # noqa: B008  (frozen)
         poll: PollSchedule = PollSchedule(),  # noqa: B008  (frozen)
         task_timeout_s: float = 3600.0,
@@ -96,7 +103,7 @@ class KieSession(BoundToLoop):
     ) -> None:
         for field, value, kind, what in (
             ("receiver", receiver, (CallbackReceiver, type(None)), "a CallbackReceiver"),
-            ("journal", journal, (str, Path, Journal, type(None)), "the path of a file, or a SqliteJournal"),
+            ("journal", journal, (str, Path, Journal, type(None)), _JOURNAL),
             ("limits", limits, Limits, "Limits(...)"),
             ("poll", poll, PollSchedule, "a PollSchedule"),
             ("budget", budget, (Budget, type(None)), "a Budget, such as Budget(credits=500)"),
@@ -106,10 +113,12 @@ class KieSession(BoundToLoop):
             ("rng", rng, (random.Random, type(None)), "a random.Random"),
         ):
             check_kind(field, value, kind, what)
-        if isinstance(journal, str | Path):
+        if isinstance(journal, str | Path) and not is_dsn(str(journal)):
             check_path("journal", journal)
         check_hook(on_event)
         check_count("max_in_flight", max_in_flight)
+        if max_queued is not None:
+            check_count("max_queued", max_queued)
         check_above_zero("task_timeout_s", task_timeout_s)
         if create_timeout_s is not None:
             check_above_zero("create_timeout_s", create_timeout_s)
@@ -138,6 +147,7 @@ class KieSession(BoundToLoop):
             ),
             journal=journal,
             max_in_flight=max_in_flight,
+            max_queued=max_queued,
             limits=limits,
             network=with_environment(network, base_url),
             poll=poll,
@@ -227,13 +237,15 @@ class KieSession(BoundToLoop):
         input: Mapping[str, Any] | None = None,
         *,
         ref: str | None = None,
+        lane: str | int | None = None,
         timeout_s: float | None = None,
     ) -> TaskHandle:
         """Create one task and return its handle: of ``KlingAvatar(...)``, or of ``"any/model", {...}``.
 
-        Waits its turn when *max_in_flight* tasks are unsettled or the create limit is used up, first
-        come first served; cancelling that wait sends nothing. A cancel after the body has left stops
-        only the caller: the task is watched on. *timeout_s* bounds the wait for the task's end.
+        It is `submit` and the wait for `TaskHandle.created`: waits its turn when *max_in_flight* tasks are
+        unsettled or the create limit is used up, as `submit` says; cancelling that wait sends nothing. A
+        cancel after the body has left stops only the caller: the task is watched on. *timeout_s* bounds the
+        wait for the task's end.
 
         *ref* is your own key, such as the id of an order or a message: one ref, one paid task, for as long
         as the journal lives. Asked for again, it is the same task. Without a journal it is forgotten when
@@ -246,10 +258,40 @@ class KieSession(BoundToLoop):
             TransportError: Nothing was sent; the service was out of reach for *create_timeout_s*.
             CreateOutcomeUnknown: The body left and nothing proves what happened; never sent again.
             BudgetExceeded: The budget is spent; nothing was sent.
+            QueueFull: *max_queued* creates wait already; nothing was sent.
             SessionMisuse: The session is not open here.
         """
         engine = self._engine
-        return await engine.creator.create(as_request(request, input, ref), self._timeout_s(timeout_s))
+        asked, timeout_s = as_request(request, input, ref), self._timeout_s(timeout_s)
+        return await engine.creator.create(asked, timeout_s, entry=QueuedCreate(lane=_checked_lane(lane)))
+
+    def submit(
+        self,
+        request: TaskRequest | TypedInput | str,
+        input: Mapping[str, Any] | None = None,
+        *,
+        ref: str | None = None,
+        lane: str | int | None = None,
+        timeout_s: float | None = None,
+    ) -> TaskHandle:
+        """Return the handle of a task that is yet to be created, at once; takes the arguments of `create`.
+
+        It waits in the queue, as `TaskHandle.queue_position` says, and `TaskHandle.withdraw` takes it back.
+        Requests with a *lane*, the id of a chat or a customer, take turns lane by lane, first come first
+        served within one; those without are one lane, and each batch has one of its own. Nobody need await
+        the handle: it runs, and a failure that nobody asked for is logged. What keeps a task from being made
+        is raised by `TaskHandle.created` and by awaiting the handle.
+
+        A *ref* that is known gives the handle it stands for, or one that shares its task.
+
+        Raises:
+            InvalidRequest: An argument is wrong.
+            QueueFull: *max_queued* creates wait already.
+            SessionMisuse: The session is not open here.
+        """
+        engine = self._engine
+        asked, timeout_s = as_request(request, input, ref), self._timeout_s(timeout_s)
+        return engine.submitter.submit(asked, timeout_s, _checked_lane(lane))
 
     async def run(
         self,
@@ -257,6 +299,7 @@ class KieSession(BoundToLoop):
         input: Mapping[str, Any] | None = None,
         *,
         ref: str | None = None,
+        lane: str | int | None = None,
         timeout_s: float | None = None,
     ) -> TaskResult:
         """Create one task and return its result; takes the arguments of `create`.
@@ -266,7 +309,7 @@ class KieSession(BoundToLoop):
         Raises:
             KieError: Whatever `create` or awaiting its handle raises.
         """
-        handle = await self.create(request, input, ref=ref, timeout_s=timeout_s)
+        handle = await self.create(request, input, ref=ref, lane=lane, timeout_s=timeout_s)
         try:
             return await handle
         except asyncio.CancelledError:
@@ -309,6 +352,33 @@ class KieSession(BoundToLoop):
             SessionMisuse: The session is not open here.
         """
         return self._engine.recovery.list_unknown(self._deadline(None))
+
+    async def find_unknown_create(self, name: str) -> TaskHandle | None:
+        """Return the handle of a create of unknown outcome by its ref or its intent; None if there is none.
+
+        In a journal that workers share it may be any worker's.
+
+        Raises:
+            JournalError: The journal cannot be read.
+            SessionMisuse: The session is not open here.
+        """
+        check_kind("name", name, str, "a ref or the id of an intent")
+        return await self._engine.recovery.find_unknown(name, self._deadline(None))
+
+    def taken_over(self) -> AsyncIterator[TaskHandle]:
+        """Return the tasks of workers that are gone, as this one takes them over, to be iterated.
+
+        A bot answers those of its refs. They are followed, and their ends noted, whether anybody iterates or
+        not. The iteration ends when the session closes; of several, each gets some.
+
+        Raises:
+            InvalidRequest: No other worker has this journal: it is not on PostgreSQL.
+            SessionMisuse: The session is not open here.
+        """
+        relay = self._engine.relay
+        if relay is None:
+            raise InvalidRequest("taken_over needs a journal that workers share: journal='postgresql://...'")
+        return relay.taken_over()
 
     def settled(self, *, since: datetime | None = None, ref_prefix: str = "") -> AsyncIterator[SettledTask]:
         """Return the tasks that the journal knows to have ended: ``async for task in kie.settled()``.
@@ -480,7 +550,10 @@ class KieSession(BoundToLoop):
 
     def stats(self) -> SessionStats:
         """Return what the session did so far."""
-        return self._counters.snapshot(in_flight=len(self._opened.tracker.registry) if self._opened else 0)
+        engine = self._opened
+        if engine is None:
+            return self._counters.snapshot(in_flight=0, queued=0)
+        return self._counters.snapshot(in_flight=len(engine.tracker.registry), queued=len(engine.queue))
 
     def _timeout_s(self, timeout_s: float | None) -> float:
         if timeout_s is None:
@@ -490,6 +563,11 @@ class KieSession(BoundToLoop):
 
     def _deadline(self, timeout_s: float | None) -> float:
         return asyncio.get_running_loop().time() + self._timeout_s(timeout_s)
+
+
+def _checked_lane(lane: str | int | None) -> str | int | None:
+    check_kind("lane", lane, (str, int, type(None)), "a text or a number, such as the id of a chat")
+    return lane
 
 
 def _goes_on(handle: TaskHandle) -> str:

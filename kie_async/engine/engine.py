@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from .._background import BackgroundTasks
 from .._validation import is_loopback
+from ..config import Rate
 from ..creating.create_call import CreateCalls
 from ..creating.create_transport import CreateTransport
 from ..creating.create_weather import CreateWeather
@@ -25,15 +26,18 @@ from ..http.query_client import QueryClient
 from ..http.transport import Transport
 from ..journal.base import Journal
 from ..journal.memory import MemoryJournal
+from ..journal.postgres import PostgresJournal, is_dsn
+from ..journal.shared import SharedJournal
 from ..journal.sqlite import SqliteJournal
 from ..limits.admission import Admission
 from ..limits.budget import BudgetLedger
 from ..limits.circuit_breaker import CircuitBreaker
 from ..limits.query_speed import QueryPace
-from ..limits.rate_limiter import RateLimiter
+from ..limits.rate_limiter import Permits, RateLimiter
 from ..planning.planner import PollPlanner
 from ..polling.poller import Poller
 from ..wire.redaction import Redactor
+from .create_queue import CreateQueue
 from .creator import TaskCreator
 from .event_hook import EventHook
 from .inbox import CallbackInbox
@@ -42,8 +46,10 @@ from .kept_speed import KeptQuerySpeed
 from .kept_uploads import JournalUploadStore
 from .reconciler import Reconciler
 from .recovery import Recovery
+from .relay import WorkerRelay
 from .result_folder import ResultFolder
 from .settings import Settings
+from .submitter import Submitter
 from .tracker import TaskTracker
 
 _NAMES_A_LINE = 25
@@ -76,7 +82,7 @@ class Engine:
             network=settings.network,
             redactor=redactor,
         )
-        self.queries = QueryClient(self._query_transport, query_limiter, counters=counters, rng=rng)
+        self.queries = QueryClient(self._query_transport, self._query_pace, counters=counters, rng=rng)
         self.uploads = Uploads(
             UploadClient(settings.upload_url, key, rng=rng, network=settings.network, redactor=redactor),
             store=_upload_store(self.journal, settings),
@@ -87,6 +93,7 @@ class Engine:
             network=settings.network,
             api=self._query_transport,
         )
+        self.admission = Admission(settings.max_in_flight)
         self.calls = CreateCalls(
             transport=CreateTransport(
                 settings.base_url,
@@ -95,7 +102,7 @@ class Engine:
                 network=settings.network,
                 redactor=redactor,
             ),
-            rate_limiter=RateLimiter(limits.create, now=now),
+            rate_limiter=_permits_of(self.journal, limits.create, now),
             breaker=CircuitBreaker(now=now, sink=self.events),
             journal=self.journal,
             counters=counters,
@@ -104,6 +111,7 @@ class Engine:
                 api=settings.base_url,
                 uploads=settings.upload_url,
                 max_in_flight=settings.max_in_flight,
+                room=self.admission,
                 now=now,
                 sink=self.events,
             ),
@@ -119,7 +127,7 @@ class Engine:
             rng=rng,
             weather=self.events,
         )
-        self.admission = Admission(settings.max_in_flight)
+        self.queue = CreateQueue(self.admission, self.calls, settings.max_queued)
         self.ledger = None if settings.budget is None else BudgetLedger(settings.budget)
         callbacks = settings.callbacks
         self.tracker = TaskTracker(
@@ -129,19 +137,39 @@ class Engine:
             self.tracker, self.queries, self.journal, counters, callbacks, self.background
         )
         self.recovery = Recovery(self.tracker, self.journal, self.ledger)
-        self.inbox = CallbackInbox(self.tracker, self.reconciler, self.journal, counters, callbacks, redactor)
+        self.inbox = CallbackInbox(
+            self.tracker, self.reconciler, self.recovery, self.journal, counters, callbacks, redactor
+        )
+        self.relay = self._relay_of(self.journal, settings)
         self.creator = TaskCreator(
             self.tracker,
             self.reconciler,
             self.recovery,
             self.calls,
             self.uploads,
-            self.admission,
+            self.queue,
             self.ledger,
             settings,
         )
+        self.submitter = Submitter(self.creator, self.tracker, self.queue, self.background)
         # The one way back up: the tracker asks the poller to poll, the poller hands it what it found.
         self.poller.start(self.tracker)
+
+    def _relay_of(self, journal: Journal, settings: Settings) -> WorkerRelay | None:
+        if not isinstance(journal, SharedJournal):
+            return None
+        if settings.budget is not None:
+            journal.bound_spending(settings.budget)
+        return WorkerRelay(
+            self.recovery,
+            self.reconciler,
+            self.inbox,
+            journal,
+            self.events,
+            self._query_pace,
+            self._query_speed,
+            settings,
+        )
 
     # --- open and close ------------------------------------------------------------------------
 
@@ -156,6 +184,8 @@ class Engine:
             self.poller.restore(await self.journal.load_durations())
             await self._query_speed.recall(self.loop.time())
             self._query_pace.adjust()
+            if self.relay is not None:
+                await self.relay.open()
         except BaseException:
             await self.aclose()
             raise
@@ -182,6 +212,8 @@ class Engine:
         # Nothing new comes in; then what was seen to end is noted; connections and the journal go last.
         if self.settings.receiver is not None and self._is_attached:
             self.settings.receiver.detach(self.inbox)
+        if self.relay is not None:
+            await self.relay.aclose()
         await self.poller.aclose()
         await self.background.aclose()
         await self.reconciler.drain()
@@ -210,6 +242,7 @@ class Engine:
         if handles:
             log_what_goes_on("session closed", handles)
         self.tracker.detach_all()
+        self.submitter.end_all()
 
     # --- what a batch asks of its session ------------------------------------------------------
 
@@ -264,6 +297,18 @@ class Engine:
 
     # --- what a handle asks of its session -----------------------------------------------------
 
+    def queue_position(self, handle: TaskHandle) -> int | None:
+        """Return how many creates go before a handle's; see `TaskHandle.queue_position`."""
+        return self.submitter.queue_position(handle)
+
+    async def until_created(self, handle: TaskHandle) -> None:
+        """Wait for the task of a handle; see `TaskHandle.created`."""
+        await self.submitter.until_created(handle)
+
+    def withdraw(self, handle: TaskHandle) -> bool:
+        """Take back what has not left; see `TaskHandle.withdraw`."""
+        return self.submitter.withdraw(handle)
+
     def abandon(self, handle: TaskHandle) -> None:
         """Settle a handle as abandoned; see `TaskHandle.abandon`."""
         self.tracker.abandon(handle)
@@ -308,7 +353,13 @@ def _name_of(handle: TaskHandle) -> str:
 def _journal_of(given: str | Path | Journal | None) -> Journal:
     if isinstance(given, Journal):
         return given
+    if isinstance(given, str) and is_dsn(given):
+        return PostgresJournal(given)
     return MemoryJournal() if given is None else SqliteJournal(given)
+
+
+def _permits_of(journal: Journal, rate: Rate, now: Callable[[], float]) -> Permits:
+    return journal.share_creates(rate) if isinstance(journal, SharedJournal) else RateLimiter(rate, now=now)
 
 
 def _upload_store(journal: Journal, settings: Settings) -> UploadStore:

@@ -8,10 +8,31 @@ from bisect import insort
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Protocol
 
 from ..config import Rate
 
 _SHORTEST_SLEEP_S = 0.001
+
+
+class Permits(Protocol):
+    """What a request asks for its turn: of one session alone, or shared by many workers."""
+
+    async def acquire(self) -> float:
+        """Wait for a permit and return when it came; a cancelled wait takes none."""
+
+    @property
+    def free_count(self) -> int:
+        """Return how many more requests would have a permit at once, as far as is known."""
+
+    def release(self) -> float:
+        """Give a permit back that was used: its answer is here. Return now."""
+
+    def release_unused(self) -> None:
+        """Give a permit back at once: no request was sent with it."""
+
+    def throttle(self, pause_s: float) -> None:
+        """Let nobody through for so many seconds."""
 
 
 class RateLimiter:
@@ -80,6 +101,11 @@ class RateLimiter:
     def is_used_up(self) -> bool:
         """Tell whether the next request would have to wait for a permit."""
         return self._unused <= 0
+
+    @property
+    def free_count(self) -> int:
+        """Return how many more requests would have a permit at once."""
+        return 0 if self._waiting_count or self._wait_s(self._now()) > 0 else self._unused
 
     def set_count(self, count: int) -> None:
         """Let so many requests through in a window from now on.

@@ -90,7 +90,7 @@ class FailurePolicy:
         self._foreign.discard(entry)
         if self._key_denied.count:
             self._key_denied = Streak()
-        self._pauses = None
+        self._note_answer()
         self._note_end_of_failures(entry, now)
         if (failures := entry.failures) is None:
             return
@@ -117,7 +117,7 @@ class FailurePolicy:
         if isinstance(error, RateLimited):
             failures.pause_s = self._throttle(entry, failures, error, now)
             return Decision.POLL_LATER
-        self._pauses = None
+        self._note_answer()
         subject = subject_of(error)
         if subject is Subject.KEY:
             return self._judge_key(now)
@@ -145,8 +145,9 @@ class FailurePolicy:
         Refusals of polls that left before this was last done are the same news.
         """
         is_news = entry.last_polled_at >= self._throttled_at
-        # While nobody gets through, the pauses grow; a speed made slower each time would outlast them.
-        if is_news and self._pauses is None and not self._slow_down(entry, now):
+        # While nobody gets through, the pauses grow.
+        is_first = is_news and self._pauses is None
+        if is_first and not self._pace.note_refused(entry.key, entry.last_polled_at, now):
             failures.pauses = failures.pauses or self._growing()
             return _pause_s(error, failures.pauses)
         if is_news or error.retry_after_s is not None:
@@ -155,12 +156,9 @@ class FailurePolicy:
             self._pace.limiter.throttle(_pause_s(error, self._pauses))
         return 0.0  # its turn comes again before others have theirs
 
-    def _slow_down(self, entry: PollEntry, now: float) -> bool:
-        """Make queries slower; return whether the refusal is news of all, and not of its task alone."""
-        is_of_all = self._pace.speed.note_refused(entry.key, entry.last_polled_at, now)
-        self._pace.adjust()
-        _log.debug("the limit of queries was met: %d in a window from now on", self._pace.speed.count)
-        return is_of_all
+    def _note_answer(self) -> None:
+        self._pauses = None
+        self._pace.note_answer()
 
     def _growing(self) -> Iterator[float]:
         return delays(self._rng, first_s=1.0, ceiling_s=MAX_RETRY_AFTER_S)
