@@ -97,7 +97,9 @@ class TestArguments:
     ) -> None:
         monkeypatch.delenv("KIE_API_KEY", raising=False)
 
-        with pytest.raises(InvalidRequest, match=r"api_key is missing.*KIE_API_KEY"):
+        with pytest.raises(
+            InvalidRequest, match=r"api_key is missing.*set KIE_API_KEY; a key is at https://kie\.ai/api-key"
+        ):
             KieSession(key)
 
     def test_line_ends_around_a_key_are_nobodys_intention(self) -> None:

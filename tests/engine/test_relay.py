@@ -37,7 +37,7 @@ from kie_async import (
 )
 
 LEASE_S = 0.6
-"""Short, so that who is dead is soon replaced."""
+"""Of a worker that is frozen; for the others a busy machine may take longer than that for a heartbeat."""
 
 Worker = Callable[..., Awaitable[KieSession]]
 
@@ -55,8 +55,8 @@ def request(ref: str | None, prompt: str = "hello") -> TaskRequest:
 def worker(postgres_dsn: str, open_session: OpenSession) -> Worker:
     """Return a function that opens one more session on the journal of this test."""
 
-    async def worker(**options: Any) -> KieSession:
-        return await open_session(journal=PostgresJournal(postgres_dsn, lease_s=LEASE_S), **options)
+    async def worker(*, lease_s: float = 10.0, **options: Any) -> KieSession:
+        return await open_session(journal=PostgresJournal(postgres_dsn, lease_s=lease_s), **options)
 
     return worker
 
@@ -310,6 +310,23 @@ async def test_what_a_silent_worker_was_sending_becomes_unknown(
     assert len(sandbox.tasks) == 1
 
 
+async def test_an_unknown_create_that_was_taken_over_is_awaited_until_another_worker_finds_its_task(
+    sandbox: Sandbox, worker: Worker, postgres_dsn: str
+) -> None:
+    owner, heir = await worker(), await worker()
+    task_id = (await owner.create(request("a"))).task_id
+    await in_database(postgres_dsn, "UPDATE intent SET state = 'SENDING', task_id = NULL, worker = 'dead'")
+    taken = await anext(heir.taken_over())
+    with pytest.raises(CreateOutcomeUnknown) as unknown:
+        await (await worker()).create(request("a"))
+    assert unknown.value.handle is not None
+    await unknown.value.handle.resolve(task_id)
+    await eventually(lambda: bool(taken.task_id))
+    await asyncio.sleep(0.1)  # a wait that had ended when it began would show now
+    sandbox.finish(task_id)
+    assert (await taken).task_id == task_id
+
+
 async def test_a_worker_that_was_taken_for_dead_sends_nothing(
     sandbox: Sandbox, worker: Worker, postgres_dsn: str
 ) -> None:
@@ -321,7 +338,7 @@ async def test_a_worker_that_was_taken_for_dead_sends_nothing(
 
 
 async def test_a_frozen_worker_goes_on_once_it_is_known_again(sandbox: Sandbox, worker: Worker) -> None:
-    frozen = await worker()
+    frozen = await worker(lease_s=LEASE_S)
     await asyncio.sleep(0.3)
     freeze()
     async with asyncio.timeout(5):

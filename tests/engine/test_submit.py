@@ -246,7 +246,8 @@ async def test_updates_begin_with_the_queue(clock: Clock, narrow: KieSession, sa
 
     async def follow() -> None:
         async for record in third.updates():
-            seen.append((third.phase.value, third.queue_position, record.state.value))
+            place = third.queue_position
+            seen.append((third.phase.value, place, record.state.value))
 
     following = asyncio.create_task(follow())
     await settle()
@@ -273,7 +274,8 @@ async def test_a_reader_is_not_woken_by_places_that_did_not_change(clock: Clock,
 
     async def follow() -> None:
         async for _ in handle.updates():
-            seen.append(handle.queue_position)
+            place = handle.queue_position
+            seen.append(place)
 
     following = asyncio.create_task(follow())
     await settle()
