@@ -151,6 +151,7 @@ class PostgresDatabase:
                 timeout=CONNECT_S,
                 # A pooler in transaction mode gives each transaction another server connection.
                 statement_cache_size=0,
+                reset=_keep,
             )
             async with pool.acquire(timeout=CONNECT_S):
                 self._pool = pool
@@ -362,6 +363,10 @@ class PostgresDatabase:
         if _AWAY_STATES.match(state):
             return JournalAway(f"{self.label} cannot be reached: {why}")
         return JournalError(f"{self.label} refused: {why}")
+
+
+async def _keep(_: object) -> None:
+    """Give a connection back as it is: whatever a job sets lasts for its transaction, and a reset is one more."""
 
 
 def _first_line(exc: Exception) -> str:

@@ -32,6 +32,7 @@ from kie_async import (
     Sandbox,
     ServedReceiver,
     TaskFailed,
+    TaskHandle,
     TaskRequest,
     TaskResult,
 )
@@ -83,6 +84,15 @@ async def until_noted(dsn: str, state: str) -> None:
             return
         await asyncio.sleep(0.05)
     pytest.fail(f"it is {row['state']}")
+
+
+async def first_taken_over(*workers: KieSession) -> TaskHandle:
+    """Return what the fastest of them takes over."""
+    waiting = [asyncio.ensure_future(anext(kie.taken_over())) for kie in workers]
+    (taken, *_), others = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    for other in others:
+        other.cancel()
+    return taken.result()
 
 
 def freeze() -> None:
@@ -303,11 +313,23 @@ async def test_what_a_silent_worker_was_sending_becomes_unknown(
     await owner.create(request("a"))
     # As a SIGKILL between the commit and the answer leaves it: no such worker lives.
     await in_database(postgres_dsn, "UPDATE intent SET state = 'SENDING', task_id = NULL, worker = 'dead'")
-    taken = await anext(heir.taken_over())
+    taken = await first_taken_over(owner, heir)
     assert (taken.ref, taken.task_id) == ("a", "")
     with pytest.raises(CreateOutcomeUnknown):
         await heir.create(request("a"))
     assert len(sandbox.tasks) == 1
+
+
+async def test_a_worker_that_falls_silent_is_replaced_when_its_lease_ends(
+    worker: Worker, postgres_dsn: str
+) -> None:
+    owner, heir = await worker(), await worker()
+    await owner.create(request("a"))
+    await in_database(postgres_dsn, "INSERT INTO worker(id, host, pid) VALUES ('silent', '', 1)")
+    began = time.monotonic()
+    await in_database(postgres_dsn, "UPDATE intent SET worker = 'silent'")
+    await first_taken_over(owner, heir)
+    assert time.monotonic() - began < 4.0  # the sweep that comes anyway is later
 
 
 async def test_an_unknown_create_that_was_taken_over_is_awaited_until_another_worker_finds_its_task(
@@ -316,7 +338,7 @@ async def test_an_unknown_create_that_was_taken_over_is_awaited_until_another_wo
     owner, heir = await worker(), await worker()
     task_id = (await owner.create(request("a"))).task_id
     await in_database(postgres_dsn, "UPDATE intent SET state = 'SENDING', task_id = NULL, worker = 'dead'")
-    taken = await anext(heir.taken_over())
+    taken = await first_taken_over(owner, heir)
     with pytest.raises(CreateOutcomeUnknown) as unknown:
         await (await worker()).create(request("a"))
     assert unknown.value.handle is not None
@@ -328,9 +350,9 @@ async def test_an_unknown_create_that_was_taken_over_is_awaited_until_another_wo
 
 
 async def test_a_worker_that_was_taken_for_dead_sends_nothing(
-    sandbox: Sandbox, worker: Worker, postgres_dsn: str
+    sandbox: Sandbox, open_session: OpenSession, postgres_dsn: str
 ) -> None:
-    silent = await worker()
+    silent = await open_session(journal=PostgresJournal(postgres_dsn))  # with seconds to its next heartbeat
     await in_database(postgres_dsn, "DELETE FROM worker")  # as one does that finds it silent
     with pytest.raises(JournalError, match="taken this one for dead; nothing was sent"):
         await silent.create(request("a"))
