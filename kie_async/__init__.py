@@ -48,7 +48,7 @@ from .inputs.kling import KlingAvatar
 from .inputs.media import Media
 from .inputs.request import TaskRequest
 from .journal.sqlite import SqliteJournal
-from .models import JobState, SettledTask, TaskRecord, TaskResult, TaskState, UploadedFile
+from .models import Estimate, JobState, Price, SettledTask, TaskRecord, TaskResult, TaskState, UploadedFile
 from .sandbox import Sandbox
 from .session import KieSession
 
@@ -70,6 +70,7 @@ __all__ = [
     "CreateOutcomeUnknown",
     "CreatesHalted",
     "DownloadFailed",
+    "Estimate",
     "FileError",
     "InsufficientCredits",
     "InvalidRequest",
@@ -87,6 +88,7 @@ __all__ = [
     "NotFound",
     "Outcome",
     "PollSchedule",
+    "Price",
     "QuotaExceeded",
     "Rate",
     "RateLimited",

@@ -21,7 +21,7 @@ from .errors import (
     TaskTimedOut,
 )
 from .inputs.request import TaskRequest
-from .models import TaskRecord, TaskResult, TaskState, advance
+from .models import Estimate, TaskRecord, TaskResult, TaskState, advance
 
 _ALREADY_LOGGED = (TaskDetached, TaskAbandoned, CreateOutcomeUnknown)
 """Ends that were logged when they came, or that the user asked for."""
@@ -30,6 +30,9 @@ _log = logging.getLogger("kie_async")
 
 class HandleOwner(Protocol):
     """What a handle asks of the session that made it."""
+
+    def estimate(self, handle: TaskHandle) -> Estimate | None:
+        """Return how long the handle still takes; None if nobody knows."""
 
     def abandon(self, handle: TaskHandle) -> None:
         """Settle the handle as abandoned."""
@@ -176,6 +179,15 @@ class TaskHandle(BoundToLoop):
             if not self.is_done:
                 raise TaskTimedOut(self.task_id, self.record) from None
         return await self
+
+    def estimate(self) -> Estimate | None:
+        """Return how long it may still take, from now until the news of its end, without asking the service.
+
+        From how long the tasks of its model took that ended here, or in earlier runs with the journal, given
+        that this one still runs at its age; before three ended, from a table of what users measured. None
+        where that does not know the model, and of a handle that is done or whose outcome is unknown.
+        """
+        return self._owner.estimate(self)
 
     async def updates(self) -> AsyncIterator[TaskRecord]:
         """Yield the latest record whenever it changed, the terminal one last.

@@ -38,7 +38,6 @@ from .engine.settings import CallbackPolicy, Settings, with_environment
 from .errors import SESSION_CLOSED, InvalidRequest, SessionMisuse
 from .events import Counters, SessionEvent, SessionStats
 from .handle import TaskHandle
-from .inputs.durations import MODEL_DURATIONS_S
 from .inputs.media import Media
 from .inputs.request import TaskRequest, TypedInput, as_request
 from .journal.account import Account, derive_account_name
@@ -475,8 +474,8 @@ class KieSession(BoundToLoop):
         Raises:
             SessionMisuse: The session is not open here.
         """
-        learned_s = self._engine.poller.median_s(model)
-        return MODEL_DURATIONS_S.get(model) if learned_s is None else learned_s
+        check_kind("model", model, str, "the name of a model")
+        return self._engine.estimates.expected_s(model)
 
     def stats(self) -> SessionStats:
         """Return what the session did so far."""

@@ -31,10 +31,12 @@ from ..limits.budget import BudgetLedger
 from ..limits.circuit_breaker import CircuitBreaker
 from ..limits.query_speed import QueryPace
 from ..limits.rate_limiter import RateLimiter
+from ..models import Estimate
 from ..planning.planner import PollPlanner
 from ..polling.poller import Poller
 from ..wire.redaction import Redactor
 from .creator import TaskCreator
+from .estimates import Estimates
 from .event_hook import EventHook
 from .inbox import CallbackInbox
 from .journal_room import WaitForRoom
@@ -87,6 +89,7 @@ class Engine:
             network=settings.network,
             api=self._query_transport,
         )
+        create_limiter = RateLimiter(limits.create, now=now)
         self.calls = CreateCalls(
             transport=CreateTransport(
                 settings.base_url,
@@ -95,7 +98,7 @@ class Engine:
                 network=settings.network,
                 redactor=redactor,
             ),
-            rate_limiter=RateLimiter(limits.create, now=now),
+            rate_limiter=create_limiter,
             breaker=CircuitBreaker(now=now, sink=self.events),
             journal=self.journal,
             counters=counters,
@@ -140,6 +143,7 @@ class Engine:
             self.ledger,
             settings,
         )
+        self.estimates = Estimates(self.poller, create_limiter, settings, now=now)
         # The one way back up: the tracker asks the poller to poll, the poller hands it what it found.
         self.poller.start(self.tracker)
 
@@ -263,6 +267,10 @@ class Engine:
             raise
 
     # --- what a handle asks of its session -----------------------------------------------------
+
+    def estimate(self, handle: TaskHandle) -> Estimate | None:
+        """Return how long a handle still takes; see `TaskHandle.estimate`."""
+        return self.estimates.of(handle, None)
 
     def abandon(self, handle: TaskHandle) -> None:
         """Settle a handle as abandoned; see `TaskHandle.abandon`."""

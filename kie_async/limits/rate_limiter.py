@@ -81,6 +81,15 @@ class RateLimiter:
         """Tell whether the next request would have to wait for a permit."""
         return self._unused <= 0
 
+    def list_back_s(self) -> list[float]:
+        """Return in how many seconds each permit can be had; one that is out, as if its answer came now."""
+        now = self._now()
+        self._wait_s(now)  # takes back what has come back
+        back_s = [at - now for at in self._back_at] + [0.0] * max(0, self._unused)
+        back_s += [self._per_s] * (self._count - len(back_s))
+        until_s = max(0.0, self._paused_until - now)
+        return [max(each_s, until_s) for each_s in back_s]
+
     def set_count(self, count: int) -> None:
         """Let so many requests through in a window from now on.
 

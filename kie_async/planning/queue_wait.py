@@ -79,7 +79,7 @@ class Queue:
         return starts
 
     def _wait(self, number: int, start: tuple[float, float], curve: SurvivalCurve) -> Wait:
-        """Return a wait with its deviation: of so many ends of others, and of what so few ends have taught."""
+        """Return a wait with its deviation: by the ends of others, and by how few ends have taught."""
         start_s, permitted_s = start
         for_slots_s = max(0.0, start_s - permitted_s)
         if not for_slots_s or not curve.mean_s:

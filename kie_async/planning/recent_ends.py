@@ -1,4 +1,4 @@
-"""Remembers how long the last tasks of one model took, as evidence for the time that others have left. Pure."""
+"""Remembers how long the last tasks of one model took: evidence for the time that others have left. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from .survival import Span, SurvivalCurve
 
 MEMORY = 128
-"""So many ends are remembered: enough for the spread of two kinds of tasks, few enough for a service that changes."""
+"""So many ends are remembered: enough for two kinds of tasks, few enough for a service that changes."""
 
 MIN_ENDS = 3
 """Until so many tasks of a model ended, nothing counts as learned."""

@@ -47,7 +47,10 @@ class SurvivalCurve:
         self._tail = tail
         self.ends = ends
         """How many ends it was made of; 0 for one that was assumed."""
-        self.grid_s = tuple(self.end_of((number + 0.5) / _GRID) for number in range(_GRID))
+        # Without what is open below the shortest end and beyond the longest: it would make the mean larger.
+        open_share = 1 / (ends + 1) if ends else 0.0
+        middles = ((number + 0.5) / _GRID for number in range(_GRID))
+        self.grid_s = tuple(self.end_of(open_share / 2 + middle * (1 - open_share)) for middle in middles)
         """Durations as likely as each other."""
         self.mean_s = fmean(self.grid_s)
         self.deviation_s = pstdev(self.grid_s)
@@ -82,7 +85,7 @@ class SurvivalCurve:
         """Return the share of tasks that run at an age."""
         ages_s, shares = self._ages_s, self._shares
         if age_s >= ages_s[-1]:
-            return shares[-1] * (age_s / ages_s[-1]) ** (-1 / self._tail)
+            return shares[-1] * math.pow(age_s / ages_s[-1], -1 / self._tail)
         after = bisect_right(ages_s, age_s)
         return _between(age_s, ages_s[after - 1 : after + 1], shares[after - 1 : after + 1])
 
@@ -90,10 +93,10 @@ class SurvivalCurve:
         """Return the age by which such a share of the tasks has ended that ran at the age *given_s*."""
         ages_s, shares = self._ages_s, self._shares
         if given_s >= ages_s[-1]:
-            return given_s * (1 - share) ** -self._tail
+            return given_s * math.pow(1 - share, -self._tail)
         running = self.running(given_s) * (1 - share)
         if running < shares[-1]:
-            return ages_s[-1] * (running / shares[-1]) ** -self._tail
+            return ages_s[-1] * math.pow(running / shares[-1], -self._tail)
         after = bisect_left(shares, -running, key=lambda value: -value) or 1
         return max(given_s, _between(running, shares[after - 1 : after + 1], ages_s[after - 1 : after + 1]))
 
