@@ -66,7 +66,7 @@ WAYS = {
     for way in (
         Way("a slot at once", most_error=MOST_ERROR),
         Way("queue of 50", queued=50, most_error=MOST_ERROR),
-        # So many in a row wait for the mean, which thirty ends do not tell better: the oracle is out of reach.
+        # So many in a row wait for the mean, which thirty ends do not tell: the oracle is out of reach.
         Way("queue of 500, 30 known", queued=500),
         Way("queue of 500", queued=500, known=MEMORY, after=MEMORY, most_error=MOST_ERROR),
         Way("an eighth slower in 500", lambda number: DRIFT ** (number / 500)),

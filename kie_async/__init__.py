@@ -19,6 +19,7 @@ from .errors import (
     FileError,
     InsufficientCredits,
     InvalidRequest,
+    JournalAway,
     JournalError,
     JournalFull,
     JournalLocked,
@@ -47,6 +48,7 @@ from .handle import TaskHandle
 from .inputs.kling import KlingAvatar
 from .inputs.media import Media
 from .inputs.request import TaskRequest
+from .journal.postgres import PostgresJournal
 from .journal.sqlite import SqliteJournal
 from .models import Estimate, JobState, Price, SettledTask, TaskRecord, TaskResult, TaskState, UploadedFile
 from .sandbox import Sandbox
@@ -75,6 +77,7 @@ __all__ = [
     "InsufficientCredits",
     "InvalidRequest",
     "JobState",
+    "JournalAway",
     "JournalError",
     "JournalFull",
     "JournalLocked",
@@ -88,6 +91,7 @@ __all__ = [
     "NotFound",
     "Outcome",
     "PollSchedule",
+    "PostgresJournal",
     "Price",
     "QuotaExceeded",
     "Rate",

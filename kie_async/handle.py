@@ -31,6 +31,10 @@ _log = logging.getLogger("kie_async")
 class HandleOwner(Protocol):
     """What a handle asks of the session that made it."""
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """Return the loop that the session runs on."""
+
     def estimate(self, handle: TaskHandle) -> Estimate | None:
         """Return how long the handle still takes; None if nobody knows."""
 
@@ -66,8 +70,6 @@ class TaskHandle(BoundToLoop):
         "_awaiters",
         "_has_slot",
         "_is_retrieved",
-        "_is_unknown",
-        "_loop",
         "_outcome",
         "_owner",
         "_readers",
@@ -86,7 +88,6 @@ class TaskHandle(BoundToLoop):
         self,
         *,
         owner: HandleOwner,
-        loop: asyncio.AbstractEventLoop,
         deadline: float,
         task_id: str = "",
         intent_id: str = "",
@@ -111,19 +112,18 @@ class TaskHandle(BoundToLoop):
         self.poll_entry: object = None
         """For the engine only: what the poller knows of the task."""
         self._owner = owner
-        self._loop = loop
-        self._state = TaskState.UNKNOWN
+        self._state: TaskState | None = None
+        """None before anything was observed; unknown of a create whose outcome nobody knows."""
         self._outcome: TaskResult | KieError | None = None
         self._awaiters: asyncio.Future[TaskResult] | list[asyncio.Future[TaskResult]] | None = None
         self._readers: dict[asyncio.Future[None], None] | None = None
         self._has_slot = False
         self._is_retrieved = False
-        self._is_unknown = False
 
     def __repr__(self) -> str:
         done = " done" if self.is_done else ""
         if not self.task_id:
-            return f"<TaskHandle intent {self.intent_id} {'unknown' if self._is_unknown else 'new'}{done}>"
+            return f"<TaskHandle intent {self.intent_id} {self._state or 'new'}{done}>"
         return f"<TaskHandle {self.task_id} {self.state}{done}>"
 
     def __del__(self) -> None:
@@ -138,7 +138,7 @@ class TaskHandle(BoundToLoop):
 
         Before anything was observed a task is waiting; unknown is only a create whose outcome nobody knows.
         """
-        if self._state is TaskState.UNKNOWN and (self.task_id or not self._is_unknown):
+        if self._state is None or (self._state is TaskState.UNKNOWN and self.task_id):
             return TaskState.WAITING
         return self._state
 
@@ -272,7 +272,7 @@ class TaskHandle(BoundToLoop):
         Raises:
             SessionMisuse: It would have to wait, and in another event loop.
         """
-        future: asyncio.Future[TaskResult] = self._loop.create_future()
+        future: asyncio.Future[TaskResult] = self._owner.loop.create_future()
         # An end that is here can be had from any loop; only a wait needs the handle's own.
         if self._outcome is not None:
             self._resolve_awaiter(future, self._outcome)
@@ -303,14 +303,14 @@ class TaskHandle(BoundToLoop):
             future.set_result(outcome)
 
     def _check_loop(self) -> None:
-        if asyncio.get_running_loop() is not self._loop:
+        if asyncio.get_running_loop() is not self._owner.loop:
             raise SessionMisuse("this handle belongs to another event loop; await it where its session runs")
 
     async def _wait_for_update(self) -> None:
         """Wait for the next record, or for the end."""
         self._check_loop()
         readers = self._readers = {} if self._readers is None else self._readers
-        future: asyncio.Future[None] = self._loop.create_future()
+        future: asyncio.Future[None] = self._owner.loop.create_future()
         readers[future] = None
         try:
             await future
@@ -343,11 +343,11 @@ class TaskHandle(BoundToLoop):
     @property
     def is_settling(self) -> bool:
         """Tell whether the end is known: what is left is to note it and to wake the awaiters."""
-        return self._state.is_terminal
+        return self._state is not None and self._state.is_terminal
 
     def mark_unknown(self) -> None:
         """Note that nobody knows what became of the create: from now on it can be decided by hand."""
-        self._is_unknown = True
+        self._state = TaskState.UNKNOWN
 
     def hold_request(self, request: TaskRequest) -> None:
         """Hold what was asked for, as `resubmit` needs it."""
@@ -370,13 +370,13 @@ class TaskHandle(BoundToLoop):
         """Take in a record, unless it is staler than the last; tell whether the state has changed."""
         if record is self.record:
             return False
-        state = advance(self._state, record.state)
+        before = self._state or TaskState.UNKNOWN
+        state = advance(before, record.state)
         # Answers overtake each other: one that would move the state back is the older of two.
         if record.state is not TaskState.UNKNOWN and state is not record.state:
             return False
         has_news = record != self.record
-        before, self._state = self._state, state
-        self.record = record
+        self._state, self.record = state, record
         if has_news and self._readers:
             self._wake_readers()
         return state is not before

@@ -9,7 +9,7 @@ import attrs
 
 from ..handle import TaskHandle
 from ..inputs.durations import MODEL_DURATIONS_S
-from ..limits.rate_limiter import RateLimiter
+from ..limits.rate_limiter import Permits
 from ..models import Estimate, TaskState
 from ..planning.estimate import MEDIAN, estimate
 from ..planning.queue_wait import NO_WAIT, Queue, Wait
@@ -36,14 +36,14 @@ class Estimates:
     def __init__(
         self,
         poller: Poller,
-        create_limiter: RateLimiter,
+        create_permits: Permits,
         settings: Settings,
         *,
         now: Callable[[], float],
     ) -> None:
         self._poller = poller
         self._now = now
-        self._create_limiter = create_limiter
+        self._create_permits = create_permits
         self._slots = settings.max_in_flight
         self._creates = settings.limits.create
         self._curves: dict[str, tuple[float, SurvivalCurve | None]] = {}
@@ -112,7 +112,7 @@ class Estimates:
             running_s=[now - entry.begun_at for entry in self._poller.list_running()],
             permits=self._creates.count,
             window_s=self._creates.per_s,
-            permits_back_s=self._create_limiter.list_back_s(),
+            permits_back_s=self._create_permits.list_back_s(),
         )
 
     def _is_stale(self, made_at: float) -> bool:
