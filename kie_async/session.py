@@ -43,7 +43,7 @@ from .inputs.request import TaskRequest, TypedInput, as_request
 from .journal.account import Account, derive_account_name
 from .journal.base import Journal
 from .journal.postgres import is_dsn
-from .models import SettledTask, TaskRecord, TaskResult, UploadedFile, only_url
+from .models import Price, SettledTask, TaskRecord, TaskResult, UploadedFile, only_url
 
 BASE_URL = "https://api.kie.ai"
 _log = logging.getLogger("kie_async")
@@ -495,6 +495,21 @@ class KieSession(BoundToLoop):
         async with aclosing(self._engine.downloads.stream(_url_of(result))) as blocks:
             async for block in blocks:
                 yield block
+
+    def price(
+        self, request: TaskRequest | TypedInput | str, input: Mapping[str, Any] | None = None
+    ) -> Price | None:
+        """Return what a task is expected to cost, before it exists; takes the request as `create` does.
+
+        From what the last tasks of the model took that ended here, or in earlier runs with the journal; else
+        from the service's price table. Local audio is measured by the headers of its file, which takes some
+        milliseconds; that of a URL is known if `upload` gave it here. None if nobody knows.
+
+        Raises:
+            InvalidRequest: An argument is wrong.
+            SessionMisuse: The session is not open here.
+        """
+        return self._engine.charges.price(as_request(request, input, None))
 
     def expected_s(self, model: str) -> float | None:
         """Return how many seconds a task of a model takes in the median, queueing at the service included.

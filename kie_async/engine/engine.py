@@ -30,7 +30,6 @@ from ..journal.postgres import PostgresJournal, is_dsn
 from ..journal.shared import SharedJournal
 from ..journal.sqlite import SqliteJournal
 from ..limits.admission import Admission
-from ..limits.budget import BudgetLedger
 from ..limits.circuit_breaker import CircuitBreaker
 from ..limits.query_speed import QueryPace
 from ..limits.rate_limiter import Permits, RateLimiter
@@ -38,6 +37,7 @@ from ..models import Estimate
 from ..planning.planner import PollPlanner
 from ..polling.poller import Poller
 from ..wire.redaction import Redactor
+from .charges import Charges
 from .creator import TaskCreator
 from .estimates import Estimates
 from .event_hook import EventHook
@@ -127,10 +127,11 @@ class Engine:
             weather=self.events,
         )
         self.admission = Admission(settings.max_in_flight)
-        self.ledger = None if settings.budget is None else BudgetLedger(settings.budget)
+        self.charges = Charges(self.uploads, settings.budget)
+        self.ledger = self.charges.ledger
         callbacks = settings.callbacks
         self.tracker = TaskTracker(
-            self.poller, self.journal, counters, self.admission, self.ledger, self.events, callbacks, self
+            self.poller, self.journal, counters, self.admission, self.charges, self.events, callbacks, self
         )
         self.reconciler = Reconciler(
             self.tracker, self.queries, self.journal, counters, callbacks, self.background
@@ -180,7 +181,9 @@ class Engine:
         """
         try:
             await self.recovery.replay(self.settings.account)
-            self.poller.restore(await self.journal.load_durations())
+            learned = await self.journal.load_durations()
+            self.poller.restore(learned)
+            self.charges.restore(learned)
             await self._query_speed.recall(self.loop.time())
             self._query_pace.adjust()
             if self.relay is not None:
