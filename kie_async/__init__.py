@@ -26,6 +26,7 @@ from .errors import (
     KieError,
     Maintenance,
     NotFound,
+    QueueFull,
     QuotaExceeded,
     RateLimited,
     RefConflict,
@@ -42,6 +43,7 @@ from .errors import (
     TaskTimedOut,
     TransportError,
     UploadRefused,
+    Withdrawn,
 )
 from .events import SessionEvent, SessionStats, Weather
 from .handle import TaskHandle
@@ -50,7 +52,17 @@ from .inputs.media import Media
 from .inputs.request import TaskRequest
 from .journal.postgres import PostgresJournal
 from .journal.sqlite import SqliteJournal
-from .models import Estimate, JobState, Price, SettledTask, TaskRecord, TaskResult, TaskState, UploadedFile
+from .models import (
+    Estimate,
+    JobState,
+    Price,
+    SettledTask,
+    TaskPhase,
+    TaskRecord,
+    TaskResult,
+    TaskState,
+    UploadedFile,
+)
 from .sandbox import Sandbox
 from .session import KieSession
 
@@ -93,6 +105,7 @@ __all__ = [
     "PollSchedule",
     "PostgresJournal",
     "Price",
+    "QueueFull",
     "QuotaExceeded",
     "Rate",
     "RateLimited",
@@ -114,6 +127,7 @@ __all__ = [
     "TaskFailed",
     "TaskHandle",
     "TaskNotNoted",
+    "TaskPhase",
     "TaskRecord",
     "TaskRequest",
     "TaskResult",
@@ -123,4 +137,5 @@ __all__ = [
     "UploadRefused",
     "UploadedFile",
     "Weather",
+    "Withdrawn",
 ]

@@ -42,6 +42,21 @@ class TaskState(StrEnum):
         self.is_terminal = word in {"success", "fail"}
 
 
+class TaskPhase(StrEnum):
+    """How far a handle has come."""
+
+    QUEUED = "queued"
+    """It waits for its turn here: nothing has left, and `TaskHandle.withdraw` takes it back."""
+    SENDING = "sending"
+    """It is its turn: its create waits for the rate limit, or is on the wire."""
+    RUNNING = "running"
+    """Its task exists, is paid, and was not seen to end."""
+    DONE = "done"
+    """Awaiting it returns, or raises, at once."""
+    UNKNOWN = "unknown"
+    """Its create left and nothing proves what happened: it is perhaps paid."""
+
+
 class JobState(StrEnum):
     """How a job stands, in the one word that people read: on the command line, in results and reports."""
 

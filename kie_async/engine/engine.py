@@ -38,6 +38,7 @@ from ..planning.planner import PollPlanner
 from ..polling.poller import Poller
 from ..wire.redaction import Redactor
 from .charges import Charges
+from .create_queue import CreateQueue
 from .creator import TaskCreator
 from .estimates import Estimates
 from .event_hook import EventHook
@@ -50,6 +51,7 @@ from .recovery import Recovery
 from .relay import WorkerRelay
 from .result_folder import ResultFolder
 from .settings import Settings
+from .submitter import Submitter
 from .tracker import TaskTracker
 
 _NAMES_A_LINE = 25
@@ -94,6 +96,7 @@ class Engine:
             api=self._query_transport,
         )
         create_permits = _permits_of(self.journal, limits.create, now)
+        self.admission = Admission(settings.max_in_flight)
         self.calls = CreateCalls(
             transport=CreateTransport(
                 settings.base_url,
@@ -111,6 +114,7 @@ class Engine:
                 api=settings.base_url,
                 uploads=settings.upload_url,
                 max_in_flight=settings.max_in_flight,
+                room=self.admission,
                 now=now,
                 sink=self.events,
             ),
@@ -126,7 +130,7 @@ class Engine:
             rng=rng,
             weather=self.events,
         )
-        self.admission = Admission(settings.max_in_flight)
+        self.queue = CreateQueue(self.admission, self.calls, settings.max_queued)
         self.charges = Charges(self.uploads, settings.budget)
         self.ledger = self.charges.ledger
         callbacks = settings.callbacks
@@ -147,11 +151,12 @@ class Engine:
             self.recovery,
             self.calls,
             self.uploads,
-            self.admission,
+            self.queue,
             self.ledger,
             settings,
         )
         self.estimates = Estimates(self.poller, create_permits, settings, now=now)
+        self.submitter = Submitter(self.creator, self.tracker, self.queue, self.background)
         # The one way back up: the tracker asks the poller to poll, the poller hands it what it found.
         self.poller.start(self.tracker)
 
@@ -244,6 +249,7 @@ class Engine:
         if handles:
             log_what_goes_on("session closed", handles)
         self.tracker.detach_all()
+        self.submitter.end_all()
 
     # --- what a batch asks of its session ------------------------------------------------------
 
@@ -298,9 +304,21 @@ class Engine:
 
     # --- what a handle asks of its session -----------------------------------------------------
 
+    def queue_position(self, handle: TaskHandle) -> int | None:
+        """Return how many creates go before a handle's; see `TaskHandle.queue_position`."""
+        return self.submitter.queue_position(handle)
+
+    async def until_created(self, handle: TaskHandle) -> None:
+        """Wait for the task of a handle; see `TaskHandle.created`."""
+        await self.submitter.until_created(handle)
+
+    def withdraw(self, handle: TaskHandle) -> bool:
+        """Take back what has not left; see `TaskHandle.withdraw`."""
+        return self.submitter.withdraw(handle)
+
     def estimate(self, handle: TaskHandle) -> Estimate | None:
         """Return how long a handle still takes; see `TaskHandle.estimate`."""
-        return self.estimates.of(handle, None)
+        return self.estimates.of(handle, self.queue_position(handle))
 
     def abandon(self, handle: TaskHandle) -> None:
         """Settle a handle as abandoned; see `TaskHandle.abandon`."""

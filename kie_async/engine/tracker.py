@@ -94,10 +94,21 @@ class TaskTracker:
         )
 
     def begin(
-        self, intent: Intent, request: TaskRequest | None, former: PendingCreate | None = None
+        self,
+        intent: Intent,
+        request: TaskRequest,
+        former: PendingCreate | None = None,
+        handle: TaskHandle | None = None,
     ) -> PendingCreate:
-        """Expect a task for an intent, sent in the place of *former*: from now on its callbacks are known."""
-        pending = PendingCreate(intent, self.new_handle(intent, request), former=former)
+        """Expect a task for an intent, sent in the place of *former*: from now on its callbacks are known.
+
+        *handle* is the one of a create that was given out before.
+        """
+        if handle is None:
+            handle = self.new_handle(intent, request)
+        else:
+            handle.begin(intent.intent_id, request)
+        pending = PendingCreate(intent, handle, former=former)
         if former is not None:
             former.is_replaced = True
         self.pending.add(pending)
@@ -111,8 +122,13 @@ class TaskTracker:
     def mark_created(self, pending: PendingCreate, task_id: str) -> TaskHandle:
         """Join a create to the task that its answer named; return the one handle of that task."""
         self.pending.remove(pending)
-        expects = pending.intent.expects_callback
-        handle = self.binder.bind_or_join(pending.handle, pending.intent, task_id, expects_callback=expects)
+        expects, handle = pending.intent.expects_callback, pending.handle
+        if handle.is_done:  # abandoned on its way; journal and counts still take in the end
+            handle = self.new_handle(pending.intent)
+            handle.mark_retrieved()
+            handle.move_deadline(pending.handle.deadline)
+            self._admission.transfer(pending.handle, handle)
+        handle = self.binder.bind_or_join(handle, pending.intent, task_id, expects_callback=expects)
         self._counters.creates += 1
         _log.debug("task %s was created", task_id)
         self._events.emit("created", handle)
@@ -139,6 +155,12 @@ class TaskTracker:
         self.pending.give_up(pending, Phase.REJECTED)
         pending.handle.forget_request()  # nobody has this handle, and the request may be large
         self._release(pending)
+
+    def let_go(self, handle: TaskHandle) -> None:
+        """Hold the handle of a refused create no longer: it has its end, and may be all that somebody had."""
+        pending = self.pending.get(handle.intent_id)
+        if pending is not None and pending.phase is Phase.REJECTED:
+            pending.handle = self.new_handle(pending.intent)
 
     def _release(self, pending: PendingCreate) -> None:
         if pending.former is not None:  # it surely created nothing

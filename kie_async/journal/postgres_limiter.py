@@ -124,6 +124,11 @@ class SharedPermits:
         wait_s = await db.fetchval(_WAIT_S, self._kind, self._rate.count)
         return None, float(wait_s or 0.0)
 
+    @property
+    def free_count(self) -> int:
+        """Return how many more requests would have a permit at once, if no other worker took one."""
+        return 0 if self._turn.locked() else self._rate.count - len(self._held)
+
     def release(self) -> float:
         """Give a permit back, to be used again ``per_s`` from now: its answer is here. Return now."""
         self._give_back(self._rate.per_s)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import attrs
 
@@ -83,12 +83,21 @@ class BudgetLedger:
 
     # --- before a body leaves ------------------------------------------------------------------
 
-    async def wait_for_turn(self, charge: Charge, *, waits_for_refunds: bool = False) -> None:
+    async def wait_for_turn(
+        self,
+        charge: Charge,
+        *,
+        waits_for_refunds: bool = False,
+        on_wait: Callable[[], None] | None = None,
+    ) -> None:
         """Wait while another create must show its price first; `reserve` or `leave` ends the turn.
 
         With *waits_for_refunds* also while tasks that run may give back what is needed: failed ones do.
+        *on_wait* is called when it has to wait.
         """
         while self._must_wait(charge) or (waits_for_refunds and self._may_be_refunded(charge)):
+            if on_wait is not None:
+                on_wait()
             self._news.clear()
             await self._news.wait()
         self._leaving.append(charge)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from .weather import Condition
@@ -19,9 +19,18 @@ _log = logging.getLogger("kie_async")
 
 
 class LongWait:
-    """Those who wait in one queue, in its order; *message* is said when the first has waited for long."""
+    """Those who wait in one queue, in its order; *message* is said when the first has waited for long.
 
-    def __init__(self, message: str, *, long_s: float = LONG_S, condition: Condition | None = None) -> None:
+    Where the reason may be one or the other, *message* is what says which.
+    """
+
+    def __init__(
+        self,
+        message: str | Callable[[], str],
+        *,
+        long_s: float = LONG_S,
+        condition: Condition | None = None,
+    ) -> None:
         self._message = message
         self._long_s = long_s
         self._condition = condition
@@ -34,18 +43,26 @@ class LongWait:
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """Count the body of the ``with`` as a wait."""
-        loop = asyncio.get_running_loop()
-        token = object()
-        self._begun_at[token] = loop.time()
-        if self._timer is None:
-            self._timer = loop.call_later(self._long_s, self._check, loop)
+        waiter = object()
+        self.begin(waiter)
         try:
             yield
         finally:
-            del self._begun_at[token]
-            # A timer that is set is left alone: most waits are short, and the next one has a use for it.
-            if not self._begun_at and self._is_said:
-                self._is_said, self._timer = False, None
+            self.end(waiter)
+
+    def begin(self, waiter: object) -> None:
+        """Take in that somebody waits from now on."""
+        loop = asyncio.get_running_loop()
+        self._begun_at[waiter] = loop.time()
+        if self._timer is None:
+            self._timer = loop.call_later(self._long_s, self._check, loop)
+
+    def end(self, waiter: object) -> None:
+        """Take in that he waits no more."""
+        del self._begun_at[waiter]
+        # A timer that is set is left alone: most waits are short, and the next one has a use for it.
+        if not self._begun_at and self._is_said:
+            self._is_said, self._timer = False, None
 
     def _check(self, loop: asyncio.AbstractEventLoop) -> None:
         """Say it if the first in line has waited for long; else come again when it will have."""
@@ -59,7 +76,8 @@ class LongWait:
             return
         # The timer counts as set from here: while anybody waits nothing more is said.
         self._said_at, self._is_said = now, True
-        text = f"{self._message} ({len(self._begun_at)} waiting, the first for {now - first_at:.0f} s)"
+        why = self._message if isinstance(self._message, str) else self._message()
+        text = f"{why} ({len(self._begun_at)} waiting, the first for {now - first_at:.0f} s)"
         if self._condition is None:
             _log.info("%s", text)
         elif not self._condition.is_said:

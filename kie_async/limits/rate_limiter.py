@@ -21,6 +21,10 @@ class Permits(Protocol):
     async def acquire(self) -> float:
         """Wait for a permit and return when it came; a cancelled wait takes none."""
 
+    @property
+    def free_count(self) -> int:
+        """Return how many more requests would have a permit at once, as far as is known."""
+
     def release(self) -> float:
         """Give a permit back that was used: its answer is here. Return now."""
 
@@ -100,6 +104,11 @@ class RateLimiter:
     def is_used_up(self) -> bool:
         """Tell whether the next request would have to wait for a permit."""
         return self._unused <= 0
+
+    @property
+    def free_count(self) -> int:
+        """Return how many more requests would have a permit at once."""
+        return 0 if self._waiting_count or self._wait_s(self._now()) > 0 else self._unused
 
     def list_back_s(self) -> list[float]:
         """Return in how many seconds each permit can be had; one that is out, as if its answer came now."""
