@@ -155,7 +155,7 @@ class Engine:
             self.ledger,
             settings,
         )
-        self.estimates = Estimates(self.poller, create_permits, settings, now=now)
+        self.estimates = Estimates(self.poller, self.tracker.registry, create_permits, settings, now=now)
         self.submitter = Submitter(self.creator, self.tracker, self.queue, self.background)
         # The one way back up: the tracker asks the poller to poll, the poller hands it what it found.
         self.poller.start(self.tracker)

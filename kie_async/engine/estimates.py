@@ -14,8 +14,10 @@ from ..models import Estimate, TaskState
 from ..planning.estimate import MEDIAN, estimate
 from ..planning.queue_wait import NO_WAIT, Queue, Wait
 from ..planning.survival import SurvivalCurve
+from ..polling.entry import PollEntry
 from ..polling.poller import Poller
 from .binder import entry_of
+from .registry import TaskRegistry
 from .settings import Settings
 
 _FRESH_S, _FRESH_S_PER_TASK = 1.0, 5e-5
@@ -36,12 +38,14 @@ class Estimates:
     def __init__(
         self,
         poller: Poller,
+        registry: TaskRegistry,
         create_permits: Permits,
         settings: Settings,
         *,
         now: Callable[[], float],
     ) -> None:
         self._poller = poller
+        self._registry = registry
         self._now = now
         self._create_permits = create_permits
         self._slots = settings.max_in_flight
@@ -66,7 +70,7 @@ class Estimates:
         curve = None if is_over else self._curve(model)
         if curve is None:
             return None
-        now, entry = self._now(), entry_of(handle)
+        now, entry = self._now(), self._entry_of(handle)
         began_at = now if entry is None else min(entry.begun_at, now)
         shown = self._shown.get(handle) or self._shown.setdefault(handle, _Shown(began_at))
         shown.since = min(shown.since, began_at)
@@ -79,6 +83,11 @@ class Estimates:
         )
         shown.progress = found.progress
         return found
+
+    def _entry_of(self, handle: TaskHandle) -> PollEntry | None:
+        """Return what the poller knows of the task, also where it is polled for another handle."""
+        polled = self._registry.by_task(handle.task_id) if handle.task_id else None
+        return entry_of(handle if polled is None else polled)
 
     def makespan_s(self, model: str, count: int) -> float | None:
         """Return how long so many tasks more of a model take until the last one ends, as expected."""
