@@ -30,15 +30,17 @@ from ..journal.postgres import PostgresJournal, is_dsn
 from ..journal.shared import SharedJournal
 from ..journal.sqlite import SqliteJournal
 from ..limits.admission import Admission
-from ..limits.budget import BudgetLedger
 from ..limits.circuit_breaker import CircuitBreaker
 from ..limits.query_speed import QueryPace
 from ..limits.rate_limiter import Permits, RateLimiter
+from ..models import Estimate
 from ..planning.planner import PollPlanner
 from ..polling.poller import Poller
 from ..wire.redaction import Redactor
+from .charges import Charges
 from .create_queue import CreateQueue
 from .creator import TaskCreator
+from .estimates import Estimates
 from .event_hook import EventHook
 from .inbox import CallbackInbox
 from .journal_room import WaitForRoom
@@ -94,6 +96,7 @@ class Engine:
             network=settings.network,
             api=self._query_transport,
         )
+        create_permits = _permits_of(self.journal, limits.create, now)
         self.admission = Admission(settings.max_in_flight)
         self.calls = CreateCalls(
             transport=CreateTransport(
@@ -103,7 +106,7 @@ class Engine:
                 network=settings.network,
                 redactor=redactor,
             ),
-            rate_limiter=_permits_of(self.journal, limits.create, now),
+            rate_limiter=create_permits,
             breaker=CircuitBreaker(now=now, sink=self.events),
             journal=self.journal,
             counters=counters,
@@ -129,10 +132,12 @@ class Engine:
             weather=self.events,
         )
         self.queue = CreateQueue(self.admission, self.calls, settings.max_queued)
-        self.ledger = self._ledger_of(settings.budget, self.journal)
+        prices = PriceBook()
+        self.ledger = self._ledger_of(settings.budget, self.journal, prices)
+        self.charges = Charges(self.uploads, prices, self.ledger)
         callbacks = settings.callbacks
         self.tracker = TaskTracker(
-            self.poller, self.journal, counters, self.admission, self.ledger, self.events, callbacks, self
+            self.poller, self.journal, counters, self.admission, self.charges, self.events, callbacks, self
         )
         self.reconciler = Reconciler(
             self.tracker, self.queries, self.journal, counters, callbacks, self.background
@@ -152,16 +157,17 @@ class Engine:
             self.ledger,
             settings,
         )
+        self.estimates = Estimates(self.poller, self.tracker.registry, create_permits, settings, now=now)
         self.submitter = Submitter(self.creator, self.tracker, self.queue, self.background)
         # The one way back up: the tracker asks the poller to poll, the poller hands it what it found.
         self.poller.start(self.tracker)
 
-    def _ledger_of(self, budget: Budget | None, journal: Journal) -> BudgetLedger | None:
+    def _ledger_of(self, budget: Budget | None, journal: Journal, prices: PriceBook) -> BudgetLedger | None:
         if budget is None:
             return None
         if isinstance(journal, SharedJournal):
-            return SharedLedger(budget, journal, self.background)
-        return BudgetLedger(budget)
+            return SharedLedger(budget, prices, journal, self.background)
+        return BudgetLedger(budget, prices)
 
     def _relay_of(self, journal: Journal, settings: Settings) -> WorkerRelay | None:
         if not isinstance(journal, SharedJournal):
@@ -187,7 +193,9 @@ class Engine:
         """
         try:
             await self.recovery.replay(self.settings.account)
-            self.poller.restore(await self.journal.load_durations())
+            learned = await self.journal.load_durations()
+            self.poller.restore(learned)
+            self.charges.restore(learned)
             await self._query_speed.recall(self.loop.time())
             self._query_pace.adjust()
             if self.relay is not None:
@@ -314,6 +322,10 @@ class Engine:
     def withdraw(self, handle: TaskHandle) -> bool:
         """Take back what has not left; see `TaskHandle.withdraw`."""
         return self.submitter.withdraw(handle)
+
+    def estimate(self, handle: TaskHandle) -> Estimate | None:
+        """Return how long a handle still takes; see `TaskHandle.estimate`."""
+        return self.estimates.of(handle, self.queue_position(handle))
 
     def abandon(self, handle: TaskHandle) -> None:
         """Settle a handle as abandoned; see `TaskHandle.abandon`."""

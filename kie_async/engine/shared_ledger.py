@@ -11,7 +11,7 @@ from ..config import Budget
 from ..errors import JournalError
 from ..journal.shared import SharedJournal
 from ..limits.budget import BudgetLedger
-from ..limits.prices import Charge
+from ..limits.prices import Charge, PriceBook
 
 _ASK_AGAIN_S = 1.0
 
@@ -24,8 +24,10 @@ _log = logging.getLogger("kie_async")
 class SharedLedger(BudgetLedger):
     """Lets one worker at a time show the first price of a model of which nothing is known."""
 
-    def __init__(self, budget: Budget, journal: SharedJournal, background: BackgroundTasks) -> None:
-        super().__init__(budget)
+    def __init__(
+        self, budget: Budget, prices: PriceBook, journal: SharedJournal, background: BackgroundTasks
+    ) -> None:
+        super().__init__(budget, prices)
         journal.bound_spending(budget)
         self._is_of_credits = budget.credits is not None
         self._journal = journal
