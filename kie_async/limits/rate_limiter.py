@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from ..config import Rate
 
-_SHORTEST_SLEEP_S = 0.001
+SHORTEST_SLEEP_S = 0.001
 
 
 class RateLimiter:
@@ -32,6 +32,11 @@ class RateLimiter:
         self._waiting_count = 0
         self._turn = asyncio.Lock()
         self._changed = asyncio.Event()
+        self._on_release: Callable[[], object] | None = None
+
+    def start(self, on_release: Callable[[], object]) -> None:
+        """Call *on_release* whenever a permit is given back, to be used at once or later."""
+        self._on_release = on_release
 
     async def acquire(self) -> float:
         """Wait for a permit, in the order of the calls, and return when it came.
@@ -56,9 +61,7 @@ class RateLimiter:
                 # Without an end when every permit is out and unanswered: only a release changes that. Never
                 # shorter than a clock can measure, or this would spin.
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(
-                        None if wait_s == math.inf else max(wait_s, _SHORTEST_SLEEP_S)
-                    ):
+                    async with asyncio.timeout(None if wait_s == math.inf else max(wait_s, SHORTEST_SLEEP_S)):
                         await self._changed.wait()
             return now
 
@@ -66,15 +69,19 @@ class RateLimiter:
         """Give a permit back, to be used again ``per_s`` from now: its answer is here. Return now."""
         now = self._now()
         self._back_at.append(now + self._per_s)
-        if self._waiting_count:
-            self._changed.set()
+        self._note_change()
         return now
 
     def release_unused(self) -> None:
         """Give a permit back at once: no request was sent with it."""
         self._unused += 1
+        self._note_change()
+
+    def _note_change(self) -> None:
         if self._waiting_count:
             self._changed.set()
+        if self._on_release is not None:
+            self._on_release()
 
     @property
     def is_used_up(self) -> bool:
@@ -85,6 +92,11 @@ class RateLimiter:
     def free_count(self) -> int:
         """Return how many more requests would have a permit at once."""
         return 0 if self._waiting_count or self._wait_s(self._now()) > 0 else self._unused
+
+    @property
+    def free_in_s(self) -> float:
+        """Return when the next permit will be there; infinite if all are out and unanswered."""
+        return max(0.0, self._wait_s(self._now()))
 
     def set_count(self, count: int) -> None:
         """Let so many requests through in a window from now on.
