@@ -19,6 +19,7 @@ from .errors import (
     FileError,
     InsufficientCredits,
     InvalidRequest,
+    JournalAway,
     JournalError,
     JournalFull,
     JournalLocked,
@@ -49,6 +50,7 @@ from .handle import TaskHandle
 from .inputs.kling import KlingAvatar
 from .inputs.media import Media
 from .inputs.request import TaskRequest
+from .journal.postgres import PostgresJournal
 from .journal.sqlite import SqliteJournal
 from .models import JobState, SettledTask, TaskPhase, TaskRecord, TaskResult, TaskState, UploadedFile
 from .sandbox import Sandbox
@@ -76,6 +78,7 @@ __all__ = [
     "InsufficientCredits",
     "InvalidRequest",
     "JobState",
+    "JournalAway",
     "JournalError",
     "JournalFull",
     "JournalLocked",
@@ -89,6 +92,7 @@ __all__ = [
     "NotFound",
     "Outcome",
     "PollSchedule",
+    "PostgresJournal",
     "QueueFull",
     "QuotaExceeded",
     "Rate",

@@ -29,6 +29,7 @@ from .errors import (
     CreateOutcomeUnknown,
     InsufficientCredits,
     InvalidRequest,
+    JournalAway,
     JournalError,
     JournalFull,
     KieError,
@@ -83,6 +84,9 @@ class Outcome(ResultOrError):
     """What went wrong; None if nothing did."""
     files: tuple[Path, ...] = ()
     """The downloaded files, if the batch downloads."""
+    saved_by: str = ""
+    """The other host, and the folder there, that has the files: each result is fetched once by all workers of
+    a shared journal. Empty if they are here."""
 
     @property
     def state(self) -> JobState:
@@ -356,8 +360,8 @@ class _BatchRun:
 
     async def _downloaded(self, outcome: Outcome, result: TaskResult, folder: ResultFolder) -> Outcome:
         try:
-            files = await folder.save(result, ref=outcome.ref, index=outcome.index)
-            return attrs.evolve(outcome, files=files)
+            saved = await folder.save(result, ref=outcome.ref, index=outcome.index)
+            return attrs.evolve(outcome, files=saved.files, saved_by=saved.by)
         except KieError as exc:
             if folder.reason_to_stop is not None:
                 self.stop(folder.reason_to_stop)
@@ -386,7 +390,7 @@ class _BatchRun:
                 return await self._room.create(lambda: self._create(request, digest))
             except _STOPPING as exc:
                 # The disk that was full for the id of one task is waited for by the others.
-                if not isinstance(exc.__cause__, JournalFull):
+                if not isinstance(exc.__cause__, JournalFull | JournalAway):
                     self.stop(exc)
                 raise
             except CreateOutcomeUnknown as exc:

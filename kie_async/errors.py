@@ -28,6 +28,7 @@ KieError
 ├── CallbackRejected        someone pretended, or a clock is wrong
 └── JournalError            the durable record cannot be trusted or written
     ├── JournalFull         you: its disk is full
+    ├── JournalAway         you: its database does not answer
     ├── TaskNotNoted        a task is paid and the journal could not take its id, which is on the error
     └── JournalLocked       another process holds it
 
@@ -162,6 +163,10 @@ class AnswerUnreadable(TransportError):
     """An answer came and is not what the service documents."""
 
 
+UNKNOWN_TASK = "the service knows no task"
+"""How the message of an `ApiError` begins that says so; the service's own words follow in brackets."""
+
+
 class ApiError(KieError):
     """The service answered no."""
 
@@ -172,6 +177,8 @@ class ApiError(KieError):
         self.http_status = http_status
 
     def __str__(self) -> str:
+        if self.message.startswith(UNKNOWN_TASK):
+            return self.message.partition(" (")[0]
         status = "" if self.http_status == 200 else f" (HTTP {self.http_status})"
         return f"code {self.code}{status}: {self.message or 'no message'}"
 
@@ -361,6 +368,10 @@ class JournalError(KieError):
 
 class JournalFull(JournalError):
     """The disk of the journal is full: nothing was noted, so nothing was sent."""
+
+
+class JournalAway(JournalError):
+    """The database of the journal does not answer now: nothing is created, and what is paid goes on."""
 
 
 class TaskNotNoted(JournalError):

@@ -54,8 +54,9 @@ class Source(StrEnum):
     CALLBACK = "callback"
 
 
-EventKind = Literal["created", "updated", "settled", "unknown", "adopted", "weather"]
+EventKind = Literal["created", "updated", "settled", "unknown", "adopted", "taken over", "weather"]
 """What happened to a task. ``unknown``: nobody knows whether a create made one; ``adopted``: it did.
+``taken over``: it was another worker's, which is gone.
 ``weather`` is of no task: see `Weather`."""
 
 WeatherKind = Literal[

@@ -32,6 +32,10 @@ _log = logging.getLogger("kie_async")
 class HandleOwner(Protocol):
     """What a handle asks of the session that made it."""
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """Return the loop that the session runs on."""
+
     def queue_position(self, handle: TaskHandle) -> int | None:
         """Return how many creates go before; None if it does not wait in the queue."""
 
@@ -73,8 +77,6 @@ class TaskHandle(BoundToLoop):
         "_awaiters",
         "_has_slot",
         "_is_retrieved",
-        "_is_unknown",
-        "_loop",
         "_outcome",
         "_owner",
         "_readers",
@@ -93,7 +95,6 @@ class TaskHandle(BoundToLoop):
         self,
         *,
         owner: HandleOwner,
-        loop: asyncio.AbstractEventLoop,
         deadline: float,
         task_id: str = "",
         intent_id: str = "",
@@ -118,21 +119,20 @@ class TaskHandle(BoundToLoop):
         self.poll_entry: object = None
         """For the engine only: what the poller knows of the task, or the queue of its create."""
         self._owner = owner
-        self._loop = loop
-        self._state = TaskState.UNKNOWN
+        self._state: TaskState | None = None
+        """None before anything was observed; unknown of a create whose outcome nobody knows."""
         self._outcome: TaskResult | KieError | None = None
         self._awaiters: asyncio.Future[TaskResult] | list[asyncio.Future[TaskResult]] | None = None
         self._readers: dict[asyncio.Future[None], None] | None = None
         self._has_slot = False
         self._is_retrieved = False
-        self._is_unknown = False
 
     def __repr__(self) -> str:
         done = " done" if self.is_done else ""
         if self.task_id:
             return f"<TaskHandle {self.task_id} {self.state}{done}>"
         if self.intent_id:
-            return f"<TaskHandle intent {self.intent_id} {'unknown' if self._is_unknown else 'new'}{done}>"
+            return f"<TaskHandle intent {self.intent_id} {self._state or 'new'}{done}>"
         ref = "" if self.ref is None else f" ref {self.ref!r}"
         return f"<TaskHandle {self.model}{ref} queued{done}>"
 
@@ -148,7 +148,7 @@ class TaskHandle(BoundToLoop):
 
         Before anything was observed a task is waiting; unknown is only a create whose outcome nobody knows.
         """
-        if self._state is TaskState.UNKNOWN and (self.task_id or not self._is_unknown):
+        if self._state is None or (self._state is TaskState.UNKNOWN and self.task_id):
             return TaskState.WAITING
         return self._state
 
@@ -159,7 +159,7 @@ class TaskHandle(BoundToLoop):
             return TaskPhase.DONE
         if self.task_id:
             return TaskPhase.RUNNING
-        if self._is_unknown:
+        if self._state is TaskState.UNKNOWN:
             return TaskPhase.UNKNOWN
         return TaskPhase.SENDING if self.queue_position is None else TaskPhase.QUEUED
 
@@ -325,7 +325,7 @@ class TaskHandle(BoundToLoop):
         )
 
     def _must_be_unknown(self) -> None:
-        if self.task_id or self.is_done or not self._is_unknown:
+        if self.task_id or self.is_done or self._state is not TaskState.UNKNOWN:
             raise InvalidRequest("only a create whose outcome is unknown can be resolved by hand")
 
     def _claim(self) -> asyncio.Future[TaskResult]:
@@ -334,7 +334,7 @@ class TaskHandle(BoundToLoop):
         Raises:
             SessionMisuse: It would have to wait, and in another event loop.
         """
-        future: asyncio.Future[TaskResult] = self._loop.create_future()
+        future: asyncio.Future[TaskResult] = self._owner.loop.create_future()
         # An end that is here can be had from any loop; only a wait needs the handle's own.
         if self._outcome is not None:
             self._resolve_awaiter(future, self._outcome)
@@ -365,12 +365,12 @@ class TaskHandle(BoundToLoop):
             future.set_result(outcome)
 
     def _check_loop(self) -> None:
-        if asyncio.get_running_loop() is not self._loop:
+        if asyncio.get_running_loop() is not self._owner.loop:
             raise SessionMisuse("this handle belongs to another event loop; await it where its session runs")
 
     def _place_before_the_task(self) -> tuple[int | None] | None:
         """Return what may be told of a create without a task: its place, which is None while it is sent."""
-        if self.task_id or self._is_unknown:
+        if self.task_id or self._state is TaskState.UNKNOWN:
             return None
         return (self.queue_position,)
 
@@ -378,7 +378,7 @@ class TaskHandle(BoundToLoop):
         """Wait for the next record, or for the end."""
         self._check_loop()
         readers = self._readers = {} if self._readers is None else self._readers
-        future: asyncio.Future[None] = self._loop.create_future()
+        future: asyncio.Future[None] = self._owner.loop.create_future()
         readers[future] = None
         try:
             await future
@@ -417,11 +417,11 @@ class TaskHandle(BoundToLoop):
     @property
     def is_settling(self) -> bool:
         """Tell whether the end is known: what is left is to note it and to wake the awaiters."""
-        return self._state.is_terminal
+        return self._state is not None and self._state.is_terminal
 
     def mark_unknown(self) -> None:
         """Note that nobody knows what became of the create: from now on it can be decided by hand."""
-        self._is_unknown = True
+        self._state = TaskState.UNKNOWN
         self.note_progress()
 
     def hold_request(self, request: TaskRequest) -> None:
@@ -445,13 +445,13 @@ class TaskHandle(BoundToLoop):
         """Take in a record, unless it is staler than the last; tell whether the state has changed."""
         if record is self.record:
             return False
-        state = advance(self._state, record.state)
+        before = self._state or TaskState.UNKNOWN
+        state = advance(before, record.state)
         # Answers overtake each other: one that would move the state back is the older of two.
         if record.state is not TaskState.UNKNOWN and state is not record.state:
             return False
         has_news = record != self.record
-        before, self._state = self._state, state
-        self.record = record
+        self._state, self.record = state, record
         if has_news and self._readers:
             self._wake_readers()
         return state is not before

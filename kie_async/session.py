@@ -44,11 +44,14 @@ from .inputs.media import Media
 from .inputs.request import TaskRequest, TypedInput, as_request
 from .journal.account import Account, derive_account_name
 from .journal.base import Journal
+from .journal.postgres import is_dsn
 from .models import SettledTask, TaskRecord, TaskResult, UploadedFile, only_url
 
 BASE_URL = "https://api.kie.ai"
 _log = logging.getLogger("kie_async")
 UPLOAD_URL = "https://kieai.redpandaai.co"
+
+_JOURNAL = "the path of a file, a postgresql:// URL, a SqliteJournal or a PostgresJournal"
 
 MAX_READ_BYTES = 64 * 1024 * 1024
 
@@ -58,9 +61,9 @@ class KieSession(BoundToLoop):
 
     Without *api_key* the environment's ``KIE_API_KEY`` is used, without *base_url* its ``KIE_BASE_URL``,
     else the service. *callback_url* is where the service can reach *receiver*. *max_in_flight* tasks
-    exist unsettled at most, and *max_queued* creates wait for a slot and their turn, None for any number.
-    *journal* is the path of the durable record, or a `SqliteJournal`; without
-    it a crash forgets paid tasks. *task_timeout_s* is how long a created task is waited for.
+    exist unsettled at most, and *max_queued* creates wait, None for any number. *journal* is the path of the durable record, or a `SqliteJournal`; a
+    ``postgresql://...`` URL, or a `PostgresJournal`, is one that several workers share; without one a crash
+    forgets paid tasks. *task_timeout_s* is how long a created task is waited for.
     *confirm_callbacks* None confirms deliveries by a query when the receiver has no keys, True always,
     False never. *callback_secrets* sign callback addresses, the first one new ones; by default they
     derive from the key. *account* is a name of your own for the account, never sent anywhere: needed where
@@ -99,7 +102,7 @@ class KieSession(BoundToLoop):
     ) -> None:
         for field, value, kind, what in (
             ("receiver", receiver, (CallbackReceiver, type(None)), "a CallbackReceiver"),
-            ("journal", journal, (str, Path, Journal, type(None)), "the path of a file, or a SqliteJournal"),
+            ("journal", journal, (str, Path, Journal, type(None)), _JOURNAL),
             ("limits", limits, Limits, "Limits(...)"),
             ("poll", poll, PollSchedule, "a PollSchedule"),
             ("budget", budget, (Budget, type(None)), "a Budget, such as Budget(credits=500)"),
@@ -109,7 +112,7 @@ class KieSession(BoundToLoop):
             ("rng", rng, (random.Random, type(None)), "a random.Random"),
         ):
             check_kind(field, value, kind, what)
-        if isinstance(journal, str | Path):
+        if isinstance(journal, str | Path) and not is_dsn(str(journal)):
             check_path("journal", journal)
         check_hook(on_event)
         check_count("max_in_flight", max_in_flight)
@@ -348,6 +351,33 @@ class KieSession(BoundToLoop):
             SessionMisuse: The session is not open here.
         """
         return self._engine.recovery.list_unknown(self._deadline(None))
+
+    async def find_unknown_create(self, name: str) -> TaskHandle | None:
+        """Return the handle of a create of unknown outcome by its ref or its intent; None if there is none.
+
+        In a journal that workers share it may be any worker's.
+
+        Raises:
+            JournalError: The journal cannot be read.
+            SessionMisuse: The session is not open here.
+        """
+        check_kind("name", name, str, "a ref or the id of an intent")
+        return await self._engine.recovery.find_unknown(name, self._deadline(None))
+
+    def taken_over(self) -> AsyncIterator[TaskHandle]:
+        """Return the tasks of workers that are gone, as this one takes them over, to be iterated.
+
+        A bot answers those of its refs. They are followed, and their ends noted, whether anybody iterates or
+        not. The iteration ends when the session closes; of several, each gets some.
+
+        Raises:
+            InvalidRequest: No other worker has this journal: it is not on PostgreSQL.
+            SessionMisuse: The session is not open here.
+        """
+        relay = self._engine.relay
+        if relay is None:
+            raise InvalidRequest("taken_over needs a journal that workers share: journal='postgresql://...'")
+        return relay.taken_over()
 
     def settled(self, *, since: datetime | None = None, ref_prefix: str = "") -> AsyncIterator[SettledTask]:
         """Return the tasks that the journal knows to have ended: ``async for task in kie.settled()``.

@@ -20,7 +20,14 @@ import pytest
 from hypothesis import settings
 from support.clock import Clock, SteeredLoop, eventually
 from support.inside import open_http_sessions
-from support.loops import ASKED_FOR, LOOPS, eager
+from support.loops import ASKED_FOR, LOOPS, as_asked
+from support.postgres import (  # noqa: F401  (fixtures)
+    own_postgres,
+    postgres_dsn,
+    postgres_server,
+    postgres_template,
+)
+from support.stores import durable, durable_store, journal, store  # noqa: F401  (fixtures)
 
 from kie_async import (
     CallbackReceiver,
@@ -64,7 +71,7 @@ def pytest_asyncio_loop_factories(
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Run the suite on the loop asked for; the tests that ask for ``clock`` get one of their own."""
     if "clock" in item.fixturenames:
-        return {"steered": eager(SteeredLoop) if ASKED_FOR == "eager" else SteeredLoop}
+        return {"steered": as_asked(SteeredLoop)}
     return {ASKED_FOR: LOOPS[ASKED_FOR]}
 
 

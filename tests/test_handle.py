@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import time
 import traceback
 from pathlib import Path
 
@@ -426,6 +427,15 @@ class TestUpdates:
         await clock.advance(POLL_S)
 
         assert (await readers[1]).state is TaskState.WAITING
+
+    async def test_many_readers_may_leave_the_newest_first(self, handle: TaskHandle) -> None:
+        readers = [asyncio.ensure_future(anext(handle.updates())) for _ in range(20_000)]
+        await settle()
+        begun_at = time.process_time()
+        for reader in reversed(readers):
+            reader.cancel()
+        await asyncio.gather(*readers, return_exceptions=True)
+        assert time.process_time() - begun_at < 2.0
 
     async def test_a_stale_answer_moves_nothing_back(
         self, clock: Clock, sandbox: Sandbox, handle: TaskHandle

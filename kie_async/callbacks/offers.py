@@ -7,18 +7,11 @@ from .base import CallbackVerdict, Delivery, Inbox
 from .unread import UnreadDelivery
 
 
-async def offer(inbox: Inbox, news: Delivery | UnreadDelivery) -> CallbackVerdict | None:
-    """Hand a delivery to a session if it knows the intent; this runs on the session's own loop."""
-    return await _hand_over(inbox, delivery_for(inbox.owner_of(news.intent_id), news))
-
-
-async def offer_noted(inbox: Inbox, news: Delivery | UnreadDelivery) -> CallbackVerdict | None:
-    """Hand a delivery to a session if its journal knows the intent; on the session's own loop."""
-    return await _hand_over(inbox, delivery_for(await inbox.find_noted(news.intent_id), news))
-
-
-async def _hand_over(inbox: Inbox, delivery: Delivery | None) -> CallbackVerdict | None:
-    if delivery is None:
+async def offer(inbox: Inbox, news: Delivery | UnreadDelivery, *, is_noted: bool) -> CallbackVerdict | None:
+    """Hand a delivery to a session if it knows the intent, or its journal; on the session's own loop."""
+    intent_id = news.intent_id
+    task_id = await inbox.find_noted(intent_id) if is_noted else inbox.owner_of(intent_id)
+    if (delivery := delivery_for(task_id, news)) is None:
         return None
     await inbox.accept(delivery)
     return acceptance(delivery, inbox)

@@ -28,7 +28,7 @@ from .base import NO_ADDRESS, Address, BodyReader, CallbackVerdict, Delivery, He
 from .body import bounded
 from .check import CallbackCheck, Checks
 from .handover import call_on, run_on, running_loop
-from .offers import acceptance, delivery_for, offer, offer_noted
+from .offers import acceptance, delivery_for, offer
 from .refusals import FOREIGN_ADDRESS, NO_SESSION, RefusalLog
 from .server import ServedReceiver, serve
 from .unread import UnreadDelivery
@@ -153,7 +153,7 @@ class CallbackReceiver:
             InvalidRequest: An argument is of a wrong type; the message names it.
         """
         check_kind("path_tail", path_tail, str, "the part of the path below the mount, '{intent}/{mac}'")
-        check_kind("headers", headers, Iterable, "the headers of the request")
+        check_kind("headers", headers, (dict, Iterable), "the headers of the request")
         check_kind("body", body, (bytes, bytearray, memoryview), "the bytes of the request's body")
         body = bytes(body)
         if not isinstance(headers, (dict, Mapping)):  # it may be read only once
@@ -204,11 +204,11 @@ class CallbackReceiver:
             raise CallbackRejected(NO_SESSION, 503)
         here = asyncio.get_running_loop()
         # Journals only after the memory of every session: what is in flight costs no read.
-        for ask, one in product((offer, offer_noted), attached):
+        for is_noted, one in product((False, True), attached):
             if one.loop is here or one.loop is None:
-                verdict = await ask(one.inbox, news)
+                verdict = await offer(one.inbox, news, is_noted=is_noted)
             else:
-                verdict = await run_on(one.loop, partial(ask, one.inbox, news))
+                verdict = await run_on(one.loop, partial(offer, one.inbox, news, is_noted=is_noted))
             if verdict is not None:
                 if isinstance(news, UnreadDelivery):
                     self._refusals.note_unread(self._now())

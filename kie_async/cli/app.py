@@ -11,7 +11,7 @@ import typer
 
 from .. import __version__
 from .batch import batch
-from .decisions import resolve, resubmit, write_off
+from .decisions import accept, resolve, resubmit, write_off
 from .demo import demo
 from .env_file import load_env_file
 from .journal import journal
@@ -83,6 +83,6 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 for name, command in _COMMANDS.items():
     app.command(name)(command)
 app.command("sandbox", context_settings=PASS_OPTIONS_ON, add_help_option=False)(sandbox)
-for command in (resolve, write_off, resubmit):
+for command in (resolve, write_off, resubmit, accept):
     journal.command()(command)
 app.add_typer(journal, name="journal")

@@ -21,22 +21,28 @@ from .batch_progress import open_progress
 from .batch_run import BatchRun
 from .batch_summary import run_on_done, show_summary
 from .jobs_file import read_jobs
+from .journal_place import JournalPlace
 from .output import count_of, print_err, print_out
 from .report import PAGE_NAME, report_results
 from .report_data import RESULTS_NAME
 from .report_sums import Sums
-from .runtime import open_log_file, require_folder, require_key, run_command
+from .runtime import open_log_file, require_folder, require_key, run_command, spell_command
 from .sessions import AccountName, CallbackUrl, Port, check_port
 
 _MOST_REASONS = 20
 
 
 def batch(
+    context: typer.Context,
     *,
     jobs: Annotated[Path, typer.Argument(metavar="JOBS", help="The jobs: a .csv or .jsonl file.")],
     journal: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Remembers what was sent and paid; JOBS.db if not given."),
+        JournalPlace | None,
+        typer.Option(
+            parser=JournalPlace,
+            metavar="JOURNAL",
+            help="Remembers what was sent and paid: a file, JOBS.db if not given, or a postgresql:// URL.",
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -146,7 +152,7 @@ def batch(
     out = out or default_folder(jobs)
     options = BatchOptions(
         jobs=jobs,
-        journal=journal or default_journal(jobs),
+        journal=journal or JournalPlace(str(default_journal(jobs))),
         out=out,
         results=results or out / RESULTS_NAME,
         max_in_flight=max_in_flight,
@@ -167,18 +173,19 @@ def batch(
         on_done=on_done,
     )
     # The results file is replaced as a whole; it must never be one of the others.
-    files = {os.path.realpath(path) for path in (options.jobs, options.journal, options.results)}
-    if len(files) < 3:
+    files = [path for path in (options.jobs, options.journal.path, options.results) if path is not None]
+    if len({os.path.realpath(path) for path in files}) < len(files):
         raise typer.BadParameter("the jobs, the journal and the results are three files")
     if os.path.isdir(options.results):
         raise typer.BadParameter("is a folder", param_hint="--results")
     if log_file is not None:
         open_log_file(log_file)
-    run_command(run_batch(options), journal=options.journal)
+    again = spell_command(context, "--retry-failed")
+    run_command(run_batch(options, retry_command=again), journal=options.journal)
 
 
-async def run_batch(options: BatchOptions) -> int:
-    """Run the batch and return the exit status.
+async def run_batch(options: BatchOptions, *, retry_command: str) -> int:
+    """Run the batch and return the exit status; *retry_command* is what makes failed jobs again.
 
     Raises:
         CannotRun: Something is wrong with the file, a folder, the journal or the port; nothing was sent.
@@ -189,8 +196,10 @@ async def run_batch(options: BatchOptions) -> int:
     ) as jobs:
         chosen = options.choose(jobs)
         require_key()
-        for folder in (options.out, options.results.parent, options.journal.parent):
+        for folder in (options.out, options.results.parent):
             require_folder(folder)
+        if options.journal.path is not None:
+            require_folder(options.journal.folder)
         ledger, began = BatchLedger(jobs, options.results), time.time()
         with open_progress(is_quiet=options.is_quiet) as progress:
             run = BatchRun(options, ledger, progress)
@@ -204,6 +213,9 @@ async def run_batch(options: BatchOptions) -> int:
         print_err(f"error: {run.problem}")
     if run.is_unfinished:
         print_err("run the same command again to go on; nothing is paid twice")
+    if run.failed_count and not (run.is_unfinished and options.retry_failed):  # then it is the same command
+        failed = count_of(run.failed_count, "job")
+        print_err(f"{failed} failed or refused; this makes them again and costs again: {retry_command}")
     await report_results(options.results, title=options.jobs.name, began=began, journal=options.journal)
     if options.on_done is not None:
         page = options.results.with_name(PAGE_NAME).absolute()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,15 +13,19 @@ from ..batch import Outcome
 from ..errors import TaskError
 from ..inputs.request import TaskRequest
 from ..journal.intents import Intent, Totals
-from ..journal.sqlite import SqliteJournal
 from ..models import JobState, TaskRecord
 from .jobs_file import Jobs
+from .journal_place import DurableJournal
 from .output import without_key
-from .report_data import describe_request, read_lines, row_of_line
+from .report_data import describe_request, ended_at_of, read_lines, reason_of, row_of_line
+from .report_journal import with_end
 from .report_sums import Sums, Tally
 from .results_file import ResultsFile
+from .runtime import plain_words
 
-_SAVED = {JobState.DONE, JobState.NOT_SAVED}
+_NO_ANSWER = "no answer proved what a create became"
+
+_ON_THE_WAY = frozenset({JobState.QUEUED, JobState.SENDING, JobState.RUNNING})
 
 OVER = frozenset({JobState.DONE, JobState.NOT_SAVED, JobState.FAILED, JobState.REFUSED})
 """How a job stands of which nothing more is to be expected; perhaps paid it is until somebody looks."""
@@ -47,48 +51,78 @@ class BatchLedger:
         }
         """What brought the ends that were seen, and when, by ref: no journal knows that."""
         self._states = [JobState.NOT_SENT] * len(jobs)
+        self._earlier: dict[int, dict[str, Any]] = {}
+        """The lines of jobs that are to go again and have not yet."""
         self._has_outcome = bytearray(len(jobs))
         self._counts = Counter({JobState.NOT_SENT: len(jobs)})
         self.results = ResultsFile(path, (self._line(*jobs[index]) for index in range(len(jobs))))
 
     async def begin(
-        self, journal: SqliteJournal, chosen: Collection[int], *, retry_failed: bool = False
+        self, journal: DurableJournal, chosen: Collection[int], *, retry_failed: bool = False
     ) -> None:
         """Take in what the journal knows of the jobs; the others of those *chosen* are queued.
 
-        With *retry_failed* those that failed or were refused are queued too.
+        So are those that were clearly refused, and with *retry_failed* all that failed or were refused.
         """
+        stays = bytearray(len(self._states))
         async for intent in journal.iterate_intents():
             index = None if intent.ref is None else self._jobs.index_of(intent.ref)
             if index is not None:
-                self._begin_with(index, intent)
+                former = self._former.get(intent.ref or "", {})
+                self._take_in(index, await with_end(journal, intent), former)
+                stays[index] = not (intent.frees_its_ref or (retry_failed and intent.may_be_retried))
         self._former.clear()
-        to_be_sent = (
-            {JobState.NOT_SENT, JobState.FAILED, JobState.REFUSED} if retry_failed else {JobState.NOT_SENT}
-        )
         for index in chosen:
-            if self._states[index] in to_be_sent:
-                self._set(index, JobState.QUEUED, {})
+            if not stays[index]:
+                self._queue(index)
 
-    def _begin_with(self, index: int, intent: Intent) -> None:
-        former = self._former.get(intent.ref or "", {})
-        state = JobState.NOT_SENT if intent.frees_its_ref else intent.job_state
+    def _queue(self, index: int) -> None:
+        if self._states[index] is not JobState.NOT_SENT:
+            self._earlier[index] = self.results.line(index)
+        self._set(index, JobState.QUEUED, {})
+
+    def _take_in(self, index: int, intent: Intent, former: Mapping[str, Any]) -> None:
+        """Take in what the journal says of a job, and what a *former* line says of the same state."""
+        state, was = intent.job_state, former.get("outcome")
         # Without a task it is about the same create as long as the word for it is the same.
-        is_same = former.get("outcome") == state if not intent.task_id else True
+        is_same = was == state or bool(intent.task_id and was not in _ON_THE_WAY)
         if former.get("task_id") != intent.task_id or not is_same:
             former = {}
         if state is JobState.DONE and former.get("outcome") != JobState.DONE:
             state = JobState.NOT_SAVED
         fields = {"task_id": intent.task_id, "credits": intent.credits}
-        if intent.reason and state is not JobState.NOT_SENT:
-            fields["error"] = without_key(intent.reason)
-        self._set(index, state, fields | former)
+        if state is not JobState.NOT_SENT:
+            fields["error"] = without_key(reason_of(intent))
+        self._note_end(intent)
+        self._set(index, state, {**fields, **former})
+
+    def _note_end(self, intent: Intent) -> None:
+        """Take in when a task ended if no run has seen that, or only the end of an earlier attempt."""
+        _, known = self._ends.get(intent.ref or "", ("", ""))
+        if (ended_at := ended_at_of(intent)) is not None and known < _iso_of(intent.planned_ms / 1000):
+            self._ends[intent.ref or ""] = ("", _iso_of(ended_at))
 
     def end(self) -> None:
-        """Take in that nothing more will be sent."""
+        """Take in that nothing more will be sent: what was to go again and did not stands as it stood."""
         for index, state in enumerate(self._states):
             if state in {JobState.QUEUED, JobState.SENDING}:
-                self._set(index, JobState.NOT_SENT, {})
+                earlier = self._earlier.get(index, {})
+                self._set(index, JobState(earlier.get("outcome", JobState.NOT_SENT)), earlier)
+
+    async def catch_up(self, journal: SqliteJournal) -> None:
+        """Take in what came to the journal, until the session was closed, of jobs without an outcome.
+
+        Raises:
+            JournalError: It cannot be read any more.
+        """
+        if not self.count(*_ON_THE_WAY):
+            return
+        async for intent in journal.iterate_intents():
+            index = None if intent.ref is None else self._jobs.index_of(intent.ref)
+            if index is None or self._states[index] not in {*_ON_THE_WAY} - {intent.job_state}:
+                continue
+            former = self._earlier.get(index) or self.results.line(index)
+            self._take_in(index, await with_end(journal, intent), former)
 
     # --- counting ------------------------------------------------------------------------------
 
@@ -119,7 +153,8 @@ class BatchLedger:
         if index is not None and not self._has_outcome[index]:
             state = JobState.RUNNING if task_id else JobState.PERHAPS_PAID
             if task_id or self._states[index] is not state:  # else a former run has noted why
-                self._set(index, state, {"task_id": task_id})
+                self._earlier.pop(index, None)
+                self._set(index, state, {"task_id": task_id, "error": "" if task_id else _NO_ANSWER})
 
     def record_end(self, ref: str | None, source: str) -> None:
         """Record that a job's task was seen to end now, by a callback or by a poll."""
@@ -132,13 +167,18 @@ class BatchLedger:
         self._has_outcome[outcome.index] = True
         self.ended += 1
         fields: dict[str, Any] = {"task_id": outcome.task_id, "files": [str(file) for file in outcome.files]}
+        fields["saved_by"] = outcome.saved_by
         if record is not None:
             fields |= _record_fields(record)
             if record.completed_at is not None:  # if this run did not see it end, the service's word counts
                 self._ends.setdefault(outcome.ref or "", ("", _iso(record.completed_at)))
         if outcome.error is not None:
-            fields["error"] = without_key(str(outcome.error))
-        return self._set(outcome.index, outcome.state, fields), outcome.state
+            fields["error"] = without_key(plain_words(outcome.error))
+        state = outcome.state
+        if state is JobState.NOT_SENT and outcome.index in self._earlier:
+            fields = self._earlier[outcome.index]
+            state = JobState(fields["outcome"])
+        return self._set(outcome.index, state, fields), outcome.state
 
     def _set(self, index: int, state: JobState, fields: dict[str, Any]) -> int:
         line, request = self._jobs[index]
@@ -161,11 +201,16 @@ class BatchLedger:
             "urls": [],
             "result_object": None,
             "files": [],
+            "saved_by": "",
             "error": "",
             "told_by": source,
             "ended_at": ended_at,
             **describe_request(request, self._folder),
         }
+
+
+def _iso_of(time: float) -> str:
+    return _iso(datetime.fromtimestamp(time, UTC))
 
 
 def _iso(time: datetime) -> str:

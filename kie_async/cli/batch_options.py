@@ -11,6 +11,7 @@ import attrs
 from ..config import Budget
 from ..journal.base import Journal
 from .jobs_file import Jobs
+from .journal_place import JournalPlace
 from .report_data import RESULTS_NAME
 from .runtime import CannotRun
 from .sessions import SessionOptions
@@ -24,7 +25,7 @@ class BatchOptions:
     """What the command line chooses."""
 
     jobs: Path
-    journal: Path
+    journal: JournalPlace
     out: Path
     results: Path
     max_in_flight: int

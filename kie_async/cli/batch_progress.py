@@ -47,6 +47,7 @@ class Board:
     waiting: int
     """Not sent yet."""
     waits_for: str
+    """Empty if nothing more is sent."""
     credits: float
     left_s: float | None = None
     """How long it may still take; None while that is not known."""
@@ -59,7 +60,10 @@ class Board:
         over += f", {self.perhaps_paid} perhaps paid" if self.perhaps_paid else ""
         parts = [f"{over} of {self.total}"]
         waiting = [f"{self.running} running"] if self.running else []
-        waiting += [f"{self.waiting} waiting for {self.waits_for}"] if self.waiting else []
+        if self.waiting:
+            waiting.append(
+                f"{self.waiting} " + (f"waiting for {self.waits_for}" if self.waits_for else "not sent")
+            )
         waiting += _show_all(self.weather, now)
         parts += [", ".join(waiting)] if waiting else []
         parts.append(format_spent(self.credits))

@@ -14,7 +14,6 @@ from ..errors import AuthenticationError, BatchStopped, FileError, JournalError,
 from ..events import SessionEvent, Weather
 from ..inputs.request import TaskRequest
 from ..journal.intents import Totals
-from ..journal.sqlite import SqliteJournal
 from ..models import JobState
 from ..session import KieSession
 from .batch_ledger import OVER, BatchLedger
@@ -23,7 +22,7 @@ from .batch_progress import BatchProgress, Board
 from .changed_rows import list_changed
 from .jobs_file import Jobs
 from .output import count_of, print_err
-from .runtime import DONE, FAILED, INTERRUPTED, CannotRun, explain, without_advice
+from .runtime import DONE, FAILED, INTERRUPTED, CannotRun, explain
 from .sessions import open_session
 
 _WRITE_RETRY_S = 60.0
@@ -39,7 +38,7 @@ class BatchRun:
         self._ledger = ledger
         self._progress = progress
         # With the requests, so that `journal resubmit` can send one again.
-        self._journal = SqliteJournal(options.journal, keep_bodies=True)
+        self._journal = options.journal.make_journal(keep_bodies=True)
         self._chosen: Sequence[int] = ()
         """The places in the file of the jobs this run is about, in their order."""
         self._weather: dict[str, Weather] = {}
@@ -66,6 +65,12 @@ class BatchRun:
         return any(counts[state] for state in (*_STILL_OPEN, JobState.NOT_SAVED))
 
     @property
+    def failed_count(self) -> int:
+        """Return how many of the chosen jobs failed or were refused."""
+        counts = self._ledger.count_chosen(self._chosen)
+        return counts[JobState.FAILED] + counts[JobState.REFUSED]
+
+    @property
     def status(self) -> int:
         """Return the exit status."""
         is_done = self._ledger.count_chosen(self._chosen)[JobState.DONE] == len(self._chosen)
@@ -86,20 +91,28 @@ class BatchRun:
                 retry_failed = self._options.retry_failed
                 await self._ledger.begin(self._journal, self._chosen, retry_failed=retry_failed)
                 is_open = True
-                try:
-                    for handle in await kie.resume():
-                        self._ledger.record_task(handle.ref, handle.task_id)
-                    # The batch joins these by their refs, so none is created again.
-                    if await self._can_save() and await self._takes_key(kie):
-                        await self._consume(self._begin(kie, (jobs[index][1] for index in self._chosen)))
-                finally:
-                    with suppress(JournalError):
-                        self.totals = await self._journal.load_totals()
+                for handle in await kie.resume():
+                    self._ledger.record_task(handle.ref, handle.task_id)
+                # The batch joins these by their refs, so none is created again.
+                if await self._can_save() and await self._takes_key(kie):
+                    await self._consume(self._begin(kie, (jobs[index][1] for index in self._chosen)))
         finally:
             # If it never opened, the file is another's: a former run's, or that of whoever has the journal.
             if is_open:
-                self._ledger.end()
+                await self._end()
                 await self._write_results()
+
+    async def _end(self) -> None:
+        # From the closed journal: tasks may end, and creates get their ids, until the session is closed.
+        journal = SqliteJournal(self._options.journal)
+        try:
+            with suppress(JournalError):
+                await journal.open_to_read()
+                self.totals = await journal.load_totals()
+                await self._ledger.catch_up(journal)
+        finally:
+            self._ledger.end()
+            await journal.aclose()
 
     async def _without_changed(self, jobs: Jobs, chosen: Sequence[int]) -> Sequence[int]:
         retry_failed = self._options.retry_failed
@@ -192,8 +205,7 @@ class BatchRun:
     async def _read_outcomes(self, batch: Batch) -> None:
         try:
             async for sent in batch:
-                error = without_advice(sent.error)
-                outcome = attrs.evolve(sent, index=self._chosen[sent.index], error=error)
+                outcome = attrs.evolve(sent, index=self._chosen[sent.index])
                 line, state = self._ledger.record_outcome(outcome)
                 if outcome.error is not None and not isinstance(outcome.error, BatchStopped):
                     again = "; run again to fetch it" if isinstance(outcome.error, FileError) else ""
@@ -206,7 +218,7 @@ class BatchRun:
 
     def _note_event(self, event: SessionEvent) -> None:
         """Record what an event says of a job; this is the session's ``on_event``."""
-        if event.kind in {"created", "adopted"}:
+        if event.kind in {"created", "adopted", "unknown"}:
             self._ledger.record_task(event.ref, event.task_id)
         elif event.kind == "settled":
             self._settled_count += 1
@@ -227,7 +239,7 @@ class BatchRun:
         running = counts[JobState.RUNNING]
         over = sum(counts[state] for state in (*OVER, JobState.PERHAPS_PAID))
         left_s = None
-        if self._settled_count:
+        if self._settled_count and not self._interrupts:
             per_job_s = (self._loop_now() - self._began) / self._settled_count
             left_s = per_job_s * (len(self._chosen) - over)
         is_full = running >= self._options.max_in_flight
@@ -238,7 +250,7 @@ class BatchRun:
             perhaps_paid=ledger.count(JobState.PERHAPS_PAID),
             running=running,
             waiting=counts[JobState.QUEUED] + counts[JobState.SENDING],
-            waits_for="a slot" if is_full else "the limit",
+            waits_for="" if self._interrupts else "a slot" if is_full else "the limit",
             credits=self._credits,
             left_s=left_s if len(self._chosen) > over else None,
             weather=tuple(self._weather.values()),

@@ -10,8 +10,7 @@ import attrs
 from ..inputs.fingerprint import changed_fields, fingerprint, is_same
 from ..journal.base import Journal
 from .jobs_file import Jobs
-
-_WORDS = {"image_url": "portrait", "audio_url": "voice"}
+from .runtime import FIELD_WORDS, PAYS_AGAIN
 
 
 @attrs.frozen
@@ -25,9 +24,9 @@ class ChangedRow:
     """What changed, as far as the journal can tell."""
 
     def __str__(self) -> str:
-        names = [f"another {_WORDS.get(field, field)}" for field in self.fields]
+        names = [f"another {FIELD_WORDS.get(field, field)}" for field in self.fields]
         what = " and ".join(names) or "other content"
-        return f"row {self.line}, ref {self.ref}: made before from {what}; a new ref makes and pays it again"
+        return f"line {self.line}, ref {self.ref}: made before from {what}; {PAYS_AGAIN}"
 
 
 async def list_changed(

@@ -1,11 +1,9 @@
-"""``kie-async journal resolve``, ``write-off``, ``resubmit``: a person decides on a perhaps paid create."""
+"""``kie-async journal resolve``, ``write-off``, ``resubmit``, ``accept``: what a person alone can decide."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,18 +11,18 @@ import typer
 from ..errors import JournalError
 from ..handle import TaskHandle
 from ..journal.intents import Intent, IntentState
-from ..journal.sqlite import SqliteJournal
+from ..journal.postgres import PostgresJournal
+from .journal_place import DurableJournal, JournalArgument, JournalPlace, check_there
 from .output import print_out, show_id, show_task
 from .runtime import DONE, CannotRun, require_key, run_command, wait_command
 from .sessions import AccountName, SessionOptions, open_session
 
-File = Annotated[Path, typer.Argument(metavar="JOURNAL", help="The journal of the batch or the session.")]
 Ref = Annotated[str, typer.Argument(metavar="REF", help="The job's ref, or its intent.")]
 
 
 def resolve(
     *,
-    file: File,
+    place: JournalArgument,
     ref: Ref,
     task_id: Annotated[
         str | None,
@@ -36,20 +34,20 @@ def resolve(
 
     Find the id at https://kie.ai/logs. The next batch then waits for the task, or fetches its result.
     """
-    run_command(_resolve(_existing(file), ref, task_id, account))
+    run_command(_resolve(check_there(place, "JOURNAL"), ref, task_id, account))
 
 
-def write_off(*, file: File, ref: Ref) -> None:
+def write_off(*, place: JournalArgument, ref: Ref) -> None:
     """Give up a perhaps paid job: it is not waited for any more. Sends nothing, needs no key.
 
     Its ref stays its own: a job with a new ref is made, and paid, again.
     """
-    run_command(_write_off(_existing(file), ref))
+    run_command(_write_off(check_there(place, "JOURNAL"), ref))
 
 
 def resubmit(
     *,
-    file: File,
+    place: JournalArgument,
     ref: Ref,
     accept_double_charge: Annotated[
         bool, typer.Option("--accept-double-charge", help="Say that it may be paid twice.")
@@ -64,26 +62,32 @@ def resubmit(
         raise typer.BadParameter(
             "it may be paid twice; say so to allow it", param_hint="--accept-double-charge"
         )
-    run_command(_resubmit(_existing(file), ref, account))
+    run_command(_resubmit(check_there(place, "JOURNAL"), ref, account))
 
 
-def _existing(file: Path) -> Path:
-    # Opening a journal that is not there would make one.
-    if not os.path.exists(file):  # unlike `Path.exists` it never raises
-        raise typer.BadParameter(f"there is no journal {file}", param_hint="JOURNAL")
-    return file
+def accept(*, place: JournalArgument) -> None:
+    """Trust a database again that lost what was committed, after a failover or from a backup.
+
+    Workers saw creates that it does not know any more, and send nothing. Look at https://kie.ai/logs for the
+    tasks that are missing in journal show: they are paid, and their refs would be paid again. Needs no key.
+    """
+    if place.path is not None:
+        raise typer.BadParameter(
+            "only a journal on PostgreSQL can lose what was committed", param_hint="JOURNAL"
+        )
+    run_command(_accept(place))
 
 
-async def _resolve(file: Path, ref: str, task_id: str | None, account: str | None) -> int:
-    async with _opened_unknown(file, ref, account) as handle:
+async def _resolve(place: JournalPlace, ref: str, task_id: str | None, account: str | None) -> int:
+    async with _opened_unknown(place, ref, account) as handle:
         await handle.resolve(task_id)
         if handle.record is not None:
             show_task(handle.record, (), as_json=False)
         return DONE
 
 
-async def _resubmit(file: Path, ref: str, account: str | None) -> int:
-    async with _opened_unknown(file, ref, account) as handle:
+async def _resubmit(place: JournalPlace, ref: str, account: str | None) -> int:
+    async with _opened_unknown(place, ref, account) as handle:
         if handle.request is None:
             raise CannotRun(
                 f"the journal does not hold the request of {ref}: give the job a new ref, or "
@@ -96,23 +100,22 @@ async def _resubmit(file: Path, ref: str, account: str | None) -> int:
 
 
 @asynccontextmanager
-async def _opened_unknown(file: Path, ref: str, account: str | None) -> AsyncIterator[TaskHandle]:
+async def _opened_unknown(place: JournalPlace, ref: str, account: str | None) -> AsyncIterator[TaskHandle]:
     """Open a session on a journal, and yield the handle of the create that has a ref.
 
     Raises:
         CannotRun: There is no key, the journal cannot be had, or the create is not perhaps paid.
     """
     require_key()
-    journal = SqliteJournal(file, keep_bodies=True)
+    journal = place.make_journal(keep_bodies=True)
     async with open_session(SessionOptions(journal=journal, account=account)) as kie:
-        unknown = [handle for handle in kie.unknown_creates() if ref in {handle.ref, handle.intent_id}]
-        if not unknown:
+        if (unknown := await kie.find_unknown_create(ref)) is None:
             raise CannotRun(_known_as(ref, await _find(journal, ref)))
-        yield unknown[0]
+        yield unknown
 
 
-async def _write_off(file: Path, ref: str) -> int:
-    journal = SqliteJournal(file)
+async def _write_off(place: JournalPlace, ref: str) -> int:
+    journal = place.make_journal()
     try:
         await journal.open()
         intent = await _find(journal, ref)
@@ -127,7 +130,21 @@ async def _write_off(file: Path, ref: str) -> int:
     return DONE
 
 
-async def _find(journal: SqliteJournal, ref: str) -> Intent | None:
+async def _accept(place: JournalPlace) -> int:
+    journal = place.make_journal()
+    assert isinstance(journal, PostgresJournal)  # noqa: S101  (checked by the caller)
+    try:
+        await journal.open_to_read()
+        was_distrusted = await journal.accept_loss()
+    except JournalError as exc:
+        raise CannotRun(str(exc)) from None
+    finally:
+        await journal.aclose()
+    print_out("it is trusted again; creates go on" if was_distrusted else "nothing was found missing")
+    return DONE
+
+
+async def _find(journal: DurableJournal, ref: str) -> Intent | None:
     """Return the intent with a ref, or of that name."""
     async for intent in journal.iterate_intents():
         if ref in {intent.ref, intent.intent_id}:

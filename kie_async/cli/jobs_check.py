@@ -141,7 +141,8 @@ def _check_avatar(row: Row, model: str, given: Mapping[str, Any], folder: Path) 
     fields: dict[str, Any] = {}
     for name in _VALID_AVATAR:
         if name not in given and name in AVATAR_MEDIA:
-            row.add_problem(name, "missing")
+            if name not in row.absent:
+                row.add_problem(name, "missing")
             continue
         # The class stops at the first wrong field; made once for each field, it finds them all.
         avatar = _try_to_make(row, name, partial(KlingAvatar, **{**_VALID_AVATAR, name: given.get(name, "")}))

@@ -128,7 +128,9 @@ def read_jobs(path: Path, *, report: Callable[[Problem], None], as_it_stands: bo
     if foreign := _foreign_kind(path):
         raise CannotRun(f"{path} {foreign}")
     if rows_of is None:
-        raise CannotRun(f"{path}: a jobs file ends in .csv or .jsonl")
+        raise CannotRun(
+            f"{path}: a jobs file ends in .csv or .jsonl; save a table as CSV with commas, in UTF-8"
+        )
     jobs = Jobs()
     # A batch run again in one process must see files that were mended in between.
     forget_media()

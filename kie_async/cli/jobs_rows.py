@@ -22,9 +22,14 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 _JSON_POSITION = re.compile(r"(.*): line \d+ column (\d+) \(char \d+\)", re.DOTALL)
 _DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
+_SAVE_AS = "CSV in UTF-8 (in a spreadsheet: File, Save As, 'CSV UTF-8')"
+
+_NOT_UTF8 = f"not UTF-8 text; save the file as {_SAVE_AS}"
+
 _FOREIGN_KINDS = {
     b"PK\x03\x04": "is a workbook (xlsx or ods), not a CSV",
     b"\xd0\xcf\x11\xe0": "is an old workbook (xls), not a CSV",
+    b"\xff\xfe\0\0": "is text in UTF-32",
     b"\xff\xfe": "is text in UTF-16",
     b"\xfe\xff": "is text in UTF-16",
     b"%PDF": "is a PDF, not a CSV",
@@ -54,7 +59,7 @@ class Row:
     problems: list[Problem] = attrs.field(factory=list)
     is_readable: bool = True
     absent: frozenset[str] = frozenset()
-    """Columns the file does not have at all, which was said already."""
+    """Columns that the file does not have, or that cannot be read in this row, which was said already."""
 
     def add_problem(self, column: str, reason: str) -> None:
         """Note that something is wrong with it."""
@@ -63,10 +68,10 @@ class Row:
 
 def name_foreign_kind(head: bytes) -> str:
     """Return what a file is that is no text in UTF-8, and how to save it; nothing if it may be text."""
-    for magic, what in _FOREIGN_KINDS.items():
-        if head.startswith(magic):
-            return f"{what}; save it as CSV in UTF-8 (in a spreadsheet: File, Save As, 'CSV UTF-8')"
-    return ""
+    what = next((what for magic, what in _FOREIGN_KINDS.items() if head.startswith(magic)), "")
+    if not what and len(head) > 1 and not (any(head[::2]) and any(head[1::2])):
+        what = "is text in UTF-16"  # without its mark: the letters of a header have a zero beside them
+    return f"{what}; save it as {_SAVE_AS}" if what else ""
 
 
 def jsonl_rows(file: TextIO) -> Iterator[Row]:
@@ -128,6 +133,9 @@ def csv_rows(file: TextIO) -> Iterator[Row]:
                 _broken_column(header, lines.row), f"the quotes are not closed or doubled ({exc})"
             )
             row.is_readable = False
+        if header is None and (divider := _foreign_divider("".join(lines.row))) is not None:
+            yield _refuse_divider(row, divider)
+            return
         if not row.is_readable:
             yield row
         elif header is None and any(cells):
@@ -140,15 +148,19 @@ def csv_rows(file: TextIO) -> Iterator[Row]:
         yield _check_header([], Row(1))
 
 
+def _refuse_divider(row: Row, divider: str) -> Row:
+    row.is_readable = False
+    row.problems.clear()  # what a reader of commas made of it
+    row.add_problem("1", f"its cells are divided by {divider}; save it as a CSV with commas")
+    return row
+
+
 def _check_header(header: list[str], row: Row) -> Row:
     row.is_readable = False
-    if (divider := _foreign_divider(header)) is not None:
-        row.add_problem("1", f"its cells are divided by {divider}; save it as a CSV with commas")
-        return row
     fields = [name.removesuffix(JSON_SUFFIX).removesuffix(FILE_SUFFIX) for name in header]
     for number, name in enumerate(header):
         if _SURROGATES.search(name):
-            row.add_problem(str(number + 1), "not UTF-8 text")
+            row.add_problem(str(number + 1), _NOT_UTF8)
         elif name and fields[number] in fields[:number]:
             row.add_problem(name, "stands in the header twice")
     for name in REQUIRED_COLUMNS:
@@ -158,15 +170,20 @@ def _check_header(header: list[str], row: Row) -> Row:
     return row
 
 
-def _foreign_divider(header: list[str]) -> str | None:
-    """Return what divides the cells of a header that reads as one cell, or as too few, if it is no comma."""
-    if set(REQUIRED_COLUMNS) <= set(header):
+def _foreign_divider(line: str) -> str | None:
+    """Return what divides the cells of a header if it is no comma; Excel may say so in a line before it."""
+    if line.startswith("sep="):
+        return _DELIMITERS.get(line[4:5])
+    if set(REQUIRED_COLUMNS) <= _cells_between(",", line):
         return None
     for mark, name in _DELIMITERS.items():
-        cells = {cell.strip().strip('"') for cell in ",".join(header).split(mark)}
-        if set(REQUIRED_COLUMNS) & cells and any(mark in cell for cell in header):
+        if mark in line and set(REQUIRED_COLUMNS) & _cells_between(mark, line):
             return name
     return None
+
+
+def _cells_between(mark: str, line: str) -> set[str]:
+    return {cell.strip().strip('"') for cell in line.split(mark)}
 
 
 def _read_cells(row: Row, header: list[str], cells: list[str]) -> None:
@@ -189,7 +206,8 @@ def _read_cells(row: Row, header: list[str], cells: list[str]) -> None:
 
 def _read_cell(row: Row, name: str, number: int, cell: str) -> None:
     if _SURROGATES.search(cell):
-        row.add_problem(name or str(number), "not UTF-8 text")
+        row.add_problem(name or str(number), _NOT_UTF8)
+        row.absent |= {name}
     elif not name:
         if cell.strip():
             row.add_problem(str(number), "the header has no name for this column")

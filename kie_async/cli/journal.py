@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ..errors import JournalError
 from ..journal.intents import Intent
-from ..journal.sqlite import SqliteJournal
 from ..models import JobState
 from .attempts import AttemptNames
+from .journal_place import DurableJournal, JournalArgument, JournalPlace, check_there
 from .output import count_of, escape_marks, format_number, format_spent, print_out
 from .report_sums import STATES_IN_ORDER
 from .runtime import DONE, CannotRun, run_command
@@ -37,7 +35,7 @@ def begin() -> None:
 @journal.command()
 def show(
     *,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The journal.")],
+    place: JournalArgument,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line instead.")] = False,
     live: Annotated[
         bool, typer.Option("--watch", help="Show how it stands again and again, as kie-async top does.")
@@ -54,20 +52,19 @@ def show(
     The columns are state, ref, task id, credits and intent, which is the journal's own name for each. A ref
     with a number, such as anna (1), is that of an earlier attempt.
     """
-    if not os.path.exists(file):  # unlike `Path.exists` it never raises
-        raise typer.BadParameter(f"there is no journal {file}", param_hint="FILE")
+    check_there(place, "JOURNAL")
     if live:
-        run_command(show_live(lambda: read_overview(file), REFRESH_S))
-    run_command(_show(file, as_json=as_json))
+        run_command(show_live(lambda: read_overview(place), REFRESH_S))
+    run_command(_show(place, as_json=as_json))
 
 
-async def _show(file: Path, *, as_json: bool) -> int:
+async def _show(place: JournalPlace, *, as_json: bool) -> int:
     """Print all intents.
 
     Raises:
         CannotRun: It is no journal, or cannot be read.
     """
-    source = SqliteJournal(file)
+    source = place.make_journal()
     try:
         await source.open_to_read()
         if as_json:
@@ -96,7 +93,7 @@ def _json_fields(intent: Intent) -> dict[str, Any]:
     }
 
 
-async def _show_rows(source: SqliteJournal) -> None:
+async def _show_rows(source: DurableJournal) -> None:
     # Read twice, so that columns are as wide as they must be and no more than a few rows are in memory.
     widths = [0] * _ALIGNED_COLUMNS
     states: Counter[JobState] = Counter()

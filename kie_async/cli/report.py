@@ -16,6 +16,7 @@ import typer
 
 from ..errors import JournalError
 from ..journal.intents import Totals
+from .journal_place import JournalPlace, check_there
 from .output import print_err, print_out
 from .report_csv import encode_csv, is_table
 from .report_data import RESULTS_NAME, Row, is_file, rows_of_results
@@ -45,12 +46,20 @@ class _Found:
 def report(
     *,
     where: Annotated[
-        Path,
-        typer.Argument(metavar="JOURNAL|DIR", help="A journal, or the folder with a batch's results."),
+        JournalPlace,
+        typer.Argument(
+            parser=JournalPlace,
+            metavar="JOURNAL|DIR",
+            help="A journal, a file or a postgresql:// URL, or the folder with a batch's results.",
+        ),
     ],
     journal: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="The journal, for what all runs have spent, if DIR was given."),
+        JournalPlace | None,
+        typer.Option(
+            parser=JournalPlace,
+            metavar="JOURNAL",
+            help="The journal, for what all runs have spent, if DIR was given.",
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write there; beside the results if not given.")
@@ -61,22 +70,25 @@ def report(
     For example: kie-async report jobs-results
 
     The page is one file, needs no network and shows the videos that lie beside it. Batch and demo write it
-    at their end; this makes it anew. Of a journal the results are found beside it or one folder below; where
-    there are none, the page has what the journal knows.
+    at their end; this makes it anew. Of a journal the results are found beside it or one folder below, of one
+    in a database in the current folder; where there are none, the page has what the journal knows.
     """
-    if not os.path.exists(where):
+    path = where.path
+    if not where.is_there:
         raise typer.BadParameter(f"there is no {where}", param_hint="JOURNAL|DIR")
-    if journal is not None and not os.path.exists(journal):
-        raise typer.BadParameter(f"there is no journal {journal}", param_hint="--journal")
-    if os.path.isdir(where):
-        run_command(_report(where / RESULTS_NAME, journal, out, title=where.resolve().name))
-    elif where.suffix == ".jsonl":
-        run_command(_report(where, journal, out, title=where.name))
+    if journal is not None:
+        check_there(journal, "--journal")
+    if path is None:
+        run_command(_report(None, where, out, title=str(where)))
+    elif os.path.isdir(path):
+        run_command(_report(path / RESULTS_NAME, journal, out, title=path.resolve().name))
+    elif path.suffix == ".jsonl":
+        run_command(_report(path, journal, out, title=path.name))
     else:
-        run_command(_report(None, where, out, title=where.name))
+        run_command(_report(None, where, out, title=path.name))
 
 
-async def _report(results: Path | None, journal: Path | None, out: Path | None, *, title: str) -> int:
+async def _report(results: Path | None, journal: JournalPlace | None, out: Path | None, *, title: str) -> int:
     """Write the report and print its path.
 
     Raises:
@@ -91,7 +103,7 @@ async def _report(results: Path | None, journal: Path | None, out: Path | None, 
 
 
 async def report_results(
-    results: Path, *, title: str, began: float, journal: Path | None = None, notice: str = ""
+    results: Path, *, title: str, began: float, journal: JournalPlace | None = None, notice: str = ""
 ) -> None:
     """Write the report of a run beside its results and print its path, or print why there is none.
 
@@ -106,7 +118,7 @@ async def report_results(
         print_err(f"no report: {exc}")
 
 
-async def _find(results: Path | None, journal: Path | None, folder: Path | None) -> _Found:
+async def _find(results: Path | None, journal: JournalPlace | None, folder: Path | None) -> _Found:
     """Find out what there is to report; without *results*, those of the journal are used if they are found.
 
     Raises:
@@ -126,7 +138,7 @@ async def _find(results: Path | None, journal: Path | None, folder: Path | None)
         notice = f"The journal could not be read: {exc}"
     if facts is not None:
         results = facts.results
-    home = (results or journal or Path()).parent
+    home = results.parent if results is not None else journal.folder if journal is not None else Path()
     intents = facts.intents if facts else ()
     return _Found(
         rows=rows_of_results(results, intents) if results else rows_of_journal(intents, folder or home),

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import attrs
 
+from ..errors import TaskFailed
 from ..inputs.request import TaskRequest
-from ..journal.intents import Intent
+from ..journal.intents import Intent, IntentState
 from ..journal.notes import decode_note
 from ..models import JobState
 
@@ -135,10 +136,15 @@ def row_of_line(line: Mapping[str, object], folder: Path, intent: Intent | None 
         credits=intent.credits if price is None and intent else price,
         source=text_in(line, "told_by"),
         ended_at=read_instant(line.get("ended_at")) or (ended_at_of(intent) if intent else None),
-        reason=text_in(line, "error") or (intent.reason if intent else ""),
+        reason=text_in(line, "error") or _saved_elsewhere(line) or (reason_of(intent) if intent else ""),
         files=files,
         urls=tuple(_texts_in(line, "urls")),
     )
+
+
+def _saved_elsewhere(line: Mapping[str, object]) -> str:
+    by = text_in(line, "saved_by")
+    return f"saved by another host: {by}" if by else ""
 
 
 def _state_of_line(line: Mapping[str, object], intent: Intent | None) -> JobState:
@@ -155,6 +161,15 @@ def _state_of_line(line: Mapping[str, object], intent: Intent | None) -> JobStat
     if text_in(line, "task_id"):
         return state
     return JobState.REFUSED if text_in(line, "error").startswith("code ") else JobState.NOT_SENT
+
+
+def reason_of(intent: Intent) -> str:
+    """Return why the job of an intent is not done, in the words of a results file."""
+    if intent.state is IntentState.FAILED and (record := intent.read_end()) is not None:
+        return str(TaskFailed(intent.task_id, record))
+    if intent.job_state is JobState.REFUSED and intent.code is not None:
+        return f"code {intent.code}: {intent.reason}"
+    return intent.reason
 
 
 def ended_at_of(intent: Intent) -> float | None:

@@ -13,9 +13,9 @@ import attrs
 from ..files.saved_files import SavedFiles
 from ..journal.intents import Intent, IntentState, Totals
 from ..journal.notes import decode_note
-from ..journal.sqlite import SqliteJournal
 from ..models import JobState
 from .attempts import AttemptNames
+from .journal_place import DurableJournal, JournalPlace
 from .report_data import (
     RESULTS_NAME,
     Row,
@@ -44,18 +44,18 @@ class JournalFacts:
     """Those of lines of the results that are not done; without results, all."""
 
 
-async def read_journal(journal: Path, results: Path | None) -> JournalFacts:
+async def read_journal(journal: JournalPlace, results: Path | None) -> JournalFacts:
     """Return what a journal knows that *results* do not; without them, they are searched for beside it.
 
     Raises:
         JournalError: It is no journal, or damaged.
         OSError: The results cannot be read.
     """
-    source = SqliteJournal(journal)
+    source = journal.make_journal()
     try:
         await source.open_to_read()
         if results is None:
-            results = await _find_results(source, journal.parent)
+            results = await _find_results(source, journal.folder)
         return JournalFacts(
             totals=await source.load_totals(), results=results, intents=await _read_intents(source, results)
         )
@@ -63,17 +63,30 @@ async def read_journal(journal: Path, results: Path | None) -> JournalFacts:
         await source.aclose()
 
 
-async def _read_intents(source: SqliteJournal, results: Path | None) -> list[Intent]:
+async def _read_intents(source: DurableJournal, results: Path | None) -> list[Intent]:
     if results is None:
         return await source.list_intents()
     names = await asyncio.to_thread(names_not_done, results)
     # A journal may hold a million; those of jobs that are done have nothing to add.
     return [
-        intent async for intent in source.iterate_intents() if intent.ref in names or intent.task_id in names
+        await with_end(source, intent)
+        async for intent in source.iterate_intents()
+        if intent.ref in names or intent.task_id in names
     ]
 
 
-async def _find_results(source: SqliteJournal, home: Path) -> Path | None:
+async def with_end(source: DurableJournal, intent: Intent) -> Intent:
+    """Return an intent of an iteration with its record, if its task failed: only that says why.
+
+    Raises:
+        JournalError: It cannot be read any more.
+    """
+    if intent.state is not IntentState.FAILED:
+        return intent
+    return await source.find_by_task(intent.task_id) or intent
+
+
+async def _find_results(source: DurableJournal, home: Path) -> Path | None:
     """Return the results file in *home*, or one folder below, that names a task of this journal."""
     for results in await asyncio.to_thread(_results_below, home):
         for task_id in await asyncio.to_thread(_first_tasks, results):

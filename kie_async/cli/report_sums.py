@@ -176,9 +176,10 @@ def plain_reason(row: Row) -> str:
     if row.task_id:
         text = text.replace(f"task {row.task_id}", "the task").replace(row.task_id, "the task")
     if row.ref:
-        text = text.replace(repr(row.ref), "the row")
+        text = text.replace(f"row {row.ref!r}", "the row").replace(repr(row.ref), "the row")
     text = _FILE_NAME.sub("the file", _PARTICULARS.sub("…", text))
-    return " ".join(text.split()).removeprefix("the task failed: ").removeprefix("the file: ")
+    plain = " ".join(text.split()).removeprefix("the task failed: ").removeprefix("the file: ")
+    return plain.removesuffix("; intent …")
 
 
 def _series(ends: Sequence[tuple[float, ...]]) -> Series:

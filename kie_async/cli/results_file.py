@@ -33,6 +33,10 @@ class ResultsFile:
         self._lines[index] = _encode(line)
         self._changed.set()
 
+    def line(self, index: int) -> dict[str, Any]:
+        """Return a line as it is now."""
+        return dict(json.loads(self._lines[index]))
+
     def read_lines(self) -> Iterator[dict[str, Any]]:
         """Yield the lines as they are now."""
         return (json.loads(line) for line in self._lines)

@@ -16,6 +16,7 @@ from ..events import SessionEvent
 from ..inputs.kling import AVATAR_MODELS, AvatarModel, KlingAvatar
 from ..inputs.request import TaskRequest
 from ..session import KieSession
+from .journal_place import JournalPlace
 from .output import print_err, show_expected, show_id
 from .runtime import CannotRun, require_folder, require_key, run_command, wait_command
 from .sessions import AccountName, CallbackUrl, Port, SessionOptions, check_port, open_session
@@ -47,7 +48,12 @@ def run(
         typer.Option(help="Your own name for the task, with --journal: the same one is never paid twice."),
     ] = None,
     journal: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Remember in this file what was sent and paid.")
+        JournalPlace | None,
+        typer.Option(
+            parser=JournalPlace,
+            metavar="JOURNAL",
+            help="Remember there what was sent and paid: a file, or postgresql://USER@HOST/DATABASE.",
+        ),
     ] = None,
     account: AccountName = None,
     callback_url: CallbackUrl = None,

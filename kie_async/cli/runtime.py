@@ -23,21 +23,29 @@ from ..errors import (
     CreateOutcomeUnknown,
     InvalidRequest,
     KieError,
+    RefConflict,
     TaskError,
     TaskFailed,
 )
 from ..files.part_file import try_to_write
 from ..sandbox.serving import fast_loop
+from .journal_place import JournalPlace
 from .output import LogFormatter, print_err
 
 DONE, FAILED, ASKED_WRONGLY, INTERRUPTED = 0, 1, 2, 130
+
+FIELD_WORDS = {"image_url": "portrait", "audio_url": "voice"}
+"""What people call the fields of an avatar."""
+
+
+PAYS_AGAIN = "a new ref makes and pays it again"
 
 
 class CannotRun(Exception):
     """What was asked for cannot be done here; nothing was sent."""
 
 
-def run_command(work: Coroutine[Any, Any, int], *, journal: Path | None = None) -> None:
+def run_command(work: Coroutine[Any, Any, int], *, journal: JournalPlace | None = None) -> None:
     """Run *work* to its end and leave with the exit status it returns, or with that of its error.
 
     *journal* is the one in use, for what an error says.
@@ -48,14 +56,17 @@ def run_command(work: Coroutine[Any, Any, int], *, journal: Path | None = None) 
     raise typer.Exit(_status_of(work, journal))
 
 
-def _status_of(work: Coroutine[Any, Any, int], journal: Path | None) -> int:
+def _status_of(work: Coroutine[Any, Any, int], journal: JournalPlace | None) -> int:
     try:
         with asyncio.Runner(loop_factory=fast_loop()) as runner:
             return runner.run(_interruptible(work))
     except (KeyboardInterrupt, asyncio.CancelledError):
         return INTERRUPTED
-    except (CannotRun, InvalidRequest) as exc:
+    except CannotRun as exc:
         print_err(f"error: {exc}")
+        return ASKED_WRONGLY
+    except InvalidRequest as exc:
+        print_err(f"error: {plain_words(exc)}")
         return ASKED_WRONGLY
     except KieError as exc:
         print_err(f"error: {explain(exc, journal)}")
@@ -71,20 +82,37 @@ async def _interruptible(work: Coroutine[Any, Any, int]) -> int:
     return await running
 
 
-def explain(error: KieError, journal: Path | None = None) -> str:
+def explain(error: KieError, journal: JournalPlace | None = None) -> str:
     """Return what went wrong and, where there is something, what to do now; *journal* is the one in use."""
     match error:
         case CreateOutcomeUnknown():
             decide = f", then: {decide_command(error, journal)}" if journal else " before you try again"
-            return f"money may have been spent: {error}; look at https://kie.ai/logs{decide}"
-        case AuthenticationError():
-            return f"the key was refused ({error.code}); check KIE_API_KEY"
+            return f"money may have been spent: {plain_words(error)}; look at https://kie.ai/logs{decide}"
         case TaskError(record=record) if record is None or not record.state.is_terminal:
             return f"{error}; later: {wait_command(error.task_id)}"
+    return plain_words(error)
+
+
+def plain_words(error: KieError) -> str:
+    """Return what went wrong in the words of the command line, which are not for those who write Python."""
+    match error:
+        case RefConflict():
+            names = [FIELD_WORDS.get(field, field) for field in error.changed]
+            what = f" (its {', '.join(names)} changed)" if names else ""
+            return f"row {error.ref!r} was made before from other content{what}; {PAYS_AGAIN}"
+        case AuthenticationError():
+            return f"the key was refused ({error.code}); check KIE_API_KEY"
+        case CreateOutcomeUnknown():
+            named = f"; the answer named task {error.candidate_task_id}" if error.candidate_task_id else ""
+            return f"no answer proved what a create became ({error.reason}{named}); intent {error.intent_id}"
+        case TaskFailed():
+            return str(TaskFailed(error.task_id, error.record, error.intent_id))
+        case BatchStopped(reason=reason) if reason == STOP_WAS_CALLED:
+            return str(BatchStopped("it was interrupted"))
     return str(error)
 
 
-def decide_command(error: CreateOutcomeUnknown, journal: Path) -> str:
+def decide_command(error: CreateOutcomeUnknown, journal: JournalPlace) -> str:
     """Return the command that says which task a create became, and its two neighbours."""
     name = shlex.quote(error.ref or error.intent_id)
     return (
@@ -93,13 +121,18 @@ def decide_command(error: CreateOutcomeUnknown, journal: Path) -> str:
     )
 
 
-def without_advice(error: KieError | None) -> KieError | None:
-    """Return an error without what it says to those who write Python alone."""
-    if isinstance(error, TaskFailed) and error.ref is not None:
-        return TaskFailed(error.task_id, error.record, error.intent_id)
-    if isinstance(error, BatchStopped) and error.reason == STOP_WAS_CALLED:
-        return BatchStopped("it was interrupted")
-    return error
+def spell_command(context: typer.Context, *more: str) -> str:
+    """Return the command as it was given, its arguments before its options, and *more* options behind it."""
+    words = [*context.command_path.split()]
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if source is None or source.name != "COMMANDLINE":
+            continue
+        option = [parameter.opts[0]] if parameter.opts[0].startswith("-") else []
+        value = context.params[parameter.name or ""]
+        for each in value if isinstance(value, list) else [value]:
+            words += option if each is True else [*option, str(each)]
+    return shlex.join([*words, *(option for option in more if option not in words)])
 
 
 def wait_command(task_id: str, out: Path | None = None) -> str:

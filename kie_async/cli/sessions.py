@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -18,6 +17,7 @@ from ..errors import JournalError
 from ..events import SessionEvent
 from ..journal.base import Journal
 from ..session import KieSession
+from .journal_place import JournalPlace
 from .runtime import CannotRun
 
 _DEFAULT_PORT = 8080
@@ -55,7 +55,7 @@ AccountName = Annotated[
 class SessionOptions:
     """What a command line chooses of a session."""
 
-    journal: Path | Journal | None = None
+    journal: JournalPlace | Journal | None = None
     account: str | None = None
     callback_url: str | None = None
     port: int = _DEFAULT_PORT
@@ -83,11 +83,12 @@ async def open_session(
     Raises:
         CannotRun: The journal or the port cannot be had.
     """
+    journal = options.journal
     receiver = None if options.callback_url is None else CallbackReceiver(_hmac_keys())
     session = KieSession(
         callback_url=options.callback_url,
         receiver=receiver,
-        journal=options.journal,
+        journal=journal.make_journal() if isinstance(journal, JournalPlace) else journal,
         account=options.account,
         max_in_flight=options.max_in_flight,
         budget=options.budget,

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import os
 import sys
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
 from typing import Annotated
 
 import attrs
@@ -20,8 +18,8 @@ from rich.text import Text
 
 from ..errors import JournalError
 from ..journal.intents import Intent
-from ..journal.sqlite import SqliteJournal
 from ..models import JobState
+from .journal_place import JournalArgument, JournalPlace, check_there
 from .output import count_of, format_duration, format_spent, make_printable, print_out
 from .report_sums import STATES_IN_ORDER
 from .runtime import DONE, CannotRun, run_command
@@ -35,7 +33,7 @@ Every = Annotated[float, typer.Option("--every", min=0.2, metavar="S", help="Rea
 
 def top(
     *,
-    file: Annotated[Path, typer.Argument(metavar="JOURNAL", help="The journal.")],
+    place: JournalArgument,
     every: Every = REFRESH_S,
     once: Annotated[bool, typer.Option("--once", help="Show it once, and leave.")] = False,
 ) -> None:
@@ -44,10 +42,9 @@ def top(
     Sends nothing, needs no key, and disturbs nobody who uses the journal. Ctrl-C ends it. Where standard
     output is no terminal it is shown once.
     """
-    if not os.path.exists(file):  # unlike `Path.exists` it never raises
-        raise typer.BadParameter(f"there is no journal {file}", param_hint="JOURNAL")
+    check_there(place, "JOURNAL")
     is_live = sys.stdout.isatty() and not once
-    run_command(show_live(lambda: read_overview(file), every) if is_live else _show_once(file))
+    run_command(show_live(lambda: read_overview(place), every) if is_live else _show_once(place))
 
 
 @attrs.define
@@ -58,8 +55,10 @@ class Overview:
     credits: float = 0.0
     oldest: list[tuple[int, str, str]] = attrs.field(factory=list)
     """Of those that run: when they were planned, ref, task id."""
-    failures: deque[tuple[int, str, str]] = attrs.field(factory=lambda: deque(maxlen=_MOST_FAILURES))
-    """The last ones: when they ended, ref, reason."""
+    failures: deque[tuple[int, JobState, str, str]] = attrs.field(
+        factory=lambda: deque(maxlen=_MOST_FAILURES)
+    )
+    """The last ones: when they ended, failed or refused, ref, reason."""
 
     def lines(self, now_s: float) -> Iterator[str]:
         """Yield what there is to say."""
@@ -71,18 +70,18 @@ class Overview:
             yield f"running  {place:>3}  {format_duration(age_s):>7}  {ref}  {task_id}"
         if (more := self.counts[JobState.RUNNING] - len(self.oldest)) > 0:
             yield f"running  and {more} more, younger"
-        for ended_ms, ref, reason in reversed(self.failures):
+        for ended_ms, state, ref, reason in reversed(self.failures):
             ago_s = max(0.0, now_s - ended_ms / 1000)
-            yield f"failed   {format_duration(ago_s):>7} ago  {ref}  {reason}"
+            yield f"{state:<7}  {format_duration(ago_s):>7} ago  {ref}  {reason}"
 
 
-async def read_overview(file: Path) -> Overview:
+async def read_overview(place: JournalPlace) -> Overview:
     """Return what a journal says now.
 
     Raises:
         CannotRun: It is no journal, or cannot be read.
     """
-    source, overview = SqliteJournal(file), Overview()
+    source, overview = place.make_journal(), Overview()
     running: list[tuple[int, str, str]] = []
     failed: list[tuple[int, str, Intent]] = []
     try:
@@ -99,7 +98,7 @@ async def read_overview(file: Path) -> Overview:
         for ended_ms, _, intent in sorted(failed):
             # The rows of an iteration come without their records, which may be large.
             whole = await source.find_by_task(intent.task_id) if intent.task_id else None
-            overview.failures.append((ended_ms, _name(intent), _reason(whole or intent)))
+            overview.failures.append((ended_ms, intent.job_state, _name(intent), _reason(whole or intent)))
     except JournalError as exc:
         raise CannotRun(str(exc)) from None
     finally:
@@ -123,8 +122,8 @@ def _reason(intent: Intent) -> str:
     return " ".join(" ".join(said).split())
 
 
-async def _show_once(file: Path) -> int:
-    for line in (await read_overview(file)).lines(time.time()):
+async def _show_once(place: JournalPlace) -> int:
+    for line in (await read_overview(place)).lines(time.time()):
         print_out(line)
     return DONE
 

@@ -18,7 +18,7 @@ from ..http.query_client import QueryClient
 from ..journal.base import Journal
 from ..journal.intents import Intent
 from ..limits.circuit_breaker import CircuitBreaker
-from ..limits.rate_limiter import RateLimiter
+from ..limits.rate_limiter import Permits
 from ..wire.codes import CreateVerdict
 from ..wire.requests import WireRequest
 from .create_transport import Attempt, CreateTransport
@@ -36,7 +36,7 @@ class CreateCalls:
     """What the creates of a session share."""
 
     transport: CreateTransport
-    rate_limiter: RateLimiter
+    rate_limiter: Permits
     breaker: CircuitBreaker
     journal: Journal
     counters: Counters
@@ -61,7 +61,7 @@ class CreateCalls:
         intent: Intent,
         request: WireRequest,
         deadline: float,
-        guard: Callable[[], None] | None = None,
+        guard: Callable[[Intent], Intent] | None = None,
         *,
         begun_at: float = math.inf,
         keeps_trying: bool = False,
@@ -69,6 +69,7 @@ class CreateCalls:
     ) -> CreateCall:
         """Return the call for an intent; nothing is sent before it runs, nor when *guard* raises.
 
+        *guard* is called in the step in which the body leaves, and returns the intent as it is to be noted.
         *begun_at* is when it was asked for, if that was before now. One that *keeps_trying* waits for an
         unreachable service and for a halt of creates, however long. *on_permit* is called when it has passed
         the rate limit, each time.
@@ -99,7 +100,7 @@ class CreateCall:
         intent: Intent,
         request: WireRequest,
         deadline: float,
-        guard: Callable[[], None] | None,
+        guard: Callable[[Intent], Intent] | None,
         begun_at: float,
         *,
         keeps_trying: bool = False,
@@ -263,7 +264,7 @@ class CreateCall:
     async def _note_sending(self) -> None:
         """Do what must be done before the first byte, or raise what keeps it from leaving."""
         if self._guard is not None:
-            self._guard()
+            self.intent = self._guard(self.intent)
         await self._calls.journal.mark_sending(self.intent)
 
     def _hold_back(self, error: KieError) -> float:

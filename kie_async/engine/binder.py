@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import attrs
@@ -14,7 +13,7 @@ from ..inputs.request import TaskRequest
 from ..journal.intents import Intent
 from ..limits.admission import Admission
 from ..limits.budget import BudgetLedger
-from ..polling.entry import PollEntry
+from ..polling.entry import NEVER, PollEntry
 from ..polling.poller import Poller
 from .registry import CountedEnds, TaskRegistry
 
@@ -44,6 +43,8 @@ class HandleBinder:
         self._admission = admission
         self._ledger = ledger
         self._sink = sink
+        self._followed: dict[str, TaskHandle] = {}
+        """By intent: handles of tasks that are other workers' to poll."""
         self._twins: dict[str, list[TaskHandle]] = {}
         """By task: handles that were given out before it was known that they are of the same task."""
 
@@ -54,6 +55,38 @@ class HandleBinder:
     def take_twins(self, task_id: str) -> Sequence[TaskHandle]:
         """Return the handles that went along with the one that is settled now, and forget them."""
         return self._twins.pop(task_id, ())
+
+    @property
+    def followed(self) -> Mapping[str, TaskHandle]:
+        """Return the handles of tasks that are other workers' to poll, by intent."""
+        return self._followed
+
+    def follow(self, handle: TaskHandle, intent: Intent) -> TaskHandle:
+        """Join a handle to a task that another worker polls; return the one handle of that task here."""
+        known = self._registry.by_task(intent.task_id)
+        if known is not None and known is not handle:
+            return self.bind_or_join(handle, intent, intent.task_id, expects_callback=False)
+        handle.bind(intent.task_id)
+        self._registry.add(handle, fingerprint=intent.fingerprint, expects_callback=False)
+        self._poller.forget(entry_of(handle))
+        handle.track(self._poller.track_deadline(intent.task_id, handle.deadline))
+        self._followed[intent.intent_id] = handle
+        self._sink.note_bound(handle)
+        return handle
+
+    def unfollow(self, handle: TaskHandle) -> bool:
+        """Follow a handle's task no more; tell whether it was followed."""
+        if self._followed.get(handle.intent_id) is not handle:
+            return False
+        del self._followed[handle.intent_id]
+        return True
+
+    def take_over(self, handle: TaskHandle, intent: Intent) -> None:
+        """Poll from now on what was followed: it is this worker's task."""
+        self.unfollow(handle)
+        self._registry.remove(handle)
+        expects = intent.expects_callback
+        self.bind(handle, intent.task_id, intent.fingerprint, expects_callback=expects, at_once=True)
 
     def bind(
         self,
@@ -81,7 +114,7 @@ class HandleBinder:
             self._ledger.note_tracked(handle.intent_id)
         former = entry_of(handle)
         self._poller.forget(former)
-        read_at = -math.inf if former is None else former.last_polled_at
+        read_at = NEVER if former is None else former.last_polled_at
         entry = self._poller.track(
             task_id,
             model=handle.model,
@@ -122,7 +155,7 @@ class HandleBinder:
         self.join(known, intent, handle.request, is_read=is_read)
         return known
 
-    def follow(self, handle: TaskHandle, known: TaskHandle) -> None:
+    def share(self, handle: TaskHandle, known: TaskHandle) -> None:
         """Let a handle that has no task of its own go along with the one that its ref stands for."""
         handle.join(known.intent_id, known.ref, known.model, None)
         handle.bind(known.task_id)

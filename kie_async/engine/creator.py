@@ -32,7 +32,7 @@ from ..handle import TaskHandle
 from ..http.backoff import MAX_ATTEMPTS, delays
 from ..inputs.fingerprint import changed_fields, fingerprint, is_same
 from ..inputs.request import TaskRequest
-from ..journal.base import TaskAlreadyBound
+from ..journal.base import RefTaken, TaskAlreadyBound
 from ..journal.intents import Claim, ClaimSource, Intent, IntentState
 from ..journal.notes import log_failed_note
 from ..limits.budget import BudgetLedger
@@ -119,24 +119,29 @@ class TaskCreator:
         turn = self._turn_of(request.ref)
         # Two creates of one ref at once would both find it free, and both would be paid.
         async with turn:
-            found = await self._find(request, request.ref, digest, timeout_s, attempted)
-            if isinstance(found, TaskHandle):
-                return found
-            if found is None and turn.made is not None:
-                _check_same(request.ref, turn.made[1], digest)
-                return turn.made[0]
-            if attempted is not None:
-                attempted.add(request.ref)
-            try:
-                handle = await self._create(request, digest, timeout_s, entry, wait_if_sent, replaced=found)
-            except InvalidRequest:
-                now = await self._calls.journal.find_by_ref(request.ref) if found is not None else None
-                if now is None or now.may_be_retried:
-                    raise
-                # It was no failure after all: a callback has shown its task.
-                return self._revive(now, request, digest, timeout_s)
-            turn.remember(handle, digest)
-            return handle
+            while True:
+                found = await self._find(request, request.ref, digest, timeout_s, attempted)
+                if isinstance(found, TaskHandle):
+                    return found
+                if found is None and turn.made is not None:
+                    _check_same(request.ref, turn.made[1], digest)
+                    return turn.made[0]
+                if attempted is not None:
+                    attempted.add(request.ref)
+                try:
+                    handle = await self._create(
+                        request, digest, timeout_s, entry, wait_if_sent, replaced=found
+                    )
+                except RefTaken:
+                    continue
+                except InvalidRequest:
+                    now = await self._calls.journal.find_by_ref(request.ref) if found is not None else None
+                    if now is None or now.may_be_retried:
+                        raise
+                    # It was no failure after all: a callback has shown its task.
+                    return self._revive(now, request, digest, timeout_s)
+                turn.remember(handle, digest)
+                return handle
 
     def _turn_of(self, ref: str) -> _RefTurn:
         """Return the turn of who would create for a ref: one at a time."""
@@ -153,7 +158,7 @@ class TaskCreator:
         """
         # Who is still on the wire comes first: the journal would call it unknown before its answer is here.
         found = await self.runner.end_of_orphan(ref) or self._tracker.registry.by_ref(ref)
-        if found is None and (intent := await self._calls.journal.find_by_ref(ref)) is not None:
+        if found is None and (intent := await self._recovery.find_by_ref(ref)) is not None:
             if attempted is not None and ref not in attempted and self._may_be_retried(intent):
                 return intent
             return self._revive(intent, request, digest, timeout_s)
@@ -225,7 +230,8 @@ class TaskCreator:
         wire_request = encode_create(request, None)  # says what is wrong with it while no address is in sight
         if request.callback_url is None:
             wire_request = self._addressed(wire_request, intent_id)
-        if not (entry.is_queued or wait_if_sent):  # a batch brings few at a time, and none of them may fail
+        # One that was given out has its room; a batch brings few at a time, and none of them may fail.
+        if entry.handle is None and not wait_if_sent:
             self._queue.check_room()
         # After the uploads: they take long and cost nothing, and a slot is for what may be paid.
         await self._queue.wait_for_turn(entry)
@@ -251,7 +257,7 @@ class TaskCreator:
         # From here, and once more when it is a task: neither waits nor retries are taken off its time.
         pending.handle.move_deadline(asyncio.get_running_loop().time() + timeout_s)
         intent = describe(body=(wire_request.body or b"").decode())
-        guard = partial(self._let_leave, intent, charge, former, phase)
+        guard = partial(self._let_leave, charge, former, phase)
         leave_line = partial(self._queue.leave_line, entry)
         call = entry.call = self._calls.new(
             intent,
@@ -299,9 +305,9 @@ class TaskCreator:
         return charge_of(request.model, request.input, await self._uploads.measure_audio(request.input))
 
     def _let_leave(
-        self, intent: Intent, charge: Charge, former: PendingCreate | None, phase: Phase | None
-    ) -> None:
-        """Do what belongs into the step in which a body leaves, or keep it back.
+        self, charge: Charge, former: PendingCreate | None, phase: Phase | None, intent: Intent
+    ) -> Intent:
+        """Do what belongs into the step in which a body leaves, or keep it back; return what is to be noted.
 
         Raises:
             InvalidRequest: The create that this one replaces became a task meanwhile.
@@ -309,8 +315,10 @@ class TaskCreator:
         """
         if former is not None and not self._is_open(former, phase):
             raise InvalidRequest(_DECIDED)
-        if self._ledger is not None:
-            self._ledger.reserve(intent.intent_id, charge)
+        if self._ledger is None:
+            return intent
+        expected = self._ledger.reserve(intent.intent_id, charge)
+        return attrs.evolve(intent, audio_s=charge.audio_s, expected_credits=expected or None)
 
     def _is_open(self, former: PendingCreate, phase: Phase | None) -> bool:
         """Tell whether nobody has found out, or is finding out, that a create in this phase became a task."""

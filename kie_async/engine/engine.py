@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from .._background import BackgroundTasks
 from .._validation import is_loopback
+from ..config import Rate
 from ..creating.create_call import CreateCalls
 from ..creating.create_transport import CreateTransport
 from ..creating.create_weather import CreateWeather
@@ -25,12 +26,14 @@ from ..http.query_client import QueryClient
 from ..http.transport import Transport
 from ..journal.base import Journal
 from ..journal.memory import MemoryJournal
+from ..journal.postgres import PostgresJournal, is_dsn
+from ..journal.shared import SharedJournal
 from ..journal.sqlite import SqliteJournal
 from ..limits.admission import Admission
 from ..limits.budget import BudgetLedger
 from ..limits.circuit_breaker import CircuitBreaker
 from ..limits.query_speed import QueryPace
-from ..limits.rate_limiter import RateLimiter
+from ..limits.rate_limiter import Permits, RateLimiter
 from ..planning.planner import PollPlanner
 from ..polling.poller import Poller
 from ..wire.redaction import Redactor
@@ -43,6 +46,7 @@ from .kept_speed import KeptQuerySpeed
 from .kept_uploads import JournalUploadStore
 from .reconciler import Reconciler
 from .recovery import Recovery
+from .relay import WorkerRelay
 from .result_folder import ResultFolder
 from .settings import Settings
 from .submitter import Submitter
@@ -57,11 +61,11 @@ class Engine:
     """The parts of one open session, on the loop they run on. It is the `HandleOwner` of its handles."""
 
     def __init__(self, settings: Settings, counters: Counters) -> None:
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._is_open = False
         self._is_attached = False
         self.settings = settings
-        key, limits, rng, now = settings.key, settings.limits, settings.rng, self._loop.time
+        key, limits, rng, now = settings.key, settings.limits, settings.rng, self.loop.time
         self.journal = _journal_of(settings.journal)
         self.background = BackgroundTasks("kie_async watcher")
 
@@ -78,7 +82,7 @@ class Engine:
             network=settings.network,
             redactor=redactor,
         )
-        self.queries = QueryClient(self._query_transport, query_limiter, counters=counters, rng=rng)
+        self.queries = QueryClient(self._query_transport, self._query_pace, counters=counters, rng=rng)
         self.uploads = Uploads(
             UploadClient(settings.upload_url, key, rng=rng, network=settings.network, redactor=redactor),
             store=_upload_store(self.journal, settings),
@@ -98,7 +102,7 @@ class Engine:
                 network=settings.network,
                 redactor=redactor,
             ),
-            rate_limiter=RateLimiter(limits.create, now=now),
+            rate_limiter=_permits_of(self.journal, limits.create, now),
             breaker=CircuitBreaker(now=now, sink=self.events),
             journal=self.journal,
             counters=counters,
@@ -133,7 +137,10 @@ class Engine:
             self.tracker, self.queries, self.journal, counters, callbacks, self.background
         )
         self.recovery = Recovery(self.tracker, self.journal, self.ledger)
-        self.inbox = CallbackInbox(self.tracker, self.reconciler, self.journal, counters, callbacks, redactor)
+        self.inbox = CallbackInbox(
+            self.tracker, self.reconciler, self.recovery, self.journal, counters, callbacks, redactor
+        )
+        self.relay = self._relay_of(self.journal, settings)
         self.creator = TaskCreator(
             self.tracker,
             self.reconciler,
@@ -148,6 +155,22 @@ class Engine:
         # The one way back up: the tracker asks the poller to poll, the poller hands it what it found.
         self.poller.start(self.tracker)
 
+    def _relay_of(self, journal: Journal, settings: Settings) -> WorkerRelay | None:
+        if not isinstance(journal, SharedJournal):
+            return None
+        if settings.budget is not None:
+            journal.bound_spending(settings.budget)
+        return WorkerRelay(
+            self.recovery,
+            self.reconciler,
+            self.inbox,
+            journal,
+            self.events,
+            self._query_pace,
+            self._query_speed,
+            settings,
+        )
+
     # --- open and close ------------------------------------------------------------------------
 
     async def open(self) -> None:
@@ -159,8 +182,10 @@ class Engine:
         try:
             await self.recovery.replay(self.settings.account)
             self.poller.restore(await self.journal.load_durations())
-            await self._query_speed.recall(self._loop.time())
+            await self._query_speed.recall(self.loop.time())
             self._query_pace.adjust()
+            if self.relay is not None:
+                await self.relay.open()
         except BaseException:
             await self.aclose()
             raise
@@ -187,6 +212,8 @@ class Engine:
         # Nothing new comes in; then what was seen to end is noted; connections and the journal go last.
         if self.settings.receiver is not None and self._is_attached:
             self.settings.receiver.detach(self.inbox)
+        if self.relay is not None:
+            await self.relay.aclose()
         await self.poller.aclose()
         await self.background.aclose()
         await self.reconciler.drain()
@@ -205,7 +232,7 @@ class Engine:
         While the loop runs, its timers hold this; a handle outlives the session object it came from.
         A loop that only stopped, as in a notebook or at the end of the program, is not closed.
         """
-        if self._is_open and not self._loop.is_running():
+        if self._is_open and not self.loop.is_running():
             log_what_goes_on("a session was never closed", self.tracker.registry.handles)
             for part in (self.calls.transport, self._query_transport, self.uploads, self.downloads):
                 part.close_nowait()
@@ -326,7 +353,13 @@ def _name_of(handle: TaskHandle) -> str:
 def _journal_of(given: str | Path | Journal | None) -> Journal:
     if isinstance(given, Journal):
         return given
+    if isinstance(given, str) and is_dsn(given):
+        return PostgresJournal(given)
     return MemoryJournal() if given is None else SqliteJournal(given)
+
+
+def _permits_of(journal: Journal, rate: Rate, now: Callable[[], float]) -> Permits:
+    return journal.share_creates(rate) if isinstance(journal, SharedJournal) else RateLimiter(rate, now=now)
 
 
 def _upload_store(journal: Journal, settings: Settings) -> UploadStore:

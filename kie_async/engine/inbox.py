@@ -10,10 +10,13 @@ from ..callbacks.base import Delivery
 from ..errors import CallbackRejected, JournalError
 from ..events import Counters
 from ..journal.base import Journal
-from ..journal.intents import Claim, ClaimSource
+from ..journal.intents import Claim, ClaimSource, Intent
+from ..journal.notes import encode_note
+from ..journal.shared import SharedJournal, StoredDelivery
 from ..wire.redaction import Redactor
 from .pending_creates import PendingCreate
 from .reconciler import Reconciler
+from .recovery import Recovery
 from .settings import CallbackPolicy
 from .tracker import TaskTracker
 
@@ -30,11 +33,13 @@ class CallbackInbox:
         self,
         tracker: TaskTracker,
         reconciler: Reconciler,
+        recovery: Recovery,
         journal: Journal,
         counters: Counters,
         callbacks: CallbackPolicy,
         redactor: Redactor,
     ) -> None:
+        self._recovery = recovery
         self._journal = journal
         self._tracker = tracker
         self._reconciler = reconciler
@@ -71,16 +76,60 @@ class CallbackInbox:
             raise CallbackRejected("journal", 503) from None
         finally:
             self._lookups -= 1
-        if intent is None or not intent.has_ended:  # a resume may have made it known meanwhile
-            return self.owner_of(intent_id)
+        known = self.owner_of(intent_id)  # a resume may have made it known meanwhile
+        if intent is None or known is not None:
+            return known
+        if not intent.has_ended:
+            return self._find_shared(intent)
         self._tracker.registry.note_settled(intent_id, intent.task_id)
         return intent.task_id
+
+    def _find_shared(self, intent: Intent) -> str | None:
+        """Return the task id of an intent that another worker has, "" while it has none."""
+        if not isinstance(self._journal, SharedJournal) or intent.frees_its_ref:
+            return None
+        return intent.task_id if intent.task_id or not self._recovery.expect(intent) else ""
 
     async def accept(self, delivery: Delivery) -> None:
         """Take in one delivery that the receiver has verified; what it claims is noted before this returns.
 
         Raises:
             CallbackRejected: 503, since it could not be noted: the service shall deliver it again.
+        """
+        if isinstance(self._journal, SharedJournal) and self.owner_of(delivery.intent_id) is None:
+            self._tracker.silence.note_callback(asyncio.get_running_loop().time())
+            await self._store(self._journal, delivery)
+            return
+        await self.accept_stored(delivery)
+
+    async def _store(self, journal: SharedJournal, delivery: Delivery) -> None:
+        """Keep a delivery for the worker whose task it is of.
+
+        Raises:
+            CallbackRejected: It could not be kept.
+        """
+        record = delivery.record
+        raw = dict(record.raw) or {"taskId": record.task_id}
+        try:
+            await journal.save_delivery(
+                StoredDelivery(
+                    number=0,
+                    intent_id=delivery.intent_id,
+                    task_id=record.task_id,
+                    is_signed=delivery.is_signed,
+                    record=encode_note(raw),
+                )
+            )
+        except JournalError as exc:
+            _log.warning("a callback could not be noted, so it was refused: %s", exc)
+            raise CallbackRejected("journal", 503) from None
+        self._counters.callbacks_accepted += 1
+
+    async def accept_stored(self, delivery: Delivery) -> None:
+        """Take in a delivery for a task or a create of this worker; see `accept`.
+
+        Raises:
+            CallbackRejected: It could not be noted, or is of another task.
         """
         tracker = self._tracker
         tracker.silence.note_callback(asyncio.get_running_loop().time())

@@ -1,4 +1,7 @@
-"""Says, once for all tasks, that the disk of the journal is full; creates of a batch wait meanwhile."""
+"""Says, once for all tasks, that the disk of the journal is full; creates of a batch wait for it.
+
+They wait as well for a database that is away.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,12 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from ..errors import ApiError, CreateOutcomeUnknown, JournalFull
+from ..errors import ApiError, CreateOutcomeUnknown, JournalAway, JournalError, JournalFull
 from ..http.backoff import delays
 from ..limits.weather import Condition, WeatherSink
+
+CANNOT_NOTE = (JournalFull, JournalAway)
+"""What passes: nothing was noted, so nothing was sent."""
 
 _T = TypeVar("_T")
 
@@ -25,9 +31,9 @@ class JournalRoom:
         """Tell whether the last note found no room."""
         return self._condition.is_said
 
-    def note_full(self, error: JournalFull) -> None:
-        """Take in that a note found no room."""
-        if not self.is_full:
+    def note_failure(self, error: JournalError) -> None:
+        """Take in that a note found no room; that a database is away, the journal says itself."""
+        if isinstance(error, JournalFull) and not self.is_full:
             self._condition.say(f"{error}; nothing more is created, what is paid goes on; make room")
 
     def note_room(self) -> None:
@@ -36,7 +42,7 @@ class JournalRoom:
 
 
 class WaitForRoom:
-    """Lets the creates of a batch wait while the disk of the journal is full, one of them trying."""
+    """Lets the creates of a batch wait while the journal cannot be written, one of them trying."""
 
     def __init__(self, room: JournalRoom, give_up_after_s: float, rng: random.Random) -> None:
         self._room = room
@@ -50,34 +56,35 @@ class WaitForRoom:
         self._stopped.set()
 
     async def create(self, create: Callable[[], Awaitable[_T]]) -> _T:
-        """Return what *create* returns, called again while the disk is full.
+        """Return what *create* returns, called again while the journal cannot be written.
 
         Raises:
-            JournalFull: It was for too long, or `stop` was called.
+            JournalFull, JournalAway: It could not for too long, or `stop` was called.
             KieError: What *create* raises.
         """
         if not self._room.is_full:
             try:
                 return await create()
-            except JournalFull as exc:
+            except CANNOT_NOTE as exc:
                 if not self._give_up_after_s:
                     raise
-                self._room.note_full(exc)
+                self._room.note_failure(exc)
         async with self._trying:
             return await self._try_again(create)
 
     async def _try_again(self, create: Callable[[], Awaitable[_T]]) -> _T:
         loop = asyncio.get_running_loop()
         gives_up_at = loop.time() + self._give_up_after_s
-        pauses = delays(self._rng)
+        pauses, has_failed = delays(self._rng), False
         while True:
             left_s = gives_up_at - loop.time()
-            if self._room.is_full:
+            if self._room.is_full or has_failed:
                 await self._sleep(max(0.0, min(next(pauses), left_s)))
             try:
                 made = await create()
-            except JournalFull as exc:
-                self._room.note_full(exc)
+            except CANNOT_NOTE as exc:
+                has_failed = True
+                self._room.note_failure(exc)
                 if self._stopped.is_set() or left_s <= 0:
                     raise
             except (ApiError, CreateOutcomeUnknown):  # it was noted before it was sent

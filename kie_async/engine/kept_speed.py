@@ -22,11 +22,14 @@ class KeptQuerySpeed(QuerySpeed):
         super().__init__(limits.query, limits.query_ceiling)
         self._journal = journal
         self._name = f"query_speed:{account_digest(account, 'query_speed', origin).hex()}"
+        self._known: object = None
         self._saving = BackgroundTasks("kie_async speed")
 
     async def recall(self, now: float) -> None:
-        """Begin with what the journal knows."""
-        self.restore(await self._journal.recall(self._name), now)
+        """Take in what the journal knows, if another session has noted it."""
+        if (note := await self._journal.recall(self._name)) != self._known:
+            self._known = note
+            self.restore(note, now)
 
     def note_refused(self, task_id: str, sent_at: float, now: float) -> bool:
         """Take in a 429, and note what it has changed."""
@@ -41,4 +44,5 @@ class KeptQuerySpeed(QuerySpeed):
 
     def _save(self) -> None:
         if (note := self.take_note()) is not None:
+            self._known = dict(note)
             self._saving.spawn(self._journal.remember(self._name, dict(note), for_s=_FOR_S))

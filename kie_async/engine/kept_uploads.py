@@ -12,11 +12,15 @@ from .._secrets import Secret
 from ..files.upload_store import MemoryUploadStore, StoredUpload
 from ..journal.account import account_digest
 from ..journal.base import Journal
+from ..journal.shared import SharedJournal
 
 _CONVERTER = make_converter()
 
 _MOST_IN_MEMORY = 1_000
 """The journal has them all, but a portrait that a hundred requests share is not read from it each time."""
+
+_UPLOAD_WITHIN_S = 900.0
+"""So long other workers wait for an upload; if its worker dies, no longer than until that is known."""
 
 
 class JournalUploadStore:
@@ -30,6 +34,11 @@ class JournalUploadStore:
         self._journal = journal
         self._recent = MemoryUploadStore(_MOST_IN_MEMORY)
         self._secret = account_digest(account, "upload", *origins)
+
+    @property
+    def is_shared(self) -> bool:
+        """Tell whether other workers have the journal too."""
+        return isinstance(self._journal, SharedJournal)
 
     async def find_upload(self, key: bytes) -> StoredUpload | None:
         """Return the last upload that was saved under a key; one that cannot be read is none."""
@@ -47,6 +56,17 @@ class JournalUploadStore:
         await self._recent.save_upload(key, upload)
         for_s = upload.expires_at - upload.stored_at
         await self._journal.remember(self._name_of(key), _CONVERTER.unstructure(upload), for_s=for_s)
+
+    async def take_turn(self, key: bytes) -> bool:
+        """Tell whether this worker may upload: False while another one of a shared journal does."""
+        if not isinstance(self._journal, SharedJournal):
+            return True
+        return await self._journal.take_turn(self._name_of(key), _UPLOAD_WITHIN_S)
+
+    async def end_turn(self, key: bytes) -> None:
+        """Let other workers upload."""
+        if isinstance(self._journal, SharedJournal):
+            await self._journal.end_turn(self._name_of(key))
 
     def _name_of(self, key: bytes) -> str:
         return f"upload:{hmac.digest(self._secret, key, hashlib.sha256).hex()}"

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import UTC, datetime
 from math import ceil
 from pathlib import Path
 
-from ..errors import CreateOutcomeUnknown, InvalidRequest, TaskFailed
+from ..errors import CreateOutcomeUnknown, InvalidRequest, KieError, TaskFailed
 from ..handle import TaskHandle
 from ..inputs.request import TaskRequest
 from ..journal.account import Account
 from ..journal.base import Journal
-from ..journal.intents import Intent, IntentState
+from ..journal.intents import Claim, Intent, IntentState
 from ..journal.notes import decode_note
+from ..journal.shared import SharedJournal
 from ..limits.budget import BudgetLedger
 from ..limits.prices import Charge
 from ..models import SettledTask, TaskRecord, TaskResult, TaskState
 from ..wire.codes import error_for
-from .charges import charge_of
+from .charges import charge_of_noted
 from .pending_creates import PendingCreate, Phase
 from .tracker import TaskTracker, outcome_of
 
 _log = logging.getLogger("kie_async")
 
 _MAX_NAMED = 10
+
+_ADOPTABLE = {IntentState.UNKNOWN, IntentState.REJECTED, IntentState.WRITTEN_OFF}
+"""A callback may still show that they became a task."""
 
 
 class Recovery:
@@ -35,6 +40,8 @@ class Recovery:
         self._tracker = tracker
         self._journal = journal
         self._ledger = ledger
+        self._answers: dict[str, list[asyncio.Future[None]]] = {}
+        """Who waits, by intent, for another worker's create to be answered."""
 
     async def replay(self, account: Account) -> None:
         """Read the journal: unknown, refused and written-off creates can be adopted from now on.
@@ -46,9 +53,7 @@ class Recovery:
         await self._journal.check_account(account)
         for intent in left:
             self._tracker.pending.add(self._pending_of(intent))
-        for claim in await self._journal.list_claims():
-            if (pending := self._tracker.pending.get(claim.intent_id)) is not None:
-                pending.add_claim(claim.task_id, claim.source).is_noted = True
+        self.take_claims(await self._journal.list_claims())
         unknown = [intent.intent_id for intent in left if intent.state is IntentState.UNKNOWN]
         if unknown:
             names = shorten_list(unknown, self._journal.path)
@@ -66,7 +71,7 @@ class Recovery:
             tasks=totals.tasks,
             spent=totals.credits,
             prices=await self._journal.load_prices(),
-            unsettled=[(intent.intent_id, _charge_of(intent)) for intent in unsettled],
+            unsettled=[(intent.intent_id, _charge_of(intent), intent.held_credits) for intent in unsettled],
         )
 
     def _pending_of(self, intent: Intent) -> PendingCreate:
@@ -91,6 +96,18 @@ class Recovery:
             self._await(pending, deadline)
         return [pending.handle for pending in unknown]
 
+    async def find_unknown(self, name: str, deadline: float) -> TaskHandle | None:
+        """Return the handle of the create of unknown outcome with this ref or intent id.
+
+        Raises:
+            JournalError: The journal cannot be read.
+        """
+        intent = await self._journal.find_by_ref(name) or await self._journal.find_by_intent(name)
+        is_new = intent is not None and self._tracker.pending.get(intent.intent_id) is None
+        if intent is not None and is_new and intent.state is IntentState.UNKNOWN and self.expect(intent):
+            self.take_claims(await self._journal.list_claims())
+        return next((h for h in self.list_unknown(deadline) if name in {h.ref, h.intent_id}), None)
+
     async def iterate_settled(self, since: datetime | None, ref_prefix: str) -> AsyncIterator[SettledTask]:
         """Yield what the journal knows of tasks that ended, the oldest end first.
 
@@ -114,6 +131,8 @@ class Recovery:
             raise error
         if intent.state is IntentState.REJECTED:
             raise error_for(intent.code or 500, intent.reason)
+        if not intent.task_id and self.expect(intent):
+            return self.revive(intent, deadline)
         if not intent.task_id:
             raise _unknown_error(intent)
         if (known := self._tracker.registry.by_task(intent.task_id)) is not None:
@@ -123,20 +142,120 @@ class Recovery:
             return self._settled_handle(intent, record)
         return self._bound_handle(intent, deadline)
 
+    # --- of several workers --------------------------------------------------------------------
+
+    async def find_by_ref(self, ref: str) -> Intent | None:
+        """Return what the journal knows of a ref, once another worker's create of it was answered.
+
+        Raises:
+            JournalError: It cannot be read.
+        """
+        while (intent := await self._journal.find_by_ref(ref)) is not None:
+            if not (intent.is_of_another and intent.state is IntentState.SENDING):
+                break
+            await self._wait_for_answer(intent.intent_id)
+        return intent
+
+    async def _wait_for_answer(self, intent_id: str) -> None:
+        answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiters = self._answers.setdefault(intent_id, [])
+        waiters.append(answered)
+        try:
+            await answered
+        finally:
+            waiters.remove(answered)
+            if not waiters and self._answers.get(intent_id) is waiters:
+                del self._answers[intent_id]
+
+    def list_waited_for(self) -> list[str]:
+        """Return the intents of which news would change something here."""
+        open_creates = [
+            pending.intent.intent_id for pending in self._tracker.pending if _is_undecided(pending)
+        ]
+        return [*self._tracker.binder.followed, *self._answers, *open_creates]
+
+    def is_waited_for(self, intent_id: str) -> bool:
+        """Tell whether news of an intent would change something here."""
+        if intent_id in self._tracker.binder.followed or intent_id in self._answers:
+            return True
+        pending = self._tracker.pending.get(intent_id)
+        return pending is not None and _is_undecided(pending)
+
+    def take_news(self, intent: Intent) -> None:
+        """Take in what another worker, or a person, noted of an intent."""
+        if intent.state is not IntentState.SENDING:
+            for answered in self._answers.get(intent.intent_id, ()):
+                if not answered.done():
+                    answered.set_result(None)
+        if (pending := self._tracker.pending.get(intent.intent_id)) is not None and _is_undecided(pending):
+            self._take_decision(pending, intent)
+        if (handle := self._tracker.binder.followed.get(intent.intent_id)) is None or not intent.has_ended:
+            return
+        if (record := intent.read_end()) is None:
+            self._tracker.binder.take_over(handle, intent)  # what cannot be read is asked for again
+            return
+        handle.observe(record)
+        self._tracker.settle(handle, _outcome_of(intent, record))
+
+    def _take_decision(self, pending: PendingCreate, intent: Intent) -> None:
+        if pending.is_taken:
+            return
+        if intent.task_id:
+            self._tracker.adopt_noted(pending, intent)
+        elif intent.state is IntentState.WRITTEN_OFF and pending.phase is Phase.UNKNOWN:
+            self._tracker.write_off(pending)
+        if intent.has_ended:
+            self.take_news(intent)
+
+    def expect(self, intent: Intent) -> bool:
+        """Take in a create without a task that was another worker's; tell whether it can be adopted here.
+
+        Whose it was does not matter: whoever finds its task notes that once, and follows it.
+        """
+        if not isinstance(self._journal, SharedJournal) or intent.state not in _ADOPTABLE:
+            return False
+        self._tracker.pending.add(self._pending_of(intent))
+        return True
+
+    def take_over(self, intent: Intent, deadline: float) -> TaskHandle:
+        """Return the handle of what is this worker's from now on, and was a dead one's."""
+        if intent.task_id:
+            followed = self._tracker.binder.followed.get(intent.intent_id)
+            if followed is not None:
+                self._tracker.binder.take_over(followed, intent)
+                return followed
+            known = self._tracker.registry.by_task(intent.task_id)
+            handle = known or self._bound_handle(intent, deadline)
+            handle.mark_retrieved()
+            return handle
+        pending = self._tracker.pending.get(intent.intent_id)
+        if pending is None:
+            pending = self._pending_of(intent)
+            self._tracker.pending.add(pending)
+        self.take_news(intent)
+        return pending.handle
+
+    def take_claims(self, claims: Iterable[Claim]) -> None:
+        """Take in what is claimed of creates without a task."""
+        for claim in claims:
+            if (pending := self._tracker.pending.get(claim.intent_id)) is not None:
+                pending.add_claim(claim.task_id, claim.source).is_noted = True
+
+    # --- handles -------------------------------------------------------------------------------
+
     def _settled_handle(self, intent: Intent, record: TaskRecord) -> TaskHandle:
         handle = self._tracker.new_handle(intent)
         handle.bind(intent.task_id)
         handle.mark_retrieved()
         handle.observe(record)
-        outcome = outcome_of(record)
-        if isinstance(outcome, TaskFailed):
-            outcome = TaskFailed(intent.task_id, record, intent.intent_id, intent.ref)
-        handle.settle(outcome)
+        handle.settle(_outcome_of(intent, record))
         return handle
 
     def _bound_handle(self, intent: Intent, deadline: float) -> TaskHandle:
         handle = self._tracker.new_handle(intent)
         handle.move_deadline(deadline)
+        if intent.is_of_another:
+            return self._tracker.binder.follow(handle, intent)
         expects, fingerprint = intent.expects_callback, intent.fingerprint
         self._tracker.binder.bind(handle, intent.task_id, fingerprint, expects_callback=expects, at_once=True)
         self._tracker.binder.join(handle, intent)
@@ -147,6 +266,16 @@ class Recovery:
             pending.is_awaited = True
             pending.handle.move_deadline(deadline)
             self._tracker.await_deadline(pending.handle)
+
+
+def _is_undecided(pending: PendingCreate) -> bool:
+    return pending.phase is not Phase.CREATING
+
+
+def _outcome_of(intent: Intent, record: TaskRecord) -> TaskResult | KieError:
+    if isinstance(outcome := outcome_of(record), TaskFailed):
+        return TaskFailed(intent.task_id, record, intent.intent_id, intent.ref)
+    return outcome
 
 
 def _settled_task(intent: Intent) -> SettledTask:
@@ -195,9 +324,8 @@ def _request_of(intent: Intent) -> TaskRequest | None:
 
 
 def _charge_of(intent: Intent) -> Charge:
-    """Return what is known of the price of a former session's create: it may hold the longest audio."""
     request = _request_of(intent)
-    return charge_of(intent.model, {} if request is None else request.input)
+    return charge_of_noted(intent, {} if request is None else request.input)
 
 
 def _unknown_error(intent: Intent) -> CreateOutcomeUnknown:

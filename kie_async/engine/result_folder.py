@@ -16,8 +16,10 @@ from ..files.part_file import try_to_write
 from ..http.backoff import delays
 from ..http.query_client import QueryClient
 from ..journal.base import Journal
+from ..journal.shared import SharedJournal
 from ..limits.weather import Condition, WeatherSink, ago, show_duration, show_time
 from ..models import TaskResult
+from .result_claims import ResultClaims, Saved
 from .settings import Settings
 
 _KNOWN_RESULTS = 20
@@ -53,6 +55,7 @@ class ResultFolder:
         self._queries = queries
         self._journal = journal
         self._settings = settings
+        self._claims = ResultClaims(journal, folder) if isinstance(journal, SharedJournal) else None
         self._now = asyncio.get_running_loop().time
         self._full = Condition("disk", sink)
         self._cut_off = Condition("downloads", sink)
@@ -109,10 +112,10 @@ class ResultFolder:
         """Wait as long as the folder cannot be written."""
         await self._has_room.wait()
 
-    async def save(self, result: TaskResult, *, ref: str | None, index: int) -> tuple[Path, ...]:
+    async def save(self, result: TaskResult, *, ref: str | None, index: int) -> Saved:
         """Download the files of a result, however long the folder or the network keeps them waiting.
 
-        *ref* and *index* are for their names.
+        If another worker has done so they are not fetched again. *ref* and *index* are for their names.
 
         Raises:
             CannotWrite: The folder could not be written for too long, or the batch was stopped meanwhile.
@@ -141,9 +144,13 @@ class ResultFolder:
         model, task_id = result.record.model, result.task_id
         return fill(self._template, {"ref": ref or "", "index": index, "model": model, "task_id": task_id})
 
-    async def _download(self, result: TaskResult, name: str | None) -> tuple[Path, ...]:
+    async def _download(self, result: TaskResult, name: str | None) -> Saved:
         folder, task_id = self._folder, result.task_id
-        return tuple(await self._downloads.download(result.urls, folder, task_id=task_id, name=name))
+
+        async def fetch() -> tuple[Path, ...]:
+            return tuple(await self._downloads.download(result.urls, folder, task_id=task_id, name=name))
+
+        return Saved(await fetch()) if self._claims is None else await self._claims.fetch(task_id, fetch)
 
     def stop(self) -> None:
         """Wait for nothing any more."""
@@ -182,7 +189,7 @@ class ResultFolder:
             until=until,
         )
 
-    async def _save_when_there_is_room(self, result: TaskResult, name: str | None) -> tuple[Path, ...]:
+    async def _save_when_there_is_room(self, result: TaskResult, name: str | None) -> Saved:
         """Try a download again and again.
 
         Raises:
@@ -198,7 +205,7 @@ class ResultFolder:
                 break
             try:
                 await asyncio.to_thread(try_to_write, self._folder)
-                files = await self._download(result, name)
+                saved = await self._download(result, name)
             except OSError:
                 continue
             except CannotWrite as exc:
@@ -208,7 +215,7 @@ class ResultFolder:
                 self._note_room()  # whatever it is, it is not the folder
                 raise
             self._note_room()
-            return files
+            return saved
         raise self._failure
 
     def _note_room(self) -> None:

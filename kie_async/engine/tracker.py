@@ -16,7 +16,6 @@ from ..callbacks.silence import CallbackSilence
 from ..errors import (
     CreateOutcomeUnknown,
     JournalError,
-    JournalFull,
     KieError,
     ResultUnreadable,
     TaskAbandoned,
@@ -29,6 +28,7 @@ from ..handle import HandleOwner, TaskHandle
 from ..inputs.request import TaskRequest
 from ..journal.base import Journal
 from ..journal.intents import ClaimSource, Intent
+from ..journal.notes import log_failed_note
 from ..limits.admission import Admission
 from ..limits.budget import BudgetLedger
 from ..models import JobState, TaskRecord, TaskResult, TaskState
@@ -37,7 +37,7 @@ from ..polling.poller import Poller
 from ..wire.codes import name_task
 from .binder import HandleBinder, entry_of
 from .event_hook import EventHook
-from .journal_room import JournalRoom
+from .journal_room import CANNOT_NOTE, JournalRoom
 from .pending_creates import PendingCreate, PendingCreates, Phase
 from .registry import CountedEnds, TaskRegistry
 from .settings import CallbackPolicy
@@ -83,11 +83,9 @@ class TaskTracker:
 
     def new_handle(self, intent: Intent, request: TaskRequest | None = None) -> TaskHandle:
         """Return a handle for an intent; its deadline is now and yet to be moved."""
-        loop = asyncio.get_running_loop()
         return TaskHandle(
             owner=self._owner,
-            loop=loop,
-            deadline=loop.time(),
+            deadline=self._owner.loop.time(),
             intent_id=intent.intent_id,
             request=request,
             ref=intent.ref,
@@ -229,6 +227,19 @@ class TaskTracker:
         if delivery is not None and self._callbacks.trusts(delivery):  # else: the record was just read
             self.apply(handle, delivery)
 
+    def adopt_noted(self, pending: PendingCreate, intent: Intent) -> None:
+        """Join a create to the task that another worker, or a person, found it to have become."""
+        self.pending.remove(pending)
+        handle = pending.handle
+        if handle.is_done:  # too late for its awaiters
+            return
+        if intent.is_of_another:
+            self.binder.follow(handle, intent)
+        else:
+            expects = self._callbacks.is_received
+            handle = self.binder.bind_or_join(handle, intent, intent.task_id, expects_callback=expects)
+        self._events.emit("adopted", handle)
+
     def await_deadline(self, handle: TaskHandle) -> None:
         """Wait for the deadline of a handle that has no task to poll."""
         self._poller.forget(entry_of(handle))
@@ -300,9 +311,8 @@ class TaskTracker:
         has_changed = handle.observe(record)
         for twin in self.binder.twins_of(record.task_id):
             twin.observe(record)
-        if self._ledger is not None and not record.state.is_terminal:
-            self._ledger.note_hold(handle.intent_id, record.credits)
         if not record.state.is_terminal:
+            self._note_hold(handle, record.credits)
             if has_changed:
                 self._events.emit("updated", handle)
             return
@@ -318,6 +328,15 @@ class TaskTracker:
             self._journal.discard(handle.intent_id)
             self._settle_ended(handle, record, source)
 
+    def _note_hold(self, handle: TaskHandle, credits: float | None) -> None:
+        """Take in what the service holds for a task; the journal notes it once."""
+        if self._ledger is not None and self._ledger.note_hold(handle.intent_id, credits) and credits:
+            self._background.spawn(self._save_hold(handle.intent_id, credits))
+
+    async def _save_hold(self, intent_id: str, credits: float) -> None:
+        with log_failed_note(f"what is held for intent {intent_id}"):
+            await self._journal.mark_held(intent_id, credits)
+
     def _note_silence(self) -> None:
         """Take in that a poll, and no callback, brought an end."""
         if warning := self.silence.note_end(asyncio.get_running_loop().time()):
@@ -330,8 +349,8 @@ class TaskTracker:
             if handle.intent_id and not handle.is_done:
                 await self._journal.mark_settled(handle.intent_id, record)
                 self.journal_room.note_room()
-        except JournalFull as exc:
-            self.journal_room.note_full(exc)
+        except CANNOT_NOTE as exc:
+            self.journal_room.note_failure(exc)
         except KieError as exc:  # the result is here and paid; a restart would only read it again
             _log.error("the end of task %s could not be noted: %s", record.task_id, exc)
         self._settle_ended(handle, record, source)
@@ -391,6 +410,7 @@ class TaskTracker:
         self._poller.forget(entry_of(handle))
         handle.track(None)
         self._ends.forget(handle.task_id)
+        self.binder.unfollow(handle)
         self.registry.remove(handle)
         self._events.emit("settled", handle, source)  # before the awaiters: they find the hook called
         handle.settle(outcome)

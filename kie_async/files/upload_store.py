@@ -52,15 +52,27 @@ def _lifetime_s(file: UploadedFile, now: float) -> float:
 class UploadStore(Protocol):
     """What remembers uploads: this process, or a journal, so that the next one finds them."""
 
+    @property
+    def is_shared(self) -> bool:
+        """Tell whether other processes use it at the same time: then they upload by turns."""
+
     async def find_upload(self, key: bytes) -> StoredUpload | None:
         """Return the last upload that was saved under a key."""
 
     async def save_upload(self, key: bytes, upload: StoredUpload) -> None:
         """Remember an upload; it takes the place of a former one."""
 
+    async def take_turn(self, key: bytes) -> bool:
+        """Tell whether the caller may upload what is under a key: False while another process does."""
+
+    async def end_turn(self, key: bytes) -> None:
+        """Let others upload it; called by whoever was let, whatever came of it."""
+
 
 class MemoryUploadStore:
     """Remembers the last uploads of this process."""
+
+    is_shared = False
 
     def __init__(self, most: int = _MAX_KEPT) -> None:
         self._most = most
@@ -79,6 +91,13 @@ class MemoryUploadStore:
         while self._uploads and self._has_to_go(next(iter(self._uploads.values())), upload.stored_at):
             self._uploads.popitem(last=False)
         self._uploads[key] = upload
+
+    async def take_turn(self, key: bytes) -> bool:
+        """Tell that the caller may upload: no other process is known here."""
+        return True
+
+    async def end_turn(self, key: bytes) -> None:
+        """Do nothing."""
 
     def _has_to_go(self, oldest: StoredUpload, now: float) -> bool:
         return len(self._uploads) >= self._most or oldest.expires_at <= now

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,6 +32,9 @@ from .upload_client import UploadClient
 from .upload_store import ForwardClock, MemoryUploadStore, StoredUpload, UploadStore
 
 _MAX_LENGTHS = 10_000
+
+_ASK_AGAIN_S = 0.5
+"""So often it is asked whether another process has uploaded a file."""
 
 _CLOSED_MESSAGE = "the session closed before the file was uploaded"
 
@@ -171,7 +175,7 @@ class Uploads:
             return stored.file
         upload = self._shared.get(key)  # read only now: another caller may have begun it meanwhile
         if upload is None:
-            upload = self._begin(partial(self._upload_and_save, key, source))
+            upload = self._begin(partial(self._upload_in_turn, key, source))
             self._shared[key] = upload
             upload.add_done_callback(lambda _: self._shared.pop(key, None))
         return await _join(upload)
@@ -183,6 +187,29 @@ class Uploads:
             _log.warning("uploads of former sessions cannot be read, so the file goes up again: %s", exc)
             return None
         return stored if stored is not None and stored.is_usable(self._clock()) else None
+
+    async def _upload_in_turn(self, key: bytes, source: MediaSource) -> UploadedFile:
+        """Upload a file unless another process does at this time, which is waited for."""
+        if not self._store.is_shared:
+            return await self._upload_and_save(key, source)
+        while not await self._take_turn(key):
+            await asyncio.sleep(_ASK_AGAIN_S)
+            if (stored := await self._find_usable(key)) is not None:
+                return stored.file
+        try:
+            # Whoever had the turn before may just have uploaded it.
+            stored = await self._find_usable(key)
+            return await self._upload_and_save(key, source) if stored is None else stored.file
+        finally:
+            with suppress(KieError):  # it ends by itself
+                await self._store.end_turn(key)
+
+    async def _take_turn(self, key: bytes) -> bool:
+        try:
+            return await self._store.take_turn(key)
+        except KieError as exc:
+            _log.warning("another process may upload the same file: %s", exc)
+            return True
 
     async def _upload_and_save(self, key: bytes, source: MediaSource) -> UploadedFile:
         file = await self._client.send_source(source)

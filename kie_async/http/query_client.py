@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 from .._validation import check_task_id
 from ..errors import AnswerUnreadable, ApiError, RateLimited, TransportError
 from ..events import Counters
-from ..limits.rate_limiter import RateLimiter
+from ..limits.query_speed import QueryPace
 from ..models import TaskRecord
 from ..wire.codes import name_task
 from ..wire.envelope import WireResponse
@@ -18,6 +18,9 @@ from ..wire.requests import encode_credits, encode_query
 from ..wire.responses import decode_confirmation, decode_credits, decode_query
 from .backoff import retry
 from .transport import Transport
+
+_BALANCE = "balance"
+"""What a query is about that is about no task."""
 
 _SILENCE_S = 15.0
 """A service that does not tell a balance in so long does not answer."""
@@ -39,10 +42,10 @@ class QueryClient:
     """Sends a query once for the poller, which has delays of its own, and with retries for a user."""
 
     def __init__(
-        self, transport: Transport, limiter: RateLimiter, *, counters: Counters, rng: random.Random
+        self, transport: Transport, pace: QueryPace, *, counters: Counters, rng: random.Random
     ) -> None:
         self._transport = transport
-        self._limiter = limiter
+        self._pace = pace
         self._counters = counters
         self._rng = rng
 
@@ -64,30 +67,30 @@ class QueryClient:
 
     async def confirm(self, task_id: str) -> tuple[TaskRecord, str | None]:
         """Return a record and the callback URL its task was created with."""
-        return await self._limited(lambda: self._read(task_id, decode_confirmation))
+        return await self._limited(task_id, lambda: self._read(task_id, decode_confirmation))
 
     async def query(self, task_id: str) -> TaskRecord:
         """Return a record; see `KieSession.query`."""
         check_task_id(task_id)
         try:
-            return await self._retry(lambda: self.read_record(task_id))
+            return await self._retry(task_id, lambda: self.read_record(task_id))
         except ApiError as exc:
             raise name_task(exc, task_id) from None
 
     async def query_confirmation(self, task_id: str) -> tuple[TaskRecord, str | None]:
         """Return what `confirm` does; transient failures are asked again a few times."""
         check_task_id(task_id)
-        return await self._retry(lambda: self._read(task_id, decode_confirmation))
+        return await self._retry(task_id, lambda: self._read(task_id, decode_confirmation))
 
     async def credits(self) -> float:
         """Return the balance; see `KieSession.credits`."""
-        return await self._retry(self._read_credits)
+        return await self._retry(_BALANCE, self._read_credits)
 
     async def is_answered(self) -> bool:
         """Tell whether the service answers at all, whatever it says, within some seconds."""
         try:
             async with asyncio.timeout(_SILENCE_S):
-                await self._limited(self._read_credits)
+                await self._limited(_BALANCE, self._read_credits)
         except (TransportError, TimeoutError) as exc:
             return isinstance(exc, AnswerUnreadable)
         except ApiError:
@@ -111,16 +114,25 @@ class QueryClient:
     async def _read_credits(self) -> float:
         return decode_credits(await self._transport.send(encode_credits()))
 
-    async def _retry(self, read: Callable[[], Awaitable[_T]]) -> _T:
+    async def _retry(self, about: str, read: Callable[[], Awaitable[_T]]) -> _T:
         # Each attempt waits for its own turn at the limiter: a retry must not jump the queue of the polls.
-        return await retry(lambda: self._limited(read), rng=self._rng, on_retry=self._count_retry)
+        return await retry(lambda: self._limited(about, read), rng=self._rng, on_retry=self._count_retry)
 
     def _count_retry(self) -> None:
         self._counters.retries += 1
 
-    async def _limited(self, read: Callable[[], Awaitable[_T]]) -> _T:
-        await self._limiter.acquire()
+    async def _limited(self, about: str, read: Callable[[], Awaitable[_T]]) -> _T:
+        """Return what *read* does, when it is its turn; waits and refusals count as those of polls do."""
+        pace, now = self._pace, asyncio.get_running_loop().time
+        asked_at = now()
+        sent_at = await pace.limiter.acquire()
+        pace.note_wait(sent_at - asked_at, sent_at)
         try:
-            return await read()
+            found = await read()
+        except RateLimited:
+            pace.note_refused(about, sent_at, now())
+            raise
         finally:
-            self._limiter.release()
+            pace.limiter.release()
+        pace.note_answer()
+        return found

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 from ..errors import JournalError
+from ..limits.prices import TakenPrices
 from ..models import TaskRecord
 from .account import Account
 from .intents import Claim, Intent, IntentState, Totals
@@ -14,6 +15,10 @@ from .intents import Claim, Intent, IntentState, Totals
 
 class TaskAlreadyBound(JournalError):
     """The task of an intent is another intent's."""
+
+
+class RefTaken(JournalError):
+    """Another worker was faster: the ref is its intent's, and nothing was sent."""
 
 
 class Journal(ABC):
@@ -93,8 +98,8 @@ class Journal(ABC):
         """Return what was spent by all processes that had this journal."""
 
     @abstractmethod
-    async def load_prices(self) -> Mapping[str, float]:
-        """Return the most that one task of each model has cost, in credits."""
+    async def load_prices(self) -> Mapping[str, TakenPrices]:
+        """Return what the tasks of each model took, of all processes that had this journal."""
 
     @abstractmethod
     async def load_durations(self) -> Mapping[str, object]:
@@ -144,6 +149,9 @@ class Journal(ABC):
     @abstractmethod
     async def drop_claim(self, intent_id: str, task_id: str) -> None:
         """Forget a claim that was disproven."""
+
+    async def mark_held(self, intent_id: str, credits: float) -> None:  # noqa: B027  (then it is expected)
+        """Note what the service holds for the task of an intent, if that has not ended."""
 
     @abstractmethod
     async def mark_ended(

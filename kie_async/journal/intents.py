@@ -66,11 +66,19 @@ class Intent:
     """Unix time in milliseconds, by the clock of the run that planned it."""
     terminal_ms: int | None = None
     """When its end was noted, in the same way; None while it was not seen to end."""
+    audio_s: float | None = None
+    """The seconds of its audio, where they were known and a budget asked for them."""
+    expected_credits: float | None = None
+    """What it was expected to cost when its body left; None without a budget, or where nothing was known."""
+    held_credits: float | None = None
+    """What a record said that the service holds for its task; None until one said it."""
     replaces: str = ""
     """The intent in whose place this one is sent. It is of unknown outcome, and somebody accepted to pay for
     both; or it failed or was refused, and this is the next attempt."""
     former_ref: str | None = None
     """The ref it had before another intent took that over."""
+    is_of_another: bool = False
+    """Whether another worker has it that was alive when this was read: only in a journal of several."""
 
     @property
     def job_state(self) -> JobState:

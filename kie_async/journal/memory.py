@@ -8,6 +8,7 @@ from typing import Any
 
 import attrs
 
+from ..limits.prices import TakenPrices
 from ..models import TaskRecord
 from .account import Account, AccountNote, notes_to_add
 from .base import Journal
@@ -63,7 +64,7 @@ class MemoryJournal(Journal):
         """Return zeros: what this process spends is counted by its session."""
         return Totals()
 
-    async def load_prices(self) -> Mapping[str, float]:
+    async def load_prices(self) -> Mapping[str, TakenPrices]:
         """Return nothing: no process was before this one."""
         return {}
 
@@ -103,6 +104,10 @@ class MemoryJournal(Journal):
 
     async def drop_claim(self, intent_id: str, task_id: str) -> None:
         """Do nothing: the session has it in memory as well."""
+
+    async def mark_held(self, intent_id: str, credits: float) -> None:
+        """Remember what the service holds for the task of an intent."""
+        self._change(intent_id, held_credits=credits)
 
     async def mark_ended(
         self,

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import attrs
 
 from .._json import is_unicode
-from ..errors import JournalError, JournalFull
+from ..errors import JournalAway, JournalError, JournalFull
 
 MOST_SMALL_NOTES = 10_000
 """How many a journal remembers: the uploads of a long night."""
@@ -86,8 +86,8 @@ def log_failed_note(what: str) -> Iterator[None]:
     try:
         yield
     except JournalError as exc:
-        # A full disk is said once, for all that could not be noted.
-        level = logging.INFO if isinstance(exc, JournalFull) else logging.ERROR
+        # A full disk, or a database that is away, is said once for all that could not be noted.
+        level = logging.INFO if isinstance(exc, JournalFull | JournalAway) else logging.ERROR
         _log.log(level, "%s could not be noted (%s); the next open will find out", what, exc)
 
 
@@ -97,4 +97,5 @@ def log_lost_note(key: str) -> Iterator[None]:
     try:
         yield
     except JournalError as exc:
-        _log.warning("the note %r could not be read or kept: %s", key, exc)
+        level = logging.INFO if isinstance(exc, JournalAway) else logging.WARNING
+        _log.log(level, "the note %r could not be read or kept: %s", key, exc)

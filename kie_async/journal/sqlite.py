@@ -17,6 +17,7 @@ import attrs
 
 from .._validation import check_count, check_kind
 from ..errors import JournalError
+from ..limits.prices import TakenPrices
 from ..models import TaskRecord, TaskState
 from ..wire.redaction import without_mac
 from .account import Account, notes_to_add
@@ -34,6 +35,7 @@ from .sqlite_queries import (
     INSERT_SENDING,
     READ_NOTE,
     SAVE_CLAIM,
+    SELECT_PRICES,
     SELECT_SETTLED,
     SET_SETTLED,
     account_notes,
@@ -264,10 +266,10 @@ class SqliteJournal(Journal):
         )
         return Totals(*await self._do(lambda db: db.execute(query).fetchone()))
 
-    async def load_prices(self) -> Mapping[str, float]:
-        """Return the most that one task of each model has cost, in credits."""
-        query = "SELECT model, max(credits) FROM intent WHERE credits > 0 GROUP BY model"
-        return dict(await self._do(lambda db: db.execute(query).fetchall()))
+    async def load_prices(self) -> Mapping[str, TakenPrices]:
+        """Return what the tasks of each model took."""
+        rows = await self._do(lambda db: db.execute(SELECT_PRICES).fetchall())
+        return {model: TakenPrices(*(price or 0.0 for price in prices)) for model, *prices in rows}
 
     async def load_durations(self) -> Mapping[str, object]:
         """Return what former processes learned of each model; what cannot be read is left out."""
@@ -303,7 +305,8 @@ class SqliteJournal(Journal):
         body = without_mac(intent.body) if self._keep_bodies and intent.body else None
         values = (
             *(intent.intent_id, intent.ref, intent.model, intent.fingerprint, body),
-            *(intent.expects_callback, intent.replaces, now_ms, now_ms),
+            *(intent.expects_callback, intent.replaces, intent.audio_s, intent.expected_credits),
+            *(now_ms, now_ms),
         )
 
         def job(db: sqlite3.Connection) -> None:
@@ -335,6 +338,11 @@ class SqliteJournal(Journal):
             db.execute("DELETE FROM claim WHERE intent_id = ?", (intent_id,))
 
         await self._do(job, rescue=lambda: RescueFile(self.rescue_path).append(intent_id, task_id))
+
+    async def mark_held(self, intent_id: str, credits: float) -> None:
+        """Note what the service holds for the task of an intent."""
+        statement = update_where("held_credits = ?", "state = 'CREATED'")
+        await self._do(lambda db: db.execute(statement, (credits, intent_id)) and None)
 
     async def mark_ended(
         self,

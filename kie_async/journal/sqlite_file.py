@@ -222,7 +222,7 @@ class JournalFile:
         """Refuse what is not ours, of another version, damaged, or not all there."""
         if _select_one(db, "PRAGMA application_id") != APPLICATION_ID:
             raise JournalError(f"{self.path} is a database, but not a journal of kie_async")
-        if (version := _select_one(db, "PRAGMA user_version")) not in {1, VERSION}:
+        if (version := _select_one(db, "PRAGMA user_version")) not in range(1, VERSION + 1):
             raise JournalError(f"journal {self.path} has version {version}; this kie_async reads {VERSION}")
         # Unlike quick_check this compares the indexes too: every id, ref and state stands twice.
         if (verdict := _select_one(db, "PRAGMA integrity_check(1)")) != "ok":

@@ -14,6 +14,7 @@ from .notes import wall_ms
 _INTENT_FIELDS = (
     *("intent_id", "model", "ref", "fingerprint", "body", "state", "task_id", "reason", "code", "credits"),
     *("record", "expects_callback", "planned_ms", "replaces", "terminal_ms", "former_ref"),
+    *("audio_s", "expected_credits", "held_credits"),
 )
 
 # As bytes, a record that is damaged is one that cannot be read, and not an error of the whole query.
@@ -34,8 +35,9 @@ ORDER BY terminal_ms, seq LIMIT ?
 
 INSERT_SENDING = """
 INSERT INTO intent(
-  intent_id, ref, model, fingerprint, body, expects_callback, replaces, planned_ms, sending_ms, state, sends
-) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 'SENDING', 1)
+  intent_id, ref, model, fingerprint, body, expects_callback, replaces, audio_s, expected_credits,
+  planned_ms, sending_ms, state, sends
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'SENDING', 1)
 ON CONFLICT(intent_id) DO UPDATE
 SET state = 'SENDING', sends = sends + 1, sending_ms = excluded.sending_ms, ref = excluded.ref
 WHERE state = 'PLANNED'
@@ -50,6 +52,13 @@ WHERE intent_id = ? AND task_id IS NULL
 SET_SETTLED = """
 UPDATE intent SET state = ?, record = ?, credits = coalesce(?, credits), terminal_ms = ?
 WHERE intent_id = ? AND (state = 'CREATED' OR ?)
+"""
+
+# The next session expects of each model what this one would: of its seconds, where they were known.
+SELECT_PRICES = """
+SELECT model, max(credits), max(credits / max(1.0, audio_s)), max(audio_s),
+  max(CASE WHEN audio_s IS NULL THEN credits END)
+FROM intent WHERE credits > 0 GROUP BY model
 """
 
 COUNT_OCCURRENCE = """

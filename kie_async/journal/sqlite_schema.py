@@ -14,7 +14,7 @@ from .intents import IntentState
 
 APPLICATION_ID = 0x6B696541
 
-VERSION = 2
+VERSION = 3
 
 OLDEST_SQLITE, FIRST_WITH_STRICT = (3, 26), (3, 37)
 
@@ -54,7 +54,10 @@ CREATE TABLE intent(
   reason TEXT NOT NULL DEFAULT '',
   adopted_by TEXT NOT NULL DEFAULT '',
   record TEXT NOT NULL DEFAULT '',
-  credits REAL
+  credits REAL,
+  audio_s REAL,
+  expected_credits REAL,
+  held_credits REAL
 ) STRICT;
 CREATE INDEX intent_by_state ON intent(state);
 CREATE TABLE run(is_open INTEGER NOT NULL) STRICT;
@@ -62,11 +65,15 @@ INSERT INTO run VALUES (0);
 {_CLAIM_TABLE}
 """  # noqa: S608  (made of constants)
 
-_FROM_VERSION_1 = (
-    "ALTER TABLE intent ADD COLUMN replaces TEXT NOT NULL DEFAULT ''",
-    _CLAIM_TABLE,
-    f"PRAGMA user_version = {VERSION}",
-)
+_ADDED_AFTER = {
+    1: ("ALTER TABLE intent ADD COLUMN replaces TEXT NOT NULL DEFAULT ''", _CLAIM_TABLE),
+    2: (
+        "ALTER TABLE intent ADD COLUMN audio_s REAL",
+        "ALTER TABLE intent ADD COLUMN expected_credits REAL",
+        "ALTER TABLE intent ADD COLUMN held_credits REAL",
+    ),
+}
+"""By version: what the next one has more."""
 
 _LEARNED_TABLE = """
 CREATE TABLE IF NOT EXISTS learned(
@@ -125,8 +132,10 @@ def bring_up_to_date(db: sqlite3.Connection) -> None:
 
     To be called in one transaction: it is brought up to date or as it was.
     """
-    former = _FROM_VERSION_1 if db.execute("PRAGMA user_version").fetchone()[0] == 1 else ()
-    for statement in (*former, _LEARNED_TABLE, _NOTE_TABLE, *_NOTE_INDEXES, _SETTLED_INDEX):
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    added = [statement for former in range(version, VERSION) for statement in _ADDED_AFTER[former]]
+    made_at_open = (_LEARNED_TABLE, _NOTE_TABLE, *_NOTE_INDEXES, _SETTLED_INDEX)
+    for statement in (*added, f"PRAGMA user_version = {VERSION}", *made_at_open):
         db.execute(schema_text(statement))
 
 

@@ -9,7 +9,7 @@ import attrs
 
 from ..config import Budget
 from ..errors import BudgetExceeded
-from .prices import Charge, PriceBook
+from .prices import Charge, PriceBook, TakenPrices
 
 
 @attrs.define
@@ -49,16 +49,19 @@ class BudgetLedger:
         *,
         tasks: int,
         spent: float,
-        prices: Mapping[str, float],
-        unsettled: Iterable[tuple[str, Charge]],
+        prices: Mapping[str, TakenPrices],
+        unsettled: Iterable[tuple[str, Charge, float | None]],
     ) -> None:
-        """Go on from what former sessions spent; *unsettled* are intents that nobody polls yet."""
+        """Go on from what former sessions spent.
+
+        *unsettled* are intents that nobody polls yet, each with what is held for it, as far as that is known.
+        """
         self._tasks += tasks
         self._spent += spent
-        for model, most in prices.items():
-            self._prices.learn(Charge(model), most)
-        for intent_id, charge in unsettled:
+        self._prices.restore(prices)
+        for intent_id, charge, hold in unsettled:
             self._open.setdefault(intent_id, _Commitment(charge, is_live=False))
+            self.note_hold(intent_id, hold)
 
     @property
     def tasks(self) -> int:
@@ -130,20 +133,20 @@ class BudgetLedger:
         if budget.tasks is not None and self._tasks >= budget.tasks:
             return True
         needed = self._spent + fixed + self._prices.expect(charge)
-        return budget.credits is not None and self._is_over(needed, budget.credits)
+        return budget.credits is not None and is_over(needed, budget.credits)
 
-    def reserve(self, intent_id: str, charge: Charge) -> None:
-        """Reserve what a create is expected to cost; its body leaves in the same step.
+    def reserve(self, intent_id: str, charge: Charge) -> float:
+        """Reserve what a create is expected to cost, and return that; its body leaves in the same step.
 
         Raises:
             BudgetExceeded: The budget does not allow it; nothing may be sent.
         """
-        if intent_id in self._open:
-            return
-        if (error := self._excess(charge)) is not None:
-            raise error
-        self._tasks += 1
-        self._open[intent_id] = _Commitment(charge)
+        if intent_id not in self._open:
+            if (error := self._excess(charge)) is not None:
+                raise error
+            self._tasks += 1
+            self._open[intent_id] = _Commitment(charge)
+        return self._cost(self._open[intent_id])
 
     def _excess(self, charge: Charge) -> BudgetExceeded | None:
         budget, held = self._budget, self.held
@@ -153,13 +156,9 @@ class BudgetLedger:
             return None
         needed = self._spent + held + self._prices.expect(charge)
         is_used_up = not self._prices.is_known(charge) and self._spent + held >= budget.credits
-        if is_used_up or self._is_over(needed, budget.credits):
+        if is_used_up or is_over(needed, budget.credits):
             return BudgetExceeded(budget.credits, self._spent, held, "credits")
         return None
-
-    @staticmethod
-    def _is_over(needed: float, credits: float) -> bool:
-        return needed > credits * (1 + 1e-9)  # prices have decimals, and their sum is rounded
 
     # --- what becomes of it --------------------------------------------------------------------
 
@@ -169,13 +168,18 @@ class BudgetLedger:
             self._tasks -= 1
             self._news.set()
 
-    def note_hold(self, intent_id: str, credits: float | None) -> None:
-        """Take in what the service holds for a task. Models billed by the token say 0 until the end."""
+    def note_hold(self, intent_id: str, credits: float | None) -> bool:
+        """Take in what the service holds for a task; return whether that is news.
+
+        Models billed by the token say 0 until the end.
+        """
         commitment = self._open.get(intent_id)
-        if commitment is not None and credits:
-            self._prices.learn(commitment.charge, credits)
-            commitment.hold = credits
-            self._news.set()
+        if commitment is None or not credits or credits == commitment.hold:
+            return False
+        self._prices.learn(commitment.charge, credits)
+        commitment.hold = credits
+        self._news.set()
+        return True
 
     def note_left(self, intent_id: str) -> None:
         """Take in that nobody reads the record any more: what it may cost stays reserved."""
@@ -208,3 +212,8 @@ class BudgetLedger:
         """Tell whether reading the hold of a task would let others go ahead."""
         commitment = self._open.get(intent_id)
         return self._budget.credits is not None and commitment is not None and commitment.hold is None
+
+
+def is_over(needed: float, credits: float) -> bool:
+    """Tell whether it is more than there is."""
+    return needed > credits * (1 + 1e-9)  # prices have decimals, and their sum is rounded

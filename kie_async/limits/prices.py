@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import attrs
 
@@ -23,10 +24,12 @@ class Charge:
     """What the price table says of the longest audio that the model takes."""
     is_per_s: bool = False
     """Whether the price table says that seconds are charged; else that is yet to be seen."""
+    reserved: float = 0.0
+    """What a former session reserved for it."""
 
 
 @attrs.define
-class _Taken:
+class TakenPrices:
     """The most that tasks of a model took, so far."""
 
     credits: float = 0.0
@@ -37,18 +40,22 @@ class _Taken:
     """Of those whose seconds are not known."""
 
 
-_NOTHING = _Taken()
+_NOTHING = TakenPrices()
 
 
 class PriceBook:
     """What the tasks of each model took, beside what the price table says."""
 
     def __init__(self) -> None:
-        self._taken: dict[str, _Taken] = {}
+        self._taken: dict[str, TakenPrices] = {}
+
+    def restore(self, taken: Mapping[str, TakenPrices]) -> None:
+        """Begin with what former sessions have learned."""
+        self._taken = {model: attrs.evolve(prices) for model, prices in taken.items()}
 
     def learn(self, charge: Charge, credits: float) -> None:
         """Take in what a task took."""
-        taken = self._taken.setdefault(charge.model, _Taken())
+        taken = self._taken.setdefault(charge.model, TakenPrices())
         taken.credits = max(taken.credits, credits)
         if charge.audio_s is None:
             taken.unmeasured = max(taken.unmeasured, credits)
@@ -67,7 +74,7 @@ class PriceBook:
         if charge.audio_s is not None and taken.per_s:
             by_length = taken.per_s * math.ceil(charge.audio_s)
             learned = by_length if charge.is_per_s else min(learned, by_length)
-        return max(learned, charge.listed or 0.0)
+        return max(learned, charge.listed or 0.0, charge.reserved)
 
     def is_known(self, charge: Charge) -> bool:
         """Tell whether tasks of its kind showed what they cost, or the table says it.

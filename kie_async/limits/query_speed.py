@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 
@@ -27,6 +28,8 @@ AGAIN_S = 60.0
 
 SUSPECT_S = 300.0
 """So long it is remembered which task was refused."""
+
+_log = logging.getLogger("kie_async")
 
 _MOST = 1e6
 """No number in a note is larger."""
@@ -164,19 +167,45 @@ def _read_number(note: Mapping[str, object], name: str) -> float:
     return float(value)
 
 
-@attrs.frozen
+@attrs.define
 class QueryPace:
     """The rate limiter of all queries, and what finds the speed it is set to."""
 
     limiter: RateLimiter
     speed: QuerySpeed
+    _refused_at: float = attrs.field(default=-math.inf, init=False)
+    _is_getting_through: bool = attrs.field(default=True, init=False)
+    _workers: int = attrs.field(default=1, init=False)
+
+    def share_with(self, workers: int) -> None:
+        """Take one part of the speed: so many workers of the account ask, this one included."""
+        if workers != self._workers:
+            self._workers = workers
+            self.adjust()
 
     def note_wait(self, waited_s: float, now: float) -> None:
-        """Take in how late a poll gets its permit; it is the speed's fault only if none is left."""
+        """Take in how late a query gets its permit; it is the speed's fault only if none is left."""
         if self.limiter.is_used_up:
             self.speed.note_wait(waited_s, now)
             self.adjust()
 
+    def note_answer(self) -> None:
+        """Take in that a query was answered otherwise than by 429."""
+        self._is_getting_through = True
+
+    def note_refused(self, task_id: str, sent_at: float, now: float) -> bool:
+        """Take in a 429 and slow down; return whether it is news of all, and not of its task alone.
+
+        While nobody gets through there is no more to learn: a speed made slower each time would outlast that.
+        """
+        if not self._is_getting_through or sent_at < self._refused_at:
+            return True
+        self._is_getting_through, self._refused_at = False, now
+        is_of_all = self.speed.note_refused(task_id, sent_at, now)
+        self.adjust()
+        _log.debug("the limit of queries was met: %d in a window from now on", self.speed.count)
+        return is_of_all
+
     def adjust(self) -> None:
         """Set the limiter to the speed that is right now."""
-        self.limiter.set_count(self.speed.count)
+        self.limiter.set_count(max(1, self.speed.count // self._workers))

@@ -8,10 +8,38 @@ from bisect import insort
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Protocol
 
 from ..config import Rate
 
 SHORTEST_SLEEP_S = 0.001
+
+
+class Permits(Protocol):
+    """What a request asks for its turn: of one session alone, or shared by many workers."""
+
+    async def acquire(self) -> float:
+        """Wait for a permit and return when it came; a cancelled wait takes none."""
+
+    def release(self) -> float:
+        """Give a permit back that was used: its answer is here. Return now."""
+
+    def release_unused(self) -> None:
+        """Give a permit back at once: no request was sent with it."""
+
+    def throttle(self, pause_s: float) -> None:
+        """Let nobody through for so many seconds."""
+
+    def start(self, on_release: Callable[[], object]) -> None:
+        """Call *on_release* whenever a permit is given back, to be used at once or later."""
+
+    @property
+    def free_count(self) -> int:
+        """Return how many more requests would have a permit at once, as far as that is known here."""
+
+    @property
+    def free_in_s(self) -> float:
+        """Return when the next permit will be there; infinite if only a release will tell."""
 
 
 class RateLimiter:

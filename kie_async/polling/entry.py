@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from enum import Enum
 
 import attrs
 
@@ -11,6 +12,16 @@ from ..models import TaskRecord
 
 CLOSED = -math.inf
 """The deadline of a closed entry."""
+NEVER = -math.inf
+"""The instant of what was not yet. Named, since each ``-math.inf`` that is computed is an object more."""
+
+
+class PollStep(Enum):
+    """How far the next poll of a task has come."""
+
+    PLANNED = "planned"
+    QUEUED = "queued"
+    ON_ITS_WAY = "on its way"
 
 
 @attrs.define
@@ -68,7 +79,7 @@ class PollEntry:
     expects_callback: bool
     next_at: float = math.inf
     """When it is polled next; infinite if only the deadline is waited for."""
-    last_polled_at: float = -math.inf
+    last_polled_at: float = NEVER
     """When its record was last asked for, by this entry or by whoever had the task before."""
     last_seen_running_s: float = 0.0
     """The age at which it was last seen running; infinite until an older task was seen for the first time."""
@@ -76,13 +87,10 @@ class PollEntry:
     """Of the last answer: one with the same digest is `last_record` again and is not decoded."""
     last_record: TaskRecord | None = None
     failures: PollFailures | None = None
+    step: PollStep = PollStep.PLANNED
     is_urgent: bool = False
-    is_queued: bool = False
-    is_polling: bool = False
     outlasts_weather: bool = False
     """Whether its deadline waits, too, for an answer after polls have failed."""
-    is_foreign: bool = False
-    """Whether its id came from elsewhere and the journal does not know it, so that it may be mistyped."""
 
     @property
     def is_failing(self) -> bool:
@@ -102,7 +110,7 @@ class PollEntry:
     @property
     def is_first(self) -> bool:
         """Tell whether it was never polled."""
-        return self.last_polled_at == -math.inf
+        return self.last_polled_at == NEVER
 
     @property
     def is_unanswered(self) -> bool:
@@ -120,7 +128,7 @@ class PollEntry:
 
     def begin_poll(self, now: float) -> None:
         """Note that a poll is on its way; a callback that comes meanwhile makes another one urgent."""
-        self.is_polling, self.is_urgent = True, False
+        self.step, self.is_urgent = PollStep.ON_ITS_WAY, False
         self.last_polled_at = now
 
     def find_answer(self, digest: int) -> TaskRecord | None:

@@ -74,13 +74,23 @@ class FailurePolicy:
         self._condition = Condition("unanswered", weather)
         self._warned_of: PollEntry | None = None
         """The task named in the last warning, until it is answered again: the others fail with it."""
+        self._foreign: set[PollEntry] = set()
+        """Whose id came from elsewhere and the journal does not know it, so that it may be mistyped."""
+
+    def mark_foreign(self, entry: PollEntry) -> None:
+        """Take in that the id may be mistyped, until a record comes."""
+        self._foreign.add(entry)
+
+    def forget(self, entry: PollEntry) -> None:
+        """Take in that this is polled no more."""
+        self._foreign.discard(entry)
 
     def record_success(self, entry: PollEntry, now: float) -> None:
         """Take in that a record came."""
-        entry.is_foreign = False
+        self._foreign.discard(entry)
         if self._key_denied.count:
             self._key_denied = Streak()
-        self._pauses = None
+        self._note_answer()
         self._note_end_of_failures(entry, now)
         if (failures := entry.failures) is None:
             return
@@ -107,7 +117,7 @@ class FailurePolicy:
         if isinstance(error, RateLimited):
             failures.pause_s = self._throttle(entry, failures, error, now)
             return Decision.POLL_LATER
-        self._pauses = None
+        self._note_answer()
         subject = subject_of(error)
         if subject is Subject.KEY:
             return self._judge_key(now)
@@ -120,7 +130,7 @@ class FailurePolicy:
             return Decision.POLL_LATER
         decision = _judge_streak(failures.denied, now, TASK_DENIED_S, Decision.GIVE_UP)
         # No create was paid for here that could be lost: who mistyped an id need not wait for minutes.
-        is_mistyped = entry.is_foreign and _knows_no_task(error)
+        is_mistyped = entry in self._foreign and _knows_no_task(error)
         return Decision.GIVE_UP if is_mistyped and failures.denied.count >= FOREIGN_ANSWERS else decision
 
     def _judge_key(self, now: float) -> Decision:
@@ -135,8 +145,9 @@ class FailurePolicy:
         Refusals of polls that left before this was last done are the same news.
         """
         is_news = entry.last_polled_at >= self._throttled_at
-        # While nobody gets through, the pauses grow; a speed made slower each time would outlast them.
-        if is_news and self._pauses is None and not self._slow_down(entry, now):
+        # While nobody gets through, the pauses grow.
+        is_first = is_news and self._pauses is None
+        if is_first and not self._pace.note_refused(entry.key, entry.last_polled_at, now):
             failures.pauses = failures.pauses or self._growing()
             return _pause_s(error, failures.pauses)
         if is_news or error.retry_after_s is not None:
@@ -145,12 +156,9 @@ class FailurePolicy:
             self._pace.limiter.throttle(_pause_s(error, self._pauses))
         return 0.0  # its turn comes again before others have theirs
 
-    def _slow_down(self, entry: PollEntry, now: float) -> bool:
-        """Make queries slower; return whether the refusal is news of all, and not of its task alone."""
-        is_of_all = self._pace.speed.note_refused(entry.key, entry.last_polled_at, now)
-        self._pace.adjust()
-        _log.debug("the limit of queries was met: %d in a window from now on", self._pace.speed.count)
-        return is_of_all
+    def _note_answer(self) -> None:
+        self._pauses = None
+        self._pace.note_answer()
 
     def _growing(self) -> Iterator[float]:
         return delays(self._rng, first_s=1.0, ceiling_s=MAX_RETRY_AFTER_S)

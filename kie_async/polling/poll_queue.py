@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
-from .entry import PollEntry
+from .entry import PollEntry, PollStep
 
 PATIENCE_S = 0.5
 """While nobody waits longer than this for a poll, tasks are polled in the order they came due."""
@@ -38,11 +38,11 @@ class PollQueue:
 
     def put(self, entry: PollEntry) -> None:
         """Let an entry wait for its poll; one that waits already moves forward if it became urgent."""
-        if entry.is_queued:
+        if entry.step is PollStep.QUEUED:
             for queue in (self._first, self._again, self._round):
                 with suppress(ValueError):
                     queue.remove(entry)
-        entry.is_queued = True
+        entry.step = PollStep.QUEUED
         (self._urgent if entry.is_urgent else self._first if entry.is_unanswered else self._again).append(
             entry
         )
@@ -56,7 +56,7 @@ class PollQueue:
         if not queue:
             return None
         entry = queue.popleft()
-        entry.is_queued = False
+        entry.step = PollStep.PLANNED
         return entry
 
     def _form_round(self, now: float, chance: Chance) -> None:

@@ -18,7 +18,7 @@ from ..limits.weather import NO_SINK, WeatherSink
 from ..models import TaskRecord, TaskState
 from ..planning.planner import Learned, PollPlanner
 from ..wire.records import failed_record
-from .entry import PollEntry
+from .entry import NEVER, PollEntry, PollStep
 from .failures import LASTING_S, Decision, FailurePolicy, StateWarnings
 from .learner import Learner
 from .poll_queue import PollQueue
@@ -98,7 +98,7 @@ class Poller:
         deadline: float,
         expects_callback: bool,
         at_once: bool = False,
-        read_at: float = -math.inf,
+        read_at: float = NEVER,
     ) -> PollEntry:
         """Begin to poll a task; *at_once* is for tasks that began long ago.
 
@@ -134,12 +134,13 @@ class Poller:
     def mark_foreign(self, entry: PollEntry | None) -> None:
         """Take in that the id may be mistyped: the journal does not know it."""
         if entry is not None and entry.last_record is None:
-            entry.is_foreign = True
+            self._failures.mark_foreign(entry)
 
     def forget(self, entry: PollEntry | None) -> None:
         """Never poll this again."""
         if entry is not None and not entry.is_closed:
             entry.close()
+            self._failures.forget(entry)
             self._wheel.note_closed()
 
     def poll_now(self, entry: PollEntry | None) -> None:
@@ -149,12 +150,12 @@ class Poller:
         entry.is_urgent = True
         if entry.failures is not None:
             entry.failures.urgent_polls = 0
-        if not entry.is_polling:
+        if entry.step is not PollStep.ON_ITS_WAY:
             self._schedule_next(entry, None, self._now())
 
     def poll_soon(self, entry: PollEntry) -> None:
         """Poll at the next turn, as if its time had come: something in the record is wanted."""
-        if not (entry.is_closed or entry.is_queued or entry.is_polling):
+        if entry.step is PollStep.PLANNED and not entry.is_closed:
             now = self._now()
             self._poll_at(entry, max(now, self._soonest(entry)), now)
 
@@ -219,7 +220,7 @@ class Poller:
             return
         now = self._now()
         for entry in self._wheel.list_entries():
-            is_waiting = entry.next_at < math.inf and not entry.is_queued and not entry.is_polling
+            is_waiting = entry.next_at < math.inf and entry.step is PollStep.PLANNED
             if entry.expects_callback and is_waiting:
                 at = self._plan(entry, self._rng.random(), now)
                 if at < entry.next_at - TICK_S:
@@ -265,9 +266,7 @@ class Poller:
             if entry.deadline <= now:
                 self._expire(entry, now)
             # Void unless its time has come: when that moves, what stands in the wheel is left there.
-            elif entry.next_at <= now and not (
-                entry.is_queued or entry.is_polling or self._is_put_off(entry, now)
-            ):
+            elif entry.next_at <= now and entry.step is PollStep.PLANNED and not self._is_put_off(entry, now):
                 self._due.put(entry)
         self._dispatch()
 
@@ -355,7 +354,7 @@ class Poller:
                 record = await self._queries.read_record(entry.key, unless=entry)
             finally:
                 now = self._rate_limiter.release()
-                entry.is_polling = False
+                entry.step = PollStep.PLANNED
         except Exception as exc:  # whatever a poll ends in, the task is paid and will be polled again
             self._act_on_failure(entry, exc)
             delay_s = self._failures.retry_delay_s(entry)

@@ -9,6 +9,7 @@ import re
 from enum import Enum
 
 from ..errors import (
+    UNKNOWN_TASK,
     ApiError,
     AuthenticationError,
     InsufficientCredits,
@@ -125,7 +126,7 @@ def name_task(error: KieError, task_id: str) -> KieError:
     """Return the error of a query in words that name the task, where it says that there is none such."""
     if not isinstance(error, ApiError) or not is_unknown_task(error):
         return error
-    message = f"the service knows no task {task_id} ({error.message})"
+    message = f"{UNKNOWN_TASK} {task_id} ({error.message})"
     return type(error)(error.code, message, error.http_status)
 
 

@@ -64,13 +64,14 @@ def read_envelope(body: bytes, redactor: Redactor = MACS_ONLY, *, is_own: bool =
         cleaned = redactor.json(body)
         text = body if cleaned is None else cleaned
         found, losses = salvage_json(text) if is_own else (parse_json(text), ())
-        # What was left out may have stood within a secret.
-        top = redactor.tree(found) if cleaned is None or losses else found
+        code = read_code(found.get("code")) if isinstance(found, dict) else None
+        # What was left out may have stood within a secret; a no may echo one in any form.
+        is_clean = cleaned is not None and not losses and code == 200
+        top = found if is_clean else redactor.tree(found)
     except NotJson as exc:
         return f"the answer is not JSON: {exc}"
     except RecursionError:
         return "the answer is not JSON: nested too deeply"
-    code = read_code(top.get("code")) if isinstance(top, dict) else None
     if code is None or not isinstance(top, dict):
         return "the answer has no code"
     return Envelope(code=code, top=top, losses=losses)

@@ -171,7 +171,9 @@ def _split_result(value: object) -> tuple[tuple[str, ...], Mapping[str, object] 
 def _unwrapped(value: object) -> object:
     """Return what JSON text holds, however often it was encoded; text that is no JSON is a result itself."""
     for _ in range(_MAX_NESTING):
-        if not isinstance(value, str) or not value or read_url(value):
+        if not isinstance(value, str) or not value:
+            return value
+        if value[0] not in "{[" and read_url(value):  # nearly all is JSON, and that is no URL
             return value
         text = value
         try:

@@ -6,7 +6,8 @@ Every text of the service goes through one `Redactor` before anything keeps it: 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from base64 import b64encode
+from collections.abc import Iterable, Iterator
 from urllib.parse import unquote
 
 from .._secrets import Secret
@@ -17,6 +18,9 @@ _MIN_SECRET = 8
 """A shorter secret is not looked for: it would be cut out of words, ids and URLs that merely contain it."""
 
 _ESCAPE = r"\\{1,15}u"
+
+_find_code_point = re.compile(r"\\u").search
+"""Takes half the time of ``in``, and every answer and every callback is searched."""
 
 _SLASH = r"(?:\\{0,15}/|%2[fF]|\\{1,15}u002[fF])"
 
@@ -41,6 +45,8 @@ _PART_BEGINS = r"(?:(?<![0-9A-Za-z])|(?<=u002[fF])|(?<=%2[fF]))"
 _ESCAPED_MAC = re.compile(rf"({_PART_BEGINS}{_HEX_DIGIT}{{32}}{_SLASH}){_BASE32_DIGIT}{{26}}{_MAC_END}")
 
 
+_URL_SAFE = str.maketrans("+/", "-_")
+
 _ESCAPED_ALONE = re.compile(r'["/\\]')
 """What JSON may escape by a backslash alone."""
 
@@ -54,28 +60,33 @@ class Redactor:
     The mac of a callback address is known by its form, ``{32 hex}/{26 base32}``, under any key.
     """
 
-    __slots__ = ("_has_special", "_secrets")
+    __slots__ = ("_encoded", "_has_special", "_secrets", "_shortest_encoded")
 
     def __init__(self, secrets: Iterable[Secret] = ()) -> None:
         plain = dict.fromkeys(text for secret in secrets if len(text := _text_of(secret)) >= _MIN_SECRET)
         self._secrets = tuple((text, _spelled_any_way(text), _ESCAPED_ALONE.search(text)) for text in plain)
         self._has_special = any(map(_NEVER_PLAIN.search, plain))
+        self._encoded = tuple(dict.fromkeys(form for text in plain for form in _encodings_of(text)))
+        self._shortest_encoded = min(map(len, self._encoded), default=0)
 
     def __repr__(self) -> str:
         return f"<Redactor of {len(self._secrets)} secrets>"
 
     def text(self, text: str) -> str:
-        """Return *text* without the secrets; it may be JSON, or hold some."""
+        """Return *text* without the secrets, in hex and base64 too; it may be JSON, or hold some."""
         if len(text) < _MIN_SECRET:
             return text
         has_escapes = "\\" in text
-        has_code_points = has_escapes and "\\u" in text
+        has_code_points = has_escapes and bool(_find_code_point(text))
         unquoted = unquote(text) if "%" in text else ""
         for secret, spelling, is_escaped_alone in self._secrets:
             if secret in text:
                 text = text.replace(secret, _STARS)
             if has_code_points or (has_escapes and is_escaped_alone) or secret in unquoted:
                 text = spelling.sub(_STARS, text)
+        if len(text) >= self._shortest_encoded:
+            for encoded in self._encoded:
+                text = text.replace(encoded, _STARS)
         text = _without_plain_macs(text)
         if not has_code_points:
             return text
@@ -85,13 +96,14 @@ class Redactor:
         """Return JSON without the secrets; None if it takes `tree` to find what may be hidden in it.
 
         Hardly any JSON of the service has code points or a secret: all others are clean as they are, and macs
-        are cut out of the whole at once, which takes a fifth of the time.
+        are cut out of the whole at once, which takes a fifth of the time. Hex and base64 are not looked for:
+        that would take a third more, and it is a no, which goes through `tree`, that echoes what it refuses.
         """
         try:
             text = body.decode()
         except UnicodeDecodeError:
             return None
-        if "\\u" in text or (self._has_special and "\\" in text):
+        if _find_code_point(text) or (self._has_special and "\\" in text):
             return None
         for secret, _, _ in self._secrets:
             if secret in text:
@@ -126,9 +138,11 @@ def _without_plain_macs(text: str) -> str:
 
 
 def _without_mac(found: re.Match[str]) -> str:
-    begin = found.start()
-    before = found.string[max(0, begin - _INTENT_LENGTH - _MAX_BACKSLASHES) : begin].rstrip("\\")
-    is_ours = _INTENT_ID.fullmatch(before[-_INTENT_LENGTH:])
+    text, end = found.string, found.start()
+    begin = max(0, end - _MAX_BACKSLASHES)
+    while text.endswith("\\", begin, end):
+        end -= 1
+    is_ours = _INTENT_ID.fullmatch(text, max(0, end - _INTENT_LENGTH), end)
     return found[0].removesuffix(found[1]) + _STARS if is_ours else found[0]
 
 
@@ -138,6 +152,19 @@ def _text_of(secret: Secret) -> str:
         return secret.reveal()
     except UnicodeDecodeError:
         return ""
+
+
+def _encodings_of(secret: str) -> Iterator[str]:
+    """Yield a secret in hex and in base64, wherever it stands in what was encoded.
+
+    Of base64 only the characters that the secret alone decides.
+    """
+    raw = secret.encode()
+    yield from (raw.hex(), raw.hex().upper())
+    for before in range(3):
+        form = b64encode(bytes(before) + raw)[(0, 2, 3)[before] :].rstrip(b"=").decode()
+        is_cut = (before + len(raw)) % 3
+        yield from (cut := form[:-1] if is_cut else form, cut.translate(_URL_SAFE))
 
 
 def _spelled_any_way(secret: str) -> re.Pattern[str]:

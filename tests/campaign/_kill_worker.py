@@ -12,7 +12,7 @@ import os
 import signal
 import sqlite3
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from support.loops import run_on
@@ -56,18 +56,21 @@ def report(**news: Any) -> None:
 
 
 class Death:
-    """Comes when a point was reached so many times."""
+    """Comes when a point was reached so many times; *number* may also be the signal that freezes."""
 
-    def __init__(self, point: str, nth: int) -> None:
-        self._point = point
-        self._left = nth
+    def __init__(self, point: str = "", nth: int = 0, number: int = signal.SIGKILL) -> None:
+        self.set(point, nth, number)
+
+    def set(self, point: str, nth: int, number: int = signal.SIGKILL) -> None:
+        """Let it come there from now on."""
+        self._point, self._left, self._number = point, nth, number
 
     def at(self, point: str) -> None:
         if point == self._point:
             self._left -= 1
             if not self._left:
                 report(died=point)
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), self._number)
 
 
 class DyingJournal(SqliteJournal):
@@ -155,7 +158,7 @@ async def work(job: dict[str, Any]) -> None:
             report(unknown=unknown, ghosts=kie.stats().ghost_creates)
 
 
-def main() -> None:
+def serve(work: Callable[[dict[str, Any]], Coroutine[Any, Any, None]]) -> None:
     """Fork for each job read. The child is reaped when the next line comes: until then its id is its own."""
     for line in sys.stdin:
         job = json.loads(line)
@@ -180,4 +183,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve(work)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 
 from support.clock import Clock, SteeredLoop
+from support.loops import as_asked
 from support.spending import World, objection, spend
 
 
@@ -22,7 +23,7 @@ async def _judge(seed: int) -> str:
 
 def judge(seed: int) -> str:
     """Return what is wrong with one world, or nothing."""
-    with asyncio.Runner(loop_factory=SteeredLoop) as runner:
+    with asyncio.Runner(loop_factory=as_asked(SteeredLoop)) as runner:
         return runner.run(_judge(seed))
 
 

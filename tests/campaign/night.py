@@ -58,7 +58,6 @@ class Report:
     replay: str
     lines: list[str] = attrs.field(factory=list)
     wrong: list[str] = attrs.field(factory=list)
-    left_out: list[str] = attrs.field(factory=list)
     folder: str = ""
 
     @property
@@ -69,7 +68,6 @@ class Report:
         return "\n".join(
             [
                 *self.lines,
-                *(f"LEFT OUT: {what}" for what in self.left_out),
                 *(f"WRONG: {what}" for what in self.wrong),
                 "all is well" if self.ok else f"FAILED; see {self.folder}; again: {self.replay}",
             ]
@@ -77,12 +75,16 @@ class Report:
 
 
 class Client:
-    """``kie-async`` in a process of its own, on a fast clock; what it says goes to files."""
+    """``kie-async`` in processes of their own, on a fast clock; what each says goes to files.
+
+    The next one is started while one runs, and waits until it is told what to do: a start takes a second.
+    """
 
     def __init__(self, folder: Path, url: str, speed: float) -> None:
         self._folder = folder
         self._speed = speed
         self._count = 0
+        self._waiting: asyncio.subprocess.Process | None = None
         clean = {name: value for name, value in os.environ.items() if not name.startswith("KIE_")}
         paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
         self._env = clean | {"KIE_API_KEY": KEY, "KIE_BASE_URL": url, "PYTHONPATH": paths}
@@ -90,22 +92,32 @@ class Client:
     @contextlib.asynccontextmanager
     async def run(self, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
         """Begin a command, and end it if the block does not."""
+        process = self._waiting or await self._start(self._count + 1)
         self._count += 1
-        with self._said("out").open("wb") as out, self._said("err").open("wb") as err:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-W", "error", "-m", "tests.support.fast_cli", str(self._speed)),
-                *arguments,
-                cwd=self._folder,
-                env=self._env,
-                stdout=out,
-                stderr=err,
-            )
+        self._waiting = await self._start(self._count + 1)
+        assert process.stdin
+        process.stdin.write(json.dumps(arguments).encode() + b"\n")
+        process.stdin.close()
         try:
             yield process
         finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
+            await _end(process)
+
+    async def _start(self, number: int) -> asyncio.subprocess.Process:
+        with self._said("out", number).open("wb") as out, self._said("err", number).open("wb") as err:
+            return await asyncio.create_subprocess_exec(
+                *(sys.executable, "-W", "error", "-m", "tests.support.fast_cli", str(self._speed)),
+                cwd=self._folder,
+                env=self._env,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=out,
+                stderr=err,
+            )
+
+    async def aclose(self) -> None:
+        """End the process that waits."""
+        if self._waiting is not None:
+            await _end(self._waiting)
 
     async def call(self, *arguments: str) -> int:
         """Run a command to its end and return its exit status."""
@@ -115,14 +127,20 @@ class Client:
     @property
     def out(self) -> str:
         """What the last command printed."""
-        return self._said("out").read_text()
+        return self._said("out", self._count).read_text()
 
     @property
     def err(self) -> str:
-        return self._said("err").read_text()
+        return self._said("err", self._count).read_text()
 
-    def _said(self, name: str) -> Path:
-        return self._folder / f"{self._count:02}.{name}"
+    def _said(self, name: str, number: int) -> Path:
+        return self._folder / f"{number:02}.{name}"
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        process.kill()
+    await process.wait()
 
 
 class Night:
@@ -161,6 +179,12 @@ class Night:
 
     async def run(self) -> None:
         """Live through the night and the morning."""
+        try:
+            await self._run()
+        finally:
+            await self._client.aclose()
+
+    async def _run(self) -> None:
         plan = self._rng.sample(sorted(self._events), len(self._events))
         rows = len(self._evening.refs)
         last = 0.9 * (rows - _NEVER_MADE) / rows
@@ -174,8 +198,9 @@ class Night:
         for place, name in left:
             self._wrong(f"the batch ended before {place:.0%}: no {name}")
         self._sandbox.faults.fail_rate = 0.0
-        if await self._decide() and await self._retry():
-            self._report.wrong += audit.audit_morning(self._evening, await Books.read(self._evening))
+        await self._decide()
+        await self._retry()
+        self._report.wrong += audit.audit_morning(self._evening, await Books.read(self._evening))
 
     # --- the night -----------------------------------------------------------------------------
 
@@ -281,16 +306,13 @@ class Night:
 
     # --- the morning ---------------------------------------------------------------------------
 
-    async def _decide(self) -> bool:
-        """Decide on what is perhaps paid, as one who reads the service's log; tell whether one can."""
+    async def _decide(self) -> None:
+        """Decide on what is perhaps paid, as one who reads the service's log."""
         books = await Books.read(self._evening)
         unknown = [row["ref"] for row in books.rows if row["outcome"] == JobState.PERHAPS_PAID]
         self._note(f"{len(unknown)} perhaps paid")
         if len(unknown) < LOST_ANSWERS:
             self._wrong(f"only {unknown} are perhaps paid")
-        if not await self._offers("resolve", "journal"):
-            self._report.left_out.append("journal resolve and resubmit, and all that follows: not there")
-            return False
         bound = {intent.task_id for intent in books.intents}
         unbound = self._sandbox.tasks.keys() - bound
         tasks = {self._sandbox.tasks[task_id].input["prompt"]: task_id for task_id in unbound}
@@ -301,28 +323,19 @@ class Night:
                 await self._operate("resolve", ref, found)
             else:
                 await self._operate("resubmit", ref, "--accept-double-charge")
-        return True
 
     async def _operate(self, command: str, ref: str, *more: str) -> None:
         status = await self._client.call("journal", command, self._evening.journal.name, ref, *more)
         if status or "Traceback" in self._client.err:
             self._wrong(f"journal {command} {ref} ended with {status}: {self._client.err[-600:]}")
 
-    async def _retry(self) -> bool:
-        """Make what failed again until nothing is left; tell whether one can."""
-        if not await self._offers("--retry-failed", "batch"):
-            self._report.left_out.append("--retry-failed: not there")
-            return False
+    async def _retry(self) -> None:
+        """Make what failed again until nothing is left."""
         self._note("--retry-failed")
         self._spent = (await Books.read(self._evening)).credits  # of a task that was resolved, too
         async with self._client.run(*self._batch("--retry-failed")) as self._process:
             await self._comes_to(10.0, asyncio.create_task(self._process.wait()))
         await self._audit_stop("morning")
-        return True
-
-    async def _offers(self, word: str, command: str) -> bool:
-        await self._client.call(command, "--help")
-        return word in self._client.out
 
     # --- what is checked -----------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from typing import Any
 
 import attrs
 from support.clock import SteeredLoop
+from support.loops import as_asked
 from support.model_client import ModelClient, headers_of, tail_of
 from support.model_service import ModelService, ServiceTask
 from support.slow_journals import CommitGate, CommitWeather, Disk, ModelJournal, Row, SteadySqliteJournal
@@ -624,7 +625,7 @@ def run_seed(seed: int, *, verbose: bool = False) -> Report:
     shm = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=shm if shm.is_dir() else None) as folder:
         order = Order(seed, Path(folder), verbose=verbose)
-        with asyncio.Runner(loop_factory=SteeredLoop) as runner:
+        with asyncio.Runner(loop_factory=as_asked(SteeredLoop)) as runner:
             loop = runner.get_loop()
             assert isinstance(loop, SteeredLoop)
             loop.advancing += 1

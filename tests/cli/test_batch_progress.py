@@ -41,6 +41,11 @@ def test_how_long_it_may_take_is_said_while_it_gets_on() -> None:
     assert attrs.evolve(BOARD, weather=()).parts(NOW)[-1] == "67 min left"
 
 
+def test_nothing_waits_once_nothing_more_is_sent() -> None:
+    stopped = attrs.evolve(BOARD, waits_for="", weather=())
+    assert stopped.parts(NOW)[1] == "20 running, 18 not sent"
+
+
 def test_creates_and_polls_without_an_answer_are_one_thing() -> None:
     polls = Weather(kind="unanswered", message="...", since=NOW - timedelta(seconds=35))
     assert (

@@ -361,6 +361,20 @@ async def test_run_with_a_ref_in_a_journal_pays_once(call: Call, kie: Sandbox, t
     assert "goes with --journal only" in err
 
 
+async def test_a_ref_of_other_content_is_told_in_the_words_of_a_row(
+    call: Call, kie: Sandbox, tmp_path: Path
+) -> None:
+    arguments = ("run", "sandbox/echo", "--ref", "x", "--journal", str(tmp_path / "run.db"))
+    assert (await call_in_thread(call, *arguments, "-f", "prompt=a", **service(kie)))[0] == 0
+    code, out, err = await call_in_thread(call, *arguments, "-f", "prompt=b", **service(kie))
+    assert (code, out) == (2, "")
+    assert err == (
+        "error: row 'x' was made before from other content (its prompt changed); "
+        "a new ref makes and pays it again\n"
+    )
+    assert kie.counts["create.bodies"] == 1
+
+
 async def test_run_reads_fields_one_by_one(call: Call, kie: Sandbox) -> None:
     fields = ("-f", "prompt=a = b", "-f", "seconds:json=5", "--field", "empty=")
     assert (await call_in_thread(call, "run", "sandbox/echo", *fields, **service(kie)))[0] == 0
@@ -494,8 +508,7 @@ async def test_status_of_an_unknown_id_is_one_line_at_once(
 ) -> None:
     code, out, err = await call_in_thread(call, "status", "nobody", *options, **service(kie))
     assert (code, out) == (1, "")
-    assert is_one_line(err)
-    assert "the service knows no task nobody" in err
+    assert err == "error: the service knows no task nobody\n"
 
 
 async def test_status_of_what_is_no_id_sends_nothing(call: Call, kie: Sandbox) -> None:

@@ -7,6 +7,7 @@ import csv
 import itertools
 import json
 import re
+import shlex
 import signal
 import socket
 import sys
@@ -289,8 +290,8 @@ async def test_changed_rows_are_found_before_anything_is_sent(
     assert await command(service, "batch", "jobs.csv") == (
         2,
         "",
-        "row 2, ref ada: made before from another portrait; a new ref makes and pays it again\n"
-        "row 3, ref bob: made before from another prompt; a new ref makes and pays it again\n"
+        "line 2, ref ada: made before from another portrait; a new ref makes and pays it again\n"
+        "line 3, ref bob: made before from another prompt; a new ref makes and pays it again\n"
         "error: 2 jobs changed; nothing was sent; --skip-changed leaves them out\n",
     )
     assert service.counts == before
@@ -351,6 +352,56 @@ async def test_failed_jobs_go_again_when_asked_and_the_journal_shows_every_attem
     assert [json.loads(line)["former_ref"] for line in out.splitlines()].count("r1") == 2
     code, out, _ = await command(None, "top", "jobs.csv.db", "--once")
     assert out.startswith("3 jobs: 3 done\n")
+
+
+async def test_the_end_names_the_command_that_makes_failed_jobs_again(
+    command: Command, service: Sandbox, tmp_path: Path
+) -> None:
+    write_jobs(tmp_path, 3)
+    _, _, err = await run_ending(command, service, {"1"}, "--name", "{ref} again", "--only", "r1")
+    named = re.search(r"1 job failed or refused; this makes them again and costs again: (.*)\n", err)
+    assert named
+    name, *arguments = shlex.split(named[1])
+    assert name == "kie-async"
+    assert arguments[:2] == ["batch", "jobs.csv"]
+    assert (await see_through(service, command(service, *arguments)))[0] == 0
+    assert prompts_at(service) == {"1": 2}
+    assert {path.name for path in (tmp_path / "jobs-results").glob("*.mp4")} == {"r1 again.mp4"}
+
+
+@pytest.mark.parametrize("how", ["interrupted", "killed"])
+async def test_a_retry_that_ends_early_leaves_what_it_did_not_try_as_it_stood(
+    how: str, command: Command, patient: Sandbox, tmp_path: Path
+) -> None:
+    write_jobs(tmp_path, 4)
+    with (tmp_path / "jobs.csv").open("a") as jobs:
+        jobs.write("r4,no/model,4\n")
+    await run_ending(command, patient, {"1", "2", "3"})
+    again = ("batch", "jobs.csv", "--retry-failed", "--max-in-flight", "1", *with_callbacks())
+    running = await start(patient, tmp_path, *again)
+    await until(lambda: len(patient.tasks) == 5)
+    await asyncio.sleep(0.3)  # the answer has left the service: let it be noted
+    if how == "killed":
+        running.interrupt(signal.SIGKILL)
+        await running.end()
+        finish(patient, [1])
+        _, out, _ = await command(patient, "batch", "jobs.csv", "--only", "r1", *with_callbacks())
+    else:
+        running.interrupt()
+        await running.said("interrupted: ")
+        finish(patient, [1])
+        code, out, err = await running.end()
+        assert code == 130
+        assert err.startswith("3 jobs failed or refused; this makes them again and costs again: kie-async")
+    assert out.startswith(
+        "5 jobs: 2 done; 2 failed; 1 refused\n"
+        "this run 1 credit (0.005 USD); all runs 2 credits (0.01 USD)\n"
+        "2 failed: Internal Error, Please try again later. (500)\n"
+        "1 refused: code 422: The model name you specified is not supported."
+    )
+    found = results_in(tmp_path / "jobs-results" / "results.jsonl")
+    assert [line["outcome"] for line in found] == ["done", "done", "failed", "failed", "refused"]
+    assert prompts_at(patient) == {"0": 1, "1": 2, "2": 1, "3": 1}
 
 
 async def test_a_failed_job_may_be_made_from_other_content_when_it_is_retried(
@@ -496,9 +547,13 @@ async def test_one_that_fails_and_one_unknown_are_told_and_the_rest_is_done(
     assert out.startswith(
         "4 jobs: 1 done; 1 failed; 1 refused; 1 perhaps paid\n"
         "this run 1 credit (0.005 USD); all runs 1 credit (0.005 USD)\n"
-        "1 perhaps paid: the create left this machine"
+        "1 perhaps paid: no answer proved what a create became (the server closed the connection)\n"
     )
-    lines = dict(line.split(", ", 1)[1].split(": ", 1) for line in err.splitlines())
+    *said, again = err.splitlines()
+    assert again.startswith(
+        "2 jobs failed or refused; this makes them again and costs again: kie-async batch "
+    )
+    lines = dict(line.split(", ", 1)[1].split(": ", 1) for line in said)
     assert lines["ref lost"].startswith("perhaps paid: money may have been spent: ")
     assert "kie-async journal resolve jobs.csv.db lost TASK_ID (or write-off, or resubmit)" in err
     assert lines["ref refused"].startswith(
@@ -523,9 +578,9 @@ async def test_one_that_fails_and_one_unknown_are_told_and_the_rest_is_done(
 
     _, out, _ = await command(patient, "batch", "jobs.csv", "--only", "good")
     assert out.startswith(
-        "4 jobs: 1 done; 1 failed; 1 perhaps paid; 1 not sent\n"
+        "4 jobs: 1 done; 1 failed; 1 refused; 1 perhaps paid\n"
         "this run 0 credits (0.00 USD); all runs 1 credit (0.005 USD)\n"
-        "1 perhaps paid: the create left this machine"
+        "1 perhaps paid: no answer proved what a create became (the server closed the connection)\n"
     )
 
     code, out, _ = await command(patient, "batch", "jobs.csv")  # no callbacks: nobody to wait for
@@ -679,6 +734,26 @@ async def test_however_it_ends_another_run_completes_it_and_pays_nothing_twice(
     assert (code, err) == (0, "")
     assert prompts_at(patient) == Counter(str(number) for number in range(6))
     assert outcomes_in(path) == {"done": 6}
+
+
+async def test_a_create_that_was_left_without_an_answer_is_perhaps_paid(tmp_path: Path) -> None:
+    write_jobs(tmp_path, 2)
+    async with Sandbox(api_key=KEY, durations=Never()) as service:
+        service.faults.create_answer_gate = asyncio.Event()
+        running = await start(service, tmp_path, "batch", "jobs.csv", "--max-in-flight", "1")
+        await until(lambda: service.tasks)
+        running.interrupt()
+        await running.said("interrupted: ")
+        running.interrupt()
+        await asyncio.sleep(0.2)
+    code, out, _ = await running.end()
+    assert code == 130
+    assert out.startswith(
+        "2 jobs: 1 perhaps paid; 1 not sent\n"
+        "this run 0 credits (0.00 USD); all runs 0 credits (0.00 USD)\n"
+        "1 perhaps paid: no answer proved what a create became\n"
+    )
+    assert outcomes_in(tmp_path / "jobs-results" / "results.jsonl") == {"perhaps paid": 1, "not sent": 1}
 
 
 # --- what is tried first, and what stops a batch -------------------------------------------------------

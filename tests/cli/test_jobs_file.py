@@ -241,12 +241,21 @@ def test_all_that_is_wrong_in_jsonl_is_told_at_once(folder: Path) -> None:
             )
             for mark, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars"))
         ),
+        *(
+            (text, ["line 1, column 1: its cells are divided by semicolons; save it as a CSV with commas"])
+            for text in (b'"ref";"model"\n"a";"m"\n', b"sep=;\r\nref;model\r\na;m\r\n")
+        ),
         (b"", ["line 1, column ref: missing in the header, which has: nothing"] * 2),
         (b"ref,prompt\n,\na,hi\n", ["line 1, column model: missing in the header, which has: ref, prompt"]),
         (b"ref,model,ref\n", ["line 1, column ref: stands in the header twice"]),
         (b"ref,model,n,n:json\n", ["line 1, column n:json: stands in the header twice"]),
         (b"ref,model,\nq,m,x\n", ["line 2, column 3: the header has no name for this column"]),
-        (b"ref,model,t\na,m,\xe4\n", ["line 2, column t: not UTF-8 text"]),
+        (b"ref,model,t\na,m,\xe4\n", ["line 2, column t: not UTF-8 text; save the file as CSV in UTF-8"]),
+        (b"ref,model\n\xe4,m\n", ["line 2, column ref: not UTF-8 text"]),
+        (
+            b"ref,model,image_url,audio_url\na,kling/v1-avatar-standard,\xe4,http://x.org/y\n",
+            ["line 2, column image_url: not UTF-8 text"],
+        ),
         (b"ref,model,t\xe4\n", ["line 1, column 3: not UTF-8 text"]),
         (b"ref,model,\x1b[1m\na,m\n", ["line 2, column '\\x1b[1m': the line ends too early: the header has"]),
         (
@@ -320,6 +329,10 @@ def test_a_folder_is_no_file(folder: Path) -> None:
         ("jobs.xls", b"\xd0\xcf\x11\xe0...", "is an old workbook (xls), not a CSV"),
         ("jobs.csv", "ref,model\n".encode("utf-16"), "is text in UTF-16; save it as CSV in UTF-8"),
         ("jobs.jsonl", "{}".encode("utf-16-be").join([b"\xfe\xff", b""]), "is text in UTF-16"),
+        ("jobs.csv", "ref,model\n".encode("utf-16-le"), "is text in UTF-16; save it as CSV in UTF-8"),
+        ("jobs.csv", "ref,model\n".encode("utf-16-be"), "is text in UTF-16; save it as CSV in UTF-8"),
+        ("jobs.csv", "ref,model\n".encode("utf-32"), "is text in UTF-32"),
+        ("jobs.tsv", b"ref\tmodel\n", "ends in .csv or .jsonl; save a table as CSV with commas, in UTF-8"),
         ("jobs.tsv", b"ref\tmodel\n", "a jobs file ends in .csv or .jsonl"),
     ],
 )

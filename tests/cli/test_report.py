@@ -209,7 +209,9 @@ def test_where_nothing_ended_there_is_no_series(rows: list[Row]) -> None:
     [
         ("task 0a1b2c3d4e5f60718293a4b5 failed: no face (422)", "no face (422)"),
         ("0a1b2c3d4e5f60718293a4b5-1.mp4: gone (HTTP 404)", "gone (HTTP 404)"),
-        ("ref 'anna' was used before", "ref the row was used before"),
+        ("the portrait of 'anna' is dark", "the portrait of the row is dark"),
+        ("row 'anna' was made before", "the row was made before"),
+        ("no answer (reset); intent 49cba61cebf831ba02cdd81dc2afc66b", "no answer (reset)"),
         ("see https://example.org/x?y=1 at 1764370000", "see … at …"),
         ("code 500: try\n again", "code 500: try again"),
     ],

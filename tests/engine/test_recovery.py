@@ -38,6 +38,7 @@ from kie_async import (
     TaskRequest,
     TaskTimedOut,
 )
+from kie_async.cli.demo_media import read_portrait, read_voice
 from kie_async.journal.intents import Intent
 from kie_async.limits.circuit_breaker import HALT_S, UNKNOWN_IN_A_ROW, CircuitBreaker
 
@@ -846,3 +847,31 @@ async def test_tasks_of_a_former_run_that_nobody_resumed_count_as_the_mean(
             await kie.create(attrs.evolve(ECHO, ref="d"))
         await kie.resume()  # they are held once, here or there
     assert len(sandbox.tasks) == 3
+
+
+async def test_what_was_reserved_for_a_create_is_reserved_after_a_restart(
+    sandbox: Sandbox, restart: Restart
+) -> None:
+    kie = await restart(budget=Budget(credits=100))
+    for ref in ("a", "b"):
+        await lose(kie, sandbox, spoken("kling/ai-avatar-standard", ref))
+    kie = await restart(budget=Budget(credits=40))
+    with pytest.raises(BudgetExceeded) as caught:
+        await kie.create(spoken("kling/ai-avatar-standard", "c"))
+    assert (caught.value.spent, caught.value.held) == (0.0, 32.0)
+
+
+async def test_a_hold_that_a_record_told_is_known_after_a_restart(sandbox: Sandbox, restart: Restart) -> None:
+    kie = await restart(budget=Budget(credits=20), callback_url=None, receiver=None)
+    handle = await kie.create(spoken("infinitalk/from-audio", "a"))
+    await eventually(lambda: handle.record is not None and handle.record.credits == 16.0)  # the table says 6
+    kie = await restart(budget=Budget(credits=20))
+    with pytest.raises(BudgetExceeded) as caught:
+        await kie.create(spoken("infinitalk/from-audio", "b"))
+    assert (caught.value.spent, caught.value.held) == (0.0, 16.0)
+
+
+def spoken(model: str, ref: str) -> TaskRequest:
+    """Return a request whose voice takes two seconds."""
+    fields = {"image_url": read_portrait(), "audio_url": read_voice(), "prompt": ""}
+    return TaskRequest(model=model, input=fields, ref=ref)

@@ -6,7 +6,6 @@ import re
 import socket
 import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from aiohttp import ThreadedResolver
 from aiohttp.abc import ResolveResult
 from conftest import OpenSession
 from support.journals import created, intent, opened, raw
+from support.stores import Store
 from support.tables import together
 
 from kie_async import AuthenticationError, JournalError, KieSession, Network, Sandbox, SqliteJournal
@@ -44,15 +44,6 @@ def elsewhere(belongs: str, speaks: str) -> str:
 
 
 # --- the rules -------------------------------------------------------------------------------------
-
-
-@asynccontextmanager
-async def journal_of(kind: str, path: Path) -> AsyncIterator[Journal]:
-    if kind == "memory":
-        yield MemoryJournal()
-    else:
-        async with opened(path) as journal:
-            yield journal
 
 
 RULES: dict[str, list[tuple[Account, str | None]]] = {
@@ -114,22 +105,20 @@ RULES: dict[str, list[tuple[Account, str | None]]] = {
 """What a journal that holds a paid task is opened with, one after the other, and the words of the refusal."""
 
 
-@pytest.mark.parametrize("kind", ["memory", "sqlite"])
 @pytest.mark.parametrize("steps", RULES.values(), ids=RULES)
 async def test_a_journal_with_a_task_takes_only_its_own_account(
-    kind: str, steps: list[tuple[Account, str | None]], tmp_path: Path
+    journal: Journal, steps: list[tuple[Account, str | None]]
 ) -> None:
-    async with journal_of(kind, tmp_path / "run.db") as journal:
-        for number, (given, refusal) in enumerate(steps):
-            if refusal is TAKEN:
+    for number, (given, refusal) in enumerate(steps):
+        if refusal is TAKEN:
+            await journal.check_account(given)
+        else:
+            with pytest.raises(JournalError, match=refusal) as caught:
                 await journal.check_account(given)
-            else:
-                with pytest.raises(JournalError, match=refusal) as caught:
-                    await journal.check_account(given)
-                assert "\n" not in str(caught.value)
-            if number == 0:
-                await journal.mark_sending(intent())
-                await journal.mark_created("i1", "t1")
+            assert "\n" not in str(caught.value)
+        if number == 0:
+            await journal.mark_sending(intent())
+            await journal.mark_created("i1", "t1")
 
 
 BELONGS_TO_NOBODY = {
@@ -148,35 +137,31 @@ BELONGS_TO_ITS_ACCOUNT = {
 }
 
 
-@pytest.mark.parametrize("kind", ["memory", "sqlite"])
 @pytest.mark.parametrize("end", BELONGS_TO_NOBODY.values(), ids=BELONGS_TO_NOBODY)
 async def test_a_journal_that_holds_nothing_paid_takes_any_account(
-    kind: str, end: tuple[IntentState, int | None] | None, tmp_path: Path
+    journal: Journal, end: tuple[IntentState, int | None] | None
 ) -> None:
-    async with journal_of(kind, tmp_path / "run.db") as journal:
-        await journal.check_account(account("mistyped", WORK, "http://127.0.0.1:8800"))
-        if end is not None:
-            await journal.mark_sending(intent())
-            await journal.mark_ended("i1", end[0], code=end[1])
-        await journal.check_account(account())
-        await journal.mark_sending(intent(2))
-        with pytest.raises(JournalError, match="belongs to https://api"):
-            await journal.check_account(account("mistyped", WORK, "http://127.0.0.1:8800"))
-        with pytest.raises(JournalError, match=WITHOUT_A_NAME):
-            await journal.check_account(account("mistyped"))
-
-
-@pytest.mark.parametrize("kind", ["memory", "sqlite"])
-@pytest.mark.parametrize("end", BELONGS_TO_ITS_ACCOUNT.values(), ids=BELONGS_TO_ITS_ACCOUNT)
-async def test_a_create_that_may_be_paid_ties_a_journal(
-    kind: str, end: tuple[IntentState, int | None], tmp_path: Path
-) -> None:
-    async with journal_of(kind, tmp_path / "run.db") as journal:
-        await journal.check_account(account())
+    await journal.check_account(account("mistyped", WORK, "http://127.0.0.1:8800"))
+    if end is not None:
         await journal.mark_sending(intent())
         await journal.mark_ended("i1", end[0], code=end[1])
-        with pytest.raises(JournalError, match=WITHOUT_A_NAME):
-            await journal.check_account(account(NEW))
+    await journal.check_account(account())
+    await journal.mark_sending(intent(2))
+    with pytest.raises(JournalError, match="belongs to https://api"):
+        await journal.check_account(account("mistyped", WORK, "http://127.0.0.1:8800"))
+    with pytest.raises(JournalError, match=WITHOUT_A_NAME):
+        await journal.check_account(account("mistyped"))
+
+
+@pytest.mark.parametrize("end", BELONGS_TO_ITS_ACCOUNT.values(), ids=BELONGS_TO_ITS_ACCOUNT)
+async def test_a_create_that_may_be_paid_ties_a_journal(
+    journal: Journal, end: tuple[IntentState, int | None]
+) -> None:
+    await journal.check_account(account())
+    await journal.mark_sending(intent())
+    await journal.mark_ended("i1", end[0], code=end[1])
+    with pytest.raises(JournalError, match=WITHOUT_A_NAME):
+        await journal.check_account(account(NEW))
 
 
 async def test_a_journal_of_a_users_own_takes_any_account() -> None:
@@ -199,12 +184,13 @@ async def of_old(path: Path) -> None:
         await created(journal)
 
 
-async def test_the_note_outlives_the_process(tmp_path: Path) -> None:
-    path = tmp_path / "run.db"
-    await of_old(path)
-    async with opened(path) as journal:
+async def test_the_note_outlives_the_process(durable_store: Store) -> None:
+    async with durable_store.opened() as journal:
         await journal.check_account(account())
-        with pytest.raises(JournalError, match=f"^journal {re.escape(str(path))} was made"):
+        await created(journal)
+    async with durable_store.opened() as journal:
+        await journal.check_account(account())
+        with pytest.raises(JournalError, match=f"^{re.escape(durable_store.label)} was made"):
             await journal.check_account(account(NEW))
 
 

@@ -43,6 +43,16 @@ async def test_the_one_in_memory_forgets_what_has_settled() -> None:
     await journal.aclose()
 
 
+async def test_the_one_in_memory_knows_what_a_task_costs_until_it_has_settled() -> None:
+    journal = MemoryJournal()
+    await journal.mark_sending(intent(1, audio_s=2.0, expected_credits=6.0))
+    await journal.mark_created("i1", "t1")
+    await journal.mark_held("i1", 16.0)
+    assert [(i.audio_s, i.expected_credits, i.held_credits) for i in await journal.list_unsettled()] == [
+        (2.0, 6.0, 16.0)
+    ]
+
+
 def test_a_note_that_failed_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.ERROR, "kie_async"), log_failed_note("the end of a create"):
         raise JournalError("disk full")

@@ -4,45 +4,52 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 
 import pytest
 from support.journals import intent
 from support.slow_journals import CommitGate, CommitWeather, Disk, ModelJournal
+from support.stores import DURABLE, EVERY, MemoryStore, Store, store_of
 
-from kie_async import JournalError, SqliteJournal, TaskRecord, TaskState
+from kie_async import JournalError, TaskRecord, TaskState
 from kie_async.journal.base import Journal
 from kie_async.journal.intents import IntentState
-from kie_async.journal.memory import MemoryJournal
 
 SECOND = intent(2, ref="r1", replaces="i1")
 
 
-def model_journal() -> ModelJournal:
-    return ModelJournal(Disk(), CommitGate(CommitWeather(random.Random(0))))
+class ModelStore(MemoryStore):
+    """What the kinds are compared with in other tests must do as they do."""
+
+    def make(self, *_: object, **__: object) -> ModelJournal:
+        return ModelJournal(Disk(), CommitGate(CommitWeather(random.Random(0))))
 
 
-@pytest.fixture(params=["memory", "sqlite", "model"])
-async def journal(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Journal]:
-    kinds: dict[str, Callable[[], Journal]] = {
-        "memory": MemoryJournal,
-        "sqlite": lambda: SqliteJournal(tmp_path / "run.db"),
-        "model": model_journal,
-    }
-    journal = kinds[request.param]()
-    await journal.open()
-    await journal.mark_sending(intent(1))
-    yield journal
-    await journal.aclose()
+def store_or_model(request: pytest.FixtureRequest) -> Store:
+    return ModelStore() if request.param == "model" else store_of(request)
 
 
-@pytest.fixture(params=["sqlite", "model"])
-async def durable(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Journal]:
-    journal: Journal = SqliteJournal(tmp_path / "run.db") if request.param == "sqlite" else model_journal()
-    await journal.open()
-    await journal.mark_sending(intent(1))
-    yield journal
-    await journal.aclose()
+@pytest.fixture(params=[*EVERY, "model"])
+def store(request: pytest.FixtureRequest) -> Store:
+    return store_or_model(request)
+
+
+@pytest.fixture(params=[*DURABLE, "model"])
+def durable_store(request: pytest.FixtureRequest) -> Store:
+    return store_or_model(request)
+
+
+@pytest.fixture
+async def journal(store: Store) -> AsyncIterator[Journal]:
+    async with store.opened() as journal:
+        await journal.mark_sending(intent(1))
+        yield journal
+
+
+@pytest.fixture
+async def durable(durable_store: Store) -> AsyncIterator[Journal]:
+    async with durable_store.opened() as durable:
+        await durable.mark_sending(intent(1))
+        yield durable
 
 
 async def refuse(journal: Journal) -> None:

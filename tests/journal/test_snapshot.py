@@ -14,12 +14,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from support.journals import DONE, as_left_by_a_crash, created, intent, opened, raw, states
+from support.journals import DONE, SCHEMA_1, as_left_by_a_crash, created, intent, opened, raw, states
 
 from kie_async import JournalError, JournalLocked, SqliteJournal
 from kie_async.journal.intents import Intent
 from kie_async.journal.owner import Owner, owner_path, read_owner, write_owner
-from kie_async.journal.sqlite_schema import SCHEMA
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -178,8 +177,7 @@ async def test_rescued_ids_are_read_and_stay(path: Path) -> None:
 
 async def test_a_file_of_an_older_version_is_read_and_stays_as_it_is(path: Path) -> None:
     with raw(path) as db:
-        db.executescript(SCHEMA)
-        db.executescript("ALTER TABLE intent DROP COLUMN replaces; DROP TABLE claim; PRAGMA user_version = 1")
+        db.executescript(SCHEMA_1)
     before = path.read_bytes()
     async with read_only(path) as reader:
         assert await reader.list_intents() == []

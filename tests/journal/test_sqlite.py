@@ -1,4 +1,4 @@
-"""The durable journal: what it promises when all goes well, and one typed error for whatever does not."""
+"""The journal in a file: who may have it, what it opens, and one typed error for whatever goes wrong."""
 
 # ruff: noqa: ASYNC220, ASYNC221, ASYNC240  (files and processes are what this is about)
 
@@ -10,7 +10,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import sqlite3
 import stat
 import subprocess
@@ -23,25 +22,31 @@ from typing import Any
 
 import attrs
 import pytest
-from conftest import HMAC_KEY, OpenSession
+from conftest import OpenSession
 from support.clock import eventually
-from support.journals import DONE, SCHEMA_1, as_left_by_a_crash, created, intent, opened, raw, states
+from support.journals import (
+    DONE,
+    SCHEMA_1,
+    SCHEMA_2,
+    as_left_by_a_crash,
+    created,
+    intent,
+    opened,
+    raw,
+    states,
+)
 
 from kie_async import (
-    CallbackReceiver,
-    InvalidRequest,
     JournalError,
     JournalLocked,
     Sandbox,
-    ServedReceiver,
     SqliteJournal,
-    TaskRecord,
     TaskRequest,
-    TaskState,
 )
-from kie_async.callbacks.address import callback_mac, derive_callback_secret
 from kie_async.journal.intents import IntentState
 from kie_async.journal.sqlite_schema import APPLICATION_ID, SCHEMA, VERSION
+from kie_async.limits.prices import TakenPrices
+from kie_async.wire.records import decode_record
 
 ROOT = Path(__file__).parent.parent.parent
 ECHO = TaskRequest(model="sandbox/echo", input={"prompt": "a smile"})
@@ -94,99 +99,34 @@ async def elsewhere(path: Path) -> str:
     return await asyncio.to_thread(python, OPEN_ELSEWHERE, path)
 
 
-# --- the schema --------------------------------------------------------------------------------
+# --- its notes ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        "UPDATE intent SET sends = 2 WHERE intent_id = 'i1'",
-        "UPDATE intent SET sends = sends + 1",
-        "UPDATE intent SET state = 'SENT'",
-        "UPDATE intent SET task_id = 't1'",
-        "UPDATE intent SET ref = 'r1'",
-        "UPDATE intent SET intent_id = 'i1'",
-        "UPDATE intent SET planned_ms = 'soon'",
-        "UPDATE intent SET model = NULL",
-    ],
-)
-async def test_the_schema_refuses_what_must_not_be(path: Path, change: str) -> None:
-    async with opened(path) as journal:
-        await created(journal, 1)
-        await created(journal, 2)
-    with raw(path) as db, pytest.raises(sqlite3.IntegrityError):
-        db.execute(change)
-
-
-async def test_an_intent_is_sent_once(journal: SqliteJournal) -> None:
-    await journal.mark_sending(intent())
-    with pytest.raises(JournalError, match="state it must be in"):
-        await journal.mark_sending(intent())
-    await journal.mark_unsent("i1")
-    await journal.mark_sending(intent())
-    await journal.mark_created("i1", "t1")
-    for again in (journal.mark_sending(intent()), journal.mark_unsent("i1")):
-        with pytest.raises(JournalError):
-            await again
-    assert await states(journal) == {"i1": "CREATED"}
-
-
-async def test_a_task_belongs_to_one_intent(journal: SqliteJournal) -> None:
+async def test_a_task_of_another_intent_needs_no_rescue(journal: SqliteJournal) -> None:
     await created(journal)
     await journal.mark_sending(intent(2))
     with pytest.raises(JournalError, match="task t1 belongs to another intent, i1"):
         await journal.mark_created("i2", "t1")
     assert not journal.rescue_path.exists()
-    await journal.mark_created("i1", "t1")  # said again, it is no news
-    with pytest.raises(JournalError, match="another task"):
-        await journal.mark_created("i1", "t3")
 
 
-async def test_a_ref_belongs_to_one_intent_that_may_be_a_task(journal: SqliteJournal) -> None:
-    for state, code, is_free in [
-        (IntentState.NOT_CREATED, None, True),
-        (IntentState.REJECTED, 402, True),
-        (IntentState.REJECTED, 422, True),
-        (IntentState.REJECTED, 408, False),
-        (IntentState.REJECTED, 500, False),
-        (IntentState.UNKNOWN, None, False),
-        (IntentState.WRITTEN_OFF, None, False),
-    ]:
-        name = f"{state}{code}"
-        await journal.mark_sending(intent(name))
-        await journal.mark_ended(f"i{name}", state, reason="words", code=code)
-        assert (await journal.find_by_ref(f"r{name}") is None) is is_free
-        if is_free:
-            await journal.mark_sending(intent(name, intent_id=f"second {name}"))
-        elif state is not IntentState.WRITTEN_OFF:
-            with pytest.raises(JournalError, match=r"intent\.ref"):
-                await journal.mark_sending(intent(name, intent_id=f"second {name}"))
-
-
-async def test_what_a_task_became_is_never_changed(journal: SqliteJournal) -> None:
-    await created(journal)
-    await journal.mark_settled("i1", DONE)
-    for change in (
-        journal.mark_settled("i1", TaskRecord(task_id="t1", state=TaskState.FAIL)),
-        journal.mark_ended("i1", IntentState.UNKNOWN),
-        journal.mark_unsent("i1"),
-    ):
+async def test_what_a_former_process_left_is_not_taken_back(path: Path, tmp_path: Path) -> None:
+    async with opened(path) as journal:
+        await journal.mark_sending(intent(1))
+        crashed = as_left_by_a_crash(path, tmp_path / "crash")
+    async with opened(crashed) as journal:
         with pytest.raises(JournalError):
-            await change
-    await journal.mark_created("i1", "t1")
-    (found,) = await journal.list_intents()
-    assert (found.state, found.credits, json.loads(found.record)["state"]) == (
-        IntentState.SUCCEEDED,
-        1.0,
-        "success",
-    )
+            await journal.mark_unsent("i1")
+        assert await states(journal) == {"i1": "UNKNOWN"}
 
 
-async def test_one_note_that_fails_takes_nothing_else_back(journal: SqliteJournal) -> None:
-    notes = [journal.mark_sending(intent(number)) for number in (1, 2, 1, 3)]
-    outcomes = await asyncio.gather(*notes, return_exceptions=True)
-    assert [type(outcome) for outcome in outcomes] == [type(None), type(None), JournalError, type(None)]
-    assert set(await states(journal)) == {"i1", "i2", "i3"}
+async def test_a_text_result_takes_the_room_of_its_utf8(path: Path) -> None:
+    text = json.dumps({"resultObject": {"text": "ж" * 190_000}}, ensure_ascii=False)
+    record = decode_record({"taskId": "t1", "state": "success", "resultJson": text})
+    async with opened(path) as journal:
+        await created(journal)
+        await journal.mark_settled("i1", record)
+    assert path.stat().st_size < 500_000
 
 
 async def test_many_notes_share_few_commits(journal: SqliteJournal) -> None:
@@ -202,15 +142,6 @@ async def test_many_notes_share_few_commits(journal: SqliteJournal) -> None:
     await asyncio.gather(*(journal.mark_sending(intent(number)) for number in range(1000)))
     assert len(await journal.list_intents()) == 1000
     assert commits < 20
-
-
-async def test_a_close_right_after_a_note_was_asked_for_keeps_it(path: Path) -> None:
-    async with opened(path) as journal:
-        notes = [asyncio.create_task(journal.mark_sending(intent(number))) for number in range(3)]
-        await asyncio.sleep(0)
-    await asyncio.gather(*notes)
-    async with opened(path) as journal:
-        assert set(await states(journal)) == {"i0", "i1", "i2"}
 
 
 async def test_an_id_learned_in_the_last_turns_of_a_loop_is_kept(path: Path) -> None:
@@ -243,45 +174,6 @@ async def test_an_id_learned_in_the_last_turns_of_a_loop_is_kept(path: Path) -> 
         assert {found.task_id for found in await journal.list_unsettled()} == {
             f"t{number}" for number in range(5)
         }
-
-
-async def test_a_note_of_two_changes_that_fails_takes_both_back(journal: SqliteJournal) -> None:
-    await journal.mark_sending(intent(1))
-    await journal.mark_ended("i1", IntentState.NOT_CREATED)
-    await journal.mark_sending(intent(2))
-    notes = (
-        journal.mark_sending(intent(1, intent_id="i2")),  # frees the ref, and then finds its own id taken
-        journal.mark_sending(intent(3)),
-    )
-    outcomes = await asyncio.gather(*notes, return_exceptions=True)
-    assert [type(outcome) for outcome in outcomes] == [JournalError, type(None)]
-    assert {found.intent_id: found.ref for found in await journal.list_intents()} == {
-        "i1": "r1",
-        "i2": "r2",
-        "i3": "r3",
-    }
-
-
-HOSTILE = [
-    "'; DROP TABLE intent; --", '"', "a\0b", "a", "a\0", "%", "_", "A", "ä", "a\u0308", "\u202egpj.exe",
-    "😀" * 128, "x" * 512, " a", "\r\n[FATAL] x", "NULL", "1", "1.0", "../../etc/passwd", "{}", "${jndi:x}",
-]  # fmt: skip
-
-
-async def test_any_text_is_a_ref(path: Path) -> None:
-    async with opened(path) as journal:
-        for number, ref in enumerate(HOSTILE):
-            await journal.mark_sending(intent(number, ref=ref))
-    async with opened(path) as journal:
-        for number, ref in enumerate(HOSTILE):
-            found = await journal.find_by_ref(ref)
-            assert found is not None
-            assert (found.intent_id, found.ref) == (f"i{number}", ref)
-
-
-def test_half_a_character_is_no_ref() -> None:
-    with pytest.raises(InvalidRequest, match="ref must be valid unicode"):
-        TaskRequest(model="m", input={}, ref="a\ud800")
 
 
 # --- who may have it ---------------------------------------------------------------------------
@@ -386,33 +278,6 @@ async def test_a_fork_is_refused_and_keeps_nothing(path: Path) -> None:
         assert set(await states(journal)) == {"i1", "i3"}
 
 
-async def test_a_closed_journal_says_so(path: Path) -> None:
-    journal = SqliteJournal(path)
-    with pytest.raises(JournalError, match="is closed"):
-        await journal.find_by_ref("r1")
-    await journal.open()
-    with pytest.raises(JournalError, match="is open already"):
-        await journal.open()
-    closing = asyncio.create_task(journal.aclose())
-    await asyncio.sleep(0)
-    with pytest.raises(JournalError, match="is closed"):
-        await journal.mark_sending(intent())
-    await closing
-    await journal.aclose()
-    await journal.open()
-    await journal.aclose()
-
-
-async def test_a_cancelled_open_lets_go(path: Path) -> None:
-    opening = asyncio.create_task(SqliteJournal(path).open())
-    await asyncio.sleep(0)
-    opening.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await opening
-    async with opened(path):
-        pass
-
-
 # --- what it opens and what not ----------------------------------------------------------------
 
 
@@ -495,10 +360,11 @@ def columns_of(path: Path) -> set[tuple[Any, ...]]:
         return {*db.execute(query).fetchall(), *db.execute("PRAGMA user_version").fetchall()}
 
 
-async def test_a_file_of_version_1_is_read(path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("schema", [SCHEMA_1, SCHEMA_2], ids=["version 1", "version 2"])
+async def test_a_file_of_a_former_version_is_read(path: Path, tmp_path: Path, schema: str) -> None:
     """Golden: when the schema changes, the version does too, and this file becomes one of the new version."""
     with raw(path) as db:
-        db.executescript(SCHEMA_1 + GOLDEN)
+        db.executescript(schema + GOLDEN)
     for each in (path, tmp_path / "new.db"):
         async with opened(each):
             pass
@@ -517,6 +383,36 @@ async def test_a_file_of_version_1_is_read(path: Path, tmp_path: Path) -> None:
     assert json.loads(found.record) == {"taskId": "t4", "state": "success"}
     assert await journal.find_by_ref("r1") is None
     await journal.aclose()
+
+
+async def test_a_file_that_cannot_be_brought_up_to_date_stays_as_it_was(path: Path, tmp_path: Path) -> None:
+    with raw(path) as db:
+        # The last step fails: there is a table of that name already, with other columns.
+        db.executescript(SCHEMA_2 + GOLDEN + "CREATE TABLE note(other TEXT);")
+    before = columns_of(path)
+    with pytest.raises(JournalError):
+        await SqliteJournal(path).open()
+    assert columns_of(path) == before
+
+
+async def test_what_tasks_took_is_known_by_their_seconds_where_those_were_noted(
+    journal: SqliteJournal,
+) -> None:
+    took = [(None, 40.0), (10.0, 30.0), (2.5, 10.0), (0.5, 3.0)]
+    for number, (audio_s, price) in enumerate(took):
+        await journal.mark_sending(intent(number, audio_s=audio_s))
+        await journal.mark_created(f"i{number}", f"t{number}")
+        await journal.mark_settled(f"i{number}", attrs.evolve(DONE, task_id=f"t{number}", credits=price))
+    assert await journal.load_prices() == {"m": TakenPrices(40.0, 4.0, 10.0, 40.0)}
+
+
+async def test_what_is_held_is_noted_of_a_task_that_runs(journal: SqliteJournal) -> None:
+    await journal.mark_sending(intent(1, expected_credits=6.0))
+    await journal.mark_held("i1", 16.0)  # as yet it is none
+    await journal.mark_created("i1", "t1")
+    assert [(i.expected_credits, i.held_credits) for i in await journal.list_unsettled()] == [(6.0, None)]
+    await journal.mark_held("i1", 16.0)
+    assert [(i.expected_credits, i.held_credits) for i in await journal.list_unsettled()] == [(6.0, 16.0)]
 
 
 # --- damage ------------------------------------------------------------------------------------
@@ -966,139 +862,7 @@ async def test_after_a_failed_fsync_nothing_more_is_sent(path: Path, failing_fsy
     )
 
 
-# --- what is not in it -------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("keeps", [False, True])
-async def test_requests_are_kept_only_on_demand_and_secrets_never(
-    path: Path,
-    sandbox: Sandbox,
-    served: ServedReceiver,
-    receiver: CallbackReceiver,
-    keeps: bool,
-    open_session: OpenSession,
-) -> None:
-    journal = SqliteJournal(path, keep_bodies=keeps)
-    kie = await open_session(journal=journal, callback_url=served.url, receiver=receiver)
-    request = TaskRequest(model="sandbox/echo", input={"prompt": "my private words"}, ref="a")
-    ended, begun = await kie.create(request), await kie.create("sandbox/echo", {"prompt": "my private words"})
-    sandbox.finish(ended.task_id)
-    await ended
-    intents = {intent.intent_id for intent in await journal.list_intents()}
-    crash = as_left_by_a_crash(path, path.with_name("crash"))
-    await kie.aclose()
-    written = b"".join(file.read_bytes() for file in (crash, Path(f"{crash}-wal"), path))
-    secret = derive_callback_secret("sandbox-key")
-    for key in ("sandbox-key", HMAC_KEY, *(callback_mac(intent_id, secret=secret) for intent_id in intents)):
-        assert key.encode() not in written
-    assert (b"my private words" in written) is keeps
-    assert ended.task_id.encode() in written
-    assert begun.task_id.encode() in written
-
-
 # --- the rules ---------------------------------------------------------------------------------
-
-
-class Gated(SqliteJournal):
-    """A journal some of whose notes wait at a gate, or fail."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self.gates: dict[str, asyncio.Event] = {}
-        self.reached: list[str] = []
-        self.broken: set[str] = set()
-
-    async def _pass(self, name: str) -> None:
-        self.reached.append(name)
-        if name in self.broken:
-            raise JournalError("made up")
-        if name in self.gates:
-            await self.gates[name].wait()
-
-    async def mark_sending(self, intent_id: str) -> None:
-        await self._pass("sending")
-        await super().mark_sending(intent_id)
-
-    async def mark_created(self, *args: Any, **options: Any) -> None:
-        await super().mark_created(*args, **options)
-        await self._pass("created")
-
-    async def mark_settled(self, *args: Any) -> None:
-        await super().mark_settled(*args)
-        await self._pass("settled")
-
-
-@pytest.fixture
-def gated(path: Path) -> Gated:
-    return Gated(path)
-
-
-async def test_r1_sending_is_committed_before_the_first_byte(
-    path: Path, tmp_path: Path, gated: Gated, sandbox: Sandbox, open_session: OpenSession
-) -> None:
-    kie = await open_session(journal=gated)
-    gate = gated.gates["sending"] = asyncio.Event()
-    sandbox.faults.create_answer_gate = asyncio.Event()
-    creating = asyncio.create_task(kie.create(ECHO))
-    await eventually(lambda: gated.reached)
-    await asyncio.sleep(0.05)
-    assert not sandbox.counts["create"]
-    gate.set()
-    await eventually(lambda: sandbox.counts["create.bodies"])
-    crashed = as_left_by_a_crash(path, tmp_path / "crash")
-    sandbox.faults.create_answer_gate.set()
-    await creating
-    assert [state for _, _, state in (await facts(crashed)).values()] == [IntentState.UNKNOWN]
-
-
-async def test_r2_an_id_is_committed_before_create_returns(
-    path: Path, tmp_path: Path, gated: Gated, sandbox: Sandbox, open_session: OpenSession
-) -> None:
-    kie = await open_session(journal=gated)
-    gate = gated.gates["created"] = asyncio.Event()
-    creating = asyncio.create_task(kie.create(ECHO))
-    await eventually(lambda: "created" in gated.reached)
-    crashed = as_left_by_a_crash(path, tmp_path / "crash")
-    assert not creating.done()
-    gate.set()
-    handle = await creating
-    assert [task_id for _, task_id, _ in (await facts(crashed)).values()] == [handle.task_id]
-
-
-async def test_r3_an_end_is_committed_before_the_handle_tells_it(
-    path: Path, tmp_path: Path, gated: Gated, sandbox: Sandbox, open_session: OpenSession
-) -> None:
-    kie = await open_session(journal=gated)
-    gate = gated.gates["settled"] = asyncio.Event()
-    handle = await kie.create(ECHO)
-    sandbox.finish(handle.task_id)
-    await eventually(lambda: "settled" in gated.reached)
-    crashed = as_left_by_a_crash(path, tmp_path / "crash")
-    assert not handle.is_done
-    gate.set()
-    await handle
-    assert [state for _, _, state in (await facts(crashed)).values()] == [IntentState.SUCCEEDED]
-
-
-async def test_r4_what_could_not_be_committed_is_not_sent(
-    path: Path, gated: Gated, open_session: OpenSession
-) -> None:
-    arrived = bytearray()
-
-    async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        arrived.extend(await reader.read())
-        writer.close()
-
-    server = await asyncio.start_server(swallow, "127.0.0.1", 0)
-    async with server:
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        gated.broken = {"sending"}
-        kie = await open_session(journal=gated, base_url=url)
-        with pytest.raises(JournalError, match="made up"):
-            await kie.create(ECHO)
-        await asyncio.sleep(0.05)
-    assert arrived == b""
-    assert not await states(gated)
 
 
 async def test_r5_an_id_that_cannot_be_committed_is_rescued(
@@ -1175,52 +939,3 @@ async def test_rescued_lines_that_cannot_be_used_are_kept(
     assert "5 rescued ids could not be put into the journal" in caplog.text
     assert not journal.rescue_path.exists()
     assert '"ta' in path.with_name("run.db.rescue.unused").read_text()
-
-
-async def test_what_was_on_its_way_is_unknown_and_never_planned_again(path: Path, tmp_path: Path) -> None:
-    async with opened(path) as journal:
-        await journal.mark_sending(intent(1))
-        await journal.mark_sending(intent(2))
-        await journal.mark_unsent("i2")
-        crashed = as_left_by_a_crash(path, tmp_path / "crash")
-    for _ in range(3):
-        async with opened(crashed) as journal:
-            assert await states(journal) == {"i1": "UNKNOWN", "i2": "NOT_CREATED"}
-            assert await journal.find_by_ref("r1")
-            with pytest.raises(JournalError):
-                await journal.mark_sending(intent(1))
-            with pytest.raises(JournalError):
-                await journal.mark_unsent("i1")
-            with pytest.raises(JournalError):
-                await journal.mark_sending(intent(1, intent_id="again"))
-
-
-async def test_occurrences_are_counted_for_one_run(path: Path) -> None:
-    for _ in range(2):
-        async with opened(path) as journal:
-            assert [await journal.count_occurrence(key) for key in (b"a", b"b", b"a", b"a")] == [1, 1, 2, 3]
-
-
-async def test_a_killed_process_leaves_a_journal_that_opens(path: Path) -> None:
-    script = """
-        import asyncio, os, signal, sys
-        from kie_async import SqliteJournal
-        from kie_async.journal.base import Intent
-
-        async def main():
-            journal = SqliteJournal(sys.argv[1])
-            await journal.open()
-            for number in range(20):
-                await journal.mark_sending(Intent(intent_id=f"i{number}", model="m", ref=f"r{number}"))
-            print("ready", flush=True)
-            os.kill(os.getpid(), signal.SIGKILL)
-
-        asyncio.run(main())
-    """
-    command = [sys.executable, "-c", textwrap.dedent(script), path]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    run = await asyncio.to_thread(subprocess.run, command, capture_output=True, env=environment)
-    assert run.returncode == -signal.SIGKILL
-    async with opened(path) as journal:
-        assert list((await states(journal)).values()) == ["UNKNOWN"] * 20
-        assert attrs.astuple(await journal.load_totals()) == (20, 0, 0.0)

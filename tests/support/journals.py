@@ -47,6 +47,22 @@ INSERT INTO run VALUES (0);
 """  # noqa: E501
 """What the first version of a journal was made of."""
 
+SCHEMA_2 = (
+    SCHEMA_1.replace("user_version = 1", "user_version = 2").replace(
+        "  planned_ms", "  replaces TEXT NOT NULL DEFAULT '',\n  planned_ms"
+    )
+    + """
+CREATE TABLE claim(
+  intent_id TEXT NOT NULL,
+  task_id TEXT NOT NULL,
+  source TEXT NOT NULL CHECK(source IN ('signed', 'unsigned', 'answer')),
+  noted_ms INTEGER NOT NULL,
+  PRIMARY KEY(intent_id, task_id)
+) STRICT, WITHOUT ROWID;
+"""
+)
+"""And of the second."""
+
 
 @contextlib.asynccontextmanager
 async def opened(path: Path, **options: Any) -> AsyncIterator[SqliteJournal]:

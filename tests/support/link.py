@@ -1,4 +1,4 @@
-"""A line to a sandbox that can be frozen or cut, for tests of what a session does meanwhile."""
+"""A line to a server that can be frozen or cut, for tests of what a session does meanwhile."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Link:
     """Passes connections on to *url*, until it is told not to."""
 
     def __init__(self, url: str) -> None:
-        self._to = urlsplit(url).port
+        self._to = urlsplit(url)
         self._port = 0
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
@@ -68,7 +68,7 @@ class Link:
         self._writers.add(writer)
         try:
             with suppress(OSError):
-                there = await asyncio.open_connection("127.0.0.1", self._to)
+                there = await asyncio.open_connection(self._to.hostname, self._to.port)
                 self._writers.add(there[1])
                 try:
                     await asyncio.gather(self._pass(reader, there[1]), self._pass(there[0], writer))

@@ -38,6 +38,11 @@ def eager(new_loop: LoopFactory) -> LoopFactory:
     return partial(_eager, new_loop)
 
 
+def as_asked(new_loop: LoopFactory) -> LoopFactory:
+    """Return what makes a loop of a test's own, with eager tasks if those were asked for."""
+    return eager(new_loop) if ASKED_FOR == "eager" else new_loop
+
+
 LOOPS: dict[str, LoopFactory] = {
     "plain": asyncio.new_event_loop,
     "eager": eager(asyncio.new_event_loop),

@@ -10,7 +10,7 @@ import attrs
 
 from kie_async import Budget, BudgetExceeded
 from kie_async.limits.budget import BudgetLedger
-from kie_async.limits.prices import Charge
+from kie_async.limits.prices import Charge, TakenPrices
 
 from .clock import Clock
 
@@ -104,8 +104,10 @@ class Account:
         self.taken: dict[str, float] = {}
         """What is held or was spent, by intent."""
         self.running: dict[str, Charge] = {}
-        """What a record can be read of; in a new session nobody knows its seconds."""
-        self.models: dict[str, str] = {}
+        """What a record can be read of; in a new session as the journal knows it."""
+        self.charges: dict[str, Charge] = {}
+        self.holds: dict[str, float] = {}
+        """What the journal knows to be held."""
         self.lost: dict[str, Charge] = {}
         """What is perhaps paid."""
         self.most = 0.0
@@ -142,10 +144,15 @@ class Account:
         if luck < self.world.refused:
             self.ledger.release(intent)
             return False
-        self.taken[intent], self.models[intent] = price, charge.model
+        self.taken[intent], self.charges[intent] = price, charge
         self.surprise = max(self.surprise, price - expected)
         self.most = max(self.most, sum(self.taken.values()))
-        left = self.world.models[charge.model].charge(charge.model, 0.0, is_measured=False)
+        # Of the request the journal knows nothing but the seconds.
+        is_measured = charge.audio_s is not None
+        left = self.world.models[charge.model].charge(
+            charge.model, charge.audio_s or 0.0, is_measured=is_measured
+        )
+        left = attrs.evolve(left, reserved=expected)
         if luck > 1 - self.world.unknown:
             self.unseen += max(0.0, price - expected)
             self.ledger.note_left(intent)
@@ -158,7 +165,8 @@ class Account:
         runs_s, price = self.rng.uniform(20.0, 60.0), self.taken[intent]
         if self.world.says_hold_s < runs_s:
             await asyncio.sleep(self.world.says_hold_s)
-            self.ledger.note_hold(intent, price)
+            if self.ledger.note_hold(intent, price):
+                self.holds[intent] = price
             runs_s -= self.world.says_hold_s
         await asyncio.sleep(runs_s)
         if self.rng.random() < self.world.failing:
@@ -181,14 +189,25 @@ class Account:
 
     def restored(self, unsettled: dict[str, Charge]) -> BudgetLedger:
         settled = {i: took for i, took in self.taken.items() if i not in self.running and i not in self.lost}
-        ledger, prices = BudgetLedger(Budget(credits=CREDITS)), dict[str, float]()
-        for intent, took in settled.items():
-            if took:
-                prices[self.models[intent]] = max(took, prices.get(self.models[intent], 0.0))
+        ledger = BudgetLedger(Budget(credits=CREDITS))
         ledger.restore(
-            tasks=len(self.taken), spent=sum(settled.values()), prices=prices, unsettled=unsettled.items()
+            tasks=len(self.taken),
+            spent=sum(settled.values()),
+            prices={name: self.prices(name, settled) for name in self.world.models},
+            unsettled=[(intent, charge, self.holds.get(intent)) for intent, charge in unsettled.items()],
         )
         return ledger
+
+    def prices(self, name: str, settled: dict[str, float]) -> TakenPrices:
+        """Return what the journal knows of the tasks of a model."""
+        took = [(self.charges[i].audio_s, c) for i, c in settled.items() if self.charges[i].model == name]
+        measured = [(s, price) for s, price in took if s is not None and price]
+        return TakenPrices(
+            credits=max((price for _, price in took), default=0.0),
+            per_s=max((price / max(1.0, s) for s, price in measured), default=0.0),
+            longest_s=max((s for s, _ in measured), default=0.0),
+            unmeasured=max((price for s, price in took if s is None), default=0.0),
+        )
 
 
 async def spend(world: World, clock: Clock) -> Account:

@@ -6,6 +6,7 @@ import json
 import pickle
 import re
 import time
+from base64 import b64encode, urlsafe_b64encode
 from urllib.parse import quote, unquote
 
 import attrs
@@ -88,6 +89,38 @@ def test_a_key_is_cut_out_however_it_is_spelled(text: str) -> None:
     assert KEY not in shown
     assert HMAC_KEY not in shown
     assert "***" in shown
+
+
+ENCODED = {
+    "hex": lambda data: data.hex(),
+    "hex, upper case": lambda data: data.hex().upper(),
+    "base64": lambda data: b64encode(data).decode(),
+    "base64 of a URL": lambda data: urlsafe_b64encode(data).decode(),
+}
+
+
+@together(
+    "text",
+    [
+        encode(before.encode() + key.encode() + after.encode())
+        for encode in ENCODED.values()
+        for key in (KEY, HMAC_KEY)
+        for before in ("", "u", "u:", "Bearer ")
+        for after in ("", "!", "!!", " and more")
+    ],
+)
+def test_a_key_is_cut_out_of_hex_and_base64(text: str) -> None:
+    shown = SECRETS.text(f"Authorization: {text}")
+    assert "***" in shown
+    assert len(shown) < len("Authorization: ***") + len(text) - len(KEY)  # but for what stood around it
+
+
+def test_a_no_that_echoes_a_key_in_base64_does_not_show_it() -> None:
+    echo = b64encode(KEY.encode()).decode()
+    with pytest.raises(ApiError) as caught:
+        decode_query(answer({"seen": [echo]}, code=401, msg=f"bad Authorization {echo}"), "t1")
+    assert "bad Authorization ***" in str(caught.value)
+    assert echo[:16] not in repr(caught.value)
 
 
 PERCENTS = {

@@ -53,7 +53,7 @@
       const last = Math.max(begin, ended.reduce((a, b) => Math.max(a, b), 0));
       const until = day(begin) === day(last) ? clock(last) : `${day(last)}, ${clock(last)}`;
       const span = until === clock(begin) ? until : `${clock(begin)} to ${until}`;
-      at("when").textContent = `${day(begin)}, ${span} · ${duration(last - begin)}`;
+      at("when").textContent = `${day(begin)}, ${span}${last > begin ? ` · ${duration(last - begin)}` : ""}`;
     } else {
       at("when").textContent = "Nothing has ended yet.";
     }

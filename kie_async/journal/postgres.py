@@ -1,0 +1,534 @@
+"""The shared journal: a PostgreSQL database that knows every intent of all workers of one account.
+
+It keeps the rules of the journal in a file. Each intent is one worker's, which alone sends and follows it. A
+worker that dies loses its intents to another: what was SENDING is unknown then, and is never sent again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from .._validation import check_above_zero, check_count, check_kind
+from ..config import Budget, Rate
+from ..errors import BudgetExceeded, InvalidRequest, JournalError
+from ..limits.budget import is_over
+from ..limits.prices import TakenPrices
+from ..limits.rate_limiter import Permits, RateLimiter
+from ..models import TaskRecord, TaskState
+from ..wire.redaction import without_mac
+from . import postgres_queries as sql
+from .account import Account, notes_to_add
+from .intents import Claim, ClaimSource, Intent, IntentState, Totals
+from .notes import MOST_SMALL_NOTES, SmallNote, decode_note, encode_note, log_lost_note
+from .postgres_database import Connection, Job, PostgresDatabase, import_asyncpg
+from .postgres_late import LateNotes
+from .postgres_limiter import MAX_PERMITS, SharedPermits
+from .postgres_schema import check_name, check_readable, prepare
+from .postgres_workers import Membership
+from .shared import NewsSink, SharedJournal, StoredDelivery
+
+if TYPE_CHECKING:
+    from .postgres_database import Pool
+
+ID_PATIENCE_S = 30.0
+"""So long an id waits for a database that is away, before its create is told so: a restart takes seconds."""
+
+END_PATIENCE_S = 5.0
+"""So long an end does, before the handle is told."""
+
+_ECHOES_OF_THE_REQUEST = ("param", "paramJson")
+"""Keys of a record under which the request comes back; they are kept only when bodies are."""
+
+_MAX_REASON_CHARS = 500
+
+_SETTLED_CHUNK = 100
+
+_TAKEN_AT_ONCE = 200
+
+_BUDGET_LOCK = "SELECT pg_advisory_xact_lock(hashtext('kie_async budget'), hashtext(current_schema()))"
+
+
+class PostgresJournal(SharedJournal):
+    """A journal in a PostgreSQL database, which any number of workers on any number of hosts share.
+
+    *dsn_or_pool* is ``postgresql://user@host/database`` or an `asyncpg.Pool` of yours. *name* is a journal of
+    its own in that database. A worker that is silent for *lease_s* seconds loses its tasks to the others. Of
+    a request it keeps a digest; with *keep_bodies* also the request itself. Needs the extra ``postgres``.
+
+    Raises:
+        InvalidRequest: An argument is wrong, or asyncpg is not installed; the message names it.
+    """
+
+    def __init__(
+        self,
+        dsn_or_pool: str | Pool,
+        *,
+        name: str = "main",
+        lease_s: float = 10.0,
+        keep_bodies: bool = False,
+    ) -> None:
+        import_asyncpg()
+        if isinstance(dsn_or_pool, str):
+            check_dsn(dsn_or_pool)
+        elif not callable(getattr(dsn_or_pool, "acquire", None)):
+            raise InvalidRequest("dsn_or_pool must be a postgresql:// URL or an asyncpg.Pool")
+        check_above_zero("lease_s", lease_s)
+        check_kind("keep_bodies", keep_bodies, bool, "True or False")
+        schema = check_name(name)
+        self._name = name
+        self._channel = schema
+        self._keep_bodies = keep_bodies
+        self._db = PostgresDatabase(dsn_or_pool, schema)
+        self._late = LateNotes(self._db)
+        self._members = Membership(self._db, lease_s, self._channel)
+        self._permits: SharedPermits | None = None
+        self._budget: Budget | None = None
+        self._occurrences: Counter[bytes] = Counter()
+
+    def __repr__(self) -> str:
+        return f"<PostgresJournal {self._name}>"
+
+    @property
+    def lease_s(self) -> float:
+        """Return after how many seconds of silence a worker loses its tasks."""
+        return self._members.lease_s
+
+    @property
+    def worker_id(self) -> str:
+        """Return who this worker is among the others."""
+        return self._members.worker_id
+
+    # --- open and close ------------------------------------------------------------------------
+
+    async def open(self) -> list[Intent]:
+        """Connect, make the tables if they are not there, and take part as a new worker.
+
+        Raises:
+            JournalError: The database cannot be reached or would not keep the promise.
+        """
+        await self._db.open()
+        try:
+            await self._db.run(self._prepare)
+            self._members.start()
+        except BaseException:
+            await self.aclose()
+            raise
+        return []
+
+    async def _prepare(self, db: Connection) -> None:
+        await prepare(db, self._db.schema, self._db.label)
+        await self._members.register(db)
+
+    async def open_to_read(self) -> None:
+        """Read the journal without taking part.
+
+        Raises:
+            JournalError: It is not there.
+        """
+        await self._db.open()
+        try:
+            await self._db.run(lambda db: check_readable(db, self._db.schema, self._db.label))
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def aclose(self) -> None:
+        """Finish what was begun, leave the others, and disconnect."""
+        if not self._db.is_open:
+            return
+        if self._permits is not None:
+            await self._permits.aclose()
+        await self._db.finish_jobs()  # while this worker takes part: they may be creates
+        await self._late.aclose()
+        await self._members.aclose()
+        await self._db.aclose()
+
+    async def check_account(self, account: Account) -> None:
+        """Refuse every account but the one it belongs to, and note that; see `Journal.check_account`."""
+
+        async def job(db: Connection) -> None:
+            await db.execute("LOCK TABLE account IN EXCLUSIVE MODE")
+            noted = await sql.account_notes(db) if await db.fetchval(sql.HOLDS_TASKS) else []
+            added = notes_to_add(noted, account, journal=self._db.label)
+            if not noted:
+                await db.execute("DELETE FROM account")
+            await db.executemany("INSERT INTO account VALUES ($1, $2, $3, $4)", map(attrs.astuple, added))
+
+        await self._db.run(job)
+
+    async def accept_loss(self) -> bool:
+        """Trust the database again after it lost what was committed; tell whether it was distrusted."""
+        change = "UPDATE meta SET distrust = '', accepted_at = clock_timestamp() WHERE distrust <> ''"
+        return await self._db.run(lambda db: db.execute(change)) == "UPDATE 1"
+
+    # --- reading -------------------------------------------------------------------------------
+
+    async def _select(self, where: str, *values: object) -> list[Intent]:
+        return await self._db.run(lambda db: sql.select_intents(db, where, *values))
+
+    async def _fetch(self, query: str, *values: object) -> list[Any]:
+        return await self._db.run(lambda db: db.fetch(query, *values))
+
+    async def find_by_ref(self, ref: str) -> Intent | None:
+        """Return the intent that has a ref, unless the ref may be used again."""
+        found = await self._select("i.ref = $1", ref)
+        return found[0] if found and not found[0].frees_its_ref else None
+
+    async def list_unsettled(self) -> list[Intent]:
+        """Return the intents with a task that was not seen to end, of all workers."""
+        return await self._select("i.state = 'CREATED'")
+
+    async def list_intents(self) -> list[Intent]:
+        """Return all intents in the order they were planned."""
+        return await self._select("true")
+
+    async def iterate_intents(self, *, chunk: int = 500) -> AsyncIterator[Intent]:
+        """Yield all intents in the order they were planned, in bounded memory: without body and record.
+
+        Raises:
+            JournalError: It cannot be read any more.
+        """
+        check_count("chunk", chunk)
+        last = 0
+        while rows := await self._fetch(sql.SELECT_CHUNK, last, chunk):
+            for row in rows:
+                yield sql.intent_of(row)
+            last = rows[-1]["seq"]
+
+    async def iterate_settled(self, *, since_ms: int = 0, ref_prefix: str = "") -> AsyncIterator[Intent]:
+        """Yield the intents whose task ended since then, the oldest end first, in bounded memory.
+
+        Raises:
+            JournalError: It cannot be read any more.
+        """
+        last = (since_ms, 0)  # no seq is 0, so what ended in that millisecond comes too
+        while rows := await self._fetch(sql.SELECT_SETTLED, *last, ref_prefix, _SETTLED_CHUNK):
+            for row in rows:
+                yield sql.intent_of(row)
+            last = (rows[-1]["terminal_ms"], rows[-1]["seq"])
+
+    async def find_by_task(self, task_id: str) -> Intent | None:
+        """Return the intent that became a task."""
+        found = await self._select("i.task_id = $1", task_id)
+        return found[0] if found else None
+
+    async def list_last_results(self, count: int) -> list[Intent]:
+        """Return the last *count* intents whose task succeeded."""
+        last = "SELECT seq FROM intent WHERE state = 'SUCCEEDED' ORDER BY seq DESC LIMIT $1"
+        return await self._select(f"i.seq IN ({last})", count)
+
+    async def find_by_intent(self, intent_id: str) -> Intent | None:
+        """Return an intent."""
+        found = await self.read_intents([intent_id])
+        return found[0] if found else None
+
+    async def read_intents(self, intent_ids: Sequence[str]) -> list[Intent]:
+        """Return these intents as they stand now; those that are not there are left out."""
+        return await self._select("i.intent_id = ANY($1)", list(intent_ids))
+
+    async def list_claims(self) -> list[Claim]:
+        """Return what is claimed of intents that have no task, in the order it was noted."""
+        rows = await self._fetch("SELECT intent_id, task_id, source FROM claim ORDER BY number")
+        return [
+            Claim(intent_id=row["intent_id"], task_id=row["task_id"], source=ClaimSource(row["source"]))
+            for row in rows
+        ]
+
+    async def load_totals(self) -> Totals:
+        """Return what was spent by all workers."""
+        return Totals(*(await self._fetch(sql.TOTALS))[0])
+
+    async def load_prices(self) -> Mapping[str, TakenPrices]:
+        """Return what the tasks of each model took, of all workers."""
+        rows = await self._fetch(sql.SELECT_PRICES)
+        return {model: TakenPrices(*(price or 0.0 for price in prices)) for model, *prices in rows}
+
+    async def load_durations(self) -> Mapping[str, object]:
+        """Return what former sessions learned of each model; what cannot be read is left out."""
+        rows = await self._fetch("SELECT model, durations FROM learned")
+        learned = {model: decode_note(durations) for model, durations in rows}
+        return {model: durations for model, durations in learned.items() if durations is not None}
+
+    async def save_durations(self, learned: Mapping[str, object]) -> None:
+        """Note what was learned of each model, in the place of what was noted before."""
+        rows = [(model, encode_note(durations)) for model, durations in learned.items()]
+        save = "INSERT INTO learned VALUES ($1, $2) ON CONFLICT (model) DO UPDATE SET durations = $2"
+        await self._db.run(lambda db: db.executemany(save, rows))
+
+    async def count_occurrence(self, key: bytes) -> int:
+        """Count *key* and return how often it was counted since open, in this process."""
+        self._occurrences[key] += 1
+        return self._occurrences[key]
+
+    # --- writing -------------------------------------------------------------------------------
+
+    async def mark_sending(self, intent: Intent) -> None:
+        """Note that the body is about to leave, unless another worker was faster; see `Journal.mark_sending`.
+
+        Raises:
+            RefTaken: The ref is another worker's by now.
+            BudgetExceeded: All workers together would spend too much.
+            JournalError: It could not be noted, or this worker may be taken for dead: do not send.
+        """
+        worker_id = self.worker_id
+        self._members.check_alive(worker_id)
+        seq = await self._db.run(lambda db: self._insert_sending(db, intent, worker_id))
+        self._members.note_seq(seq)
+        # Asked again: this process may have been frozen since, and others have made it an unknown create.
+        self._members.check_alive(worker_id)
+
+    async def _insert_sending(self, db: Connection, intent: Intent, worker_id: str) -> int:
+        known = self._members.highest
+        fence = await db.fetchrow(sql.FENCE, worker_id, self.lease_s)
+        if fence is None or not fence["is_alive"]:
+            raise JournalError("another worker may have taken this one for dead; nothing was sent")
+        self._members.check_trust(known, fence["highest"], fence["distrust"])
+        await self._check_budget(db, intent)
+        if intent.replaces:
+            await sql.pass_ref_on(db, intent.replaces)
+        if intent.ref is not None:
+            await sql.free_ref(db, intent.ref, intent.intent_id)
+        body = without_mac(intent.body) if self._keep_bodies and intent.body else None
+        seq = await db.fetchval(
+            sql.INSERT_SENDING,
+            *(intent.intent_id, worker_id, intent.ref, intent.model, intent.fingerprint, body),
+            *(intent.expects_callback, intent.replaces, intent.audio_s, intent.expected_credits),
+        )
+        if seq is None:
+            raise JournalError("the journal does not hold this intent in the state it must be in")
+        return int(seq)
+
+    async def mark_unsent(self, intent_id: str) -> None:
+        """Take SENDING back: it is proven that no task was created."""
+        change = "state = 'PLANNED', sends = 0, sending_ms = NULL"
+        statement = sql.update_where(change, "state IN ('PLANNED', 'SENDING', 'UNKNOWN')", 1)
+
+        async def job(db: Connection) -> None:
+            await sql.must_change(db, statement, intent_id)
+            await sql.take_back_former(db, intent_id)
+
+        await self._note(f"that intent {intent_id} was not sent", intent_id, job)
+
+    async def mark_created(self, intent_id: str, task_id: str, *, adopted_by: str = "") -> None:
+        """Note the id of the task an intent became; if the database is away, as soon as it is back."""
+
+        async def job(db: Connection) -> None:
+            await sql.bind_task(db, task_id, adopted_by, intent_id, self.worker_id)
+            await db.execute("DELETE FROM claim WHERE intent_id = $1", intent_id)
+
+        what = f"task {task_id} of intent {intent_id}"
+        await self._note(what, intent_id, job, patience_s=ID_PATIENCE_S)
+
+    async def mark_held(self, intent_id: str, credits: float) -> None:
+        """Note what the service holds for the task of an intent."""
+        statement = sql.update_where("held_credits = $1", "state = 'CREATED'", 2)
+        await self._db.run(lambda db: db.execute(statement, credits, intent_id))
+
+    async def mark_ended(
+        self,
+        intent_id: str,
+        state: IntentState,
+        *,
+        reason: str = "",
+        code: int | None = None,
+    ) -> None:
+        """Note how an intent ended without a task; see `Journal.mark_ended`."""
+        change, may_be_new = "state = $1, reason = $2, code = $3", state is IntentState.NOT_CREATED
+        if may_be_new:
+            change = f"{change}, sends = 0"
+        statement = sql.update_where(change, "task_id IS NULL", 4)
+        values = (state.value, _storable(reason)[:_MAX_REASON_CHARS], code, intent_id)
+
+        async def job(db: Connection) -> None:
+            if may_be_new and not await sql.select_intents(db, "i.intent_id = $1", intent_id):
+                return  # nothing of it was about to leave
+            await sql.must_change(db, statement, *values)
+            if all(f.frees_its_ref for f in await sql.select_intents(db, "i.intent_id = $1", intent_id)):
+                await sql.take_back_former(db, intent_id)
+
+        await self._note(f"the end of intent {intent_id} ({state})", intent_id, job)
+
+    async def save_claim(self, claim: Claim) -> None:
+        """Note what is claimed of an intent; a stronger source takes the place of a weaker one."""
+        values = (claim.intent_id, claim.task_id, claim.source.value)
+        await self._db.run(lambda db: db.execute(sql.SAVE_CLAIM, *values))
+
+    async def drop_claim(self, intent_id: str, task_id: str) -> None:
+        """Forget a claim that was disproven."""
+        statement = "DELETE FROM claim WHERE intent_id = $1 AND task_id = $2"
+        await self._db.run(lambda db: db.execute(statement, intent_id, task_id))
+
+    async def mark_settled(self, intent_id: str, record: TaskRecord) -> None:
+        """Note the terminal record of the intent's task; if the database is away, as soon as it is back.
+
+        The same end of two workers is one end.
+        """
+        state = IntentState.SUCCEEDED if record.state is TaskState.SUCCESS else IntentState.FAILED
+        raw = dict(record.raw) or {"taskId": record.task_id, "state": record.state.value}
+        if not self._keep_bodies:
+            raw = {key: value for key, value in raw.items() if key not in _ECHOES_OF_THE_REQUEST}
+        values = (state.value, encode_note(raw), record.credits, intent_id)
+
+        async def job(db: Connection) -> None:
+            noted = await sql.lock_intent(db, intent_id)
+            is_unreadable = any(found.state is state and found.read_end() is None for found in noted)
+            if any(found.has_ended for found in noted) and not is_unreadable:
+                return
+            await sql.must_change(db, sql.SET_SETTLED, *values, is_unreadable)
+            await db.execute("DELETE FROM delivery WHERE intent_id = $1", intent_id)
+
+        await self._note(f"the end of intent {intent_id}", intent_id, job)
+
+    async def _note(
+        self, what: str, intent_id: str, job: Job[None], *, patience_s: float = END_PATIENCE_S
+    ) -> None:
+        """Note what is true, now or as soon as it can be, and tell the other workers."""
+
+        async def job_and_news(db: Connection) -> None:
+            await job(db)
+            await db.execute("SELECT pg_notify($1, $2)", self._channel, f"intent {intent_id}")
+
+        await self._late.note(what, job_and_news, patience_s=patience_s)
+
+    # --- small notes ---------------------------------------------------------------------------
+
+    async def recall(self, key: str) -> object | None:
+        """Return what was last remembered under *key*; see `Journal.recall`."""
+        with log_lost_note(key):
+            if rows := await self._fetch(sql.READ_NOTE, key):
+                return SmallNote(rows[0]["note"], 0, 1).read(0)
+        return None
+
+    async def remember(self, key: str, note: object, *, for_s: float) -> None:
+        """Keep a small note for all workers; see `Journal.remember`."""
+
+        async def job(db: Connection) -> None:
+            await db.execute(sql.DROP_USELESS_NOTES)
+            await db.execute(sql.SAVE_NOTE, key, text, lasts_s)
+            await db.execute(sql.DROP_OLDEST_NOTES, MOST_SMALL_NOTES)
+
+        with log_lost_note(key):
+            kept = SmallNote.of(note, for_s=for_s, now_ms=0)
+            text, lasts_s = kept.text, kept.expires_ms / 1000
+            await self._db.run(job)
+
+    # --- of several workers --------------------------------------------------------------------
+
+    def listen(self, sink: NewsSink) -> None:
+        """Tell *sink* from now on what other workers note."""
+        self._members.listen(sink)
+
+    def share_creates(self, rate: Rate) -> Permits:
+        """Return the permits of creates, which all workers share; a rate that is no limit is not shared."""
+        if rate.count > MAX_PERMITS:
+            return RateLimiter(rate, now=asyncio.get_running_loop().time)
+        self._permits = SharedPermits(self._db, "create", rate)
+        return self._permits
+
+    @property
+    def alive_workers(self) -> int:
+        """Return how many workers were alive at the last heartbeat, this one included."""
+        return self._members.alive
+
+    def bound_spending(self, budget: Budget) -> None:
+        """Let no create be noted as SENDING from now on that would exceed a budget, over all workers."""
+        self._budget = budget
+
+    async def _check_budget(self, db: Connection, intent: Intent) -> None:
+        budget = self._budget
+        if budget is None:
+            return
+        await db.execute(_BUDGET_LOCK)
+        committed = await db.fetchrow(sql.COMMITTED)
+        if committed is None:
+            return
+        spent, held = committed["spent"] + committed["untold"], committed["held"]
+        if budget.tasks is not None and committed["tasks"] >= budget.tasks:
+            raise BudgetExceeded(budget.tasks, committed["tasks"], 0, "tasks")
+        needed = spent + held + (intent.expected_credits or 0.0)
+        if budget.credits is not None and is_over(needed, budget.credits):
+            raise BudgetExceeded(budget.credits, spent, held, "credits")
+
+    async def take_over(self) -> list[Intent]:
+        """Make the open intents of workers that are gone this worker's, and return them.
+
+        Nobody is taken for dead while this worker itself, or the server, was not there for a whole lease.
+        """
+        if not self._members.is_alive:
+            return []
+        return await self._db.run(self._take_over)
+
+    async def _take_over(self, db: Connection) -> list[Intent]:
+        if self._members.may_sweep and await self._members.is_server_steady(db):
+            await db.execute(sql.DROP_GONE, self.lease_s)
+            await db.execute(sql.DROP_LEFT_TURNS)
+        rows = await db.fetch(sql.TAKE_OVER, self.worker_id, _TAKEN_AT_ONCE)
+        taken = [sql.intent_of(row) for row in rows]
+        for intent in taken:
+            if intent.state is IntentState.NOT_CREATED:
+                await sql.take_back_former(db, intent.intent_id)
+            await db.execute("SELECT pg_notify($1, $2)", self._channel, f"intent {intent.intent_id}")
+        return taken
+
+    async def save_delivery(self, delivery: StoredDelivery) -> None:
+        """Store a delivery for the worker whose task it is of, and let that know."""
+        values = (delivery.intent_id, delivery.task_id, delivery.is_signed, delivery.record)
+
+        async def job(db: Connection) -> None:
+            await db.execute(sql.SAVE_DELIVERY, *values)
+            owner = await db.fetchval("SELECT worker FROM intent WHERE intent_id = $1", delivery.intent_id)
+            await db.execute("SELECT pg_notify($1, $2)", self._channel, f"delivery {owner}")
+
+        await self._db.run(job)
+
+    async def list_deliveries(self) -> list[StoredDelivery]:
+        """Return what was stored for this worker, in the order it came."""
+        return [StoredDelivery(**row) for row in await self._fetch(sql.LIST_DELIVERIES, self.worker_id)]
+
+    async def drop_delivery(self, number: int) -> None:
+        """Forget a delivery that was taken in."""
+        await self._db.run(lambda db: db.execute("DELETE FROM delivery WHERE number = $1", number))
+
+    async def find_saver(self, task_id: str) -> str:
+        """Return which host has saved the files of a task, and where; "" if none has."""
+        rows = await self._fetch("SELECT saved_by FROM intent WHERE task_id = $1", task_id)
+        return str(rows[0]["saved_by"]) if rows else ""
+
+    async def mark_saved(self, task_id: str, by: str) -> None:
+        """Note that *by*, a host and a folder, has the files of a task."""
+        change = "UPDATE intent SET saved_by = $1 WHERE task_id = $2"
+        await self._db.run(lambda db: db.execute(change, _storable(by), task_id))
+
+    async def take_turn(self, key: str, for_s: float) -> bool:
+        """Tell whether this worker may do what *key* stands for; nobody else may for *for_s* seconds."""
+        return bool(await self._fetch(sql.TAKE_TURN, key, self.worker_id, for_s))
+
+    async def end_turn(self, key: str) -> None:
+        """Let others have the turn of *key*."""
+        statement = "DELETE FROM turn WHERE key = $1 AND worker = $2"
+        await self._db.run(lambda db: db.execute(statement, key, self.worker_id))
+
+
+def check_dsn(dsn: str) -> None:
+    """Refuse what is no URL of a PostgreSQL database; the message does not repeat it: it may hold a password.
+
+    Raises:
+        InvalidRequest: It is none.
+    """
+    if not is_dsn(dsn):
+        raise InvalidRequest("dsn_or_pool must be a URL such as postgresql://user@host/database")
+
+
+def is_dsn(text: str) -> bool:
+    """Tell whether a text names a PostgreSQL database."""
+    return text.startswith(("postgresql://", "postgres://"))
+
+
+def _storable(text: str) -> str:
+    """Return text as PostgreSQL can hold it."""
+    return text.replace("\0", "\ufffd").encode(errors="replace").decode()

@@ -1,0 +1,181 @@
+"""Permits of creates as rows of the database: all workers of an account together keep to its limit."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import secrets
+from collections.abc import Callable
+from contextlib import suppress
+
+from .._background import BackgroundTasks
+from ..config import Rate
+from ..errors import JournalError
+from .postgres_database import Connection, PostgresDatabase
+
+MAX_PERMITS = 10_000
+"""Each is a row."""
+
+_LONGEST_USE_S = 75.0
+"""So long a create may be on its way: after that, and a window, the permit of a dead worker comes back."""
+
+_SHORTEST_SLEEP_S = 0.005
+
+_LONGEST_SLEEP_S = 1.0
+"""Another worker may give a permit back unused at any time."""
+
+_MAKE = """
+INSERT INTO permit(kind, slot) SELECT $1, slot FROM generate_series(0, $2 - 1) AS slot ON CONFLICT DO NOTHING
+"""
+
+_TAKE = """
+UPDATE permit SET worker = $2, back_at = clock_timestamp() + make_interval(secs => $4)
+WHERE kind = $1 AND slot = (
+  SELECT slot FROM permit WHERE kind = $1 AND slot < $3 AND back_at <= clock_timestamp()
+    AND NOT EXISTS (SELECT 1 FROM pause WHERE kind = $1 AND until > clock_timestamp())
+  ORDER BY back_at LIMIT 1 FOR UPDATE SKIP LOCKED
+)
+RETURNING slot
+"""
+
+_WAIT_S = """
+SELECT extract(epoch FROM greatest(
+  (SELECT min(back_at) FROM permit WHERE kind = $1 AND slot < $2),
+  (SELECT until FROM pause WHERE kind = $1)
+) - clock_timestamp())::float8
+"""
+
+_GIVE_BACK = """
+UPDATE permit SET worker = '', back_at = clock_timestamp() + make_interval(secs => $4)
+WHERE kind = $1 AND slot = $2 AND worker = $3
+"""
+
+_PAUSE = """
+INSERT INTO pause AS p(kind, until) VALUES ($1, clock_timestamp() + make_interval(secs => $2))
+ON CONFLICT (kind) DO UPDATE SET until = greatest(p.until, excluded.until)
+"""
+
+_log = logging.getLogger("kie_async")
+
+
+class SharedPermits:
+    """Permits that come back ``per_s`` after the answer they were used for, by the database's clock.
+
+    It is the `Permits` of creates; of one worker one at a time asks, so that none overtakes another there.
+    """
+
+    def __init__(self, database: PostgresDatabase, kind: str, rate: Rate) -> None:
+        self._database = database
+        self._kind = kind
+        self._rate = rate
+        self._user = secrets.token_hex(8)
+        self._held: list[int] = []
+        self._turn = asyncio.Lock()
+        self._changed = asyncio.Event()
+        self._now = asyncio.get_running_loop().time
+        self._background = BackgroundTasks("kie_async permits")
+        self._is_made = False
+        self._on_release: Callable[[], object] | None = None
+
+    def start(self, on_release: Callable[[], object]) -> None:
+        """Call *on_release* whenever one of this worker may ask for a permit again."""
+        self._on_release = on_release
+
+    @property
+    def free_count(self) -> int:
+        """Return 1 if nobody of this worker asks: he who does waits for a permit in the database."""
+        return 0 if self._turn.locked() else 1
+
+    @property
+    def free_in_s(self) -> float:
+        """Return infinity: only the database knows."""
+        return math.inf
+
+    async def acquire(self) -> float:
+        """Wait for a permit, in the order of the calls, and return when it came.
+
+        Raises:
+            JournalError: The database cannot be asked; no permit was taken.
+        """
+        try:
+            return await self._acquire_in_turn()
+        finally:
+            if self._on_release is not None:
+                self._on_release()
+
+    async def _acquire_in_turn(self) -> float:
+        async with self._turn:
+            while True:
+                self._changed.clear()
+                slot, wait_s = await self._ask_once()
+                if slot is not None:
+                    self._held.append(slot)
+                    return self._now()
+                longest_s = min(_LONGEST_SLEEP_S, self._rate.per_s)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(min(max(wait_s, _SHORTEST_SLEEP_S), longest_s)):
+                        await self._changed.wait()
+
+    async def _ask_once(self) -> tuple[int | None, float]:
+        """Take a permit, or tell how long to wait; what comes after a cancel goes back."""
+        asking = self._background.spawn(self._database.run(self._ask))
+        try:
+            answer = await asyncio.shield(asking)
+        except asyncio.CancelledError:
+            asking.add_done_callback(self._take_no_permit)
+            raise
+        self._is_made = True  # not before the commit
+        return answer
+
+    def _take_no_permit(self, asking: asyncio.Task[tuple[int | None, float]]) -> None:
+        """Give back what came for somebody who had left."""
+        if asking.cancelled() or asking.exception() is not None:
+            return
+        slot, _ = asking.result()
+        if slot is not None:
+            self._held.append(slot)
+            self.release_unused()
+
+    async def _ask(self, db: Connection) -> tuple[int | None, float]:
+        """Take a permit, or tell how long to wait for one."""
+        if not self._is_made:
+            await db.execute(_MAKE, self._kind, self._rate.count)
+        longest_s = _LONGEST_USE_S + self._rate.per_s
+        slot = await db.fetchval(_TAKE, self._kind, self._user, self._rate.count, longest_s)
+        if slot is not None:
+            return int(slot), 0.0
+        wait_s = await db.fetchval(_WAIT_S, self._kind, self._rate.count)
+        return None, float(wait_s or 0.0)
+
+    def release(self) -> float:
+        """Give a permit back, to be used again ``per_s`` from now: its answer is here. Return now."""
+        self._give_back(self._rate.per_s)
+        return self._now()
+
+    def release_unused(self) -> None:
+        """Give a permit back at once: no request was sent with it."""
+        self._give_back(0.0)
+
+    def _give_back(self, after_s: float) -> None:
+        # Which of them does not matter: all that are held were taken before this answer.
+        values = (self._kind, self._held.pop(0), self._user, after_s)
+        self._background.spawn(self._do(_GIVE_BACK, *values))
+
+    def throttle(self, pause_s: float) -> None:
+        """Let nobody through for so many seconds, in all workers; the longest of several pauses counts."""
+        self._background.spawn(self._do(_PAUSE, self._kind, pause_s))
+
+    async def _do(self, statement: str, *values: object) -> None:
+        try:
+            await self._database.run(lambda db: db.execute(statement, *values), patience_s=_LONGEST_USE_S)
+        except JournalError as exc:  # it comes back by itself, later
+            _log.info("a permit could not be given back: %s", exc)
+        self._changed.set()
+
+    async def aclose(self) -> None:
+        """Give back what is on its way back."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LONGEST_SLEEP_S):
+                await self._background.drain()
+        await self._background.aclose()

@@ -1,0 +1,356 @@
+"""The journal on PostgreSQL: several workers at once, what it refuses, and a server that comes and goes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
+from support.journals import DONE, created, intent, states
+from support.link import Link
+from support.postgres import OwnPostgres
+from support.stores import SHORT_LEASE_S
+
+from kie_async import InvalidRequest, JournalAway, JournalError, Rate, TaskRecord, TaskState
+from kie_async.journal.intents import IntentState
+from kie_async.journal.notes import MOST_SMALL_NOTES
+from kie_async.journal.postgres import PostgresJournal
+
+HOUR_S = 3600.0
+SCHEMA = "kie_async_main"
+
+
+@asynccontextmanager
+async def worker(dsn: str, **options: Any) -> AsyncIterator[PostgresJournal]:
+    journal = PostgresJournal(dsn, **options)
+    await journal.open()
+    try:
+        yield journal
+    finally:
+        await journal.aclose()
+
+
+@asynccontextmanager
+async def database(dsn: str) -> AsyncIterator[Any]:
+    connection = await asyncpg.connect(dsn, server_settings={"search_path": SCHEMA})
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+def through(link: Link, dsn: str) -> str:
+    """Return the URL of the same database at the other end of a link."""
+    there = urlsplit(dsn)
+    who = there.netloc.rpartition("@")[0]
+    return there._replace(netloc=f"{who}@{urlsplit(link.url).netloc}").geturl()
+
+
+# --- several workers -------------------------------------------------------------------------------
+
+
+async def test_workers_have_it_open_at_once_and_know_whose_an_intent_is(postgres_dsn: str) -> None:
+    async with worker(postgres_dsn) as one, worker(postgres_dsn) as other:
+        await created(one)
+        seen = [await journal.find_by_ref("r1") for journal in (one, other)]
+        assert [found and (found.task_id, found.is_of_another) for found in seen] == [
+            ("t1", False),
+            ("t1", True),
+        ]
+        assert await other.take_over() == []
+
+
+async def test_workers_that_begin_together_make_one_journal(postgres_dsn: str) -> None:
+    journals = [PostgresJournal(postgres_dsn) for _ in range(6)]
+    assert await asyncio.gather(*(journal.open() for journal in journals)) == [[]] * 6
+    outcomes = await asyncio.gather(
+        *(journal.mark_sending(intent(1, intent_id=f"i{number}")) for number, journal in enumerate(journals)),
+        return_exceptions=True,
+    )
+    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["NoneType"] + ["RefTaken"] * 5
+    assert len(await journals[0].list_intents()) == 1
+    for journal in journals:
+        await journal.aclose()
+
+
+async def test_one_of_two_workers_sends_in_the_place_of_an_unknown_create(postgres_dsn: str) -> None:
+    async with worker(postgres_dsn) as one, worker(postgres_dsn) as other:
+        await one.mark_sending(intent(1))
+        await one.mark_ended("i1", IntentState.UNKNOWN)
+        again = [
+            journal.mark_sending(intent(number, ref="r1", replaces="i1"))
+            for number, journal in ((2, one), (3, other))
+        ]
+        outcomes = await asyncio.gather(*again, return_exceptions=True)
+        assert sorted(type(outcome).__name__ for outcome in outcomes) == ["NoneType", "RefTaken"]
+        assert len(await one.list_intents()) == 2
+
+
+async def test_the_same_end_of_two_workers_is_one_end(postgres_dsn: str) -> None:
+    async with worker(postgres_dsn) as one, worker(postgres_dsn) as other:
+        await created(one)
+        await asyncio.gather(one.mark_settled("i1", DONE), other.mark_settled("i1", DONE))
+        await other.mark_settled("i1", TaskRecord(task_id="t1", state=TaskState.FAIL))
+        assert await states(one) == {"i1": "SUCCEEDED"}
+
+
+async def test_the_same_task_of_two_workers_is_one_task(postgres_dsn: str) -> None:
+    async with worker(postgres_dsn) as one, worker(postgres_dsn) as other:
+        for number in range(10):
+            await one.mark_sending(intent(number))
+            await one.mark_ended(f"i{number}", IntentState.UNKNOWN)
+            finding = [journal.mark_created(f"i{number}", f"t{number}") for journal in (one, other)]
+            assert await asyncio.gather(*finding) == [None, None]
+            found = await one.find_by_task(f"t{number}")
+            assert found is not None
+            assert found.intent_id == f"i{number}"
+
+
+async def test_a_task_that_two_workers_find_for_two_creates_is_one_s(postgres_dsn: str) -> None:
+    async with worker(postgres_dsn) as one, worker(postgres_dsn) as other:
+        for number in range(10):
+            names = [f"a{number}", f"b{number}"]
+            for name in names:
+                await one.mark_sending(intent(name))
+                await one.mark_ended(f"i{name}", IntentState.UNKNOWN)
+            finding = [
+                journal.mark_created(f"i{name}", f"t{number}")
+                for journal, name in zip((one, other), names, strict=True)
+            ]
+            outcomes = await asyncio.gather(*finding, return_exceptions=True)
+            assert sorted(type(outcome).__name__ for outcome in outcomes) == ["NoneType", "TaskAlreadyBound"]
+
+
+async def test_journals_of_two_names_know_nothing_of_each_other(postgres_dsn: str) -> None:
+    async with worker(postgres_dsn) as one, worker(postgres_dsn, name="other") as other:
+        await created(one)
+        assert await other.list_intents() == []
+        await created(other)
+
+
+async def test_a_worker_that_left_is_succeeded_at_once(postgres_dsn: str) -> None:
+    async with worker(postgres_dsn) as one:
+        await created(one, 1)
+        await one.mark_sending(intent(2))
+        await one.mark_sending(intent(3))
+        await one.mark_unsent("i3")
+    async with worker(postgres_dsn) as other:
+        taken = await other.take_over()
+        assert [(found.intent_id, found.state.value) for found in taken] == [
+            ("i1", "CREATED"),
+            ("i2", "UNKNOWN"),
+            ("i3", "NOT_CREATED"),
+        ]
+        assert not any(found.is_of_another for found in taken)
+        assert await other.take_over() == []
+
+
+async def test_a_dead_worker_is_succeeded_by_one_only_and_not_before_its_lease(postgres_dsn: str) -> None:
+    async with Link(postgres_dsn) as link, worker(through(link, postgres_dsn)) as dead:
+        await created(dead)
+        await dead.mark_sending(intent(2))
+        async with (
+            worker(postgres_dsn, lease_s=SHORT_LEASE_S) as one,
+            worker(postgres_dsn, lease_s=SHORT_LEASE_S) as other,
+        ):
+            await link.cut()
+            begun = asyncio.get_running_loop().time()
+            taken: list[str] = []
+            while len(taken) < 2:
+                for found in await asyncio.gather(one.take_over(), other.take_over()):
+                    taken += [intent.intent_id for intent in found]
+                await asyncio.sleep(0.05)
+            assert asyncio.get_running_loop().time() > begun + SHORT_LEASE_S / 2
+            assert sorted(taken) == ["i1", "i2"]
+            assert await states(one) == {"i1": "CREATED", "i2": "UNKNOWN"}
+
+
+async def test_a_worker_without_its_lease_sends_nothing_and_says_why(postgres_dsn: str) -> None:
+    async with Link(postgres_dsn) as link:
+        async with worker(through(link, postgres_dsn), lease_s=SHORT_LEASE_S) as journal:
+            await journal.mark_sending(intent(1))
+            link.freeze()
+            await asyncio.sleep(SHORT_LEASE_S + 0.1)
+            with pytest.raises(JournalError, match="was silent for longer than its lease of 1 s"):
+                await journal.mark_sending(intent(2))
+            await link.cut()
+    async with worker(postgres_dsn) as other:
+        assert set(await states(other)) == {"i1"}
+
+
+# --- what it refuses -------------------------------------------------------------------------------
+
+
+async def refusal(journal: PostgresJournal) -> str:
+    with pytest.raises(JournalError) as caught:
+        await journal.open()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+async def test_a_server_that_forgets_commits_is_refused(own_postgres: OwnPostgres) -> None:
+    server = own_postgres(fsync="off")
+    assert "fsync=off" in await refusal(PostgresJournal(server.dsn))
+
+
+async def test_who_may_not_write_is_refused(postgres_dsn: str) -> None:
+    async with worker(postgres_dsn):
+        pass
+    role = f"reader_{urlsplit(postgres_dsn).path[-16:]}"
+    async with database(postgres_dsn) as db:
+        await db.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'sesame'")
+        try:
+            there = urlsplit(postgres_dsn)
+            place = there.netloc.rpartition("@")[2]
+            dsn = there._replace(netloc=f"{role}:sesame@{place}").geturl()
+            said = await refusal(PostgresJournal(dsn))
+            assert "permission denied" in said
+            assert "sesame" not in said
+            assert "permission denied" in await refusal(PostgresJournal(dsn, name="new"))
+        finally:
+            await db.execute(f"DROP ROLE {role}")
+        await db.execute(f"ALTER DATABASE {there.path[1:]} SET default_transaction_read_only = on")
+    assert "read-only" in await refusal(PostgresJournal(postgres_dsn))
+
+
+async def test_a_later_version_is_refused(postgres_dsn: str) -> None:
+    async with worker(postgres_dsn):
+        pass
+    async with database(postgres_dsn) as db:
+        await db.execute("UPDATE meta SET version = 99")
+    assert "is of version 99" in await refusal(PostgresJournal(postgres_dsn))
+
+
+@pytest.mark.parametrize("change", ["password", "database", "port"])
+async def test_where_there_is_no_journal_to_be_had_no_password_is_told(
+    postgres_dsn: str, change: str
+) -> None:
+    there = urlsplit(postgres_dsn)
+    who, _, place = there.netloc.rpartition("@")
+    dsn = {
+        "password": there._replace(netloc=f"postgres:sesame@{place}"),
+        "database": there._replace(path="/nowhere"),
+        "port": there._replace(netloc=f"{who}@127.0.0.1:1"),
+    }[change].geturl()
+    said = await refusal(PostgresJournal(dsn))
+    for secret in ("sesame", who.partition(":")[2]):
+        assert secret not in said
+
+
+@pytest.mark.parametrize("given", ["", "run.db", "mysql://a/b", 7, None])
+def test_what_is_no_url_is_refused(given: Any) -> None:
+    with pytest.raises(InvalidRequest, match="dsn_or_pool"):
+        PostgresJournal(given)
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\0"])
+async def test_a_text_that_it_cannot_hold_is_refused_before_anything_is_noted(
+    postgres_dsn: str, text: str
+) -> None:
+    async with worker(postgres_dsn) as journal:
+        with pytest.raises(JournalError, match="cannot hold this text"):
+            await journal.mark_sending(intent(ref=text))
+        assert await journal.list_intents() == []
+
+
+async def test_a_reason_with_a_zero_byte_is_kept_all_the_same(postgres_dsn: str) -> None:
+    async with worker(postgres_dsn) as journal:
+        await journal.mark_sending(intent())
+        await journal.mark_ended("i1", IntentState.REJECTED, reason="no\0, half \ud83d", code=422)
+        (found,) = await journal.list_intents()
+        assert found.reason.startswith("no")
+
+
+# --- a server that comes and goes ------------------------------------------------------------------
+
+
+async def test_a_killed_server_sends_nothing_and_forgets_nothing(own_postgres: OwnPostgres) -> None:
+    server = own_postgres()
+    async with worker(server.dsn) as journal:
+        await journal.mark_sending(intent(1))
+        await asyncio.to_thread(server.kill)
+        with pytest.raises(JournalAway):
+            await journal.mark_sending(intent(2))
+        noting = asyncio.create_task(journal.mark_created("i1", "t1"))
+        await asyncio.sleep(0.1)
+        assert not noting.done()
+        await asyncio.to_thread(server.start)
+        await noting
+        await journal.mark_settled("i1", DONE)
+        assert await states(journal) == {"i1": "SUCCEEDED"}
+        await created(journal, 3)
+
+
+async def test_an_absence_is_said_once_and_so_is_its_end(
+    own_postgres: OwnPostgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = own_postgres()
+    with caplog.at_level(logging.WARNING, "kie_async"):
+        async with worker(server.dsn) as journal:
+            await asyncio.to_thread(server.kill)
+            for _ in range(3):
+                with pytest.raises(JournalAway):
+                    await journal.find_by_ref("r1")
+            await asyncio.to_thread(server.start)
+            await journal.find_by_ref("r1")
+    said = [record.getMessage() for record in caplog.records]
+    assert len([words for words in said if "cannot be reached" in words]) == 1
+    assert len([words for words in said if "answers again" in words]) == 1
+
+
+# --- permits ---------------------------------------------------------------------------------------
+
+
+async def test_who_is_cancelled_while_waiting_takes_no_permit(postgres_dsn: str) -> None:
+    async with worker(postgres_dsn) as journal:
+        permits = journal.share_creates(Rate(1, per_s=0.01))
+        for turn in range(20):
+            asking = asyncio.create_task(permits.acquire())
+            await asyncio.sleep(turn * 0.0005)
+            asking.cancel()
+            if not (await asyncio.wait([asking]))[0].pop().cancelled():
+                permits.release_unused()
+        async with asyncio.timeout(5):
+            await permits.acquire()
+
+
+# --- pools and notes -------------------------------------------------------------------------------
+
+
+async def test_a_pool_that_was_given_stays_open(postgres_dsn: str) -> None:
+    async with asyncpg.create_pool(postgres_dsn, min_size=1, max_size=3) as pool:
+        journal = PostgresJournal(pool)
+        await journal.open()
+        await created(journal)
+        await journal.aclose()
+        assert await pool.fetchval(f"SELECT count(*) FROM {SCHEMA}.intent") == 1  # noqa: S608
+        assert await pool.fetchval("SHOW search_path") == '"$user", public'
+        assert pool.get_idle_size() == pool.get_size()
+
+
+async def test_the_oldest_note_makes_room(postgres_dsn: str) -> None:
+    async with worker(postgres_dsn) as journal:
+        await journal.remember("newest", 1, for_s=HOUR_S)
+        async with database(postgres_dsn) as db:
+            await db.execute(
+                "INSERT INTO note SELECT 'k' || n, '1', noted_at - make_interval(secs => n), expires_at"
+                " FROM note, generate_series(1, $1::int) n",
+                MOST_SMALL_NOTES,
+            )
+        await journal.remember("k3", 2, for_s=HOUR_S)
+        oldest, next_oldest = f"k{MOST_SMALL_NOTES}", f"k{MOST_SMALL_NOTES - 1}"
+        found = [await journal.recall(key) for key in ("newest", "k3", "k1", oldest, next_oldest)]
+        assert found == [1, 2, 1, None, 1]
+
+
+async def test_a_note_from_the_future_is_of_no_use(postgres_dsn: str) -> None:
+    async with worker(postgres_dsn) as journal:
+        await journal.remember("a", 1, for_s=HOUR_S)
+        async with database(postgres_dsn) as db:
+            await db.execute("UPDATE note SET noted_at = noted_at + interval '1 year'")
+        assert await journal.recall("a") is None
