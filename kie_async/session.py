@@ -61,9 +61,10 @@ class KieSession(BoundToLoop):
 
     Without *api_key* the environment's ``KIE_API_KEY`` is used, without *base_url* its ``KIE_BASE_URL``,
     else the service. *callback_url* is where the service can reach *receiver*. *max_in_flight* tasks
-    exist unsettled at most, and *max_queued* creates wait, None for any number. *journal* is the path of the durable record, or a `SqliteJournal`; a
-    ``postgresql://...`` URL, or a `PostgresJournal`, is one that several workers share; without one a crash
-    forgets paid tasks. *task_timeout_s* is how long a created task is waited for.
+    exist unsettled at most, and *max_queued* creates wait for a slot and their turn, None for any number.
+    *journal* is the path of the durable record, or a `SqliteJournal`; a ``postgresql://...`` URL, or a
+    `PostgresJournal`, is one that several workers share; without one a crash forgets paid tasks.
+    *task_timeout_s* is how long a created task is waited for.
     *confirm_callbacks* None confirms deliveries by a query when the receiver has no keys, True always,
     False never. *callback_secrets* sign callback addresses, the first one new ones; by default they
     derive from the key. *account* is a name of your own for the account, never sent anywhere: needed where

@@ -109,7 +109,7 @@ class BatchLedger:
                 earlier = self._earlier.get(index, {})
                 self._set(index, JobState(earlier.get("outcome", JobState.NOT_SENT)), earlier)
 
-    async def catch_up(self, journal: SqliteJournal) -> None:
+    async def catch_up(self, journal: DurableJournal) -> None:
         """Take in what came to the journal, until the session was closed, of jobs without an outcome.
 
         Raises:

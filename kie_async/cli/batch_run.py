@@ -104,7 +104,7 @@ class BatchRun:
 
     async def _end(self) -> None:
         # From the closed journal: tasks may end, and creates get their ids, until the session is closed.
-        journal = SqliteJournal(self._options.journal)
+        journal = self._options.journal.make_journal()
         try:
             with suppress(JournalError):
                 await journal.open_to_read()

@@ -155,7 +155,7 @@ class HandleBinder:
         self.join(known, intent, handle.request, is_read=is_read)
         return known
 
-    def share(self, handle: TaskHandle, known: TaskHandle) -> None:
+    def go_along(self, handle: TaskHandle, known: TaskHandle) -> None:
         """Let a handle that has no task of its own go along with the one that its ref stands for."""
         handle.join(known.intent_id, known.ref, known.model, None)
         handle.bind(known.task_id)

@@ -165,7 +165,7 @@ class Submitter:
         handle = _handle_of(entry)
         if made is not handle and not handle.is_done and not handle.task_id:
             handle.track(None)
-            self._tracker.binder.share(handle, made)
+            self._tracker.binder.go_along(handle, made)
         self._end(entry)
 
     def _end(self, entry: QueuedCreate, error: KieError | None = None) -> None:
