@@ -89,6 +89,8 @@ class CreateQueue:
         self._lanes: Lanes[QueuedCreate] = Lanes()
         self._in_line: set[QueuedCreate] = set()
         self._not_begun = 0
+        self._turns = 0
+        """How many wait that were ready."""
         self._is_advancing = False
         self._timer: asyncio.TimerHandle | None = None
         self._permit_timer: asyncio.TimerHandle | None = None
@@ -134,6 +136,7 @@ class CreateQueue:
     def _note_gone(self, entry: QueuedCreate) -> None:
         entry.is_queued = False
         self._not_begun -= not entry.is_begun
+        self._turns -= entry.turn is not None
         self._wait.end(entry)
         if self._timer is None and self._lanes:
             self._timer = asyncio.get_running_loop().call_later(NOTIFY_S, self._notify)
@@ -154,6 +157,7 @@ class CreateQueue:
         entry.turn = turn = asyncio.get_running_loop().create_future()
         if not entry.is_queued:
             self.add(entry)
+        self._turns += 1
         self.advance()
         try:
             await turn
@@ -205,7 +209,7 @@ class CreateQueue:
             self._is_advancing = False
 
     def _let_one_go(self) -> bool:
-        if not self.admission.has_room or self.admission.is_closing:
+        if not self._turns or not self.admission.has_room or self.admission.is_closing:
             return False
         if not self._calls.may_leave(len(self._in_line)):
             self._await_permit()
