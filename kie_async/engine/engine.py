@@ -30,7 +30,9 @@ from ..journal.postgres import PostgresJournal, is_dsn
 from ..journal.shared import SharedJournal
 from ..journal.sqlite import SqliteJournal
 from ..limits.admission import Admission
+from ..limits.budget import BudgetLedger
 from ..limits.circuit_breaker import CircuitBreaker
+from ..limits.prices import PriceBook
 from ..limits.query_speed import QueryPace
 from ..limits.rate_limiter import Permits, RateLimiter
 from ..models import Estimate

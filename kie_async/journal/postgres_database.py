@@ -366,7 +366,7 @@ class PostgresDatabase:
 
 
 async def _keep(_: object) -> None:
-    """Give a connection back as it is: whatever a job sets lasts for its transaction, and a reset is one more."""
+    """Give a connection back as it is: whatever a job sets lasts for its transaction."""
 
 
 def _first_line(exc: Exception) -> str:

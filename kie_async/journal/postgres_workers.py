@@ -201,7 +201,7 @@ class Membership:
     def _pause_after(self, beat: Mapping[str, Any] | None) -> float:
         """Return how long to wait: another one's lease may end before the next heartbeat is due."""
         pause_s = self.lease_s / HEARTBEATS_A_LEASE
-        left_s = None if beat is None else beat["quietest_left_s"]
+        left_s: float | None = None if beat is None else beat["quietest_left_s"]
         if left_s is None:
             return pause_s
         if left_s > 0:

@@ -79,7 +79,7 @@ class LongWait:
 
 
 class _Wait:
-    """One wait. A class of its own: each create waits more than once, and a generator takes twice the time."""
+    """One wait. A class, since each create has several, and a generator takes twice the time."""
 
     __slots__ = ("_queue",)
 
