@@ -47,14 +47,8 @@ class CreateCalls:
     queries: QueryClient | None = None
     """What asks whether the service answers, for nothing, before a create is risked on it."""
 
-    def may_line_up(self, in_line: int) -> bool:
-        """Tell whether one more create would leave soon, behind so many that have no permit yet.
-
-        One is always in line: it has its permit the moment one is free. More are only where there are permits
-        and connections for all of them.
-        """
-        if not in_line:
-            return True
+    def may_leave(self, in_line: int) -> bool:
+        """Tell whether one more create would leave at once, behind so many that have no permit yet."""
         has_connection = in_line < self.transport.connections and not self.transport.connection_slots.locked()
         return has_connection and in_line < self.rate_limiter.free_count
 

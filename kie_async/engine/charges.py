@@ -7,7 +7,6 @@ from typing import Any
 
 import attrs
 
-from ..config import Budget
 from ..files.uploads import Uploads
 from ..handle import TaskHandle
 from ..inputs.prices import TABLE_DATE, USD_PER_CREDIT, list_price
@@ -39,10 +38,10 @@ def charge_of_noted(intent: Intent, input: Mapping[str, Any]) -> Charge:
 class Charges:
     """The prices of a session's tasks, and the ledger of its budget, which goes by them."""
 
-    def __init__(self, uploads: Uploads, budget: Budget | None) -> None:
+    def __init__(self, uploads: Uploads, prices: PriceBook, ledger: BudgetLedger | None) -> None:
         self._uploads = uploads
-        self._book = PriceBook()
-        self.ledger = None if budget is None else BudgetLedger(budget, self._book)
+        self._book = prices
+        self.ledger = ledger
         """None without a budget."""
 
     def price(self, request: TaskRequest) -> Price | None:

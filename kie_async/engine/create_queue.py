@@ -1,9 +1,10 @@
-"""The creates that wait: lane by lane for a slot, and then in a short line for the rate limit."""
+"""The creates that wait for a slot, a connection and a permit of the rate limit, lane by lane."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Hashable
 from typing import Protocol
 
@@ -14,9 +15,10 @@ from ..errors import SESSION_CLOSED, QueueFull, SessionMisuse
 from ..handle import TaskHandle
 from ..limits.admission import Admission
 from ..limits.lanes import Lanes
+from ..limits.rate_limiter import SHORTEST_SLEEP_S
 
 AHEAD = 16
-"""So many of the handles that were given out at once are made ready, as by uploads, while they wait."""
+"""So many that go next are made ready, as by uploads, while they wait; a few more if others passed them."""
 
 NOTIFY_S = 0.25
 """So often those who follow a queued handle learn that others have gone."""
@@ -72,11 +74,10 @@ class QueueSink(Protocol):
 
 
 class CreateQueue:
-    """Lets creates go when a slot is free and the line is short.
+    """Lets a create go when it could leave at once: there are a slot, a connection and a permit for it.
 
-    In line is who has had its turn and has no permit of the rate limit yet: a single one, where there are no
-    permits. So who goes next is decided as late as it can be, and one of another lane is passed by a single
-    create, not by a hundred.
+    So who goes next is decided as late as it can be, and one of another lane is passed by a single create.
+    In line is who has had its turn and has not taken its permit yet.
     """
 
     def __init__(self, admission: Admission, calls: CreateCalls, max_queued: int | None) -> None:
@@ -88,10 +89,13 @@ class CreateQueue:
         self._lanes: Lanes[QueuedCreate] = Lanes()
         self._in_line: set[QueuedCreate] = set()
         self._not_begun = 0
-        self._ahead = 0
+        self._turns = 0
+        """How many wait that were ready."""
         self._is_advancing = False
         self._timer: asyncio.TimerHandle | None = None
+        self._permit_timer: asyncio.TimerHandle | None = None
         admission.start(self)
+        calls.rate_limiter.start(self._note_release)
 
     def start(self, sink: QueueSink) -> None:
         """Hand to *sink* what is to be made ready."""
@@ -132,7 +136,7 @@ class CreateQueue:
     def _note_gone(self, entry: QueuedCreate) -> None:
         entry.is_queued = False
         self._not_begun -= not entry.is_begun
-        self._ahead -= entry.is_begun and entry.handle is not None
+        self._turns -= entry.turn is not None
         self._wait.end(entry)
         if self._timer is None and self._lanes:
             self._timer = asyncio.get_running_loop().call_later(NOTIFY_S, self._notify)
@@ -144,7 +148,7 @@ class CreateQueue:
                 entry.handle.note_progress()
 
     async def wait_for_turn(self, entry: QueuedCreate) -> None:
-        """Wait until a slot is free and the line is short; a wait that was cancelled has taken neither.
+        """Wait until it could leave at once, and take a slot; a wait that was cancelled has taken none.
 
         Raises:
             SessionMisuse: The session closed.
@@ -153,6 +157,7 @@ class CreateQueue:
         entry.turn = turn = asyncio.get_running_loop().create_future()
         if not entry.is_queued:
             self.add(entry)
+        self._turns += 1
         self.advance()
         try:
             await turn
@@ -164,7 +169,7 @@ class CreateQueue:
             raise
 
     def leave_line(self, entry: QueuedCreate) -> None:
-        """Let the next one into the line: this one has its permit, or needs none now."""
+        """Leave its permit to another: it has taken one, or needs none now."""
         if entry in self._in_line:
             self._in_line.remove(entry)
             self.advance()
@@ -173,6 +178,22 @@ class CreateQueue:
 
     def note_room(self) -> None:
         """Take in that a slot came back."""
+        self.advance()
+
+    def _note_release(self) -> None:
+        # A little later: its connection is about to be given back too.
+        if self._lanes:
+            asyncio.get_running_loop().call_soon(self.advance)
+
+    def _await_permit(self) -> None:
+        """Come back when a permit will be there; if nobody knows when, its release says so."""
+        wait_s = self._calls.rate_limiter.free_in_s
+        if self._permit_timer is None and wait_s < math.inf:
+            timer = asyncio.get_running_loop().call_later(max(wait_s, SHORTEST_SLEEP_S), self._note_permit)
+            self._permit_timer = timer
+
+    def _note_permit(self) -> None:
+        self._permit_timer = None
         self.advance()
 
     def advance(self) -> None:
@@ -188,9 +209,10 @@ class CreateQueue:
             self._is_advancing = False
 
     def _let_one_go(self) -> bool:
-        if not self.admission.has_room or self.admission.is_closing:
+        if not self._turns or not self.admission.has_room or self.admission.is_closing:
             return False
-        if not self._calls.may_line_up(len(self._in_line)):
+        if not self._calls.may_leave(len(self._in_line)):
+            self._await_permit()
             return False
         entry = self._lanes.take()
         if entry is None or entry.turn is None:
@@ -202,14 +224,13 @@ class CreateQueue:
         return True
 
     def _begin_one(self) -> bool:
-        if self._sink is None or not self._not_begun or self._ahead >= AHEAD or self.admission.is_closing:
+        if self._sink is None or not self._not_begun or self.admission.is_closing:
             return False
-        entry = self._lanes.next_to_begin()
+        entry = self._lanes.next_to_begin(AHEAD)
         if entry is None:
             return False
         entry.is_begun = True
         self._not_begun -= 1
-        self._ahead += 1
         self._sink.begin(entry)
         return True
 
@@ -223,7 +244,8 @@ class CreateQueue:
                 entry.turn.set_exception(SessionMisuse(SESSION_CLOSED))
             elif not entry.is_begun and self._sink is not None:
                 self._sink.keep_back(entry)
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._permit_timer):
+            if timer is not None:
+                timer.cancel()
         if count := sum(entry.handle is not None for entry in waiting):
             _log.warning("the session closed with %d handles queued; nothing was sent for them", count)

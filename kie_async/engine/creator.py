@@ -230,7 +230,8 @@ class TaskCreator:
         wire_request = encode_create(request, None)  # says what is wrong with it while no address is in sight
         if request.callback_url is None:
             wire_request = self._addressed(wire_request, intent_id)
-        if not (entry.is_queued or wait_if_sent):  # a batch brings few at a time, and none of them may fail
+        # One that was given out has its room; a batch brings few at a time, and none of them may fail.
+        if entry.handle is None and not wait_if_sent:
             self._queue.check_room()
         # After the uploads: they take long and cost nothing, and a slot is for what may be paid.
         await self._queue.wait_for_turn(entry)

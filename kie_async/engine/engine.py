@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from .._background import BackgroundTasks
 from .._validation import is_loopback
-from ..config import Rate
+from ..config import Budget, Rate
 from ..creating.create_call import CreateCalls
 from ..creating.create_transport import CreateTransport
 from ..creating.create_weather import CreateWeather
@@ -30,7 +30,9 @@ from ..journal.postgres import PostgresJournal, is_dsn
 from ..journal.shared import SharedJournal
 from ..journal.sqlite import SqliteJournal
 from ..limits.admission import Admission
+from ..limits.budget import BudgetLedger
 from ..limits.circuit_breaker import CircuitBreaker
+from ..limits.prices import PriceBook
 from ..limits.query_speed import QueryPace
 from ..limits.rate_limiter import Permits, RateLimiter
 from ..models import Estimate
@@ -51,6 +53,7 @@ from .recovery import Recovery
 from .relay import WorkerRelay
 from .result_folder import ResultFolder
 from .settings import Settings
+from .shared_ledger import SharedLedger
 from .submitter import Submitter
 from .tracker import TaskTracker
 
@@ -131,8 +134,9 @@ class Engine:
             weather=self.events,
         )
         self.queue = CreateQueue(self.admission, self.calls, settings.max_queued)
-        self.charges = Charges(self.uploads, settings.budget)
-        self.ledger = self.charges.ledger
+        prices = PriceBook()
+        self.ledger = self._ledger_of(settings.budget, self.journal, prices)
+        self.charges = Charges(self.uploads, prices, self.ledger)
         callbacks = settings.callbacks
         self.tracker = TaskTracker(
             self.poller, self.journal, counters, self.admission, self.charges, self.events, callbacks, self
@@ -160,11 +164,16 @@ class Engine:
         # The one way back up: the tracker asks the poller to poll, the poller hands it what it found.
         self.poller.start(self.tracker)
 
+    def _ledger_of(self, budget: Budget | None, journal: Journal, prices: PriceBook) -> BudgetLedger | None:
+        if budget is None:
+            return None
+        if isinstance(journal, SharedJournal):
+            return SharedLedger(budget, prices, journal, self.background)
+        return BudgetLedger(budget, prices)
+
     def _relay_of(self, journal: Journal, settings: Settings) -> WorkerRelay | None:
         if not isinstance(journal, SharedJournal):
             return None
-        if settings.budget is not None:
-            journal.bound_spending(settings.budget)
         return WorkerRelay(
             self.recovery,
             self.reconciler,

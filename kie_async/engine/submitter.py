@@ -132,7 +132,7 @@ class Submitter:
                 self._end(entry, exc)
             return
         if known is not None and not entry.is_begun and entry.is_queued:
-            self._follow(entry, known)
+            self._join(entry, known)
 
     # --- its turn ------------------------------------------------------------------------------
 
@@ -158,9 +158,9 @@ class Submitter:
             _log.exception("a create failed in a way that was not foreseen")
             self._end(entry, KieError(f"the create failed: {exc!r}"))
         else:
-            self._follow(entry, made)
+            self._join(entry, made)
 
-    def _follow(self, entry: QueuedCreate, made: TaskHandle) -> None:
+    def _join(self, entry: QueuedCreate, made: TaskHandle) -> None:
         """Let a handle be, or go along with, the one that its create or its ref led to."""
         handle = _handle_of(entry)
         if made is not handle and not handle.is_done and not handle.task_id:

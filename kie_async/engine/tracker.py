@@ -234,6 +234,8 @@ class TaskTracker:
         handle = pending.handle
         if handle.is_done:  # too late for its awaiters
             return
+        if not pending.is_awaited:
+            handle.move_deadline(math.inf)
         if intent.is_of_another:
             self.binder.follow(handle, intent)
         else:

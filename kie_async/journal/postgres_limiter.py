@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
+from collections.abc import Callable
 from contextlib import suppress
 
 from .._background import BackgroundTasks
@@ -74,6 +76,21 @@ class SharedPermits:
         self._now = asyncio.get_running_loop().time
         self._background = BackgroundTasks("kie_async permits")
         self._is_made = False
+        self._on_release: Callable[[], object] | None = None
+
+    def start(self, on_release: Callable[[], object]) -> None:
+        """Call *on_release* whenever one of this worker may ask for a permit again."""
+        self._on_release = on_release
+
+    @property
+    def free_count(self) -> int:
+        """Return 1 if nobody of this worker asks: he who does waits for a permit in the database."""
+        return 0 if self._turn.locked() else 1
+
+    @property
+    def free_in_s(self) -> float:
+        """Return infinity: only the database knows."""
+        return math.inf
 
     async def acquire(self) -> float:
         """Wait for a permit, in the order of the calls, and return when it came.
@@ -81,6 +98,13 @@ class SharedPermits:
         Raises:
             JournalError: The database cannot be asked; no permit was taken.
         """
+        try:
+            return await self._acquire_in_turn()
+        finally:
+            if self._on_release is not None:
+                self._on_release()
+
+    async def _acquire_in_turn(self) -> float:
         async with self._turn:
             while True:
                 self._changed.clear()
@@ -123,11 +147,6 @@ class SharedPermits:
             return int(slot), 0.0
         wait_s = await db.fetchval(_WAIT_S, self._kind, self._rate.count)
         return None, float(wait_s or 0.0)
-
-    @property
-    def free_count(self) -> int:
-        """Return how many more requests would have a permit at once, if no other worker took one."""
-        return 0 if self._turn.locked() else self._rate.count - len(self._held)
 
     def release(self) -> float:
         """Give a permit back, to be used again ``per_s`` from now: its answer is here. Return now."""

@@ -44,12 +44,20 @@ def test_one_lane_is_first_come_first_served() -> None:
     assert taken(filled(a=4)) == ["a0", "a1", "a2", "a3"]
 
 
-def test_a_lane_that_comes_late_waits_for_one_turn_of_the_others() -> None:
-    lanes = filled(a=500)
-    taken_first = lanes.take()
-    assert taken_first is not None
-    lanes.add(Item("b", 0))
-    assert taken(lanes)[:2] == ["a1", "b0"]
+def test_a_new_lane_passes_the_one_that_has_just_had_its_turn_and_no_other() -> None:
+    lanes = filled(a=500, b=2)
+    assert lanes.take() is not None
+    lanes.add(Item("c", 0))
+    assert taken(lanes)[:4] == ["b0", "c0", "a1", "b1"]
+
+
+def test_new_lanes_pass_it_once_and_cannot_starve_it() -> None:
+    lanes, order = filled(a=500), []
+    for number in range(20):
+        lanes.add(Item(f"new{number}-", 0))
+        lanes.add(Item(f"newer{number}-", 0))
+        order += [item.lane[0] for item in (lanes.take(), lanes.take()) if item is not None]
+    assert order.count("a") >= 2  # as many turns as any lane that waits as long
 
 
 def test_a_place_is_how_many_go_before() -> None:
@@ -76,7 +84,7 @@ def test_nobody_passes_one_whose_turn_to_be_made_ready_has_not_come() -> None:
     lanes.add(idle)
     lanes.add(ready)
     assert lanes.take() is None
-    assert lanes.next_to_begin() is idle
+    assert lanes.next_to_begin(5) is idle
 
 
 def test_a_lane_where_nobody_is_ready_keeps_its_turn() -> None:
