@@ -20,7 +20,12 @@ URL = "https://files.example/voice.mp3"
         ("kling/ai-avatar-pro", {}, 2.0, ListedPrice(32.0, 4800.0, is_per_s=True)),
         ("kling/ai-avatar-standard", {}, None, ListedPrice(None, 2400.0, is_per_s=True)),
         ("infinitalk/from-audio", {}, 2.0, ListedPrice(6.0, 45.0, is_per_s=True, variant="unknown")),
-        ("infinitalk/from-audio", {"resolution": "720p"}, 2.0, ListedPrice(24.0, 180.0, is_per_s=True, variant="720p")),
+        (
+            "infinitalk/from-audio",
+            {"resolution": "720p"},
+            2.0,
+            ListedPrice(24.0, 180.0, is_per_s=True, variant="720p"),
+        ),
         ("veed/fabric-1", {}, None, ListedPrice(None, None, is_per_s=True)),
         ("nano-banana-2", {}, None, ListedPrice(8.0, 8.0, variant="unknown")),
         ("nano-banana-2", {"prompt": ""}, None, ListedPrice(8.0, 8.0)),
