@@ -66,7 +66,7 @@ async def _write_to_the_bot(port: int, crowd: Crowd) -> None:
     await until(lambda: len(crowd.answers) > 1)
     (_, place), (user, url) = crowd.answers
     assert (place, user, url[:7]) == ("you are next, about 5 min left", 7, "http://")
-    assert crowd.edits[-1:] == [(7, "your video is done")]
+    assert crowd.edits[-1:] == [(7, "here it is:")]
 
 
 async def _ask_the_app(port: int, _: Crowd) -> None:

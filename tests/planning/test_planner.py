@@ -136,7 +136,7 @@ class TestOnceItHasLearned:
         for _ in range(50):
             table.note_finished(MODEL, 60.0, seen_s=0.0)
         assert after(table, 0.0) == pytest.approx(3.0)
-        # What it keeps is how long tasks took, for estimates; of when to poll another schedule knows nothing yet.
+        # What it keeps is how long tasks took, for estimates; when to poll, another schedule is yet to learn.
         learned = table.take_learned(1)
         assert learned is not None
         another = PollPlanner(PollSchedule())
