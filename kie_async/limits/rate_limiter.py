@@ -31,7 +31,7 @@ class Permits(Protocol):
         """Let nobody through for so many seconds."""
 
     def start(self, on_release: Callable[[], object]) -> None:
-        """Call *on_release* whenever a permit is given back, to be used at once or later."""
+        """Call *on_release* whenever there may be a permit for another."""
 
     @property
     def free_count(self) -> int:
@@ -63,7 +63,7 @@ class RateLimiter:
         self._on_release: Callable[[], object] | None = None
 
     def start(self, on_release: Callable[[], object]) -> None:
-        """Call *on_release* whenever a permit is given back, to be used at once or later."""
+        """Call *on_release* whenever a permit is given back, or nobody waits before."""
         self._on_release = on_release
 
     async def acquire(self) -> float:
@@ -79,6 +79,8 @@ class RateLimiter:
                 now = await self._wait_for_turn()
             finally:
                 self._waiting_count -= 1
+                if self._on_release is not None:
+                    self._on_release()
         self._unused -= 1
         return now
 
