@@ -52,7 +52,17 @@ from .inputs.media import Media
 from .inputs.request import TaskRequest
 from .journal.postgres import PostgresJournal
 from .journal.sqlite import SqliteJournal
-from .models import JobState, SettledTask, TaskPhase, TaskRecord, TaskResult, TaskState, UploadedFile
+from .models import (
+    Estimate,
+    JobState,
+    Price,
+    SettledTask,
+    TaskPhase,
+    TaskRecord,
+    TaskResult,
+    TaskState,
+    UploadedFile,
+)
 from .sandbox import Sandbox
 from .session import KieSession
 
@@ -74,6 +84,7 @@ __all__ = [
     "CreateOutcomeUnknown",
     "CreatesHalted",
     "DownloadFailed",
+    "Estimate",
     "FileError",
     "InsufficientCredits",
     "InvalidRequest",
@@ -93,6 +104,7 @@ __all__ = [
     "Outcome",
     "PollSchedule",
     "PostgresJournal",
+    "Price",
     "QueueFull",
     "QuotaExceeded",
     "Rate",

@@ -22,7 +22,7 @@ from .errors import (
     Withdrawn,
 )
 from .inputs.request import TaskRequest
-from .models import TaskPhase, TaskRecord, TaskResult, TaskState, advance
+from .models import Estimate, TaskPhase, TaskRecord, TaskResult, TaskState, advance
 
 _ALREADY_LOGGED = (TaskDetached, TaskAbandoned, CreateOutcomeUnknown, Withdrawn)
 """Ends that were logged when they came, or that the user asked for."""
@@ -44,6 +44,9 @@ class HandleOwner(Protocol):
 
     def withdraw(self, handle: TaskHandle) -> bool:
         """Take back a create that has not left; tell whether it is taken back."""
+
+    def estimate(self, handle: TaskHandle) -> Estimate | None:
+        """Return how long the handle still takes; None if nobody knows."""
 
     def abandon(self, handle: TaskHandle) -> None:
         """Settle the handle as abandoned."""
@@ -209,6 +212,15 @@ class TaskHandle(BoundToLoop):
             if not self.is_done:
                 raise TaskTimedOut(self.task_id, self.record) from None
         return await self
+
+    def estimate(self) -> Estimate | None:
+        """Return how long it may still take, from now until the news of its end, without asking the service.
+
+        From how long the tasks of its model took that ended here, or in earlier runs with the journal, given
+        that this one still runs at its age; before three ended, from a table of what users measured. None
+        where that does not know the model, and of a handle that is done or whose outcome is unknown.
+        """
+        return self._owner.estimate(self)
 
     async def updates(self) -> AsyncIterator[TaskRecord]:
         """Yield the latest record whenever it changed, the terminal one last.

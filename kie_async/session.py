@@ -39,13 +39,12 @@ from .engine.settings import CallbackPolicy, Settings, with_environment
 from .errors import SESSION_CLOSED, InvalidRequest, SessionMisuse
 from .events import Counters, SessionEvent, SessionStats
 from .handle import TaskHandle
-from .inputs.durations import MODEL_DURATIONS_S
 from .inputs.media import Media
 from .inputs.request import TaskRequest, TypedInput, as_request
 from .journal.account import Account, derive_account_name
 from .journal.base import Journal
 from .journal.postgres import is_dsn
-from .models import SettledTask, TaskRecord, TaskResult, UploadedFile, only_url
+from .models import Price, SettledTask, TaskRecord, TaskResult, UploadedFile, only_url
 
 BASE_URL = "https://api.kie.ai"
 _log = logging.getLogger("kie_async")
@@ -536,6 +535,21 @@ class KieSession(BoundToLoop):
             async for block in blocks:
                 yield block
 
+    def price(
+        self, request: TaskRequest | TypedInput | str, input: Mapping[str, Any] | None = None
+    ) -> Price | None:
+        """Return what a task is expected to cost, before it exists; takes the request as `create` does.
+
+        From what the last tasks of the model took that ended here, or in earlier runs with the journal; else
+        from the service's price table. Local audio is measured by the headers of its file, which takes some
+        milliseconds; that of a URL is known if `upload` gave it here. None if nobody knows.
+
+        Raises:
+            InvalidRequest: An argument is wrong.
+            SessionMisuse: The session is not open here.
+        """
+        return self._engine.charges.price(as_request(request, input, None))
+
     def expected_s(self, model: str) -> float | None:
         """Return how many seconds a task of a model takes in the median, queueing at the service included.
 
@@ -545,8 +559,8 @@ class KieSession(BoundToLoop):
         Raises:
             SessionMisuse: The session is not open here.
         """
-        learned_s = self._engine.poller.median_s(model)
-        return MODEL_DURATIONS_S.get(model) if learned_s is None else learned_s
+        check_kind("model", model, str, "the name of a model")
+        return self._engine.estimates.expected_s(model)
 
     def stats(self) -> SessionStats:
         """Return what the session did so far."""

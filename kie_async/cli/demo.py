@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 import secrets
 import time
@@ -18,34 +17,31 @@ import typer
 from rich.console import Console
 
 from ..callbacks.receiver import CallbackReceiver
-from ..config import PollSchedule
 from ..errors import KieError
 from ..events import SessionEvent
 from ..inputs.kling import KlingAvatar
-from ..sandbox import Durations, Faults, Lognormal, Sandbox
+from ..sandbox import Durations, Faults, Sandbox
 from ..session import KieSession
 from .demo_display import DemoProgress, make_console, make_progress, show_report
 from .demo_media import read_portrait, read_voice
 from .demo_report import Job, Report
+from .demo_service import (
+    BALANCE,
+    CALLBACK_DELAY_S,
+    POLL_SCHEDULE,
+    SANDBOX_KEY,
+    TASK_DURATIONS,
+    TASK_TIMEOUT_S,
+)
+from .demo_workers import WorkersOptions, run_workers_demo
 from .output import print_err
 from .report import report_results
 from .report_data import RESULTS_NAME
 from .results_file import ResultsFile
 from .runtime import DONE, FAILED, require_folder, require_renderer, run_command
 
-# The real service takes minutes (median about 120 s) and its callbacks some seconds. The demo's clock
-# runs 24 times as fast: tasks take about 5 s, the safety net under the callbacks spans 2.5 s, not 60.
-# The limits are the real ones, unscaled: 20 creates in 10 s and 10 queries a second. So the interval
-# without callbacks is scaled less than the rest: some 20 tasks in flight are 8 queries a second.
-_TASK_DURATIONS = Lognormal(5.0, 0.42)
-_CALLBACK_DELAY_S = 0.25
-_POLL_SCHEDULE = PollSchedule(first_s=2.5, tiers=((10.0, 2.5), (math.inf, 4.0)), safety_net_s=2.5)
-
-_SANDBOX_KEY = "sandbox-key"
-_TASK_TIMEOUT_S = 120.0
 _MAX_DOWNLOADS = 8
 """Results fetched at once."""
-_BALANCE = 1e9
 
 _NOTICE = "Made with the sandbox on this machine: nothing was paid. The credits are the service's prices."
 
@@ -73,7 +69,7 @@ class DemoOptions:
     max_in_flight: int
     seed: int
     faults: Faults
-    durations: Durations = _TASK_DURATIONS
+    durations: Durations = TASK_DURATIONS
 
 
 def demo(
@@ -95,8 +91,19 @@ def demo(
     ] = 0.0,
     max_in_flight: Annotated[int, typer.Option(min=1, help="Most tasks unsettled at once.")] = 100,
     seed: Annotated[int, typer.Option(help="Another seed, other durations.")] = 0,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=2, metavar="N", help="N processes on one PostgreSQL journal; one is killed."),
+    ] = None,
 ) -> None:
-    """Make videos with the sandbox: a local stand-in for the service. Needs no key and costs nothing."""
+    """Make videos with the sandbox: a local stand-in for the service. Needs no key and costs nothing.
+
+    With --workers there are no videos to see, but who does what: every process asks for every job, one is
+    killed in the middle, and a table shows who created each task, who was called back and who took over.
+    """
+    if workers is not None:
+        shared = WorkersOptions(workers=workers, jobs=jobs, seed=seed)
+        run_command(run_workers_demo(shared, make_console()))
     options = DemoOptions(
         jobs=jobs,
         image=image,
@@ -226,13 +233,13 @@ async def _open(
             callback_url = (await opened.enter_async_context(receiver.serve("127.0.0.1", 0))).url
         console.print(_callback_line(callback_url, options.faults.drop_callbacks), soft_wrap=True)
         session = KieSession(
-            _SANDBOX_KEY,
+            SANDBOX_KEY,
             base_url=sandbox.url,
             callback_url=callback_url,
             receiver=receiver,
             max_in_flight=options.max_in_flight,
-            poll=_POLL_SCHEDULE,
-            task_timeout_s=_TASK_TIMEOUT_S,
+            poll=POLL_SCHEDULE,
+            task_timeout_s=TASK_TIMEOUT_S,
             on_event=_JobUpdater(jobs, progress).note_event,
             rng=random.Random(options.seed),
         )
@@ -241,12 +248,12 @@ async def _open(
 
 def _sandbox(options: DemoOptions, hmac_key: str) -> Sandbox:
     return Sandbox(
-        api_key=_SANDBOX_KEY,
+        api_key=SANDBOX_KEY,
         durations=options.durations,
         seed=options.seed,
-        credits=_BALANCE,
+        credits=BALANCE,
         hmac_key=hmac_key,
-        callback_delay_s=_CALLBACK_DELAY_S,
+        callback_delay_s=CALLBACK_DELAY_S,
         render=True,
         faults=options.faults,
     )

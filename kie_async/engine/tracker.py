@@ -30,12 +30,12 @@ from ..journal.base import Journal
 from ..journal.intents import ClaimSource, Intent
 from ..journal.notes import log_failed_note
 from ..limits.admission import Admission
-from ..limits.budget import BudgetLedger
 from ..models import JobState, TaskRecord, TaskResult, TaskState
 from ..planning.planner import Learned
 from ..polling.poller import Poller
 from ..wire.codes import name_task
 from .binder import HandleBinder, entry_of
+from .charges import Charges
 from .event_hook import EventHook
 from .journal_room import CANNOT_NOTE, JournalRoom
 from .pending_creates import PendingCreate, PendingCreates, Phase
@@ -57,7 +57,7 @@ class TaskTracker:
         journal: Journal,
         counters: Counters,
         admission: Admission,
-        ledger: BudgetLedger | None,
+        charges: Charges,
         events: EventHook,
         callbacks: CallbackPolicy,
         owner: HandleOwner,
@@ -65,12 +65,13 @@ class TaskTracker:
         self.registry = TaskRegistry()
         self.pending = PendingCreates()
         self._ends = CountedEnds()
-        self.binder = HandleBinder(self.registry, self._ends, poller, admission, ledger, self)
+        self.binder = HandleBinder(self.registry, self._ends, poller, admission, charges.ledger, self)
         self._poller = poller
         self._journal = journal
         self._counters = counters
         self._admission = admission
-        self._ledger = ledger
+        self._charges = charges
+        self._ledger = charges.ledger
         self._events = events
         self._callbacks = callbacks
         self._owner = owner
@@ -233,6 +234,8 @@ class TaskTracker:
         handle = pending.handle
         if handle.is_done:  # too late for its awaiters
             return
+        if not pending.is_awaited:
+            handle.move_deadline(math.inf)
         if intent.is_of_another:
             self.binder.follow(handle, intent)
         else:
@@ -361,6 +364,7 @@ class TaskTracker:
             self._ledger.settle(handle.intent_id, record.credits or 0.0 if is_failed else record.credits)
         if not handle.is_done and self._ends.count(handle.task_id):
             self._counters.settle(record, source)
+            self._charges.learn_end(handle, record.credits)
             end = JobState.DONE if record.state is TaskState.SUCCESS else JobState.FAILED
             _log.debug("task %s is %s, told by %s", record.task_id, end, source)
         self.settle(handle, outcome_of(record), source)
@@ -435,7 +439,7 @@ class TaskTracker:
     async def save_learned(self, learned: Learned) -> None:
         """Note what the poller has learned, for the next session."""
         try:
-            await self._journal.save_durations(learned)
+            await self._journal.save_durations(self._charges.add_to(learned))
         except JournalError as exc:  # the next session begins with less; nothing that was paid is lost
             _log.info("what was learned could not be noted: %s", exc)
 

@@ -166,6 +166,10 @@ class SharedPermits:
         """Let nobody through for so many seconds, in all workers; the longest of several pauses counts."""
         self._background.spawn(self._do(_PAUSE, self._kind, pause_s))
 
+    def list_back_s(self) -> list[float]:
+        """Return nothing: only the database knows what others use."""
+        return []
+
     async def _do(self, statement: str, *values: object) -> None:
         try:
             await self._database.run(lambda db: db.execute(statement, *values), patience_s=_LONGEST_USE_S)

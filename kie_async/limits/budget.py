@@ -32,12 +32,12 @@ class BudgetLedger:
     the rest if they cost a few times more than expected.
     """
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: Budget, prices: PriceBook | None = None) -> None:
         self._budget = budget
         self._spent = 0.0
         self._tasks = 0
         self._open: dict[str, _Commitment] = {}
-        self._prices = PriceBook()
+        self._prices = PriceBook() if prices is None else prices
         self._leaving: list[Charge] = []
         """Of creates that may go ahead and whose outcome is not known yet."""
         self._news = asyncio.Event()
@@ -204,7 +204,7 @@ class BudgetLedger:
         if commitment is None:
             return
         if credits:
-            self._prices.learn(commitment.charge, credits)
+            self._prices.learn_end(commitment.charge, credits)
         self._spent += self._cost(commitment) if credits is None else credits
         self._news.set()
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from types import TracebackType
 
 from .weather import Condition
 
@@ -40,15 +40,9 @@ class LongWait:
         self._said_at = -math.inf
         self._is_said = False
 
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Count the body of the ``with`` as a wait."""
-        waiter = object()
-        self.begin(waiter)
-        try:
-            yield
-        finally:
-            self.end(waiter)
+    def waiting(self) -> _Wait:
+        """Return a context manager: the body of the ``with`` counts as a wait."""
+        return _Wait(self)
 
     def begin(self, waiter: object) -> None:
         """Take in that somebody waits from now on."""
@@ -82,3 +76,20 @@ class LongWait:
             _log.info("%s", text)
         elif not self._condition.is_said:
             self._condition.say(text, for_s=now - first_at)
+
+
+class _Wait:
+    """One wait. A class, since each create has several, and a generator takes twice the time."""
+
+    __slots__ = ("_queue",)
+
+    def __init__(self, queue: LongWait) -> None:
+        self._queue = queue
+
+    def __enter__(self) -> None:
+        self._queue.begin(self)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._queue.end(self)

@@ -30,6 +30,9 @@ class Permits(Protocol):
     def throttle(self, pause_s: float) -> None:
         """Let nobody through for so many seconds."""
 
+    def list_back_s(self) -> list[float]:
+        """Return in how many seconds each permit can be had that is used, as far as that is known here."""
+
     def start(self, on_release: Callable[[], object]) -> None:
         """Call *on_release* whenever there may be a permit for another."""
 
@@ -122,6 +125,15 @@ class RateLimiter:
     def free_count(self) -> int:
         """Return how many more requests would have a permit at once."""
         return 0 if self._waiting_count or self._wait_s(self._now()) > 0 else self._unused
+
+    def list_back_s(self) -> list[float]:
+        """Return in how many seconds each permit can be had; one that is out, as if its answer came now."""
+        now = self._now()
+        self._wait_s(now)  # takes back what has come back
+        back_s = [at - now for at in self._back_at] + [0.0] * max(0, self._unused)
+        back_s += [self._per_s] * (self._count - len(back_s))
+        until_s = max(0.0, self._paused_until - now)
+        return [max(each_s, until_s) for each_s in back_s]
 
     @property
     def free_in_s(self) -> float:
