@@ -22,6 +22,7 @@ from typing import Any
 HERE = Path(__file__).parent
 HELPERS = {
     "clients",
+    "cluster_worker",
     "deliveries",
     "dialects",
     "emulated",

@@ -30,7 +30,7 @@ from .floor import free_session
 from .measuring import Figure, parser, report, resident
 
 HANDLES = 100_000
-UNAWAITED_B, AWAITED_B, OF_A_TASK = 640, 1536, 0.45
+UNAWAITED_B, AWAITED_B, QUEUED_B, OF_A_TASK = 640, 1536, 2048, 0.45
 TRACED_SHARE = 10
 """Tracing is slow: so many times fewer handles."""
 FAR_S = 1e9
@@ -95,6 +95,19 @@ async def created(count: int, weigh: Weigh, *, is_awaited: bool = False) -> None
         await _end(kie, ids)
 
 
+async def queued(count: int, weigh: Weigh) -> None:
+    """Handles that were given out at once and wait for the one slot there is, in a hundred lanes."""
+    requests = [TaskRequest(model="kling/ai-avatar-pro", input={"prompt": name}) for name in _ids(count)]
+    async with free_session("http://127.0.0.1:9", max_in_flight=1, task_timeout_s=FAR_S) as kie:
+
+        async def fill() -> object:
+            with patch.object(CreateTransport, "post", Stub(_ids(1)).post):
+                running = await kie.create(requests[0])
+            return running, [kie.submit(request, lane=at % 100) for at, request in enumerate(requests)]
+
+        await weigh(fill)
+
+
 async def _with_waiters(handles: list[TaskHandle], *, is_awaited: bool) -> object:
     """Let a task wait for each handle, if wanted."""
     waiting = [asyncio.create_task(_result(handle)) for handle in handles] if is_awaited else []
@@ -119,6 +132,7 @@ KINDS: dict[str, Callable[[int, Weigh], Awaitable[None]]] = {
     "attached-awaited": partial(attached, is_awaited=True),
     "created": created,
     "created-awaited": partial(created, is_awaited=True),
+    "queued": queued,
     "sleeping": sleeping,
 }
 NAMES = {
@@ -126,6 +140,7 @@ NAMES = {
     "attached-awaited": "attached handle, a task awaits it",
     "created": "created handle, callbacks on",
     "created-awaited": "created handle, a task awaits it",
+    "queued": "queued handle",
     "sleeping": "a task that sleeps and polls",
 }
 BARS = {
@@ -133,6 +148,7 @@ BARS = {
     "attached-awaited": AWAITED_B,
     "created": UNAWAITED_B,
     "created-awaited": AWAITED_B,
+    "queued": QUEUED_B,
 }
 
 

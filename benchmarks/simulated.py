@@ -52,6 +52,10 @@ class Lognormal:
         off = math.log(age_s / self.median_s) / self.sigma
         return math.exp(-off * off / 2) / (age_s * self.sigma * math.sqrt(2 * math.pi))
 
+    def running(self, age_s: float) -> float:
+        """Return the share that still runs at an age."""
+        return math.erfc(math.log(age_s / self.median_s) / self.sigma / math.sqrt(2)) / 2 if age_s else 1.0
+
 
 @attrs.frozen
 class Uniform:
@@ -67,6 +71,10 @@ class Uniform:
     def density(self, age_s: float) -> float:
         """Return the density of ends at an age."""
         return 1 / (self.high_s - self.low_s) if self.low_s <= age_s <= self.high_s else 0.0
+
+    def running(self, age_s: float) -> float:
+        """Return the share that still runs at an age."""
+        return min(1.0, max(0.0, (self.high_s - age_s) / (self.high_s - self.low_s)))
 
 
 @attrs.frozen
@@ -84,6 +92,10 @@ class Mixture:
     def density(self, age_s: float) -> float:
         """Return the density of ends at an age."""
         return self.share * self.one.density(age_s) + (1 - self.share) * self.other.density(age_s)
+
+    def running(self, age_s: float) -> float:
+        """Return the share that still runs at an age."""
+        return self.share * self.one.running(age_s) + (1 - self.share) * self.other.running(age_s)
 
 
 Known = Lognormal | Uniform | Mixture

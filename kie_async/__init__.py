@@ -26,6 +26,7 @@ from .errors import (
     KieError,
     Maintenance,
     NotFound,
+    QueueFull,
     QuotaExceeded,
     RateLimited,
     RefConflict,
@@ -42,6 +43,7 @@ from .errors import (
     TaskTimedOut,
     TransportError,
     UploadRefused,
+    Withdrawn,
 )
 from .events import SessionEvent, SessionStats, Weather
 from .handle import TaskHandle
@@ -50,7 +52,17 @@ from .inputs.media import Media
 from .inputs.request import TaskRequest
 from .journal.postgres import PostgresJournal
 from .journal.sqlite import SqliteJournal
-from .models import JobState, SettledTask, TaskRecord, TaskResult, TaskState, UploadedFile
+from .models import (
+    Estimate,
+    JobState,
+    Price,
+    SettledTask,
+    TaskPhase,
+    TaskRecord,
+    TaskResult,
+    TaskState,
+    UploadedFile,
+)
 from .sandbox import Sandbox
 from .session import KieSession
 
@@ -72,6 +84,7 @@ __all__ = [
     "CreateOutcomeUnknown",
     "CreatesHalted",
     "DownloadFailed",
+    "Estimate",
     "FileError",
     "InsufficientCredits",
     "InvalidRequest",
@@ -91,6 +104,8 @@ __all__ = [
     "Outcome",
     "PollSchedule",
     "PostgresJournal",
+    "Price",
+    "QueueFull",
     "QuotaExceeded",
     "Rate",
     "RateLimited",
@@ -112,6 +127,7 @@ __all__ = [
     "TaskFailed",
     "TaskHandle",
     "TaskNotNoted",
+    "TaskPhase",
     "TaskRecord",
     "TaskRequest",
     "TaskResult",
@@ -121,4 +137,5 @@ __all__ = [
     "UploadRefused",
     "UploadedFile",
     "Weather",
+    "Withdrawn",
 ]

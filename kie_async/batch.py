@@ -16,6 +16,7 @@ import attrs
 
 from ._background import BoundToLoop
 from ._validation import check_count, check_kind, check_path, check_wait
+from .engine.create_queue import QueuedCreate
 from .engine.engine import Engine, log_what_goes_on
 from .engine.job_states import state_after
 from .engine.journal_room import WaitForRoom
@@ -412,7 +413,12 @@ class _BatchRun:
         timeout_s = self._engine.settings.task_timeout_s
         create = self._engine.background.spawn(
             self._engine.creator.create(
-                request, timeout_s, wait_if_sent=True, known_fingerprint=digest, attempted=self._attempted
+                request,
+                timeout_s,
+                wait_if_sent=True,
+                known_fingerprint=digest,
+                attempted=self._attempted,
+                entry=QueuedCreate(lane=self),
             )
         )
         self._creates.add(create)

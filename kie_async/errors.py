@@ -4,6 +4,8 @@ KieError
 ├── InvalidRequest          you: fix the named argument; nothing was sent (also a ValueError)
 │   └── RefConflict         you: this ref was used for another body
 ├── SessionMisuse           you: the session is not open, closed, or of another event loop
+├── QueueFull               you: as many handles wait as max_queued allows; nothing was sent
+├── Withdrawn               you called withdraw() before anything left; nothing was sent
 ├── BudgetExceeded          you: the budget you set is spent; nothing was sent
 ├── CreatesHalted           you: three creates in a row ended unknown; nothing was sent; find out why first
 ├── BatchStopped            you: a batch met what every further request would meet; see its cause
@@ -70,6 +72,29 @@ class SessionMisuse(KieError, RuntimeError):
 
 SESSION_CLOSED = "the session is closed; open a new one"
 """What `SessionMisuse` says to whoever comes too late, wherever that is found out."""
+
+
+class QueueFull(KieError):
+    """As many creates wait in the queue as ``max_queued`` allows; nothing was sent."""
+
+    def __init__(self, max_queued: int) -> None:
+        super().__init__(max_queued)
+        self.max_queued = max_queued
+
+    def __str__(self) -> str:
+        return f"{self.max_queued} creates wait already, as max_queued allows; nothing was sent"
+
+
+class Withdrawn(KieError):
+    """The create was taken back with ``withdraw()``: no task was made and nothing is paid."""
+
+    def __init__(self, ref: str | None = None) -> None:
+        super().__init__(ref)
+        self.ref = ref
+
+    def __str__(self) -> str:
+        named = "" if self.ref is None else f" of ref {self.ref!r}"
+        return f"the create{named} was withdrawn before it left; nothing is paid"
 
 
 class BudgetExceeded(KieError):
@@ -247,7 +272,8 @@ class TaskError(KieError):
         self.intent_id = intent_id
 
     def __str__(self) -> str:
-        name = f"task {self.task_id}" if self.task_id else f"the task of intent {self.intent_id}, if any,"
+        intent = f" of intent {self.intent_id}" if self.intent_id else ""
+        name = f"task {self.task_id}" if self.task_id else f"the task{intent}, if any,"
         return f"{name} {self.message_tail}"
 
 

@@ -43,6 +43,8 @@ class SessionStats(metaclass=ShowsFields):
     """What the settled tasks cost, as their records say."""
     in_flight: int = 0
     """Tasks that have not settled."""
+    queued: int = 0
+    """Creates that wait for a slot and their turn."""
 
 
 class Source(StrEnum):
@@ -136,6 +138,6 @@ class Counters:
         else:
             self.settled_by_poll += 1
 
-    def snapshot(self, *, in_flight: int) -> SessionStats:
+    def snapshot(self, *, in_flight: int, queued: int) -> SessionStats:
         """Return the counts as they stand."""
-        return SessionStats(**attrs.asdict(self), in_flight=in_flight)
+        return SessionStats(**attrs.asdict(self), in_flight=in_flight, queued=queued)

@@ -19,11 +19,12 @@ from .errors import (
     TaskDetached,
     TaskFailed,
     TaskTimedOut,
+    Withdrawn,
 )
 from .inputs.request import TaskRequest
-from .models import TaskRecord, TaskResult, TaskState, advance
+from .models import Estimate, TaskPhase, TaskRecord, TaskResult, TaskState, advance
 
-_ALREADY_LOGGED = (TaskDetached, TaskAbandoned, CreateOutcomeUnknown)
+_ALREADY_LOGGED = (TaskDetached, TaskAbandoned, CreateOutcomeUnknown, Withdrawn)
 """Ends that were logged when they came, or that the user asked for."""
 _log = logging.getLogger("kie_async")
 
@@ -34,6 +35,18 @@ class HandleOwner(Protocol):
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
         """Return the loop that the session runs on."""
+
+    def queue_position(self, handle: TaskHandle) -> int | None:
+        """Return how many creates go before; None if it does not wait in the queue."""
+
+    async def until_created(self, handle: TaskHandle) -> None:
+        """Wait for the task of a handle that has none yet, or raise what kept it from being made."""
+
+    def withdraw(self, handle: TaskHandle) -> bool:
+        """Take back a create that has not left; tell whether it is taken back."""
+
+    def estimate(self, handle: TaskHandle) -> Estimate | None:
+        """Return how long the handle still takes; None if nobody knows."""
 
     def abandon(self, handle: TaskHandle) -> None:
         """Settle the handle as abandoned."""
@@ -107,7 +120,7 @@ class TaskHandle(BoundToLoop):
         self.deadline = deadline
         """The instant on the loop's clock at which the wait ends with `TaskTimedOut`."""
         self.poll_entry: object = None
-        """For the engine only: what the poller knows of the task."""
+        """For the engine only: what the poller knows of the task, or the queue of its create."""
         self._owner = owner
         self._state: TaskState | None = None
         """None before anything was observed; unknown of a create whose outcome nobody knows."""
@@ -119,9 +132,12 @@ class TaskHandle(BoundToLoop):
 
     def __repr__(self) -> str:
         done = " done" if self.is_done else ""
-        if not self.task_id:
+        if self.task_id:
+            return f"<TaskHandle {self.task_id} {self.state}{done}>"
+        if self.intent_id:
             return f"<TaskHandle intent {self.intent_id} {self._state or 'new'}{done}>"
-        return f"<TaskHandle {self.task_id} {self.state}{done}>"
+        ref = "" if self.ref is None else f" ref {self.ref!r}"
+        return f"<TaskHandle {self.model}{ref} queued{done}>"
 
     def __del__(self) -> None:
         # As asyncio does for an exception never retrieved: a paid failure must not pass in silence.
@@ -138,6 +154,26 @@ class TaskHandle(BoundToLoop):
         if self._state is None or (self._state is TaskState.UNKNOWN and self.task_id):
             return TaskState.WAITING
         return self._state
+
+    @property
+    def phase(self) -> TaskPhase:
+        """Return how far it has come: queued, sending, running, done, or unknown."""
+        if self.is_done:
+            return TaskPhase.DONE
+        if self.task_id:
+            return TaskPhase.RUNNING
+        if self._state is TaskState.UNKNOWN:
+            return TaskPhase.UNKNOWN
+        return TaskPhase.SENDING if self.queue_position is None else TaskPhase.QUEUED
+
+    @property
+    def queue_position(self) -> int | None:
+        """Return how many creates of this session go before it, 0 if it is next; None if it is not queued.
+
+        Lanes take turns, so those of another lane count as far as their turns come before. It may grow, when
+        a lane begins to wait whose turns come in between.
+        """
+        return None if self.task_id or self.is_done else self._owner.queue_position(self)
 
     @property
     def candidate_task_id(self) -> str:
@@ -177,30 +213,80 @@ class TaskHandle(BoundToLoop):
                 raise TaskTimedOut(self.task_id, self.record) from None
         return await self
 
+    def estimate(self) -> Estimate | None:
+        """Return how long it may still take, from now until the news of its end, without asking the service.
+
+        From how long the tasks of its model took that ended here, or in earlier runs with the journal, given
+        that this one still runs at its age; before three ended, from a table of what users measured. None
+        where that does not know the model, and of a handle that is done or whose outcome is unknown.
+        """
+        return self._owner.estimate(self)
+
     async def updates(self) -> AsyncIterator[TaskRecord]:
         """Yield the latest record whenever it changed, the terminal one last.
 
-        A slow reader sees the newest, not all. A failed task ends the loop without raising; await
-        the handle for the error.
+        Of a handle that `submit` gave out it begins with the queue: a record without a task id, whose state
+        is waiting, whenever `queue_position` or `phase` changed, a few times a second at most. A slow reader
+        sees the newest, not all. A failed task ends the loop without raising; await the handle for the error.
 
         Raises:
             KieError: The handle settled without a terminal record.
         """
         shown: TaskRecord | None = None
+        shown_place: tuple[int | None] | None = None
         while True:
             if self.record is not None and self.record != shown:
                 shown = self.record
                 yield shown
             elif self.is_done:
                 break
+            elif (place := self._place_before_the_task()) not in {None, shown_place}:
+                shown_place = place
+                yield TaskRecord(task_id="", model=self.model, state=TaskState.WAITING)
             else:
                 await self._wait_for_update()
         self._is_retrieved = True
         if isinstance(self._outcome, KieError) and not isinstance(self._outcome, TaskFailed):
             await self
 
+    async def created(self) -> TaskHandle:
+        """Return this handle once its task exists: ``await kie.submit(...).created()``.
+
+        Cancelling this wait takes nothing back; `withdraw` does.
+
+        Raises:
+            KieError: What `KieSession.create` raises, or `Withdrawn`.
+            SessionMisuse: Awaited from another event loop.
+        """
+        if not self.task_id and self.is_done:
+            await self
+        if not self.task_id:
+            self._check_loop()
+            await self._owner.until_created(self)
+        return self
+
+    def withdraw(self) -> bool:
+        """Take the create back if it has not left; tell whether it is taken back.
+
+        True: no task was made of it and nothing will be sent; awaiters get `Withdrawn`. False changes
+        nothing: its body has left, or all is over. A body that the service turned away for a limit does not
+        count.
+
+        Raises:
+            SessionMisuse: Called on another event loop.
+        """
+        if isinstance(self._outcome, Withdrawn):
+            return True
+        if self.task_id or self.is_done:
+            return False
+        self._check_loop()
+        return self._owner.withdraw(self)
+
     def abandon(self) -> None:
-        """Stop waiting here: awaiters get `TaskAbandoned`, the task runs on and is billed."""
+        """Stop waiting here: awaiters get `TaskAbandoned`, the task runs on and is billed.
+
+        One that is queued is sent all the same when it is its turn; `withdraw` takes it back.
+        """
         self._owner.abandon(self)
 
     async def resolve(self, task_id: str | None = None) -> None:
@@ -251,7 +337,7 @@ class TaskHandle(BoundToLoop):
         )
 
     def _must_be_unknown(self) -> None:
-        if self.task_id or self.is_done:
+        if self.task_id or self.is_done or self._state is not TaskState.UNKNOWN:
             raise InvalidRequest("only a create whose outcome is unknown can be resolved by hand")
 
     def _claim(self) -> asyncio.Future[TaskResult]:
@@ -294,6 +380,12 @@ class TaskHandle(BoundToLoop):
         if asyncio.get_running_loop() is not self._owner.loop:
             raise SessionMisuse("this handle belongs to another event loop; await it where its session runs")
 
+    def _place_before_the_task(self) -> tuple[int | None] | None:
+        """Return what may be told of a create without a task: its place, which is None while it is sent."""
+        if self.task_id or self._state is TaskState.UNKNOWN:
+            return None
+        return (self.queue_position,)
+
     async def _wait_for_update(self) -> None:
         """Wait for the next record, or for the end."""
         self._check_loop()
@@ -307,9 +399,15 @@ class TaskHandle(BoundToLoop):
 
     # --- for the engine only -------------------------------------------------------------------
 
+    def begin(self, intent_id: str, request: TaskRequest) -> None:
+        """Take in that it is the turn of its create, which is sent as *request* says."""
+        self.intent_id, self.request = intent_id, request
+        self.note_progress()
+
     def bind(self, task_id: str) -> None:
         """Name the task."""
         self.task_id = task_id
+        self.note_progress()
 
     def move_deadline(self, deadline: float) -> None:
         """Let the wait end at another instant."""
@@ -336,6 +434,7 @@ class TaskHandle(BoundToLoop):
     def mark_unknown(self) -> None:
         """Note that nobody knows what became of the create: from now on it can be decided by hand."""
         self._state = TaskState.UNKNOWN
+        self.note_progress()
 
     def hold_request(self, request: TaskRequest) -> None:
         """Hold what was asked for, as `resubmit` needs it."""
@@ -368,6 +467,22 @@ class TaskHandle(BoundToLoop):
         if has_news and self._readers:
             self._wake_readers()
         return state is not before
+
+    def observe_like(self, other: TaskHandle) -> None:
+        """Take in what another handle of the same task has seen."""
+        if other.record is not None:
+            self.observe(other.record)
+
+    def settle_like(self, other: TaskHandle) -> None:
+        """Settle as another handle of the same task did."""
+        self.observe_like(other)
+        if other._outcome is not None:
+            self.settle(other._outcome)
+
+    def note_progress(self) -> None:
+        """Wake those who follow it: its place or its phase has changed."""
+        if self._readers:
+            self._wake_readers()
 
     def settle(self, outcome: TaskResult | KieError) -> None:
         """Settle once and wake everybody; later calls change nothing."""

@@ -42,6 +42,21 @@ class TaskState(StrEnum):
         self.is_terminal = word in {"success", "fail"}
 
 
+class TaskPhase(StrEnum):
+    """How far a handle has come."""
+
+    QUEUED = "queued"
+    """It waits for its turn here: nothing has left, and `TaskHandle.withdraw` takes it back."""
+    SENDING = "sending"
+    """It is its turn: its create waits for the rate limit, or is on the wire."""
+    RUNNING = "running"
+    """Its task exists, is paid, and was not seen to end."""
+    DONE = "done"
+    """Awaiting it returns, or raises, at once."""
+    UNKNOWN = "unknown"
+    """Its create left and nothing proves what happened: it is perhaps paid."""
+
+
 class JobState(StrEnum):
     """How a job stands, in the one word that people read: on the command line, in results and reports."""
 
@@ -199,6 +214,40 @@ class UploadedFile(metaclass=ShowsFields):
     """By the clock of the service, if its answer says so."""
     expires_at: datetime | None = None
     """When the service deletes it, if its answer says so; else that is 24 hours later."""
+
+
+@attrs.frozen(kw_only=True)
+class Estimate(metaclass=ShowsFields):
+    """How long a task may still take, from now to its end; see `TaskHandle.estimate`."""
+
+    remaining_s: float
+    """The median: as many tasks take longer as take less. The wait for its turn is in it."""
+    low_s: float
+    """One task in ten is over sooner."""
+    high_s: float
+    """One task in ten takes longer."""
+    waiting_s: float = 0.0
+    """How much of it is the wait here, for a slot and for the service's limit; 0 of a task that runs."""
+    progress: float
+    """How far it has come, from 0 to 0.99; for one handle it never falls."""
+    is_learned: bool
+    """Whether it comes from tasks of the model that ended, and not from the table of durations alone."""
+
+
+@attrs.frozen(kw_only=True)
+class Price(metaclass=ShowsFields):
+    """What a task is expected to cost, in credits; see `KieSession.price`."""
+
+    credits: float
+    """As expected."""
+    low: float
+    """The least that is likely."""
+    high: float
+    """The most that is likely: what a budget reserves for it."""
+    usd: float
+    """The expected price in US dollars."""
+    basis: str
+    """What it was reckoned from, in words."""
 
 
 class ResultOrError(metaclass=ShowsFields):

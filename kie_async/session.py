@@ -32,19 +32,19 @@ from .batch import GIVE_UP_AFTER_S, MAX_FAILURES_IN_A_ROW, Batch, Requests
 from .callbacks.address import derive_callback_secret
 from .callbacks.receiver import CallbackReceiver
 from .config import Budget, Limits, Network, PollSchedule
+from .engine.create_queue import QueuedCreate
 from .engine.engine import Engine
 from .engine.event_hook import check_hook
 from .engine.settings import CallbackPolicy, Settings, with_environment
 from .errors import SESSION_CLOSED, InvalidRequest, SessionMisuse
 from .events import Counters, SessionEvent, SessionStats
 from .handle import TaskHandle
-from .inputs.durations import MODEL_DURATIONS_S
 from .inputs.media import Media
 from .inputs.request import TaskRequest, TypedInput, as_request
 from .journal.account import Account, derive_account_name
 from .journal.base import Journal
 from .journal.postgres import is_dsn
-from .models import SettledTask, TaskRecord, TaskResult, UploadedFile, only_url
+from .models import Price, SettledTask, TaskRecord, TaskResult, UploadedFile, only_url
 
 BASE_URL = "https://api.kie.ai"
 _log = logging.getLogger("kie_async")
@@ -60,9 +60,10 @@ class KieSession(BoundToLoop):
 
     Without *api_key* the environment's ``KIE_API_KEY`` is used, without *base_url* its ``KIE_BASE_URL``,
     else the service. *callback_url* is where the service can reach *receiver*. *max_in_flight* tasks
-    exist unsettled at most. *journal* is the path of the durable record, or a `SqliteJournal`; a
-    ``postgresql://...`` URL, or a `PostgresJournal`, is one that several workers share; without one a crash
-    forgets paid tasks. *task_timeout_s* is how long a created task is waited for.
+    exist unsettled at most, and *max_queued* creates wait for a slot and their turn, None for any number.
+    *journal* is the path of the durable record, or a `SqliteJournal`; a ``postgresql://...`` URL, or a
+    `PostgresJournal`, is one that several workers share; without one a crash forgets paid tasks.
+    *task_timeout_s* is how long a created task is waited for.
     *confirm_callbacks* None confirms deliveries by a query when the receiver has no keys, True always,
     False never. *callback_secrets* sign callback addresses, the first one new ones; by default they
     derive from the key. *account* is a name of your own for the account, never sent anywhere: needed where
@@ -85,6 +86,7 @@ class KieSession(BoundToLoop):
         receiver: CallbackReceiver | None = None,
         journal: str | Path | Journal | None = None,
         max_in_flight: int = 100,
+        max_queued: int | None = None,
         limits: Limits = Limits(),  # noqa: B008  (frozen)
         poll: PollSchedule = PollSchedule(),  # noqa: B008  (frozen)
         task_timeout_s: float = 3600.0,
@@ -114,6 +116,8 @@ class KieSession(BoundToLoop):
             check_path("journal", journal)
         check_hook(on_event)
         check_count("max_in_flight", max_in_flight)
+        if max_queued is not None:
+            check_count("max_queued", max_queued)
         check_above_zero("task_timeout_s", task_timeout_s)
         if create_timeout_s is not None:
             check_above_zero("create_timeout_s", create_timeout_s)
@@ -142,6 +146,7 @@ class KieSession(BoundToLoop):
             ),
             journal=journal,
             max_in_flight=max_in_flight,
+            max_queued=max_queued,
             limits=limits,
             network=with_environment(network, base_url),
             poll=poll,
@@ -231,13 +236,15 @@ class KieSession(BoundToLoop):
         input: Mapping[str, Any] | None = None,
         *,
         ref: str | None = None,
+        lane: str | int | None = None,
         timeout_s: float | None = None,
     ) -> TaskHandle:
         """Create one task and return its handle: of ``KlingAvatar(...)``, or of ``"any/model", {...}``.
 
-        Waits its turn when *max_in_flight* tasks are unsettled or the create limit is used up, first
-        come first served; cancelling that wait sends nothing. A cancel after the body has left stops
-        only the caller: the task is watched on. *timeout_s* bounds the wait for the task's end.
+        It is `submit` and the wait for `TaskHandle.created`: waits its turn when *max_in_flight* tasks are
+        unsettled or the create limit is used up, as `submit` says; cancelling that wait sends nothing. A
+        cancel after the body has left stops only the caller: the task is watched on. *timeout_s* bounds the
+        wait for the task's end.
 
         *ref* is your own key, such as the id of an order or a message: one ref, one paid task, for as long
         as the journal lives. Asked for again, it is the same task. Without a journal it is forgotten when
@@ -250,10 +257,40 @@ class KieSession(BoundToLoop):
             TransportError: Nothing was sent; the service was out of reach for *create_timeout_s*.
             CreateOutcomeUnknown: The body left and nothing proves what happened; never sent again.
             BudgetExceeded: The budget is spent; nothing was sent.
+            QueueFull: *max_queued* creates wait already; nothing was sent.
             SessionMisuse: The session is not open here.
         """
         engine = self._engine
-        return await engine.creator.create(as_request(request, input, ref), self._timeout_s(timeout_s))
+        asked, timeout_s = as_request(request, input, ref), self._timeout_s(timeout_s)
+        return await engine.creator.create(asked, timeout_s, entry=QueuedCreate(lane=_checked_lane(lane)))
+
+    def submit(
+        self,
+        request: TaskRequest | TypedInput | str,
+        input: Mapping[str, Any] | None = None,
+        *,
+        ref: str | None = None,
+        lane: str | int | None = None,
+        timeout_s: float | None = None,
+    ) -> TaskHandle:
+        """Return the handle of a task that is yet to be created, at once; takes the arguments of `create`.
+
+        It waits in the queue, as `TaskHandle.queue_position` says, and `TaskHandle.withdraw` takes it back.
+        Requests with a *lane*, the id of a chat or a customer, take turns lane by lane, first come first
+        served within one; those without are one lane, and each batch has one of its own. Nobody need await
+        the handle: it runs, and a failure that nobody asked for is logged. What keeps a task from being made
+        is raised by `TaskHandle.created` and by awaiting the handle.
+
+        A *ref* that is known gives the handle it stands for, or one that shares its task.
+
+        Raises:
+            InvalidRequest: An argument is wrong.
+            QueueFull: *max_queued* creates wait already.
+            SessionMisuse: The session is not open here.
+        """
+        engine = self._engine
+        asked, timeout_s = as_request(request, input, ref), self._timeout_s(timeout_s)
+        return engine.submitter.submit(asked, timeout_s, _checked_lane(lane))
 
     async def run(
         self,
@@ -261,6 +298,7 @@ class KieSession(BoundToLoop):
         input: Mapping[str, Any] | None = None,
         *,
         ref: str | None = None,
+        lane: str | int | None = None,
         timeout_s: float | None = None,
     ) -> TaskResult:
         """Create one task and return its result; takes the arguments of `create`.
@@ -270,7 +308,7 @@ class KieSession(BoundToLoop):
         Raises:
             KieError: Whatever `create` or awaiting its handle raises.
         """
-        handle = await self.create(request, input, ref=ref, timeout_s=timeout_s)
+        handle = await self.create(request, input, ref=ref, lane=lane, timeout_s=timeout_s)
         try:
             return await handle
         except asyncio.CancelledError:
@@ -497,6 +535,21 @@ class KieSession(BoundToLoop):
             async for block in blocks:
                 yield block
 
+    def price(
+        self, request: TaskRequest | TypedInput | str, input: Mapping[str, Any] | None = None
+    ) -> Price | None:
+        """Return what a task is expected to cost, before it exists; takes the request as `create` does.
+
+        From what the last tasks of the model took that ended here, or in earlier runs with the journal; else
+        from the service's price table. Local audio is measured by the headers of its file, which takes some
+        milliseconds; that of a URL is known if `upload` gave it here. None if nobody knows.
+
+        Raises:
+            InvalidRequest: An argument is wrong.
+            SessionMisuse: The session is not open here.
+        """
+        return self._engine.charges.price(as_request(request, input, None))
+
     def expected_s(self, model: str) -> float | None:
         """Return how many seconds a task of a model takes in the median, queueing at the service included.
 
@@ -506,12 +559,15 @@ class KieSession(BoundToLoop):
         Raises:
             SessionMisuse: The session is not open here.
         """
-        learned_s = self._engine.poller.median_s(model)
-        return MODEL_DURATIONS_S.get(model) if learned_s is None else learned_s
+        check_kind("model", model, str, "the name of a model")
+        return self._engine.estimates.expected_s(model)
 
     def stats(self) -> SessionStats:
         """Return what the session did so far."""
-        return self._counters.snapshot(in_flight=len(self._opened.tracker.registry) if self._opened else 0)
+        engine = self._opened
+        if engine is None:
+            return self._counters.snapshot(in_flight=0, queued=0)
+        return self._counters.snapshot(in_flight=len(engine.tracker.registry), queued=len(engine.queue))
 
     def _timeout_s(self, timeout_s: float | None) -> float:
         if timeout_s is None:
@@ -521,6 +577,11 @@ class KieSession(BoundToLoop):
 
     def _deadline(self, timeout_s: float | None) -> float:
         return asyncio.get_running_loop().time() + self._timeout_s(timeout_s)
+
+
+def _checked_lane(lane: str | int | None) -> str | int | None:
+    check_kind("lane", lane, (str, int, type(None)), "a text or a number, such as the id of a chat")
+    return lane
 
 
 def _goes_on(handle: TaskHandle) -> str:

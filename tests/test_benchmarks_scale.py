@@ -39,3 +39,7 @@ async def test_our_rows_of_the_peers_need_no_sdk() -> None:
     assert [row.runs[0].finished for row in rows] == [8, 8]
     assert rows[0].runs[0].requests == 1.0
     assert "| 8, all at once |" in "\n".join(peers.table(rows))
+
+
+def test_twenty_thousand_queued_handles_take_two_kilobytes_each_at_most() -> None:
+    assert 100 < memory.weigh_apart("queued", 20_000, is_traced=False) <= memory.QUEUED_B

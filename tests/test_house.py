@@ -60,6 +60,7 @@ LIBRARY_HOMES: dict[str, tuple[str, ...]] = {
     "sqlite3": ("journal/sqlite",),
     "asyncpg": ("journal/postgres",),
     "aiohttp_socks": ("http/socks.py",),
+    "tinytag": ("files/audio_length.py",),
     "backoff": ("http/backoff.py",),
     "cattrs": ("planning/durations.py", "engine/kept_uploads.py"),
     "opentelemetry": ("instrumentation/",),

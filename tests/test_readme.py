@@ -67,8 +67,10 @@ async def _open(port: int) -> aiohttp.ClientSession:
 async def _write_to_the_bot(port: int, crowd: Crowd) -> None:
     async with await _open(port) as http, http.post("/telegram", json=update(7)) as taken:
         assert taken.status == 200
-    await until(lambda: crowd.answers)
-    assert [(user, url[:7]) for user, url in crowd.answers] == [(7, "http://")]
+    await until(lambda: len(crowd.answers) > 1)
+    (_, place), (user, url) = crowd.answers
+    assert (place, user, url[:7]) == ("you are next", 7, "http://")
+    assert crowd.edits[-1:] == [(7, "your video is done")]
 
 
 async def _order_of_two_workers(port: int, _: Crowd) -> None:

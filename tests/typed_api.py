@@ -26,6 +26,7 @@ from kie_async import (
     SessionStats,
     TaskFailed,
     TaskHandle,
+    TaskPhase,
     TaskRecord,
     TaskRequest,
     TaskResult,
@@ -48,6 +49,7 @@ async def use(face: Path, voice: str) -> None:
         receiver=receiver,
         journal=Path("run.db"),
         max_in_flight=10,
+        max_queued=500,
         limits=Limits(create=Rate(20, per_s=10)),
         poll=PollSchedule.fixed(3),
         budget=Budget(credits=100),
@@ -65,6 +67,13 @@ async def use(face: Path, voice: str) -> None:
         assert_type(await handle, TaskResult)
         assert_type(await handle.result(timeout_s=5), TaskResult)
         assert_type(handle.state, TaskState)
+        submitted = kie.submit("any/model", {"n": 1}, ref="b", lane=81, timeout_s=60)
+        assert_type(submitted, TaskHandle)
+        assert_type(kie.submit(avatar, lane="chat"), TaskHandle)
+        assert_type(submitted.phase, TaskPhase)
+        assert_type(submitted.queue_position, int | None)
+        assert_type(await submitted.created(), TaskHandle)
+        assert_type(submitted.withdraw(), bool)
         assert_type(handle.record, TaskRecord | None)
         async for record in handle.updates():
             assert_type(record, TaskRecord)

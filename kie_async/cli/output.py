@@ -15,12 +15,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from ..inputs.prices import USD_PER_CREDIT
 from ..models import JobState, TaskRecord, TaskState
 
 _MARKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f]")
 """Control characters, ends of lines, and what changes the direction of writing (Unicode's Bidi_Control)."""
-
-USD_PER_CREDIT = 0.005
 
 _BLANKS = re.compile(r"[ \t\r\n]+")
 

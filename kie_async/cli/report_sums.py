@@ -13,9 +13,9 @@ from statistics import median
 
 import attrs
 
+from ..inputs.prices import USD_PER_CREDIT as USD_PER_CREDIT
 from ..journal.intents import Totals
 from ..models import JobState
-from .output import USD_PER_CREDIT as USD_PER_CREDIT
 from .report_data import Row
 
 STATES_IN_ORDER = (

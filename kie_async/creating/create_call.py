@@ -47,6 +47,11 @@ class CreateCalls:
     queries: QueryClient | None = None
     """What asks whether the service answers, for nothing, before a create is risked on it."""
 
+    def may_leave(self, in_line: int) -> bool:
+        """Tell whether one more create would leave at once, behind so many that have no permit yet."""
+        has_connection = in_line < self.transport.connections and not self.transport.connection_slots.locked()
+        return has_connection and in_line < self.rate_limiter.free_count
+
     async def is_answered(self) -> bool:
         """Tell whether the service answers a query; a probe that costs money is not sent into silence."""
         return self.queries is None or await self.queries.is_answered()
@@ -60,15 +65,26 @@ class CreateCalls:
         *,
         begun_at: float = math.inf,
         keeps_trying: bool = False,
+        on_permit: Callable[[], None] | None = None,
     ) -> CreateCall:
         """Return the call for an intent; nothing is sent before it runs, nor when *guard* raises.
 
         *guard* is called in the step in which the body leaves, and returns the intent as it is to be noted.
         *begun_at* is when it was asked for, if that was before now. One that *keeps_trying* waits for an
-        unreachable service and for a halt of creates, however long.
+        unreachable service and for a halt of creates, however long. *on_permit* is called when it has passed
+        the rate limit, each time.
         """
         begun_at = min(begun_at, asyncio.get_running_loop().time())
-        return CreateCall(self, intent, request, deadline, guard, begun_at, keeps_trying=keeps_trying)
+        return CreateCall(
+            self,
+            intent,
+            request,
+            deadline,
+            guard,
+            begun_at,
+            keeps_trying=keeps_trying,
+            on_permit=on_permit,
+        )
 
 
 class CreateCall:
@@ -88,6 +104,7 @@ class CreateCall:
         begun_at: float,
         *,
         keeps_trying: bool = False,
+        on_permit: Callable[[], None] | None = None,
     ) -> None:
         self._calls = calls
         self.intent = intent
@@ -95,6 +112,7 @@ class CreateCall:
         self._deadline = math.inf if keeps_trying else deadline
         self._keeps_trying = keeps_trying
         self._guard = guard
+        self._on_permit = on_permit
         self._now = asyncio.get_running_loop().time
         self._begun_at = begun_at
         self._waits = delays(calls.rng)
@@ -177,6 +195,8 @@ class CreateCall:
             except BaseException:
                 calls.transport.connection_slots.release()
                 raise
+        if self._on_permit is not None:
+            self._on_permit()
         try:
             # Asked last: it may have been opened while this create waited for its turn.
             if calls.breaker.check() and not await calls.is_answered():

@@ -128,6 +128,7 @@ class CreateTransport:
         self._redactor = redactor or Redactor([key])
         self._timeout_s = timeout_s
         self._connect_timeout_s = connect_timeout_s
+        self.connections = connections
         self.connection_slots = asyncio.Semaphore(connections)
         """Held from before the turn at the limiter until the answer: who waits can still be held back."""
         self._http = open_http_session(

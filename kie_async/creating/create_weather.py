@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from ..errors import KieError
 from ..limits.long_wait import LongWait
@@ -11,6 +12,14 @@ from ..wire.codes import CreateVerdict
 
 LASTING_S = 30.0
 """Limits are met and lifted all the time: only one that holds creates back for so long is worth a line."""
+
+
+class Room(Protocol):
+    """Knows whether a create would have a slot."""
+
+    @property
+    def has_room(self) -> bool:
+        """Tell whether a slot is free."""
 
 
 class CreateWeather:
@@ -22,6 +31,7 @@ class CreateWeather:
         api: str = "the service",
         uploads: str = "the upload host",
         max_in_flight: int = 0,
+        room: Room | None = None,
         now: Callable[[], float],
         sink: WeatherSink = NO_SINK,
     ) -> None:
@@ -46,16 +56,21 @@ class CreateWeather:
             now=now,
             sink=sink,
         )
-        self.slot_wait = LongWait(
-            f"creates wait for a slot: {max_in_flight} tasks are unsettled, as max_in_flight allows"
-        )
-        self.turn_wait = LongWait("creates wait for their turn at the rate limit, or for a connection")
+        self._max_in_flight = max_in_flight
+        self._room = room
+        self.turn_wait = LongWait(self._say_what_for)
         self._no_answer = Condition("no answer", sink)
         self.answer_wait = LongWait(
             f"creates at {api} have no answer; what has left may be paid and is never sent again",
             long_s=LASTING_S,
             condition=self._no_answer,
         )
+
+    def _say_what_for(self) -> str:
+        if self._room is not None and not self._room.has_room:
+            slots = f"{self._max_in_flight} tasks are unsettled, as max_in_flight allows"
+            return f"creates wait for a slot: {slots}"
+        return "creates wait for their turn at the rate limit, or for a connection"
 
     def record(self, verdict: CreateVerdict, error: KieError | None, reason: str, begun_at: float) -> None:
         """Take in what became of an attempt that began at *begun_at*."""

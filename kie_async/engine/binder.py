@@ -155,6 +155,16 @@ class HandleBinder:
         self.join(known, intent, handle.request, is_read=is_read)
         return known
 
+    def go_along(self, handle: TaskHandle, known: TaskHandle) -> None:
+        """Let a handle that has no task of its own go along with the one that its ref stands for."""
+        handle.join(known.intent_id, known.ref, known.model, None)
+        handle.bind(known.task_id)
+        if known.is_done:
+            handle.settle_like(known)
+        else:
+            handle.observe_like(known)
+            self._twins.setdefault(known.task_id, []).append(handle)
+
     def join(
         self,
         handle: TaskHandle,

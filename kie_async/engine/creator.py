@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from weakref import WeakValueDictionary
@@ -34,11 +35,11 @@ from ..inputs.request import TaskRequest
 from ..journal.base import RefTaken, TaskAlreadyBound
 from ..journal.intents import Claim, ClaimSource, Intent, IntentState
 from ..journal.notes import log_failed_note
-from ..limits.admission import Admission
 from ..limits.budget import BudgetLedger
 from ..limits.prices import Charge
 from ..wire.requests import WireRequest, encode_create, with_callback_url
 from .charges import charge_of
+from .create_queue import CreateQueue, QueuedCreate
 from .create_runner import CreateRunner
 from .pending_creates import PendingCreate, Phase
 from .reconciler import Reconciler
@@ -65,7 +66,7 @@ class _RefTurn(asyncio.Lock):
 
 
 class TaskCreator:
-    """Turns requests into handles, so many unsettled at once, first come first served."""
+    """Turns requests into handles, so many unsettled at once, lane by lane."""
 
     def __init__(
         self,
@@ -74,7 +75,7 @@ class TaskCreator:
         recovery: Recovery,
         calls: CreateCalls,
         uploads: Uploads,
-        admission: Admission,
+        queue: CreateQueue,
         ledger: BudgetLedger | None,
         settings: Settings,
     ) -> None:
@@ -83,7 +84,8 @@ class TaskCreator:
         self._recovery = recovery
         self._calls = calls
         self._uploads = uploads
-        self._admission = admission
+        self._queue = queue
+        self._admission = queue.admission
         self._callbacks = settings.callbacks
         self._task_timeout_s = settings.task_timeout_s
         self._ledger = ledger
@@ -98,16 +100,19 @@ class TaskCreator:
         wait_if_sent: bool = False,
         known_fingerprint: bytes | None = None,
         attempted: set[str] | None = None,
+        entry: QueuedCreate | None = None,
     ) -> TaskHandle:
         """Return the handle of a new task, or the one a ref stands for; see `KieSession.create`.
 
-        With *wait_if_sent* a first cancel stops only what has not left; what has left is waited for. Such a
-        create keeps trying, however long the service is out of reach: whoever wants its end stops it. With
+        *entry* says whose turn it takes; that of a handle that was given out at once is in the queue. With
+        *wait_if_sent* a first cancel stops only what has not left; what has left is waited for. Such a create
+        keeps trying, however long the service is out of reach: whoever wants its end stops it. With
         *attempted*, what failed or was refused gets a new attempt under its ref, unless that is in it; the
         refs of all creates are put into it.
         """
+        entry = entry or QueuedCreate()
         if request.ref is None:
-            return await self._create(request, b"", timeout_s, wait_if_sent)
+            return await self._create(request, b"", timeout_s, entry, wait_if_sent)
         digest = known_fingerprint
         if digest is None:
             digest = await asyncio.to_thread(fingerprint, request)
@@ -124,7 +129,9 @@ class TaskCreator:
                 if attempted is not None:
                     attempted.add(request.ref)
                 try:
-                    handle = await self._create(request, digest, timeout_s, wait_if_sent, replaced=found)
+                    handle = await self._create(
+                        request, digest, timeout_s, entry, wait_if_sent, replaced=found
+                    )
                 except RefTaken:
                     continue
                 except InvalidRequest:
@@ -161,6 +168,19 @@ class TaskCreator:
         _check_same(ref, noted, digest)
         return handle
 
+    async def find_known(self, request: TaskRequest, ref: str, timeout_s: float) -> TaskHandle | None:
+        """Return the handle that a ref stands for; None if it seems free, which `create` makes sure of.
+
+        Raises:
+            KieError: What `create` raises of a ref that is known.
+        """
+        in_flight = self._tracker.registry.by_ref(ref)
+        if in_flight is None and await self._calls.journal.find_by_ref(ref) is None:
+            return None  # most are free, and their files need not be read twice
+        digest = await asyncio.to_thread(fingerprint, request)
+        found = await self._find(request, ref, digest, timeout_s, None)
+        return found if isinstance(found, TaskHandle) else None
+
     def _revive(self, intent: Intent, request: TaskRequest, digest: bytes, timeout_s: float) -> TaskHandle:
         _check_same(intent.ref or "", intent.fingerprint, digest)
         try:
@@ -179,9 +199,27 @@ class TaskCreator:
         request: TaskRequest,
         digest: bytes,
         timeout_s: float,
+        entry: QueuedCreate,
         wait_if_sent: bool = False,
         *,
         replaced: Intent | None = None,
+    ) -> TaskHandle:
+        """Make a create ready and send it when it is its turn; have no place in the queue when it is over."""
+        try:
+            return await self._make(request, digest, timeout_s, entry, wait_if_sent, replaced=replaced)
+        finally:
+            self._queue.remove(entry)
+            self._queue.leave_line(entry)
+
+    async def _make(
+        self,
+        request: TaskRequest,
+        digest: bytes,
+        timeout_s: float,
+        entry: QueuedCreate,
+        wait_if_sent: bool,
+        *,
+        replaced: Intent | None,
     ) -> TaskHandle:
         # One that failed has its task, and is not pending.
         former = None if replaced is None else self._tracker.pending.get(replaced.intent_id)
@@ -192,9 +230,11 @@ class TaskCreator:
         wire_request = encode_create(request, None)  # says what is wrong with it while no address is in sight
         if request.callback_url is None:
             wire_request = self._addressed(wire_request, intent_id)
+        # One that was given out has its room; a batch brings few at a time, and none of them may fail.
+        if entry.handle is None and not wait_if_sent:
+            self._queue.check_room()
         # After the uploads: they take long and cost nothing, and a slot is for what may be paid.
-        with self._calls.weather.slot_wait.waiting():
-            await self._admission.acquire()
+        await self._queue.wait_for_turn(entry)
         describe = partial(
             Intent,
             intent_id=intent_id,
@@ -205,7 +245,7 @@ class TaskCreator:
             expects_callback=request.callback_url is None and self._callbacks.is_received,
             replaces="" if replaced is None else replaced.intent_id,
         )
-        pending = self._tracker.begin(describe(), request, former)
+        pending = self._tracker.begin(describe(), request, former, entry.handle)
         self._admission.hold(pending.handle)
         try:
             # With the slot in hand: while it waited, the session may have closed and others spent the
@@ -218,16 +258,20 @@ class TaskCreator:
         pending.handle.move_deadline(asyncio.get_running_loop().time() + timeout_s)
         intent = describe(body=(wire_request.body or b"").decode())
         guard = partial(self._let_leave, charge, former, phase)
-        call = self._calls.new(
+        leave_line = partial(self._queue.leave_line, entry)
+        call = entry.call = self._calls.new(
             intent,
             wire_request,
             pending.handle.deadline,
             guard,
             begun_at=begun_at,
             keeps_trying=wait_if_sent,
+            on_permit=leave_line,
         )
         return await self.runner.run(
-            self._run_in_turn(pending, call, charge, timeout_s, waits_for_refunds=wait_if_sent),
+            self._run_in_turn(
+                pending, call, charge, timeout_s, waits_for_refunds=wait_if_sent, on_wait=leave_line
+            ),
             call,
             ref=request.ref,
             wait_if_sent=wait_if_sent,
@@ -295,11 +339,12 @@ class TaskCreator:
         timeout_s: float,
         *,
         waits_for_refunds: bool,
+        on_wait: Callable[[], None],
     ) -> TaskHandle | KieError:
         """Run when no other create must show its price first; a turn ends when the outcome is known."""
         if self._ledger is None:
             return await self._run(pending, call, timeout_s)
-        await self._ledger.wait_for_turn(charge, waits_for_refunds=waits_for_refunds)
+        await self._ledger.wait_for_turn(charge, waits_for_refunds=waits_for_refunds, on_wait=on_wait)
         try:
             return await self._run(pending, call, timeout_s)
         finally:
@@ -422,11 +467,12 @@ class TaskCreator:
                 raise InvalidRequest(_DECIDED)
             # The first create is written off in the step in which the second leaves.
             first = former.intent
-            return await self._create(request, first.fingerprint, self._task_timeout_s, replaced=first)
+            entry = QueuedCreate()
+            return await self._create(request, first.fingerprint, self._task_timeout_s, entry, replaced=first)
 
     async def drain(self) -> None:
         """Keep back what has not left, and give what has left some time to learn its id."""
-        self._admission.close()
+        self._queue.close()
         await self.runner.drain()
 
 

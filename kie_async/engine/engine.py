@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from .._background import BackgroundTasks
 from .._validation import is_loopback
-from ..config import Rate
+from ..config import Budget, Rate
 from ..creating.create_call import CreateCalls
 from ..creating.create_transport import CreateTransport
 from ..creating.create_weather import CreateWeather
@@ -32,12 +32,17 @@ from ..journal.sqlite import SqliteJournal
 from ..limits.admission import Admission
 from ..limits.budget import BudgetLedger
 from ..limits.circuit_breaker import CircuitBreaker
+from ..limits.prices import PriceBook
 from ..limits.query_speed import QueryPace
 from ..limits.rate_limiter import Permits, RateLimiter
+from ..models import Estimate
 from ..planning.planner import PollPlanner
 from ..polling.poller import Poller
 from ..wire.redaction import Redactor
+from .charges import Charges
+from .create_queue import CreateQueue
 from .creator import TaskCreator
+from .estimates import Estimates
 from .event_hook import EventHook
 from .inbox import CallbackInbox
 from .journal_room import WaitForRoom
@@ -48,6 +53,8 @@ from .recovery import Recovery
 from .relay import WorkerRelay
 from .result_folder import ResultFolder
 from .settings import Settings
+from .shared_ledger import SharedLedger
+from .submitter import Submitter
 from .tracker import TaskTracker
 
 _NAMES_A_LINE = 25
@@ -91,6 +98,8 @@ class Engine:
             network=settings.network,
             api=self._query_transport,
         )
+        create_permits = _permits_of(self.journal, limits.create, now)
+        self.admission = Admission(settings.max_in_flight)
         self.calls = CreateCalls(
             transport=CreateTransport(
                 settings.base_url,
@@ -99,7 +108,7 @@ class Engine:
                 network=settings.network,
                 redactor=redactor,
             ),
-            rate_limiter=_permits_of(self.journal, limits.create, now),
+            rate_limiter=create_permits,
             breaker=CircuitBreaker(now=now, sink=self.events),
             journal=self.journal,
             counters=counters,
@@ -108,6 +117,7 @@ class Engine:
                 api=settings.base_url,
                 uploads=settings.upload_url,
                 max_in_flight=settings.max_in_flight,
+                room=self.admission,
                 now=now,
                 sink=self.events,
             ),
@@ -123,11 +133,13 @@ class Engine:
             rng=rng,
             weather=self.events,
         )
-        self.admission = Admission(settings.max_in_flight)
-        self.ledger = None if settings.budget is None else BudgetLedger(settings.budget)
+        self.queue = CreateQueue(self.admission, self.calls, settings.max_queued)
+        prices = PriceBook()
+        self.ledger = self._ledger_of(settings.budget, self.journal, prices)
+        self.charges = Charges(self.uploads, prices, self.ledger)
         callbacks = settings.callbacks
         self.tracker = TaskTracker(
-            self.poller, self.journal, counters, self.admission, self.ledger, self.events, callbacks, self
+            self.poller, self.journal, counters, self.admission, self.charges, self.events, callbacks, self
         )
         self.reconciler = Reconciler(
             self.tracker, self.queries, self.journal, counters, callbacks, self.background
@@ -143,18 +155,25 @@ class Engine:
             self.recovery,
             self.calls,
             self.uploads,
-            self.admission,
+            self.queue,
             self.ledger,
             settings,
         )
+        self.estimates = Estimates(self.poller, self.tracker.registry, create_permits, settings, now=now)
+        self.submitter = Submitter(self.creator, self.tracker, self.queue, self.background)
         # The one way back up: the tracker asks the poller to poll, the poller hands it what it found.
         self.poller.start(self.tracker)
+
+    def _ledger_of(self, budget: Budget | None, journal: Journal, prices: PriceBook) -> BudgetLedger | None:
+        if budget is None:
+            return None
+        if isinstance(journal, SharedJournal):
+            return SharedLedger(budget, prices, journal, self.background)
+        return BudgetLedger(budget, prices)
 
     def _relay_of(self, journal: Journal, settings: Settings) -> WorkerRelay | None:
         if not isinstance(journal, SharedJournal):
             return None
-        if settings.budget is not None:
-            journal.bound_spending(settings.budget)
         return WorkerRelay(
             self.recovery,
             self.reconciler,
@@ -176,7 +195,9 @@ class Engine:
         """
         try:
             await self.recovery.replay(self.settings.account)
-            self.poller.restore(await self.journal.load_durations())
+            learned = await self.journal.load_durations()
+            self.poller.restore(learned)
+            self.charges.restore(learned)
             await self._query_speed.recall(self.loop.time())
             self._query_pace.adjust()
             if self.relay is not None:
@@ -237,6 +258,7 @@ class Engine:
         if handles:
             log_what_goes_on("session closed", handles)
         self.tracker.detach_all()
+        self.submitter.end_all()
 
     # --- what a batch asks of its session ------------------------------------------------------
 
@@ -290,6 +312,22 @@ class Engine:
             raise
 
     # --- what a handle asks of its session -----------------------------------------------------
+
+    def queue_position(self, handle: TaskHandle) -> int | None:
+        """Return how many creates go before a handle's; see `TaskHandle.queue_position`."""
+        return self.submitter.queue_position(handle)
+
+    async def until_created(self, handle: TaskHandle) -> None:
+        """Wait for the task of a handle; see `TaskHandle.created`."""
+        await self.submitter.until_created(handle)
+
+    def withdraw(self, handle: TaskHandle) -> bool:
+        """Take back what has not left; see `TaskHandle.withdraw`."""
+        return self.submitter.withdraw(handle)
+
+    def estimate(self, handle: TaskHandle) -> Estimate | None:
+        """Return how long a handle still takes; see `TaskHandle.estimate`."""
+        return self.estimates.of(handle, self.queue_position(handle))
 
     def abandon(self, handle: TaskHandle) -> None:
         """Settle a handle as abandoned; see `TaskHandle.abandon`."""

@@ -64,6 +64,9 @@ class Recovery:
 
     async def _restore_account(self, ledger: BudgetLedger, left: list[Intent]) -> None:
         """Count what former sessions spent, and what their unsettled creates may cost."""
+        if isinstance(self._journal, SharedJournal):  # which counts what all workers spend, at each create
+            ledger.restore(tasks=0, spent=0.0, prices=await self._journal.load_prices(), unsettled=[])
+            return
         totals = await self._journal.load_totals()
         may_cost = [intent for intent in left if intent.state is not IntentState.REJECTED]
         unsettled = [*await self._journal.list_unsettled(), *may_cost]

@@ -111,6 +111,10 @@ class WorkerRelay:
         self._has_news.set()
         self._may_sweep.set()
 
+    def note_gone(self) -> None:
+        """Take in that another worker has been silent for its lease."""
+        self._may_sweep.set()
+
     async def _read_on(self) -> None:
         while True:
             with suppress(TimeoutError):

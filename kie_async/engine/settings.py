@@ -73,6 +73,7 @@ class Settings:
     callbacks: CallbackPolicy
     journal: str | Path | Journal | None
     max_in_flight: int
+    max_queued: int | None
     limits: Limits
     network: Network
     poll: PollSchedule

@@ -30,12 +30,12 @@ from ..journal.base import Journal
 from ..journal.intents import ClaimSource, Intent
 from ..journal.notes import log_failed_note
 from ..limits.admission import Admission
-from ..limits.budget import BudgetLedger
 from ..models import JobState, TaskRecord, TaskResult, TaskState
 from ..planning.planner import Learned
 from ..polling.poller import Poller
 from ..wire.codes import name_task
 from .binder import HandleBinder, entry_of
+from .charges import Charges
 from .event_hook import EventHook
 from .journal_room import CANNOT_NOTE, JournalRoom
 from .pending_creates import PendingCreate, PendingCreates, Phase
@@ -57,7 +57,7 @@ class TaskTracker:
         journal: Journal,
         counters: Counters,
         admission: Admission,
-        ledger: BudgetLedger | None,
+        charges: Charges,
         events: EventHook,
         callbacks: CallbackPolicy,
         owner: HandleOwner,
@@ -65,12 +65,13 @@ class TaskTracker:
         self.registry = TaskRegistry()
         self.pending = PendingCreates()
         self._ends = CountedEnds()
-        self.binder = HandleBinder(self.registry, self._ends, poller, admission, ledger, self)
+        self.binder = HandleBinder(self.registry, self._ends, poller, admission, charges.ledger, self)
         self._poller = poller
         self._journal = journal
         self._counters = counters
         self._admission = admission
-        self._ledger = ledger
+        self._charges = charges
+        self._ledger = charges.ledger
         self._events = events
         self._callbacks = callbacks
         self._owner = owner
@@ -93,10 +94,21 @@ class TaskTracker:
         )
 
     def begin(
-        self, intent: Intent, request: TaskRequest | None, former: PendingCreate | None = None
+        self,
+        intent: Intent,
+        request: TaskRequest,
+        former: PendingCreate | None = None,
+        handle: TaskHandle | None = None,
     ) -> PendingCreate:
-        """Expect a task for an intent, sent in the place of *former*: from now on its callbacks are known."""
-        pending = PendingCreate(intent, self.new_handle(intent, request), former=former)
+        """Expect a task for an intent, sent in the place of *former*: from now on its callbacks are known.
+
+        *handle* is the one of a create that was given out before.
+        """
+        if handle is None:
+            handle = self.new_handle(intent, request)
+        else:
+            handle.begin(intent.intent_id, request)
+        pending = PendingCreate(intent, handle, former=former)
         if former is not None:
             former.is_replaced = True
         self.pending.add(pending)
@@ -110,8 +122,13 @@ class TaskTracker:
     def mark_created(self, pending: PendingCreate, task_id: str) -> TaskHandle:
         """Join a create to the task that its answer named; return the one handle of that task."""
         self.pending.remove(pending)
-        expects = pending.intent.expects_callback
-        handle = self.binder.bind_or_join(pending.handle, pending.intent, task_id, expects_callback=expects)
+        expects, handle = pending.intent.expects_callback, pending.handle
+        if handle.is_done:  # abandoned on its way; journal and counts still take in the end
+            handle = self.new_handle(pending.intent)
+            handle.mark_retrieved()
+            handle.move_deadline(pending.handle.deadline)
+            self._admission.transfer(pending.handle, handle)
+        handle = self.binder.bind_or_join(handle, pending.intent, task_id, expects_callback=expects)
         self._counters.creates += 1
         _log.debug("task %s was created", task_id)
         self._events.emit("created", handle)
@@ -138,6 +155,12 @@ class TaskTracker:
         self.pending.give_up(pending, Phase.REJECTED)
         pending.handle.forget_request()  # nobody has this handle, and the request may be large
         self._release(pending)
+
+    def let_go(self, handle: TaskHandle) -> None:
+        """Hold the handle of a refused create no longer: it has its end, and may be all that somebody had."""
+        pending = self.pending.get(handle.intent_id)
+        if pending is not None and pending.phase is Phase.REJECTED:
+            pending.handle = self.new_handle(pending.intent)
 
     def _release(self, pending: PendingCreate) -> None:
         if pending.former is not None:  # it surely created nothing
@@ -211,6 +234,8 @@ class TaskTracker:
         handle = pending.handle
         if handle.is_done:  # too late for its awaiters
             return
+        if not pending.is_awaited:
+            handle.move_deadline(math.inf)
         if intent.is_of_another:
             self.binder.follow(handle, intent)
         else:
@@ -339,6 +364,7 @@ class TaskTracker:
             self._ledger.settle(handle.intent_id, record.credits or 0.0 if is_failed else record.credits)
         if not handle.is_done and self._ends.count(handle.task_id):
             self._counters.settle(record, source)
+            self._charges.learn_end(handle, record.credits)
             end = JobState.DONE if record.state is TaskState.SUCCESS else JobState.FAILED
             _log.debug("task %s is %s, told by %s", record.task_id, end, source)
         self.settle(handle, outcome_of(record), source)
@@ -413,7 +439,7 @@ class TaskTracker:
     async def save_learned(self, learned: Learned) -> None:
         """Note what the poller has learned, for the next session."""
         try:
-            await self._journal.save_durations(learned)
+            await self._journal.save_durations(self._charges.add_to(learned))
         except JournalError as exc:  # the next session begins with less; nothing that was paid is lost
             _log.info("what was learned could not be noted: %s", exc)
 

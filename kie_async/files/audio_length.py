@@ -1,4 +1,7 @@
-"""Reads how long audio lasts from the headers of its file: WAV, MP3, AAC, M4A, OGG and FLAC."""
+"""Reads how long audio lasts from the headers of its file: WAV, MP3, AAC, M4A, OGG and FLAC.
+
+What these do not say, and other kinds, tinytag reads where it is installed.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +75,20 @@ def _length_of(opened: BinaryIO) -> float | None:
             seconds = read(file, size) if read else None
         except (IndexError, ZeroDivisionError):  # damaged or cut off
             return None
+        seconds = seconds or _read_by_tinytag(file)
         return seconds if seconds and seconds > 0 else None
+
+
+def _read_by_tinytag(file: BinaryIO) -> float | None:
+    try:
+        import tinytag  # an extra, needed for few files
+    except ImportError:
+        return None
+    file.seek(0)
+    try:
+        return tinytag.TinyTag.get(file_obj=file, tags=False).duration
+    except tinytag.TinyTagException:  # of a kind that it does not know either, or damaged
+        return None
 
 
 def _read_at(file: BinaryIO, position: int, count: int) -> bytes:

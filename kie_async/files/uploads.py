@@ -106,6 +106,9 @@ class Uploads:
             for (path, _, _), source in zip(media, sources, strict=True)
         ]
         urls = [file.url for file in await _all_of(sharing)]
+        for (_, name, value), url in zip(media, urls, strict=True):
+            if "audio" in name:
+                self._keep_length(url, await asyncio.to_thread(measure_length, value))
         return attrs.evolve(request, input=with_urls(request.input, iter(urls)))
 
     async def upload(self, file: Media) -> UploadedFile:
@@ -125,20 +128,25 @@ class Uploads:
             uploaded = await self._share(source)
         else:
             uploaded = await self._upload_alone(partial(self._client.send_source, source))
-        self._lengths[uploaded.url] = await asyncio.to_thread(measure_length, media)
+        self._keep_length(uploaded.url, await asyncio.to_thread(measure_length, media))
+        return uploaded
+
+    def _keep_length(self, url: str, length_s: float | None) -> None:
+        self._lengths[url] = length_s
         if len(self._lengths) > _MAX_LENGTHS:
             self._lengths.popitem(last=False)
-        return uploaded
 
     async def measure_audio(self, input: Mapping[str, Any]) -> float | None:
         """Return the seconds of the audio in an input: local media, and what `upload` gave the service.
 
         None if it holds none, or any whose length is not known here.
         """
+        return await asyncio.to_thread(self.measure_audio_now, input)
+
+    def measure_audio_now(self, input: Mapping[str, Any]) -> float | None:
+        """Return the same; it reads the headers of files, and so takes milliseconds."""
         lengths = [
-            self._lengths.get(audio)
-            if isinstance(audio, str)
-            else await asyncio.to_thread(measure_length, audio)
+            self._lengths.get(audio) if isinstance(audio, str) else measure_length(audio)
             for audio in find_audio(input)
         ]
         known = [length for length in lengths if length is not None]

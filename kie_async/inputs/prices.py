@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from datetime import date
 from typing import Any
 
 import attrs
 
 from .media import LOCAL_MEDIA, LocalMedia, is_media_field, leaves
+
+USD_PER_CREDIT = 0.005
+
+UNKNOWN_VARIANT = "unknown"
+"""Of a task whose input is not known any more."""
 
 
 @attrs.frozen
@@ -28,6 +34,14 @@ class ModelPrice:
         value = input.get(self.field)
         return self.credits_by_value.get(value, self.credits) if isinstance(value, str) else self.credits
 
+    def variant_of(self, input: Mapping[str, Any]) -> str:
+        """Return what in an input decides the price; nothing if it is the price of most."""
+        if not self.field:
+            return ""
+        value = input.get(self.field)
+        is_listed = isinstance(value, str) and value in self.credits_by_value
+        return str(value) if is_listed else "" if input else UNKNOWN_VARIANT
+
 
 @attrs.frozen
 class ListedPrice:
@@ -38,6 +52,8 @@ class ListedPrice:
     most: float | None
     """The price of the longest audio that the model takes, or of the task itself; None if nobody says it."""
     is_per_s: bool = False
+    variant: str = ""
+    """What in its input decides the price."""
 
 
 MODEL_PRICES: Mapping[str, ModelPrice] = {
@@ -60,10 +76,13 @@ MODEL_PRICES: Mapping[str, ModelPrice] = {
     "z-image": ModelPrice(0.8),
     "flux-2/pro-text-to-image": ModelPrice(5.0, field="resolution", credits_by_value={"2K": 7.0}),
 }
-"""As seen on 7 October 2026; they change, and what tasks took counts beside them.
+"""As seen on `TABLE_DATE`; they change, and what tasks took counts more than they do.
 
 Sources: https://kie.ai/pricing, and for the longest audio https://docs.kie.ai/market/kling/ai-avatar-standard
 """
+
+
+TABLE_DATE = date(2026, 10, 7)
 
 
 def list_price(model: str, input: Mapping[str, Any], audio_s: float | None) -> ListedPrice:
@@ -71,11 +90,12 @@ def list_price(model: str, input: Mapping[str, Any], audio_s: float | None) -> L
     price = MODEL_PRICES.get(model)
     if price is None:
         return ListedPrice(None, None)
-    listed = price.credits_for(input)
+    listed, variant = price.credits_for(input), price.variant_of(input)
     if not price.is_per_s:
-        return ListedPrice(listed, listed)
+        return ListedPrice(listed, listed, variant=variant)
     most = None if price.longest_s is None else listed * price.longest_s
-    return ListedPrice(None if audio_s is None else listed * math.ceil(audio_s), most, is_per_s=True)
+    in_all = None if audio_s is None else listed * math.ceil(audio_s)
+    return ListedPrice(in_all, most, is_per_s=True, variant=variant)
 
 
 def find_audio(input: Mapping[str, Any]) -> list[str | LocalMedia]:

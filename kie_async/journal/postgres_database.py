@@ -151,6 +151,7 @@ class PostgresDatabase:
                 timeout=CONNECT_S,
                 # A pooler in transaction mode gives each transaction another server connection.
                 statement_cache_size=0,
+                reset=_keep,
             )
             async with pool.acquire(timeout=CONNECT_S):
                 self._pool = pool
@@ -253,6 +254,8 @@ class PostgresDatabase:
             return await self._run_once(job)
 
     async def _run_once(self, job: Job[_T]) -> _T:
+        import asyncpg
+
         if self._pool is None:
             raise JournalError(f"{self.label} is closed")
         async with asyncio.timeout(self._answer_s):
@@ -261,12 +264,12 @@ class PostgresDatabase:
                 await connection.execute(self.begin)
                 made = await job(connection)
                 await connection.execute("COMMIT")
-            except asyncio.CancelledError:  # no answer in time: another query would get none either
-                connection.terminate()
-                raise
-            except BaseException:
+            except (asyncpg.PostgresError, JournalError):
                 with suppress(Exception):
                     await connection.execute("ROLLBACK")
+                raise
+            except BaseException:  # no answer in time, or a lost connection: another query gets none either
+                connection.terminate()
                 raise
             finally:
                 await self._release(connection)
@@ -341,7 +344,8 @@ class PostgresDatabase:
             return JournalError(
                 "the URL of the journal is no PostgreSQL URL: postgresql://user@host/database"
             )
-        if isinstance(exc, (OSError, TimeoutError, asyncpg.InterfaceError)):
+        # The driver calls its own error what comes of a server that ends a connection in the middle.
+        if isinstance(exc, (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError)):
             why = "no answer in time" if isinstance(exc, TimeoutError) else _first_line(exc)
             return JournalAway(f"{self.label} cannot be reached: {why}")
         raise exc
@@ -359,6 +363,10 @@ class PostgresDatabase:
         if _AWAY_STATES.match(state):
             return JournalAway(f"{self.label} cannot be reached: {why}")
         return JournalError(f"{self.label} refused: {why}")
+
+
+async def _keep(_: object) -> None:
+    """Give a connection back as it is: whatever a job sets lasts for its transaction."""
 
 
 def _first_line(exc: Exception) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
+from collections.abc import Callable
 from contextlib import suppress
 
 from .._background import BackgroundTasks
@@ -74,6 +76,21 @@ class SharedPermits:
         self._now = asyncio.get_running_loop().time
         self._background = BackgroundTasks("kie_async permits")
         self._is_made = False
+        self._on_release: Callable[[], object] | None = None
+
+    def start(self, on_release: Callable[[], object]) -> None:
+        """Call *on_release* whenever one of this worker may ask for a permit again."""
+        self._on_release = on_release
+
+    @property
+    def free_count(self) -> int:
+        """Return 1 if nobody of this worker asks: he who does waits for a permit in the database."""
+        return 0 if self._turn.locked() else 1
+
+    @property
+    def free_in_s(self) -> float:
+        """Return infinity: only the database knows."""
+        return math.inf
 
     async def acquire(self) -> float:
         """Wait for a permit, in the order of the calls, and return when it came.
@@ -81,6 +98,13 @@ class SharedPermits:
         Raises:
             JournalError: The database cannot be asked; no permit was taken.
         """
+        try:
+            return await self._acquire_in_turn()
+        finally:
+            if self._on_release is not None:
+                self._on_release()
+
+    async def _acquire_in_turn(self) -> float:
         async with self._turn:
             while True:
                 self._changed.clear()
@@ -141,6 +165,10 @@ class SharedPermits:
     def throttle(self, pause_s: float) -> None:
         """Let nobody through for so many seconds, in all workers; the longest of several pauses counts."""
         self._background.spawn(self._do(_PAUSE, self._kind, pause_s))
+
+    def list_back_s(self) -> list[float]:
+        """Return nothing: only the database knows what others use."""
+        return []
 
     async def _do(self, statement: str, *values: object) -> None:
         try:

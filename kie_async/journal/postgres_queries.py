@@ -120,11 +120,12 @@ SELECT count(*) AS tasks, coalesce(sum(credits), 0) AS spent,
 FROM intent WHERE sends = 1 AND state NOT IN ('REJECTED', 'NOT_CREATED')
 """
 
-# The next session expects of each model what this one would: of its seconds, where they were known.
+# What each model took, also of tasks that run: other workers wait for the first price of a model.
 SELECT_PRICES = """
-SELECT model, max(credits), max(credits / greatest(1.0, audio_s)), max(audio_s),
-  max(CASE WHEN audio_s IS NULL THEN credits END)
-FROM intent WHERE credits > 0 GROUP BY model
+SELECT model, max(price), max(price / greatest(1.0, audio_s)), max(audio_s),
+  max(CASE WHEN audio_s IS NULL THEN price END)
+FROM (SELECT model, audio_s, coalesce(credits, held_credits) AS price FROM intent) AS taken
+WHERE price > 0 GROUP BY model
 """
 
 TAKE_OVER = f"""

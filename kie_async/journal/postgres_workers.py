@@ -24,6 +24,8 @@ HEARTBEATS_A_LEASE = 3.3
 
 _BEAT_WITHIN_S = 3.0
 
+_JUST_AFTER_S = 0.02
+
 _REGISTER = "INSERT INTO worker(id, host, pid) VALUES ($1, $2, $3)"
 
 # max(seq) shows a server that forgot commits, after a failover.
@@ -32,6 +34,8 @@ UPDATE worker SET seen_at = clock_timestamp() WHERE id = $1
 RETURNING
   (SELECT count(*) FROM worker WHERE seen_at > clock_timestamp() - make_interval(secs => $2)) AS alive,
   (SELECT coalesce(max(seq), 0) FROM intent) AS highest, (SELECT accepted_at FROM meta) AS accepted_at,
+  (SELECT extract(epoch FROM min(seen_at) - clock_timestamp())::float8 + $2
+   FROM worker WHERE id <> $1) AS quietest_left_s,
   clock_timestamp() AS told_at
 """
 
@@ -192,7 +196,19 @@ class Membership:
                 self._beat_at, self._steady_since = begun_at, min(self._steady_since, begun_at)
                 self.alive = max(1, beat["alive"])
                 await self._compare(known, beat)
-            await asyncio.sleep(self.lease_s / HEARTBEATS_A_LEASE)
+            await asyncio.sleep(self._pause_after(beat))
+
+    def _pause_after(self, beat: Mapping[str, Any] | None) -> float:
+        """Return how long to wait: another one's lease may end before the next heartbeat is due."""
+        pause_s = self.lease_s / HEARTBEATS_A_LEASE
+        left_s: float | None = None if beat is None else beat["quietest_left_s"]
+        if left_s is None:
+            return pause_s
+        if left_s > 0:
+            return min(pause_s, left_s + _JUST_AFTER_S)
+        if self._sink is not None:
+            self._sink.note_gone()
+        return pause_s
 
     async def _join_again(self) -> None:
         """Go on as a new worker: this one was taken for dead."""

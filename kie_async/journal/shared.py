@@ -39,6 +39,9 @@ class NewsSink(Protocol):
     def note_missed(self) -> None:
         """Take in that news may have been missed."""
 
+    def note_gone(self) -> None:
+        """Take in that another worker has been silent for its lease."""
+
 
 class SharedJournal(Journal):
     """A journal of several workers. Each intent is one worker's, as long as that lives.

@@ -1,8 +1,7 @@
-"""Admits so many unsettled tasks at once, first come first served, until the session closes."""
+"""The slots of a session: so many unsettled tasks at once, until it closes."""
 
 from __future__ import annotations
 
-import asyncio
 from typing import Protocol
 
 from ..errors import SESSION_CLOSED, SessionMisuse
@@ -18,12 +17,24 @@ class SlotHolder(Protocol):
         """Hold no slot any more; tell whether it held one."""
 
 
+class RoomSink(Protocol):
+    """Takes in that a slot is free: whoever says who has it next."""
+
+    def note_room(self) -> None:
+        """Take in that a slot came back."""
+
+
 class Admission:
     """The slots of a session: each is held from before a create until its holder releases it."""
 
     def __init__(self, max_in_flight: int) -> None:
-        self._slots = asyncio.Semaphore(max_in_flight)
+        self._free = max_in_flight
         self._is_closing = False
+        self._sink: RoomSink | None = None
+
+    def start(self, sink: RoomSink) -> None:
+        """Tell *sink* of every slot that comes back."""
+        self._sink = sink
 
     @property
     def is_closing(self) -> bool:
@@ -33,14 +44,20 @@ class Admission:
     @property
     def has_room(self) -> bool:
         """Tell whether a slot is free."""
-        return not self._slots.locked()
+        return self._free > 0
 
-    async def acquire(self) -> None:
-        """Wait for a slot; `hold` says whose it is."""
-        await self._slots.acquire()
+    def take(self) -> None:
+        """Take a free slot; `hold` says whose it is."""
+        self._free -= 1
+
+    def put_back(self) -> None:
+        """Give back a slot that nobody holds."""
+        self._free += 1
+        if self._sink is not None:
+            self._sink.note_room()
 
     def hold(self, holder: SlotHolder) -> None:
-        """Note whose slot the one just acquired is."""
+        """Note whose slot the one just taken is."""
         holder.take_slot()
 
     def transfer(self, holder: SlotHolder, to: SlotHolder) -> None:
@@ -54,12 +71,11 @@ class Admission:
         # By holder and not by count: a handle ends in several ways, some of them one after the other, and a
         # slot given back twice would admit one task too many.
         if holder.drop_slot():
-            self._slots.release()
+            self.put_back()
 
     def close(self) -> None:
-        """Admit nobody any more: the first in line goes, sees the closed door, and lets the next one go."""
+        """Admit nobody any more."""
         self._is_closing = True
-        self._slots.release()
 
     def check_open(self) -> None:
         """Refuse to go on after the close.

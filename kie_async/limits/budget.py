@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import attrs
 
@@ -32,12 +32,12 @@ class BudgetLedger:
     the rest if they cost a few times more than expected.
     """
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: Budget, prices: PriceBook | None = None) -> None:
         self._budget = budget
         self._spent = 0.0
         self._tasks = 0
         self._open: dict[str, _Commitment] = {}
-        self._prices = PriceBook()
+        self._prices = PriceBook() if prices is None else prices
         self._leaving: list[Charge] = []
         """Of creates that may go ahead and whose outcome is not known yet."""
         self._news = asyncio.Event()
@@ -83,12 +83,21 @@ class BudgetLedger:
 
     # --- before a body leaves ------------------------------------------------------------------
 
-    async def wait_for_turn(self, charge: Charge, *, waits_for_refunds: bool = False) -> None:
+    async def wait_for_turn(
+        self,
+        charge: Charge,
+        *,
+        waits_for_refunds: bool = False,
+        on_wait: Callable[[], None] | None = None,
+    ) -> None:
         """Wait while another create must show its price first; `reserve` or `leave` ends the turn.
 
         With *waits_for_refunds* also while tasks that run may give back what is needed: failed ones do.
+        *on_wait* is called when it has to wait.
         """
         while self._must_wait(charge) or (waits_for_refunds and self._may_be_refunded(charge)):
+            if on_wait is not None:
+                on_wait()
             self._news.clear()
             await self._news.wait()
         self._leaving.append(charge)
@@ -195,7 +204,7 @@ class BudgetLedger:
         if commitment is None:
             return
         if credits:
-            self._prices.learn(commitment.charge, credits)
+            self._prices.learn_end(commitment.charge, credits)
         self._spent += self._cost(commitment) if credits is None else credits
         self._news.set()
 

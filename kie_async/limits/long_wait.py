@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from types import TracebackType
 
 from .weather import Condition
 
@@ -19,9 +19,18 @@ _log = logging.getLogger("kie_async")
 
 
 class LongWait:
-    """Those who wait in one queue, in its order; *message* is said when the first has waited for long."""
+    """Those who wait in one queue, in its order; *message* is said when the first has waited for long.
 
-    def __init__(self, message: str, *, long_s: float = LONG_S, condition: Condition | None = None) -> None:
+    Where the reason may be one or the other, *message* is what says which.
+    """
+
+    def __init__(
+        self,
+        message: str | Callable[[], str],
+        *,
+        long_s: float = LONG_S,
+        condition: Condition | None = None,
+    ) -> None:
         self._message = message
         self._long_s = long_s
         self._condition = condition
@@ -31,21 +40,23 @@ class LongWait:
         self._said_at = -math.inf
         self._is_said = False
 
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Count the body of the ``with`` as a wait."""
+    def waiting(self) -> _Wait:
+        """Return a context manager: the body of the ``with`` counts as a wait."""
+        return _Wait(self)
+
+    def begin(self, waiter: object) -> None:
+        """Take in that somebody waits from now on."""
         loop = asyncio.get_running_loop()
-        token = object()
-        self._begun_at[token] = loop.time()
+        self._begun_at[waiter] = loop.time()
         if self._timer is None:
             self._timer = loop.call_later(self._long_s, self._check, loop)
-        try:
-            yield
-        finally:
-            del self._begun_at[token]
-            # A timer that is set is left alone: most waits are short, and the next one has a use for it.
-            if not self._begun_at and self._is_said:
-                self._is_said, self._timer = False, None
+
+    def end(self, waiter: object) -> None:
+        """Take in that he waits no more."""
+        del self._begun_at[waiter]
+        # A timer that is set is left alone: most waits are short, and the next one has a use for it.
+        if not self._begun_at and self._is_said:
+            self._is_said, self._timer = False, None
 
     def _check(self, loop: asyncio.AbstractEventLoop) -> None:
         """Say it if the first in line has waited for long; else come again when it will have."""
@@ -59,8 +70,26 @@ class LongWait:
             return
         # The timer counts as set from here: while anybody waits nothing more is said.
         self._said_at, self._is_said = now, True
-        text = f"{self._message} ({len(self._begun_at)} waiting, the first for {now - first_at:.0f} s)"
+        why = self._message if isinstance(self._message, str) else self._message()
+        text = f"{why} ({len(self._begun_at)} waiting, the first for {now - first_at:.0f} s)"
         if self._condition is None:
             _log.info("%s", text)
         elif not self._condition.is_said:
             self._condition.say(text, for_s=now - first_at)
+
+
+class _Wait:
+    """One wait. A class, since each create has several, and a generator takes twice the time."""
+
+    __slots__ = ("_queue",)
+
+    def __init__(self, queue: LongWait) -> None:
+        self._queue = queue
+
+    def __enter__(self) -> None:
+        self._queue.begin(self)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._queue.end(self)

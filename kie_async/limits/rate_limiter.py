@@ -12,7 +12,7 @@ from typing import Protocol
 
 from ..config import Rate
 
-_SHORTEST_SLEEP_S = 0.001
+SHORTEST_SLEEP_S = 0.001
 
 
 class Permits(Protocol):
@@ -29,6 +29,20 @@ class Permits(Protocol):
 
     def throttle(self, pause_s: float) -> None:
         """Let nobody through for so many seconds."""
+
+    def list_back_s(self) -> list[float]:
+        """Return in how many seconds each permit can be had that is used, as far as that is known here."""
+
+    def start(self, on_release: Callable[[], object]) -> None:
+        """Call *on_release* whenever a permit is given back, to be used at once or later."""
+
+    @property
+    def free_count(self) -> int:
+        """Return how many more requests would have a permit at once, as far as that is known here."""
+
+    @property
+    def free_in_s(self) -> float:
+        """Return when the next permit will be there; infinite if only a release will tell."""
 
 
 class RateLimiter:
@@ -49,6 +63,11 @@ class RateLimiter:
         self._waiting_count = 0
         self._turn = asyncio.Lock()
         self._changed = asyncio.Event()
+        self._on_release: Callable[[], object] | None = None
+
+    def start(self, on_release: Callable[[], object]) -> None:
+        """Call *on_release* whenever a permit is given back, to be used at once or later."""
+        self._on_release = on_release
 
     async def acquire(self) -> float:
         """Wait for a permit, in the order of the calls, and return when it came.
@@ -73,9 +92,7 @@ class RateLimiter:
                 # Without an end when every permit is out and unanswered: only a release changes that. Never
                 # shorter than a clock can measure, or this would spin.
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(
-                        None if wait_s == math.inf else max(wait_s, _SHORTEST_SLEEP_S)
-                    ):
+                    async with asyncio.timeout(None if wait_s == math.inf else max(wait_s, SHORTEST_SLEEP_S)):
                         await self._changed.wait()
             return now
 
@@ -83,20 +100,43 @@ class RateLimiter:
         """Give a permit back, to be used again ``per_s`` from now: its answer is here. Return now."""
         now = self._now()
         self._back_at.append(now + self._per_s)
-        if self._waiting_count:
-            self._changed.set()
+        self._note_change()
         return now
 
     def release_unused(self) -> None:
         """Give a permit back at once: no request was sent with it."""
         self._unused += 1
+        self._note_change()
+
+    def _note_change(self) -> None:
         if self._waiting_count:
             self._changed.set()
+        if self._on_release is not None:
+            self._on_release()
 
     @property
     def is_used_up(self) -> bool:
         """Tell whether the next request would have to wait for a permit."""
         return self._unused <= 0
+
+    @property
+    def free_count(self) -> int:
+        """Return how many more requests would have a permit at once."""
+        return 0 if self._waiting_count or self._wait_s(self._now()) > 0 else self._unused
+
+    def list_back_s(self) -> list[float]:
+        """Return in how many seconds each permit can be had; one that is out, as if its answer came now."""
+        now = self._now()
+        self._wait_s(now)  # takes back what has come back
+        back_s = [at - now for at in self._back_at] + [0.0] * max(0, self._unused)
+        back_s += [self._per_s] * (self._count - len(back_s))
+        until_s = max(0.0, self._paused_until - now)
+        return [max(each_s, until_s) for each_s in back_s]
+
+    @property
+    def free_in_s(self) -> float:
+        """Return when the next permit will be there; infinite if all are out and unanswered."""
+        return max(0.0, self._wait_s(self._now()))
 
     def set_count(self, count: int) -> None:
         """Let so many requests through in a window from now on.

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import attrs
 import cattrs
+
+from .recent_ends import RecentEnds
 
 BIN_WIDTH = 0.08
 """Each bin of ages ends 8 % later than the one before: its width in the logarithm of the age."""
@@ -31,6 +35,9 @@ _MAX_HAZARD = 5.0
 
 _MAX_COUNT = 1e9
 
+_MOST_FORMER = 64
+"""So many ends stand for a journal that did not keep the last ones."""
+
 
 def place(age_s: float) -> float:
     """Return where an age lies, in bins."""
@@ -50,6 +57,11 @@ def _check_seen(_: object, __: attrs.Attribute[Any], seen: float) -> None:
         raise ValueError("seen must be a finite number, 0 or more")
 
 
+def _check_recent(_: object, __: attrs.Attribute[Any], recent: Sequence[float]) -> None:
+    if not all(0 <= took_s < _MAX_COUNT for took_s in recent):
+        raise ValueError("recent must hold finite numbers, 0 or more")
+
+
 @attrs.frozen(kw_only=True)
 class DurationDump:
     """What a journal keeps of a model's durations. Journals of every age have these keys: none is renamed."""
@@ -63,6 +75,8 @@ class DurationDump:
     """Completions in each bin."""
     entries: list[float] = attrs.field(validator=_check_counts)
     """How many tasks came under observation in each bin, less those that went out of it."""
+    recent: list[float] = attrs.field(factory=list, validator=_check_recent)
+    """How long the last ones took that ended; journals did not always keep it."""
 
 
 class DurationModel:
@@ -75,6 +89,8 @@ class DurationModel:
     def __init__(self) -> None:
         self.seen = 0.0
         """How many finished tasks it holds, the faded ones counted in part."""
+        self.recent = RecentEnds()
+        """The last of them one by one: for when to poll bins are enough, for the time left they are not."""
         self._completions = [0.0] * BINS
         self._entries = [0.0] * (BINS + 1)
         self._weight = 1.0  # of new evidence: growing it fades all that is older at the price of one product
@@ -119,6 +135,7 @@ class DurationModel:
             seen=self.seen,
             ends=[count / self._weight for count in self._completions],
             entries=[count / self._weight for count in self._entries],
+            recent=self.recent.dump(),
         )
         dumped: dict[str, object] = cattrs.unstructure(dump)
         return dumped
@@ -133,7 +150,16 @@ class DurationModel:
         loaded = cls()
         loaded.seen = dump.seen
         loaded._set_counts(dump.ends, dump.entries, 1.0)
+        loaded.recent = RecentEnds.of_former(dump.recent or loaded._typical())
         return loaded
+
+    def _typical(self) -> list[float]:
+        """Return durations as likely as each other, by the bins; no more than were seen."""
+        cumulative = [0.0, *accumulate(self.hazards())]
+        count = min(int(self.seen), _MOST_FORMER)
+        wanted = [-math.log1p(-(number + 0.5) / count) for number in range(count)]
+        numbers = [min(bisect_left(cumulative, hazard), BINS) for hazard in wanted]
+        return [EDGES_S[number] for number in numbers]
 
     def _set_counts(self, completions: Sequence[float], entries: Sequence[float], share: float) -> None:
         self._completions = [count * share for count in completions]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import attrs
 
@@ -11,6 +11,7 @@ from ..config import PollSchedule
 from .callback_loss import CallbackLoss
 from .durations import EDGES_S, DurationModel
 from .poll_curve import PollCurve
+from .survival import SurvivalCurve
 
 MIN_COMPLETIONS = 3
 """Until so many tasks of a model were seen to end, none is polled more often than the tiers say."""
@@ -109,13 +110,13 @@ class PollPlanner:
             self._planned_loss = share
         return is_worse
 
-    def median_s(self, model: str, now: float) -> float | None:
-        """Return how long a task of a model takes in the median; None until enough were seen to end."""
+    def survival(self, model: str, running_since: Iterable[float], now: float) -> SurvivalCurve | None:
+        """Return the share of a model's tasks that run at each age; None until enough were seen to end.
+
+        *running_since* are the instants at which those began that run now.
+        """
         known = self._models.get(model)
-        if known is None or known.durations.seen < MIN_COMPLETIONS:
-            return None
-        median_s = self._curve(model, now).end_of(0.5)
-        return None if math.isinf(median_s) else median_s
+        return None if known is None else known.durations.recent.curve(running_since, now)
 
     # --- what was seen -------------------------------------------------------------------------
 
@@ -125,16 +126,29 @@ class PollPlanner:
             known.durations.note_running(from_s, to_s)
             known.news += 1
 
-    def note_finished(self, model: str, duration_s: float, *, seen_s: float) -> None:
-        """Take in that a task ended, which was known to run at the age *seen_s*."""
+    def note_finished(
+        self,
+        model: str,
+        duration_s: float,
+        *,
+        seen_s: float,
+        settled_s: float | None = None,
+        began_at: float = math.inf,
+    ) -> None:
+        """Take in that a task ended, which was known to run at the age *seen_s*.
+
+        The end was known at the age *settled_s*, if that was later; *began_at* is infinite if nobody knows.
+        """
         if (known := self._known(model)) is not None:
             known.durations.note_finished(duration_s, seen_s=seen_s)
+            known.durations.recent.add(duration_s if settled_s is None else settled_s, began_at)
             known.news += _NEWS_PER_COMPLETION
             self._unsaved += 1
 
     def take_learned(self, min_completions: int = _SAVE_EVERY) -> Learned | None:
         """Return what is known if so many completions were taken in since it was last returned."""
-        if self._unsaved < min_completions:
+        # By fixed intervals it learns nothing about when to poll, and must not replace what others have.
+        if self._unsaved < min_completions or not self.schedule.learns:
             return None
         self._unsaved = 0
         return {name: model.durations.dump() for name, model in self._models.items()}
@@ -148,13 +162,13 @@ class PollPlanner:
 
     def _known(self, model: str) -> _Model | None:
         known = self._models.get(model)
-        if known is None and self.schedule.learns and len(self._models) < _MAX_MODELS:
+        if known is None and len(self._models) < _MAX_MODELS:
             known = self._models[model] = _Model(DurationModel(), self._tiers)
         return known
 
     def _curve(self, model: str, now: float) -> PollCurve:
         known = self._models.get(model)
-        if known is None:
+        if known is None or not self.schedule.learns:
             return self._tiers
         if known.news > min(known.durations.seen, _REBUILD_NEWS) and now >= known.curve_at + _REBUILD_S:
             schedule, hazards = self.schedule, known.durations.hazards()

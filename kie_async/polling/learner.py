@@ -29,7 +29,14 @@ class Learner:
         is_said = record.duration_s is not None or source is not Source.CALLBACK
         ran_s = _ran_s(entry, age_s, record.duration_s if is_said else age_s)
         if ran_s is not None:
-            self._planner.note_finished(entry.model or record.model, ran_s, seen_s=entry.last_seen_running_s)
+            self._planner.note_finished(
+                entry.model or record.model,
+                ran_s,
+                seen_s=entry.last_seen_running_s,
+                # Whoever waits, waits for the news; but what a machine slept through is no wait of a task's.
+                settled_s=min(age_s, ran_s + self._planner.schedule.longest_gap_s),
+                began_at=entry.begun_at,
+            )
             if entry.expects_callback and source is Source.POLL:
                 self._planner.callback_loss.note_polled_end(intent_id, now, late_s=age_s - ran_s)
         if source is Source.CALLBACK:

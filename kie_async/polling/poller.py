@@ -17,6 +17,7 @@ from ..limits.query_speed import QueryPace
 from ..limits.weather import NO_SINK, WeatherSink
 from ..models import TaskRecord, TaskState
 from ..planning.planner import Learned, PollPlanner
+from ..planning.survival import SurvivalCurve
 from ..wire.records import failed_record
 from .entry import NEVER, PollEntry, PollStep
 from .failures import LASTING_S, Decision, FailurePolicy, StateWarnings
@@ -190,9 +191,18 @@ class Poller:
         """Return what is known, if any end was taken in since it was last returned."""
         return self._planner.take_learned(1)
 
-    def median_s(self, model: str) -> float | None:
-        """Return how long a task of a model takes in the median; None until enough were seen to end."""
-        return self._planner.median_s(model, self._now())
+    def survival(self, model: str) -> SurvivalCurve | None:
+        """Return the share of a model's tasks that run at each age; None until enough were seen to end."""
+        running_since = (entry.begun_at for entry in self.list_running() if entry.model == model)
+        return self._planner.survival(model, running_since, self._now())
+
+    def list_running(self) -> list[PollEntry]:
+        """Return the entries of all tasks whose age is known."""
+        return [
+            entry
+            for entry in self._wheel.list_entries()
+            if entry.next_at < math.inf and entry.last_seen_running_s < math.inf
+        ]
 
     def restore(self, learned: Learned) -> None:
         """Begin with what another session had learned."""

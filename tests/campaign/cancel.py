@@ -32,8 +32,8 @@ from kie_async.journal.intents import Intent, IntentState
 from kie_async.journal.memory import MemoryJournal
 from kie_async.journal.sqlite import SqliteJournal
 
-_LIMITS = Limits(create=Rate(1000, per_s=0.01))
-_HOWS = ("cancel", "cancel twice", "close", "cancel and close", "tear down")
+LIMITS = Limits(create=Rate(1000, per_s=0.01))
+HOWS = ("cancel", "cancel twice", "close", "cancel and close", "tear down")
 _JOURNALS = ("none", "slow", "thread", "file")
 _SERVERS = ("answers", "loses the answer", "refuses first")
 
@@ -74,14 +74,14 @@ def points(count: int, rng: random.Random) -> Iterator[Point]:
         if number < count // 2:
             yield Point(
                 turns=number % 80,
-                how=_HOWS[number // 80 % 2],
+                how=HOWS[number // 80 % 2],
                 tls=number // 80 % 2 == 1,
                 journal=("none", "file")[number // 160 % 2],
                 is_kept=rng.random() < 0.5,
             )
         else:
             yield Point(
-                how=rng.choice(_HOWS),
+                how=rng.choice(HOWS),
                 seconds=rng.uniform(0, 0.012),
                 journal=rng.choice(_JOURNALS),
                 commit_s=rng.uniform(0, 0.004),
@@ -92,7 +92,7 @@ def points(count: int, rng: random.Random) -> Iterator[Point]:
             )
 
 
-class _Tasks:
+class Tasks:
     """A server that makes a task of every body it accepts."""
 
     def __init__(self, point: Point) -> None:
@@ -133,16 +133,14 @@ class _SlowFile(SqliteJournal):
 
 async def probe(point: Point, folder: Path) -> Seen:
     """Give one create up and see what became of everything."""
-    tasks = _Tasks(point)
+    tasks = Tasks(point)
     path = folder / f"{secrets.token_hex(8)}.db"
     tls = certified() if point.tls else None
     behave = after_a_create(tasks.behave) if point.is_kept else tasks.behave
     async with Misbehaving(behave, tls=tls) as server:
-        journal = _journal_of(point, path)
+        journal = journal_of(point, path)
         trust = Network(ssl=trusting())
-        async with KieSession(
-            KEY, base_url=server.url, limits=_LIMITS, journal=journal, network=trust
-        ) as kie:
+        async with KieSession(KEY, base_url=server.url, limits=LIMITS, journal=journal, network=trust) as kie:
             if point.is_kept:
                 await warm_up(inside.transport_of(kie), server)
             outcome = await _give_up(kie, point)
@@ -153,11 +151,11 @@ async def probe(point: Point, folder: Path) -> Seen:
         if word == "not sent" and server.bodies:
             objection = "a body was read after it was called not sent"
         if isinstance(journal, SqliteJournal) and not objection:
-            objection = await _check_journal(path, tasks, server)
+            objection = await check_journal(path, tasks, server)
     return Seen(word=word, objection=objection)
 
 
-def _journal_of(point: Point, path: Path) -> Journal | None:
+def journal_of(point: Point, path: Path) -> Journal | None:
     if point.journal == "slow":
         return _SlowJournal(lambda: asyncio.sleep(point.commit_s))
     if point.journal == "thread":
@@ -187,7 +185,7 @@ async def _give_up(kie: KieSession, point: Point) -> TaskHandle | BaseException:
 
 
 async def judge(
-    kie: KieSession, point: Point, outcome: TaskHandle | BaseException, server: Misbehaving, tasks: _Tasks
+    kie: KieSession, point: Point, outcome: TaskHandle | BaseException, server: Misbehaving, tasks: Tasks
 ) -> tuple[str, str]:
     """Return a word for what became of a create, and what is wrong with it."""
     await inside.until_nothing_is_sent(kie)
@@ -220,7 +218,7 @@ async def judge(
     return ("refused" if server.bodies else "not sent"), ""
 
 
-async def _check_journal(path: Path, tasks: _Tasks, server: Misbehaving) -> str:
+async def check_journal(path: Path, tasks: Tasks, server: Misbehaving) -> str:
     """The next process must read the same story from the file."""
     journal = SqliteJournal(path)
     try:

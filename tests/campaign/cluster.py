@@ -122,7 +122,7 @@ class Post:
         self.is_up = False
         self.pid = 0
         self._process = process
-        self._heard: dict[str, asyncio.Future[Any]] = {}
+        self._reported: dict[str, asyncio.Future[Any]] = {}
         self._reading = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
@@ -133,26 +133,26 @@ class Post:
 
     def note(self, key: str, value: Any) -> None:
         """Take in what the worker said, or the wire did."""
-        heard = self._of(key)
-        if not heard.done():
-            heard.set_result(value)
+        reported = self._of(key)
+        if not reported.done():
+            reported.set_result(value)
 
     def _of(self, key: str) -> asyncio.Future[Any]:
-        return self._heard.setdefault(key, asyncio.get_running_loop().create_future())
+        return self._reported.setdefault(key, asyncio.get_running_loop().create_future())
 
     async def start(self, job: dict[str, Any]) -> None:
         """Begin a life."""
-        self._heard.clear()
+        self._reported.clear()
         self._write(json.dumps(job))
         self.pid = await self._of("pid")
 
     async def first(self, *keys: str, within_s: float) -> str:
-        """Return which of these is heard of first, or nothing if none is in time."""
+        """Return which of these is reported of first, or nothing if none is in time."""
         waiting = [self._of(key) for key in keys]
         await asyncio.wait(waiting, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
         return next((key for key in keys if self._of(key).done()), "")
 
-    def heard(self, key: str) -> Any:
+    def reported(self, key: str) -> Any:
         return self._of(key).result()
 
     def signal(self, number: int) -> None:
@@ -172,7 +172,7 @@ class Post:
 
     async def aclose(self) -> None:
         """End the process, and the worker with it."""
-        if self.pid and "exit" not in self._heard:
+        if self.pid and "exit" not in self._reported:
             with contextlib.suppress(ProcessLookupError):
                 self.signal(signal.SIGKILL)
         self._process.kill()
@@ -299,7 +299,7 @@ class Campaign:
     async def _strike_all(self) -> None:
         """Let every worker live and die until all deaths were died, while refs come in."""
         self._sandbox.faults.change(_FAULTS)
-        feeding = [asyncio.create_task(work()) for work in (self._feed, self._look, self._deliver_again)]
+        feeding = [asyncio.create_task(work()) for work in (self._feed, self._inspect, self._deliver_again)]
         try:
             await asyncio.gather(*[self._live_on(post) for post in self._posts])
         finally:
@@ -399,7 +399,7 @@ class Campaign:
         """Wait for the point, or for any moment, and return where it was."""
         patience_s = _PATIENCE_S if plan.point else self._rng.uniform(0.2, 2.5)
         if await post.first("died", "over", within_s=patience_s) == "died":
-            return str(post.heard("died"))
+            return str(post.reported("died"))
         with contextlib.suppress(ProcessLookupError):
             post.signal(plan.number)
         return "not reached" if plan.point else "at random"
@@ -496,7 +496,7 @@ class Campaign:
 
     # --- the journal ---------------------------------------------------------------------------
 
-    async def _look(self) -> None:
+    async def _inspect(self) -> None:
         """Look again and again what the journal knows."""
         while True:
             await self._check_answered()
@@ -630,7 +630,7 @@ class Campaign:
         """No worker met an error that nobody expects."""
         for path in sorted(self._folder.glob("worker-*.log")):
             text = path.read_text()
-            for word in ("Traceback", "never retrieved", "could not be noted"):
+            for word in ("Traceback", "never retrieved", "CRITICAL"):
                 if word in text:
                     self._wrong(f"{word!r} in {path}")
             self._counts["frozen beyond the lease, noticed"] += text.count("longer than its lease of")

@@ -237,6 +237,7 @@ async def test_run_shows_the_id_at_once_and_then_what_became_of_it(tmp_path: Pat
     assert rows["expected"] == "about 5 min"
     assert rows.keys() == {"expected", "model", "state", "credits", "took", "url", "file"}
     assert (rows["state"], rows["credits"]) == ("done", "16")
+    assert re.fullmatch(r"\d+(\.\d+)? s", rows["took"])
     assert rows["file"] in {str(file) for file in out.iterdir()}
 
     assert (words[0], words[2]) == (0, "")

@@ -25,6 +25,7 @@ from support.processes import PATIENCE_S, Process, nothing_left_running  # noqa:
 
 from kie_async import cli
 from kie_async.cli import report, results_file  # noqa: F401  (report before one is patched)
+from kie_async.cli.batch_options import default_folder, default_journal
 from kie_async.cli.demo_media import read_portrait, read_voice
 from kie_async.sandbox import Fixed, Never, Sandbox
 
@@ -668,6 +669,50 @@ async def test_results_that_cannot_be_written_end_nothing_that_is_paid(
         "cannot write jobs-results/results.jsonl now: No space left on device",
         "error: cannot write jobs-results/results.jsonl: No space left on device",
     ]
+
+
+# --- at the end, and beside it -----------------------------------------------------------------------
+
+
+async def test_a_command_gets_the_sums_at_the_end(command: Command, service: Sandbox, tmp_path: Path) -> None:
+    write_jobs(tmp_path, 3)
+    tell = """printf '%s\n' "$KIE_BATCH_STATUS" "$KIE_BATCH_JOBS" "$KIE_BATCH_DONE" "$KIE_BATCH_FAILED" """
+    tell += """"$KIE_BATCH_CREDITS" "$KIE_BATCH_REPORT" "$KIE_BATCH_SUMMARY" > told; exit 3"""
+    code, out, err = await run_ending(command, service, {"1"}, "--on-done", tell)
+    assert code == 1
+    page = tmp_path / "jobs-results" / "report.html"
+    assert (tmp_path / "told").read_text().splitlines() == [
+        *("1", "3", "2", "1", "2"),
+        str(page),
+        *out.splitlines()[:2],
+    ]
+    assert "--on-done ended with 3: printf" in err
+
+
+async def test_a_log_file_has_all_with_times_and_quiet_shows_the_end_alone(
+    service: Sandbox, tmp_path: Path
+) -> None:
+    write_jobs(tmp_path, 2)
+    options = ("--quiet", "--log-file", "night.log", *with_callbacks())
+    code, out, err = await (await start(service, tmp_path, "batch", "jobs.csv", *options)).end()
+    assert (code, err) == (0, "")
+    assert out.startswith("2 jobs: 2 done\n")
+    log = (tmp_path / "night.log").read_text().splitlines()
+    assert log
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ kie_async\b", line) for line in log)
+
+
+def test_two_jobs_files_share_nothing_and_an_old_folder_is_used_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    one, two = Path("one.csv"), Path("two.csv")
+    assert (default_journal(one), default_folder(one)) == (Path("one.csv.db"), Path("one-results"))
+    assert (default_journal(two), default_folder(two)) == (Path("two.csv.db"), Path("two-results"))
+    Path("kie-batch").mkdir()
+    Path("kie-batch/results.jsonl").touch()
+    default_journal(one).touch()
+    assert (default_folder(one), default_folder(two)) == (Path("kie-batch"), Path("two-results"))
 
 
 # --- interrupts ------------------------------------------------------------------------------------

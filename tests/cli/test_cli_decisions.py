@@ -240,19 +240,19 @@ async def test_a_journal_that_cannot_be_had_is_said_in_a_line(
     assert "is open in another session or process" in err
 
 
-async def test_a_process_of_its_own_decides_and_leaves_without_a_traceback(
-    service: Sandbox, tmp_path: Path
-) -> None:
-    task_id, _ = await lose_answer(service, tmp_path / "run.db")
-    service.finish(task_id, "fail")
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-W", "error", "-m", "kie_async", "journal", "resolve", "run.db", "anna", task_id),
-        cwd=tmp_path,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env=os.environ | {"KIE_API_KEY": KEY, "KIE_BASE_URL": service.url},
-    )
-    out, err = await asyncio.wait_for(process.communicate(), 40.0)
+async def test_a_process_of_its_own_decides_and_leaves_without_a_traceback(tmp_path: Path) -> None:
+    async with Sandbox(api_key=KEY, durations=Never()) as service:
+        task_id, _ = await lose_answer(service, tmp_path / "run.db")
+        service.finish(task_id, "fail")
+        command = ("-m", "kie_async", "journal", "resolve", "run.db", "anna", task_id)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-W", "error", *command),
+            cwd=tmp_path,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=os.environ | {"KIE_API_KEY": KEY, "KIE_BASE_URL": service.url},
+        )
+        out, err = await asyncio.wait_for(process.communicate(), 40.0)
     assert (process.returncode, err.decode()) == (0, "")
     assert "state    failed" in out.decode()
 

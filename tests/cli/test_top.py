@@ -91,10 +91,11 @@ def test_what_is_no_journal_is_one_error(
     assert words in capsys.readouterr().err
 
 
-async def test_on_a_terminal_it_goes_on_until_it_is_interrupted(journal: SqliteJournal) -> None:
+@pytest.mark.parametrize("command", ["top {} --every 0.2", "journal show {} --watch"])
+async def test_on_a_terminal_it_goes_on_until_it_is_interrupted(journal: SqliteJournal, command: str) -> None:
     ours, theirs = pty.openpty()
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "kie_async", "top", str(journal.path), "--every", "0.2"),
+        *(sys.executable, "-m", "kie_async", *(word.format(journal.path) for word in command.split())),
         stdin=theirs,
         stdout=theirs,
         env=os.environ | {"COLUMNS": "80", "LINES": "24", "TERM": "xterm"},

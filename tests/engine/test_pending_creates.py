@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import json
 import tracemalloc
@@ -36,7 +35,7 @@ async def test_a_refused_request_is_not_kept(sandbox: Sandbox, kie: KieSession) 
 
 
 async def test_of_refused_creates_only_the_last_are_remembered() -> None:
-    handle = TaskHandle(owner=None, loop=asyncio.get_running_loop(), deadline=0.0)  # type: ignore[arg-type]
+    handle = TaskHandle(owner=None, deadline=0.0)  # type: ignore[arg-type]
     table = PendingCreates()
     for number in range(REMEMBERED + 10):
         pending = PendingCreate(Intent(intent_id=f"i{number}", model="m"), handle)

@@ -832,7 +832,7 @@ async def test_a_budget_of_credits_spans_restarts(sandbox: Sandbox, restart: Res
     assert len(sandbox.tasks) == 2
 
 
-async def test_tasks_of_a_former_run_that_nobody_resumed_count_as_the_mean(
+async def test_tasks_of_a_former_run_that_nobody_resumed_count_as_the_most_their_model_took(
     sandbox: Sandbox, restart: Restart
 ) -> None:
     kie = await restart()

@@ -32,12 +32,13 @@ from kie_async import (
     Sandbox,
     ServedReceiver,
     TaskFailed,
+    TaskHandle,
     TaskRequest,
     TaskResult,
 )
 
 LEASE_S = 0.6
-"""Short, so that who is dead is soon replaced."""
+"""Of a worker that is frozen; for the others a busy machine may take longer than that for a heartbeat."""
 
 Worker = Callable[..., Awaitable[KieSession]]
 
@@ -55,8 +56,8 @@ def request(ref: str | None, prompt: str = "hello") -> TaskRequest:
 def worker(postgres_dsn: str, open_session: OpenSession) -> Worker:
     """Return a function that opens one more session on the journal of this test."""
 
-    async def worker(**options: Any) -> KieSession:
-        return await open_session(journal=PostgresJournal(postgres_dsn, lease_s=LEASE_S), **options)
+    async def worker(*, lease_s: float = 10.0, **options: Any) -> KieSession:
+        return await open_session(journal=PostgresJournal(postgres_dsn, lease_s=lease_s), **options)
 
     return worker
 
@@ -83,6 +84,15 @@ async def until_noted(dsn: str, state: str) -> None:
             return
         await asyncio.sleep(0.05)
     pytest.fail(f"it is {row['state']}")
+
+
+async def first_taken_over(*workers: KieSession) -> TaskHandle:
+    """Return what the fastest of them takes over."""
+    waiting = [asyncio.ensure_future(anext(kie.taken_over())) for kie in workers]
+    (taken, *_), others = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    for other in others:
+        other.cancel()
+    return taken.result()
 
 
 def freeze() -> None:
@@ -303,17 +313,46 @@ async def test_what_a_silent_worker_was_sending_becomes_unknown(
     await owner.create(request("a"))
     # As a SIGKILL between the commit and the answer leaves it: no such worker lives.
     await in_database(postgres_dsn, "UPDATE intent SET state = 'SENDING', task_id = NULL, worker = 'dead'")
-    taken = await anext(heir.taken_over())
+    taken = await first_taken_over(owner, heir)
     assert (taken.ref, taken.task_id) == ("a", "")
     with pytest.raises(CreateOutcomeUnknown):
         await heir.create(request("a"))
     assert len(sandbox.tasks) == 1
 
 
-async def test_a_worker_that_was_taken_for_dead_sends_nothing(
+async def test_a_worker_that_falls_silent_is_replaced_when_its_lease_ends(
+    worker: Worker, postgres_dsn: str
+) -> None:
+    owner, heir = await worker(), await worker()
+    await owner.create(request("a"))
+    await in_database(postgres_dsn, "INSERT INTO worker(id, host, pid) VALUES ('silent', '', 1)")
+    began = time.monotonic()
+    await in_database(postgres_dsn, "UPDATE intent SET worker = 'silent'")
+    await first_taken_over(owner, heir)
+    assert time.monotonic() - began < 4.0  # the sweep that comes anyway is later
+
+
+async def test_an_unknown_create_that_was_taken_over_is_awaited_until_another_worker_finds_its_task(
     sandbox: Sandbox, worker: Worker, postgres_dsn: str
 ) -> None:
-    silent = await worker()
+    owner, heir = await worker(), await worker()
+    task_id = (await owner.create(request("a"))).task_id
+    await in_database(postgres_dsn, "UPDATE intent SET state = 'SENDING', task_id = NULL, worker = 'dead'")
+    taken = await first_taken_over(owner, heir)
+    with pytest.raises(CreateOutcomeUnknown) as unknown:
+        await (await worker()).create(request("a"))
+    assert unknown.value.handle is not None
+    await unknown.value.handle.resolve(task_id)
+    await eventually(lambda: bool(taken.task_id))
+    await asyncio.sleep(0.1)  # a wait that had ended when it began would show now
+    sandbox.finish(task_id)
+    assert (await taken).task_id == task_id
+
+
+async def test_a_worker_that_was_taken_for_dead_sends_nothing(
+    sandbox: Sandbox, open_session: OpenSession, postgres_dsn: str
+) -> None:
+    silent = await open_session(journal=PostgresJournal(postgres_dsn))  # with seconds to its next heartbeat
     await in_database(postgres_dsn, "DELETE FROM worker")  # as one does that finds it silent
     with pytest.raises(JournalError, match="taken this one for dead; nothing was sent"):
         await silent.create(request("a"))
@@ -321,7 +360,7 @@ async def test_a_worker_that_was_taken_for_dead_sends_nothing(
 
 
 async def test_a_frozen_worker_goes_on_once_it_is_known_again(sandbox: Sandbox, worker: Worker) -> None:
-    frozen = await worker()
+    frozen = await worker(lease_s=LEASE_S)
     await asyncio.sleep(0.3)
     freeze()
     async with asyncio.timeout(5):
@@ -372,6 +411,17 @@ async def test_a_budget_holds_for_all_workers_together(sandbox: Sandbox, worker:
     )
     assert len(sandbox.tasks) == 4, outcomes
     assert sum(isinstance(outcome, BudgetExceeded) for outcome in outcomes) == 5
+
+
+async def test_a_budget_of_credits_holds_for_all_workers_together(sandbox: Sandbox, worker: Worker) -> None:
+    # Nothing is known of its price, 70 credits: one worker shows it while the others wait.
+    workers = [await worker(budget=Budget(credits=350)) for _ in range(3)]
+    wanted = [TaskRequest(model="wan/2-6-text-to-video", input={"prompt": f"{n}"}) for n in range(9)]
+    outcomes = await asyncio.gather(
+        *(workers[n % 3].create(one) for n, one in enumerate(wanted)), return_exceptions=True
+    )
+    assert len(sandbox.tasks) == 5, outcomes
+    assert sum(isinstance(outcome, BudgetExceeded) for outcome in outcomes) == 4
 
 
 # --- the database away -----------------------------------------------------------------------------

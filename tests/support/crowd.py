@@ -42,6 +42,9 @@ class Crowd:
 
     answers: list[tuple[int, str]] = attrs.field(factory=list)
 
+    edits: list[tuple[int, str]] = attrs.field(factory=list)
+    """What became of a message that was sent before."""
+
     def note_answer(self, user: int, text: str) -> None:
         self.answers.append((user, text))
 

@@ -90,11 +90,15 @@ def program(name: str, folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def own_folder() -> Iterator[Path]:
-    """Give a folder that goes, with whatever runs in it, at the end or when this process is gone."""
+def own_folder(*, on_disk: bool = False) -> Iterator[Path]:
+    """Give a folder that goes, with whatever runs in it, at the end or when this process is gone.
+
+    It is in memory if there is enough, unless it is to be *on_disk*: there a commit takes the time it takes.
+    """
     memory = Path("/dev/shm")
     is_roomy = os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > ENOUGH_MEMORY
-    folder = Path(tempfile.mkdtemp(prefix="kie-postgres-", dir=memory if is_roomy else None)).resolve()
+    place = memory if is_roomy and not on_disk else None
+    folder = Path(tempfile.mkdtemp(prefix="kie-postgres-", dir=place)).resolve()
     janitor = subprocess.Popen(
         [sys.executable, "-P", JANITOR, folder], stdin=subprocess.PIPE, start_new_session=True
     )
@@ -141,9 +145,9 @@ def steady_port() -> int:
 class PostgresServer:
     """A server that a test may kill, restart and freeze. What its methods do is done when they return."""
 
-    def __init__(self, template: Path, **settings: str) -> None:
+    def __init__(self, template: Path, *, on_disk: bool = False, **settings: str) -> None:
         self._open = contextlib.ExitStack()
-        self._folder = self._open.enter_context(own_folder())
+        self._folder = self._open.enter_context(own_folder(on_disk=on_disk))
         self._data = self._folder / "data"
         self._process: subprocess.Popen[bytes] | None = None
         self.port = steady_port()
@@ -162,6 +166,12 @@ class PostgresServer:
     def dsn(self) -> str:
         """Return the URL of its first database, with the password of a superuser."""
         return f"postgresql://postgres:{self._password}@127.0.0.1:{self.port}/postgres"
+
+    @property
+    def pid(self) -> int:
+        """Return the id of its first process, whose children the others are."""
+        assert self._process is not None
+        return self._process.pid
 
     @property
     def log(self) -> str:
@@ -230,10 +240,10 @@ class PostgresServer:
 
 
 @contextlib.contextmanager
-def temporary_server(**settings: str) -> Iterator[PostgresServer]:
+def temporary_server(*, on_disk: bool = False, **settings: str) -> Iterator[PostgresServer]:
     """Give a server for as long as the block runs: for campaigns, which are no tests."""
     with tempfile.TemporaryDirectory() as place:
-        server = PostgresServer(make_template(Path(place)), **settings)
+        server = PostgresServer(make_template(Path(place)), on_disk=on_disk, **settings)
     with contextlib.closing(server):
         yield server
 

@@ -19,6 +19,7 @@ from kie_async import JournalError, SqliteJournal, TaskRecord, TaskState
 from kie_async.journal.base import Journal, TaskAlreadyBound
 from kie_async.journal.intents import Claim, ClaimSource, Intent, IntentState, Totals
 from kie_async.journal.notes import encode_note
+from kie_async.limits.prices import TakenPrices
 
 from .clock import SteeredLoop
 
@@ -204,7 +205,7 @@ class ModelJournal(Journal):
         settled = [intent for intent in sent if intent.state in _ENDED]
         return Totals(len(sent), len(settled), sum(intent.credits or 0.0 for intent in sent))
 
-    async def load_prices(self) -> Mapping[str, float]:
+    async def load_prices(self) -> Mapping[str, TakenPrices]:
         return {}
 
     async def load_durations(self) -> Mapping[str, object]:

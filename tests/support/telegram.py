@@ -14,9 +14,13 @@ def telegram(crowd: Crowd) -> web.Application:
 
     async def call(request: web.Request) -> web.Response:
         form = await request.post()
-        assert request.match_info["method"] == "sendMessage"
-        crowd.note_answer(int(str(form["chat_id"])), str(form["text"]))
-        chat = {"id": int(str(form["chat_id"])), "type": "private"}
+        user, text = int(str(form["chat_id"])), str(form["text"])
+        if request.match_info["method"] == "editMessageText":
+            crowd.edits.append((user, text))
+        else:
+            assert request.match_info["method"] == "sendMessage"
+            crowd.note_answer(user, text)
+        chat = {"id": user, "type": "private"}
         return web.json_response({"ok": True, "result": {"message_id": 1, "date": 0, "chat": chat}})
 
     app = web.Application()
