@@ -15,7 +15,7 @@ import attrs
 
 from .._validation import check_above_zero, check_kind
 from ..config import Budget, Rate
-from ..errors import BudgetExceeded, InvalidRequest, JournalError
+from ..errors import BudgetExceeded, InvalidRequest, JournalAway, JournalError
 from ..limits.budget import is_over
 from ..limits.rate_limiter import Permits, RateLimiter
 from ..models import TaskRecord, TaskState
@@ -196,7 +196,7 @@ class PostgresJournal(PostgresReader):
         known = self._members.highest
         fence = await db.fetchrow(sql.FENCE, worker_id, self.lease_s)
         if fence is None or not fence["is_alive"]:
-            raise JournalError("another worker may have taken this one for dead; nothing was sent")
+            raise JournalAway("another worker may have taken this one for dead; nothing was sent")
         self._members.check_trust(known, fence["highest"], fence["distrust"])
         await self._check_budget(db, intent)
         if intent.replaces:
