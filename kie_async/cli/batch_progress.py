@@ -30,6 +30,7 @@ _SHORT_WORDS = {
     "uploads": "uploads fail",
     "downloads": "downloads fail",
     "disk": "the disk is full",
+    "journal": "the database is away",
 }
 """What the weather is called on a board; the log has the whole of it."""
 

@@ -8,29 +8,29 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import attrs
 
-from .._validation import check_above_zero, check_count, check_kind
+from .._validation import check_above_zero, check_kind
 from ..config import Budget, Rate
-from ..errors import BudgetExceeded, InvalidRequest, JournalError
+from ..errors import BudgetExceeded, InvalidRequest, JournalAway, JournalError
 from ..limits.budget import is_over
-from ..limits.prices import TakenPrices
 from ..limits.rate_limiter import Permits, RateLimiter
 from ..models import TaskRecord, TaskState
 from ..wire.redaction import without_mac
 from . import postgres_queries as sql
 from .account import Account, notes_to_add
-from .intents import Claim, ClaimSource, Intent, IntentState, Totals
-from .notes import MOST_SMALL_NOTES, SmallNote, decode_note, encode_note, log_lost_note
-from .postgres_database import Connection, Job, PostgresDatabase, import_asyncpg
+from .intents import Claim, Intent, IntentState
+from .notes import MOST_SMALL_NOTES, SmallNote, encode_note, log_lost_note
+from .postgres_database import UNFLUSHED, Connection, Job, PostgresDatabase, import_asyncpg
 from .postgres_late import LateNotes
 from .postgres_limiter import MAX_PERMITS, SharedPermits
+from .postgres_reader import PostgresReader
 from .postgres_schema import check_name, check_readable, prepare
 from .postgres_workers import Membership
-from .shared import NewsSink, SharedJournal, StoredDelivery
+from .shared import NewsSink, StoredDelivery
 
 if TYPE_CHECKING:
     from .postgres_database import Pool
@@ -46,14 +46,12 @@ _ECHOES_OF_THE_REQUEST = ("param", "paramJson")
 
 _MAX_REASON_CHARS = 500
 
-_SETTLED_CHUNK = 100
-
 _TAKEN_AT_ONCE = 200
 
 _BUDGET_LOCK = "SELECT pg_advisory_xact_lock(hashtext('kie_async budget'), hashtext(current_schema()))"
 
 
-class PostgresJournal(SharedJournal):
+class PostgresJournal(PostgresReader):
     """A journal in a PostgreSQL database, which any number of workers on any number of hosts share.
 
     *dsn_or_pool* is ``postgresql://user@host/database`` or an `asyncpg.Pool` of yours. *name* is a journal of
@@ -80,10 +78,10 @@ class PostgresJournal(SharedJournal):
         check_above_zero("lease_s", lease_s)
         check_kind("keep_bodies", keep_bodies, bool, "True or False")
         schema = check_name(name)
+        super().__init__(PostgresDatabase(dsn_or_pool, schema))
         self._name = name
         self._channel = schema
         self._keep_bodies = keep_bodies
-        self._db = PostgresDatabase(dsn_or_pool, schema)
         self._late = LateNotes(self._db)
         self._members = Membership(self._db, lease_s, self._channel)
         self._permits: SharedPermits | None = None
@@ -166,93 +164,7 @@ class PostgresJournal(SharedJournal):
         change = "UPDATE meta SET distrust = '', accepted_at = clock_timestamp() WHERE distrust <> ''"
         return await self._db.run(lambda db: db.execute(change)) == "UPDATE 1"
 
-    # --- reading -------------------------------------------------------------------------------
-
-    async def _select(self, where: str, *values: object) -> list[Intent]:
-        return await self._db.run(lambda db: sql.select_intents(db, where, *values))
-
-    async def _fetch(self, query: str, *values: object) -> list[Any]:
-        return await self._db.run(lambda db: db.fetch(query, *values))
-
-    async def find_by_ref(self, ref: str) -> Intent | None:
-        """Return the intent that has a ref, unless the ref may be used again."""
-        found = await self._select("i.ref = $1", ref)
-        return found[0] if found and not found[0].frees_its_ref else None
-
-    async def list_unsettled(self) -> list[Intent]:
-        """Return the intents with a task that was not seen to end, of all workers."""
-        return await self._select("i.state = 'CREATED'")
-
-    async def list_intents(self) -> list[Intent]:
-        """Return all intents in the order they were planned."""
-        return await self._select("true")
-
-    async def iterate_intents(self, *, chunk: int = 500) -> AsyncIterator[Intent]:
-        """Yield all intents in the order they were planned, in bounded memory: without body and record.
-
-        Raises:
-            JournalError: It cannot be read any more.
-        """
-        check_count("chunk", chunk)
-        last = 0
-        while rows := await self._fetch(sql.SELECT_CHUNK, last, chunk):
-            for row in rows:
-                yield sql.intent_of(row)
-            last = rows[-1]["seq"]
-
-    async def iterate_settled(self, *, since_ms: int = 0, ref_prefix: str = "") -> AsyncIterator[Intent]:
-        """Yield the intents whose task ended since then, the oldest end first, in bounded memory.
-
-        Raises:
-            JournalError: It cannot be read any more.
-        """
-        last = (since_ms, 0)  # no seq is 0, so what ended in that millisecond comes too
-        while rows := await self._fetch(sql.SELECT_SETTLED, *last, ref_prefix, _SETTLED_CHUNK):
-            for row in rows:
-                yield sql.intent_of(row)
-            last = (rows[-1]["terminal_ms"], rows[-1]["seq"])
-
-    async def find_by_task(self, task_id: str) -> Intent | None:
-        """Return the intent that became a task."""
-        found = await self._select("i.task_id = $1", task_id)
-        return found[0] if found else None
-
-    async def list_last_results(self, count: int) -> list[Intent]:
-        """Return the last *count* intents whose task succeeded."""
-        last = "SELECT seq FROM intent WHERE state = 'SUCCEEDED' ORDER BY seq DESC LIMIT $1"
-        return await self._select(f"i.seq IN ({last})", count)
-
-    async def find_by_intent(self, intent_id: str) -> Intent | None:
-        """Return an intent."""
-        found = await self.read_intents([intent_id])
-        return found[0] if found else None
-
-    async def read_intents(self, intent_ids: Sequence[str]) -> list[Intent]:
-        """Return these intents as they stand now; those that are not there are left out."""
-        return await self._select("i.intent_id = ANY($1)", list(intent_ids))
-
-    async def list_claims(self) -> list[Claim]:
-        """Return what is claimed of intents that have no task, in the order it was noted."""
-        rows = await self._fetch("SELECT intent_id, task_id, source FROM claim ORDER BY number")
-        return [
-            Claim(intent_id=row["intent_id"], task_id=row["task_id"], source=ClaimSource(row["source"]))
-            for row in rows
-        ]
-
-    async def load_totals(self) -> Totals:
-        """Return what was spent by all workers."""
-        return Totals(*(await self._fetch(sql.TOTALS))[0])
-
-    async def load_prices(self) -> Mapping[str, TakenPrices]:
-        """Return what the tasks of each model took, of all workers."""
-        rows = await self._fetch(sql.SELECT_PRICES)
-        return {model: TakenPrices(*(price or 0.0 for price in prices)) for model, *prices in rows}
-
-    async def load_durations(self) -> Mapping[str, object]:
-        """Return what former sessions learned of each model; what cannot be read is left out."""
-        rows = await self._fetch("SELECT model, durations FROM learned")
-        learned = {model: decode_note(durations) for model, durations in rows}
-        return {model: durations for model, durations in learned.items() if durations is not None}
+    # --- writing -------------------------------------------------------------------------------
 
     async def save_durations(self, learned: Mapping[str, object]) -> None:
         """Note what was learned of each model, in the place of what was noted before."""
@@ -264,8 +176,6 @@ class PostgresJournal(SharedJournal):
         """Count *key* and return how often it was counted since open, in this process."""
         self._occurrences[key] += 1
         return self._occurrences[key]
-
-    # --- writing -------------------------------------------------------------------------------
 
     async def mark_sending(self, intent: Intent) -> None:
         """Note that the body is about to leave, unless another worker was faster; see `Journal.mark_sending`.
@@ -286,7 +196,7 @@ class PostgresJournal(SharedJournal):
         known = self._members.highest
         fence = await db.fetchrow(sql.FENCE, worker_id, self.lease_s)
         if fence is None or not fence["is_alive"]:
-            raise JournalError("another worker may have taken this one for dead; nothing was sent")
+            raise JournalAway("another worker may have taken this one for dead; nothing was sent")
         self._members.check_trust(known, fence["highest"], fence["distrust"])
         await self._check_budget(db, intent)
         if intent.replaces:
@@ -492,7 +402,8 @@ class PostgresJournal(SharedJournal):
 
     async def drop_delivery(self, number: int) -> None:
         """Forget a delivery that was taken in."""
-        await self._db.run(lambda db: db.execute("DELETE FROM delivery WHERE number = $1", number))
+        statement = f"DELETE FROM delivery WHERE number = $1 RETURNING {UNFLUSHED}"  # noqa: S608
+        await self._db.run(lambda db: db.execute(statement, number))
 
     async def find_saver(self, task_id: str) -> str:
         """Return which host has saved the files of a task, and where; "" if none has."""
