@@ -15,7 +15,7 @@ import attrs
 
 from .._validation import check_above_zero, check_kind
 from ..config import Budget, Rate
-from ..errors import BudgetExceeded, InvalidRequest, JournalError
+from ..errors import BudgetExceeded, InvalidRequest, JournalAway, JournalError
 from ..limits.budget import is_over
 from ..limits.rate_limiter import Permits, RateLimiter
 from ..models import TaskRecord, TaskState
@@ -24,7 +24,7 @@ from . import postgres_queries as sql
 from .account import Account, notes_to_add
 from .intents import Claim, Intent, IntentState
 from .notes import MOST_SMALL_NOTES, SmallNote, encode_note, log_lost_note
-from .postgres_database import Connection, Job, PostgresDatabase, import_asyncpg
+from .postgres_database import UNFLUSHED, Connection, Job, PostgresDatabase, import_asyncpg
 from .postgres_late import LateNotes
 from .postgres_limiter import MAX_PERMITS, SharedPermits
 from .postgres_reader import PostgresReader
@@ -196,7 +196,7 @@ class PostgresJournal(PostgresReader):
         known = self._members.highest
         fence = await db.fetchrow(sql.FENCE, worker_id, self.lease_s)
         if fence is None or not fence["is_alive"]:
-            raise JournalError("another worker may have taken this one for dead; nothing was sent")
+            raise JournalAway("another worker may have taken this one for dead; nothing was sent")
         self._members.check_trust(known, fence["highest"], fence["distrust"])
         await self._check_budget(db, intent)
         if intent.replaces:
@@ -402,7 +402,8 @@ class PostgresJournal(PostgresReader):
 
     async def drop_delivery(self, number: int) -> None:
         """Forget a delivery that was taken in."""
-        await self._db.run(lambda db: db.execute("DELETE FROM delivery WHERE number = $1", number))
+        statement = f"DELETE FROM delivery WHERE number = $1 RETURNING {UNFLUSHED}"  # noqa: S608
+        await self._db.run(lambda db: db.execute(statement, number))
 
     async def find_saver(self, task_id: str) -> str:
         """Return which host has saved the files of a task, and where; "" if none has."""
