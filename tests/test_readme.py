@@ -69,8 +69,8 @@ async def _write_to_the_bot(port: int, crowd: Crowd) -> None:
         assert taken.status == 200
     await until(lambda: len(crowd.answers) > 1)
     (_, place), (user, url) = crowd.answers
-    assert (place, user, url[:7]) == ("you are next", 7, "http://")
-    assert crowd.edits[-1:] == [(7, "your video is done")]
+    assert (place, user, url[:7]) == ("you are next, about 5 min left", 7, "http://")
+    assert crowd.edits[-1:] == [(7, "here it is:")]
 
 
 async def _order_of_two_workers(port: int, _: Crowd) -> None:
@@ -92,7 +92,24 @@ async def _ask_the_app(port: int, _: Crowd) -> None:
         assert len(await answer.json()) == 1
 
 
+async def _follow_the_page(port: int, _: Crowd) -> None:
+    async with await _open(port) as http:
+        async with http.get("/") as page:
+            assert "<progress" in await page.text()
+        async with http.post("/videos/one", params={"text": "hello"}) as taken:
+            assert taken.ok, await taken.text()
+        shown: list[dict[str, object]] = []
+        while not shown or "url" not in shown[-1]:
+            async with http.get("/videos/one") as answer:
+                shown.append(await answer.json())
+            await asyncio.sleep(0.01)
+    progress = [float(str(each["progress"])) for each in shown]
+    assert progress == sorted(progress)
+    assert "s left" in str(shown[0]["says"])
+
+
 VISITS: dict[str, Callable[[int, Crowd], Awaitable[None]]] = {
+    "<progress": _follow_the_page,
     "web.run_app(": _write_to_the_bot,
     "workers=2": _order_of_two_workers,
     "uvicorn.run(": _ask_the_app,
@@ -164,6 +181,30 @@ async def _run(number: int, tmp_path: Path, dsn: str = "") -> None:
             assert {delivery.status for delivery in sandbox.deliveries} == {200}
     assert (process.returncode, err.decode()) == (0, "")
     assert visiting.result() is None if visit else out
+
+
+async def test_the_dry_run_says_what_the_page_shows(tmp_path: Path) -> None:
+    (fence,) = [fence for fence in fences("text") if "--dry-run\n" in fence]
+    line, *shown = fence.splitlines()
+    _write_face(tmp_path / "face.png")
+    _write_voice(tmp_path / "voice.wav")
+    rows = [f"r{number},kling/v1-avatar-standard,face.png,voice.wav,hello" for number in range(500)]
+    (tmp_path / "jobs.csv").write_text("\n".join(["ref,model,image_url,audio_url,prompt", *rows]))
+    async with Sandbox() as sandbox:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", *line.replace("kie-async", "kie_async", 1).split()),
+            cwd=tmp_path,
+            env={**os.environ, "KIE_API_KEY": "sandbox-key", "KIE_BASE_URL": sandbox.url},
+            stdout=asyncio.subprocess.PIPE,
+        )
+        out, _ = await process.communicate()
+        assert not sandbox.tasks
+    assert process.returncode == 0
+    said = out.decode().splitlines()
+    assert [line.partition(" ")[0] for line in said] == [line.partition(" ")[0] for line in shown]
+    assert [line for line in said if "balance" not in line] == [
+        line for line in shown if "balance" not in line
+    ]
 
 
 def test_the_snippets_are_typed_as_a_user_checks_them(tmp_path: Path) -> None:

@@ -137,8 +137,11 @@ def open_progress(*, is_quiet: bool = False) -> Iterator[BatchProgress]:
     elif not sys.stderr.isatty() or console.is_dumb_terminal:
         yield LineProgress()
     else:
-        with Live(console=console, auto_refresh=False, transient=True) as live:
+        live = Live(console=console, auto_refresh=False, transient=True)
+        try:
             yield _LiveBoard(live)
+        finally:
+            live.stop()
 
 
 class _NoProgress:
@@ -179,6 +182,7 @@ class _LiveBoard:
         self._live = live
 
     def show(self, board: Board) -> None:
+        self._live.start()  # only now: before it, a question may have been asked
         text = lay_out(board, self._live.console.width, _now())
         self._live.update(text, refresh=True)
 

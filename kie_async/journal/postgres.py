@@ -24,7 +24,7 @@ from . import postgres_queries as sql
 from .account import Account, notes_to_add
 from .intents import Claim, Intent, IntentState
 from .notes import MOST_SMALL_NOTES, SmallNote, encode_note, log_lost_note
-from .postgres_database import Connection, Job, PostgresDatabase, import_asyncpg
+from .postgres_database import UNFLUSHED, Connection, Job, PostgresDatabase, import_asyncpg
 from .postgres_late import LateNotes
 from .postgres_limiter import MAX_PERMITS, SharedPermits
 from .postgres_reader import PostgresReader
@@ -402,7 +402,8 @@ class PostgresJournal(PostgresReader):
 
     async def drop_delivery(self, number: int) -> None:
         """Forget a delivery that was taken in."""
-        await self._db.run(lambda db: db.execute("DELETE FROM delivery WHERE number = $1", number))
+        statement = f"DELETE FROM delivery WHERE number = $1 RETURNING {UNFLUSHED}"  # noqa: S608
+        await self._db.run(lambda db: db.execute(statement, number))
 
     async def find_saver(self, task_id: str) -> str:
         """Return which host has saved the files of a task, and where; "" if none has."""

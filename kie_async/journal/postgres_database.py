@@ -35,6 +35,9 @@ ANSWER_S = 10.0
 """So long a transaction may take, since it touches a few rows. One that asks nothing for half of it has a
 worker that is frozen or gone: the server ends it, or its locks would hold up all others."""
 
+UNFLUSHED = "set_config('synchronous_commit', 'off', true)"
+"""Returned by a statement whose commit need not wait for the disk. The next one that waits takes it along."""
+
 _RETRY_S = 0.25
 
 _CONFLICTS = 5

@@ -12,7 +12,7 @@ from contextlib import suppress
 from .._background import BackgroundTasks
 from ..config import Rate
 from ..errors import JournalError
-from .postgres_database import Connection, PostgresDatabase
+from .postgres_database import UNFLUSHED, Connection, PostgresDatabase
 
 MAX_PERMITS = 10_000
 """Each is a row."""
@@ -29,15 +29,16 @@ _MAKE = """
 INSERT INTO permit(kind, slot) SELECT $1, slot FROM generate_series(0, $2 - 1) AS slot ON CONFLICT DO NOTHING
 """
 
-_TAKE = """
+# On the disk with the note of the create that it is for, which is waited for before anything leaves.
+_TAKE = f"""
 UPDATE permit SET worker = $2, back_at = clock_timestamp() + make_interval(secs => $4)
 WHERE kind = $1 AND slot = (
   SELECT slot FROM permit WHERE kind = $1 AND slot < $3 AND back_at <= clock_timestamp()
     AND NOT EXISTS (SELECT 1 FROM pause WHERE kind = $1 AND until > clock_timestamp())
   ORDER BY back_at LIMIT 1 FOR UPDATE SKIP LOCKED
 )
-RETURNING slot
-"""
+RETURNING slot, {UNFLUSHED}
+"""  # noqa: S608  (made of constants)
 
 _WAIT_S = """
 SELECT extract(epoch FROM greatest(
@@ -46,10 +47,11 @@ SELECT extract(epoch FROM greatest(
 ) - clock_timestamp())::float8
 """
 
-_GIVE_BACK = """
+# If the server forgets it, the permit comes back later.
+_GIVE_BACK = f"""
 UPDATE permit SET worker = '', back_at = clock_timestamp() + make_interval(secs => $4)
-WHERE kind = $1 AND slot = $2 AND worker = $3
-"""
+WHERE kind = $1 AND slot = $2 AND worker = $3 RETURNING {UNFLUSHED}
+"""  # noqa: S608  (made of constants)
 
 _PAUSE = """
 INSERT INTO pause AS p(kind, until) VALUES ($1, clock_timestamp() + make_interval(secs => $2))

@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any
 
 from ..errors import JournalAway, JournalError
-from .postgres_database import Connection, OwnConnection, PostgresDatabase
+from .postgres_database import UNFLUSHED, Connection, OwnConnection, PostgresDatabase
 from .postgres_queries import OPEN_STATES
 from .shared import NewsSink
 
@@ -28,16 +28,17 @@ _JUST_AFTER_S = 0.02
 
 _REGISTER = "INSERT INTO worker(id, host, pid) VALUES ($1, $2, $3)"
 
-# max(seq) shows a server that forgot commits, after a failover.
-_BEAT = """
+# max(seq) shows a server that forgot commits, after a failover. One that forgets a heartbeat has just started,
+# and then nobody is taken for dead.
+_BEAT = f"""
 UPDATE worker SET seen_at = clock_timestamp() WHERE id = $1
 RETURNING
   (SELECT count(*) FROM worker WHERE seen_at > clock_timestamp() - make_interval(secs => $2)) AS alive,
   (SELECT coalesce(max(seq), 0) FROM intent) AS highest, (SELECT accepted_at FROM meta) AS accepted_at,
   (SELECT extract(epoch FROM min(seen_at) - clock_timestamp())::float8 + $2
    FROM worker WHERE id <> $1) AS quietest_left_s,
-  clock_timestamp() AS told_at
-"""
+  clock_timestamp() AS told_at, {UNFLUSHED}
+"""  # noqa: S608  (made of constants)
 
 _KEEP_MINE = f"UPDATE intent SET worker = $1 WHERE worker = $2 AND state IN {OPEN_STATES}"  # noqa: S608
 

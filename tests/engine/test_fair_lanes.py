@@ -117,6 +117,7 @@ async def test_with_all_slots_taken_a_single_job_has_the_first_slot_that_comes_b
     await clock.advance(1.0)
     single = client.kie.submit(request("single"), lane="single")
     assert single.queue_position == 0
+    await clock.advance(1.0)
     for number in (0, 1):
         many[number].abandon()
         await clock.advance(30.0)

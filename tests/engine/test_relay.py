@@ -323,7 +323,7 @@ async def test_what_a_silent_worker_was_sending_becomes_unknown(
 async def test_a_worker_that_falls_silent_is_replaced_when_its_lease_ends(
     worker: Worker, postgres_dsn: str
 ) -> None:
-    owner, heir = await worker(), await worker()
+    owner, heir = await worker(lease_s=LEASE_S), await worker(lease_s=LEASE_S)
     await owner.create(request("a"))
     await in_database(postgres_dsn, "INSERT INTO worker(id, host, pid) VALUES ('silent', '', 1)")
     began = time.monotonic()
