@@ -68,11 +68,13 @@ WeatherKind = Literal[
     "uploads",
     "downloads",
     "disk",
+    "journal",
     "asleep",
 ]
 """What keeps a session from getting on: creates that do not reach the service, that it holds back by a limit
 or maintenance, that it does not answer, or that are halted after unknown outcomes; polls that are unanswered;
-uploads and downloads that fail; a folder that cannot be written; a machine that slept."""
+uploads and downloads that fail; a disk that is full, under a folder or the journal; a journal's database that
+is away; a machine that slept."""
 
 
 @attrs.frozen(kw_only=True)

@@ -258,11 +258,11 @@ class TaskHandle(BoundToLoop):
             KieError: What `KieSession.create` raises, or `Withdrawn`.
             SessionMisuse: Awaited from another event loop.
         """
-        if not self.task_id and self.is_done:
-            await self
-        if not self.task_id:
+        if not self.task_id and not self.is_done:
             self._check_loop()
             await self._owner.until_created(self)
+        if not self.task_id and self.is_done:  # without a task: refused, withdrawn, abandoned, closed
+            await self
         return self
 
     def withdraw(self) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import create, footprint, latency, limiter, makespan, poll, query_speed, simulated
+from benchmarks import create, estimate, footprint, latency, limiter, makespan, poll, query_speed, simulated
 from benchmarks.emulator import Emulator
 from benchmarks.floor import Bare, task_id_of
 from benchmarks.measuring import Figure, alternating, report
@@ -112,3 +112,11 @@ def test_check_fails_when_a_bar_is_missed(value: float, status: int, tmp_path: P
     lines = command.summary(missed).splitlines()
     assert ("MISSED" in lines[0]) == bool(status)
     assert lines[1].endswith("not measured")
+
+
+@pytest.mark.parametrize("way", ["a slot at once", "queue of 50", "cold start"])
+def test_what_is_left_is_judged_beside_an_oracle(way: str) -> None:
+    found = estimate.run(way, "log-normal 120 s, 0.42", 0)
+    assert 0.6 < found.covered / found.seen < 0.95
+    assert found.falls == 0
+    assert all(0.5 < ratio < 1.5 for ratio in found.ratios())

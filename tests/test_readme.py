@@ -19,6 +19,7 @@ import aiohttp
 import pytest
 from support.crowd import Crowd, until
 from support.delivering import aiohttp_on
+from support.job_queue import make_tables
 from support.ports import free_port
 from support.readme import ROOT, command, fences
 from support.telegram import telegram, update
@@ -27,6 +28,9 @@ from kie_async import Sandbox
 from kie_async.sandbox import Fixed, ServeOptions
 
 SNIPPETS = fences("python")
+
+DATABASE = "postgresql://kie@db/app"
+"""What snippets call the database; it is one of the test's own here."""
 
 
 def _write_face(path: Path) -> None:
@@ -65,8 +69,21 @@ async def _write_to_the_bot(port: int, crowd: Crowd) -> None:
         assert taken.status == 200
     await until(lambda: len(crowd.answers) > 1)
     (_, place), (user, url) = crowd.answers
-    assert (place, user, url[:7]) == ("you are next", 7, "http://")
-    assert crowd.edits[-1:] == [(7, "your video is done")]
+    assert (place, user, url[:7]) == ("you are next, about 5 min left", 7, "http://")
+    assert crowd.edits[-1:] == [(7, "here it is:")]
+
+
+async def _order_of_two_workers(port: int, _: Crowd) -> None:
+    async with await _open(port) as http:
+
+        async def order(number: int) -> tuple[str, ...]:
+            # Each on a connection of its own: they come to both workers.
+            async with http.post(f"/orders/{number}", params={"text": "hello"}) as answer:
+                assert answer.ok, await answer.text()
+                return tuple(await answer.json())
+
+        answers = await asyncio.gather(*(order(number % 4) for number in range(16)))
+    assert len(set(answers)) == 4
 
 
 async def _ask_the_app(port: int, _: Crowd) -> None:
@@ -75,13 +92,35 @@ async def _ask_the_app(port: int, _: Crowd) -> None:
         assert len(await answer.json()) == 1
 
 
+async def _follow_the_page(port: int, _: Crowd) -> None:
+    async with await _open(port) as http:
+        async with http.get("/") as page:
+            assert "<progress" in await page.text()
+        async with http.post("/videos/one", params={"text": "hello"}) as taken:
+            assert taken.ok, await taken.text()
+        shown: list[dict[str, object]] = []
+        while not shown or "url" not in shown[-1]:
+            async with http.get("/videos/one") as answer:
+                shown.append(await answer.json())
+            await asyncio.sleep(0.01)
+    progress = [float(str(each["progress"])) for each in shown]
+    assert progress == sorted(progress)
+    assert "s left" in str(shown[0]["says"])
+
+
 VISITS: dict[str, Callable[[int, Crowd], Awaitable[None]]] = {
+    "<progress": _follow_the_page,
     "web.run_app(": _write_to_the_bot,
+    "workers=2": _order_of_two_workers,
     "uvicorn.run(": _ask_the_app,
     "uvicorn.Server(": _ask_the_app,
     "app.run(port": _ask_the_app,
 }
-FRAMEWORKS = ("litestar", "django", "flask")
+STARTED_BY = {
+    "workers=2": ("-W", "ignore::ResourceWarning", "app.py"),  # uvicorn's supervisor leaves its socket open
+    "procrastinate": ("-c", "import app"),  # it wants its application in a module that is imported
+}
+FRAMEWORKS = ("litestar", "django", "flask", "procrastinate")
 """Those of the extra ``test`` whose snippets nothing else in the suite needs."""
 BOT_API = """from aiogram.client import telegram
 object.__setattr__(telegram.PRODUCTION, "base", "http://127.0.0.1:{port}/bot{{token}}/{{method}}")
@@ -89,8 +128,20 @@ object.__setattr__(telegram.PRODUCTION, "base", "http://127.0.0.1:{port}/bot{{to
 """What makes an aiogram bot talk to the stand-in."""
 
 
-@pytest.mark.parametrize("number", range(len(SNIPPETS)))
+@pytest.mark.parametrize("number", [n for n, text in enumerate(SNIPPETS) if DATABASE not in text])
 async def test_snippet_runs(number: int, tmp_path: Path) -> None:
+    await _run(number, tmp_path)
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("number", [n for n, text in enumerate(SNIPPETS) if DATABASE in text])
+async def test_snippet_runs_on_postgres(number: int, tmp_path: Path, postgres_dsn: str) -> None:
+    if "procrastinate" in SNIPPETS[number]:
+        await make_tables(postgres_dsn)
+    await _run(number, tmp_path, postgres_dsn)
+
+
+async def _run(number: int, tmp_path: Path, dsn: str = "") -> None:
     _write_face(tmp_path / "face.png")
     _write_voice(tmp_path / "voice.wav")
     for framework in FRAMEWORKS:
@@ -98,8 +149,10 @@ async def test_snippet_runs(number: int, tmp_path: Path) -> None:
             pytest.importorskip(framework)
     port, crowd = free_port(), Crowd()
     snippet = SNIPPETS[number].replace("https://bot.example.org", f"http://127.0.0.1:{port}")
+    snippet = snippet.replace(DATABASE, dsn)
     visit = next((visit for word, visit in VISITS.items() if word in snippet), None)
-    script = tmp_path / "snippet.py"
+    way = next((word for word in STARTED_BY if word in snippet), "")
+    script = tmp_path / "app.py"
     key = "the key from kie.ai/settings"
     env = {"KIE_API_KEY": "sandbox-key", "BOT_TOKEN": "42:TOKEN"}
     async with (
@@ -109,7 +162,7 @@ async def test_snippet_runs(number: int, tmp_path: Path) -> None:
         prelude = BOT_API.format(port=api_port) if "aiogram" in snippet else ""
         script.write_text(prelude + snippet.replace("8080", str(port)))
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-W", "error", str(script)),
+            *(sys.executable, "-W", "error", *STARTED_BY.get(way, ("app.py",))),
             cwd=tmp_path,
             env={**os.environ, **env, "KIE_BASE_URL": sandbox.url},
             stdout=asyncio.subprocess.PIPE,
@@ -128,6 +181,30 @@ async def test_snippet_runs(number: int, tmp_path: Path) -> None:
             assert {delivery.status for delivery in sandbox.deliveries} == {200}
     assert (process.returncode, err.decode()) == (0, "")
     assert visiting.result() is None if visit else out
+
+
+async def test_the_dry_run_says_what_the_page_shows(tmp_path: Path) -> None:
+    (fence,) = [fence for fence in fences("text") if "--dry-run\n" in fence]
+    line, *shown = fence.splitlines()
+    _write_face(tmp_path / "face.png")
+    _write_voice(tmp_path / "voice.wav")
+    rows = [f"r{number},kling/v1-avatar-standard,face.png,voice.wav,hello" for number in range(500)]
+    (tmp_path / "jobs.csv").write_text("\n".join(["ref,model,image_url,audio_url,prompt", *rows]))
+    async with Sandbox() as sandbox:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", *line.replace("kie-async", "kie_async", 1).split()),
+            cwd=tmp_path,
+            env={**os.environ, "KIE_API_KEY": "sandbox-key", "KIE_BASE_URL": sandbox.url},
+            stdout=asyncio.subprocess.PIPE,
+        )
+        out, _ = await process.communicate()
+        assert not sandbox.tasks
+    assert process.returncode == 0
+    said = out.decode().splitlines()
+    assert [line.partition(" ")[0] for line in said] == [line.partition(" ")[0] for line in shown]
+    assert [line for line in said if "balance" not in line] == [
+        line for line in shown if "balance" not in line
+    ]
 
 
 def test_the_snippets_are_typed_as_a_user_checks_them(tmp_path: Path) -> None:

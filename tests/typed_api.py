@@ -13,6 +13,7 @@ from kie_async import (
     CallbackReceiver,
     CallbackVerdict,
     CreateOutcomeUnknown,
+    Estimate,
     KieSession,
     KlingAvatar,
     Limits,
@@ -20,6 +21,7 @@ from kie_async import (
     Network,
     Outcome,
     PollSchedule,
+    Price,
     Rate,
     Sandbox,
     SessionEvent,
@@ -67,6 +69,10 @@ async def use(face: Path, voice: str) -> None:
         assert_type(await handle, TaskResult)
         assert_type(await handle.result(timeout_s=5), TaskResult)
         assert_type(handle.state, TaskState)
+        assert_type(handle.estimate(), Estimate | None)
+        assert_type(kie.price(avatar), Price | None)
+        assert_type(kie.price("any/model", {"prompt": ""}), Price | None)
+        assert_type(kie.expected_s("any/model"), float | None)
         submitted = kie.submit("any/model", {"n": 1}, ref="b", lane=81, timeout_s=60)
         assert_type(submitted, TaskHandle)
         assert_type(kie.submit(avatar, lane="chat"), TaskHandle)

@@ -15,6 +15,7 @@ from ..config import Budget
 from ..errors import InvalidRequest
 from ..files.names import check_template
 from ..models import JobState
+from .batch_estimate import show_estimate
 from .batch_ledger import BatchLedger
 from .batch_options import BatchOptions, default_folder, default_journal
 from .batch_progress import open_progress
@@ -30,6 +31,9 @@ from .runtime import open_log_file, require_folder, require_key, run_command, sp
 from .sessions import AccountName, CallbackUrl, Port, check_port
 
 _MOST_REASONS = 20
+
+ASK_ABOVE = 500.0
+"""Credits, which are 2.50 USD."""
 
 
 def batch(
@@ -95,6 +99,15 @@ def batch(
     name: Annotated[
         str, typer.Option(metavar="NAME", help="How files are named: {ref}, {task_id}, {index}, {model}.")
     ] = "{ref}",
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what it would cost and how long it would take; send nothing."),
+    ] = False,
+    ask_above: Annotated[
+        float,
+        typer.Option(min=0.0, metavar="C", help="At a terminal, ask before more than C credits are spent."),
+    ] = ASK_ABOVE,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Show nothing but errors and the end.")
     ] = False,
@@ -125,7 +138,9 @@ def batch(
     folder of the jobs file; each is uploaded once. Other models get their fields as they stand; out of a
     CSV as text, an empty cell as no field, and a column named FIELD:json as the JSON that is in it.
 
-    The whole file is checked first. If anything is wrong, all of it is listed and nothing is sent.
+    The whole file is checked first. If anything is wrong, all of it is listed and nothing is sent. --dry-run
+    says what it would cost and how long it would take. Above --ask-above credits a terminal is asked once;
+    elsewhere the estimate is printed and the batch goes on.
 
     At the end report.html and results.csv, beside the results, show what became of every job. The command
     of --on-done has in its environment KIE_BATCH_STATUS (the exit status), _JOBS, _DONE, _NOT_SAVED, _FAILED,
@@ -169,6 +184,9 @@ def batch(
         as_it_stands=as_it_stands,
         retry_failed=retry_failed,
         name=name,
+        ask_above=ask_above,
+        is_confirmed=yes,
+        is_dry_run=dry_run,
         is_quiet=quiet,
         on_done=on_done,
     )
@@ -196,6 +214,8 @@ async def run_batch(options: BatchOptions, *, retry_command: str) -> int:
     ) as jobs:
         chosen = options.choose(jobs)
         require_key()
+        if options.is_dry_run:
+            return await show_estimate(options, jobs, chosen)
         for folder in (options.out, options.results.parent):
             require_folder(folder)
         if options.journal.path is not None:

@@ -43,6 +43,10 @@ class BatchOptions:
     retry_failed: bool
     name: str
     """How files are named."""
+    ask_above: float
+    """The credits above which a terminal is asked."""
+    is_confirmed: bool = False
+    is_dry_run: bool = False
     is_quiet: bool = False
     on_done: str | None = None
 
@@ -58,7 +62,7 @@ class BatchOptions:
         places = (index for index, (_, job) in enumerate(jobs) if not self.only or job.ref in self.only)
         return list(islice(places, self.limit))
 
-    def session(self, journal: Journal) -> SessionOptions:
+    def session(self, journal: Journal | None) -> SessionOptions:
         """Return what it chooses of the session."""
         return SessionOptions(
             journal=journal,

@@ -30,6 +30,7 @@ _SHORT_WORDS = {
     "uploads": "uploads fail",
     "downloads": "downloads fail",
     "disk": "the disk is full",
+    "journal": "the database is away",
 }
 """What the weather is called on a board; the log has the whole of it."""
 
@@ -136,8 +137,11 @@ def open_progress(*, is_quiet: bool = False) -> Iterator[BatchProgress]:
     elif not sys.stderr.isatty() or console.is_dumb_terminal:
         yield LineProgress()
     else:
-        with Live(console=console, auto_refresh=False, transient=True) as live:
+        live = Live(console=console, auto_refresh=False, transient=True)
+        try:
             yield _LiveBoard(live)
+        finally:
+            live.stop()
 
 
 class _NoProgress:
@@ -178,6 +182,7 @@ class _LiveBoard:
         self._live = live
 
     def show(self, board: Board) -> None:
+        self._live.start()  # only now: before it, a question may have been asked
         text = lay_out(board, self._live.console.width, _now())
         self._live.update(text, refresh=True)
 

@@ -16,6 +16,7 @@ from ..inputs.request import TaskRequest
 from ..journal.intents import Totals
 from ..models import JobState
 from ..session import KieSession
+from .batch_estimate import confirm
 from .batch_ledger import OVER, BatchLedger
 from .batch_options import BatchOptions
 from .batch_progress import BatchProgress, Board
@@ -95,6 +96,7 @@ class BatchRun:
                     self._ledger.record_task(handle.ref, handle.task_id)
                 # The batch joins these by their refs, so none is created again.
                 if await self._can_save() and await self._takes_key(kie):
+                    await confirm(kie, self._journal, jobs, self._chosen, self._options)
                     await self._consume(self._begin(kie, (jobs[index][1] for index in self._chosen)))
         finally:
             # If it never opened, the file is another's: a former run's, or that of whoever has the journal.

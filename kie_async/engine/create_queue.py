@@ -188,7 +188,8 @@ class CreateQueue:
     def _await_permit(self) -> None:
         """Come back when a permit will be there; if nobody knows when, its release says so."""
         wait_s = self._calls.rate_limiter.free_in_s
-        if self._permit_timer is None and wait_s < math.inf:
+        # Where one is free already it is a connection that is awaited, or those who ask before: they say so.
+        if self._permit_timer is None and 0 < wait_s < math.inf:
             timer = asyncio.get_running_loop().call_later(max(wait_s, SHORTEST_SLEEP_S), self._note_permit)
             self._permit_timer = timer
 

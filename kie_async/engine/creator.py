@@ -221,6 +221,9 @@ class TaskCreator:
         *,
         replaced: Intent | None,
     ) -> TaskHandle:
+        # One that was given out has its room; a batch brings few at a time, and none of them may fail.
+        if entry.handle is None and not wait_if_sent:
+            self._queue.check_room()
         # One that failed has its task, and is not pending.
         former = None if replaced is None else self._tracker.pending.get(replaced.intent_id)
         phase = None if former is None else former.phase
@@ -230,9 +233,6 @@ class TaskCreator:
         wire_request = encode_create(request, None)  # says what is wrong with it while no address is in sight
         if request.callback_url is None:
             wire_request = self._addressed(wire_request, intent_id)
-        # One that was given out has its room; a batch brings few at a time, and none of them may fail.
-        if entry.handle is None and not wait_if_sent:
-            self._queue.check_room()
         # After the uploads: they take long and cost nothing, and a slot is for what may be paid.
         await self._queue.wait_for_turn(entry)
         describe = partial(

@@ -89,13 +89,6 @@ class Estimates:
         polled = self._registry.by_task(handle.task_id) if handle.task_id else None
         return entry_of(handle if polled is None else polled)
 
-    def makespan_s(self, model: str, count: int) -> float | None:
-        """Return how long so many tasks more of a model take until the last one ends, as expected."""
-        curve = self._curve(model)
-        if curve is None:
-            return None
-        return self._queue().waits(count, curve)[-1].s + curve.end_of(MEDIAN) if count else 0.0
-
     def _curve(self, model: str) -> SurvivalCurve | None:
         made = self._curves.get(model)
         if made is None or self._is_stale(made[0]):

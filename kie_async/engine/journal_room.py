@@ -1,11 +1,12 @@
-"""Says, once for all tasks, that the disk of the journal is full; creates of a batch wait for it.
+"""Says, once for all tasks, that the journal cannot be written; creates of a batch wait for it.
 
-They wait as well for a database that is away.
+Its disk is full, or its database is away.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -24,21 +25,28 @@ class JournalRoom:
     """Whether the journal can be written, as far as its last notes tell."""
 
     def __init__(self, sink: WeatherSink) -> None:
-        self._condition = Condition("disk", sink)
+        self._full = Condition("disk", sink)
+        self._away = Condition("journal", sink)
 
     @property
-    def is_full(self) -> bool:
-        """Tell whether the last note found no room."""
-        return self._condition.is_said
+    def is_shut(self) -> bool:
+        """Tell whether the last note could not be written."""
+        return self._full.is_said or self._away.is_said
 
     def note_failure(self, error: JournalError) -> None:
-        """Take in that a note found no room; that a database is away, the journal says itself."""
-        if isinstance(error, JournalFull) and not self.is_full:
-            self._condition.say(f"{error}; nothing more is created, what is paid goes on; make room")
+        """Take in that a note could not be written for now."""
+        if self.is_shut:
+            return
+        words = f"{error}; nothing more is created, what is paid goes on"
+        if isinstance(error, JournalFull):
+            self._full.say(f"{words}; make room")
+        else:
+            self._away.say(words, level=logging.DEBUG)  # the journal has warned of it itself
 
     def note_room(self) -> None:
         """Take in that a note was written."""
-        self._condition.end("the journal can be written again")
+        for condition in (self._full, self._away):
+            condition.end("the journal can be written again")
 
 
 class WaitForRoom:
@@ -62,7 +70,7 @@ class WaitForRoom:
             JournalFull, JournalAway: It could not for too long, or `stop` was called.
             KieError: What *create* raises.
         """
-        if not self._room.is_full:
+        if not self._room.is_shut:
             try:
                 return await create()
             except CANNOT_NOTE as exc:
@@ -78,7 +86,7 @@ class WaitForRoom:
         pauses, has_failed = delays(self._rng), False
         while True:
             left_s = gives_up_at - loop.time()
-            if self._room.is_full or has_failed:
+            if self._room.is_shut or has_failed:
                 await self._sleep(max(0.0, min(next(pauses), left_s)))
             try:
                 made = await create()

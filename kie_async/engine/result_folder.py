@@ -19,7 +19,7 @@ from ..journal.base import Journal
 from ..journal.shared import SharedJournal
 from ..limits.weather import Condition, WeatherSink, ago, show_duration, show_time
 from ..models import TaskResult
-from .result_claims import ResultClaims, Saved
+from .result_turns import ResultTurns, Saved
 from .settings import Settings
 
 _KNOWN_RESULTS = 20
@@ -55,7 +55,7 @@ class ResultFolder:
         self._queries = queries
         self._journal = journal
         self._settings = settings
-        self._claims = ResultClaims(journal, folder) if isinstance(journal, SharedJournal) else None
+        self._turns = ResultTurns(journal, folder) if isinstance(journal, SharedJournal) else None
         self._now = asyncio.get_running_loop().time
         self._full = Condition("disk", sink)
         self._cut_off = Condition("downloads", sink)
@@ -150,7 +150,7 @@ class ResultFolder:
         async def fetch() -> tuple[Path, ...]:
             return tuple(await self._downloads.download(result.urls, folder, task_id=task_id, name=name))
 
-        return Saved(await fetch()) if self._claims is None else await self._claims.fetch(task_id, fetch)
+        return Saved(await fetch()) if self._turns is None else await self._turns.fetch(task_id, fetch)
 
     def stop(self) -> None:
         """Wait for nothing any more."""

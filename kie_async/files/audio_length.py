@@ -1,6 +1,6 @@
 """Reads how long audio lasts from the headers of its file: WAV, MP3, AAC, M4A, OGG and FLAC.
 
-What these do not say, and other kinds, tinytag reads where it is installed.
+Other kinds tinytag reads, where it is installed; of these it would also take what is damaged for whole.
 """
 
 from __future__ import annotations
@@ -72,10 +72,9 @@ def _length_of(opened: BinaryIO) -> float | None:
         size = file.seek(0, os.SEEK_END)
         read = _READERS.get(kind) if kind else None
         try:
-            seconds = read(file, size) if read else None
+            seconds = read(file, size) if read else _read_by_tinytag(file)
         except (IndexError, ZeroDivisionError):  # damaged or cut off
             return None
-        seconds = seconds or _read_by_tinytag(file)
         return seconds if seconds and seconds > 0 else None
 
 

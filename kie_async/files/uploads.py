@@ -141,6 +141,8 @@ class Uploads:
 
         None if it holds none, or any whose length is not known here.
         """
+        if all(isinstance(audio, str) for audio in find_audio(input)):
+            return self.measure_audio_now(input)  # no file to read, and no thread to wait for
         return await asyncio.to_thread(self.measure_audio_now, input)
 
     def measure_audio_now(self, input: Mapping[str, Any]) -> float | None:

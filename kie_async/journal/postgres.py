@@ -16,7 +16,7 @@ import attrs
 
 from .._validation import check_above_zero, check_kind
 from ..config import Budget, Rate
-from ..errors import BudgetExceeded, InvalidRequest, JournalError
+from ..errors import BudgetExceeded, InvalidRequest, JournalAway, JournalError
 from ..limits.budget import is_over
 from ..limits.rate_limiter import Permits, RateLimiter
 from ..models import TaskRecord, TaskState
@@ -221,7 +221,7 @@ class PostgresJournal(PostgresReader):
         """Insert what something stood against; say what that is if it does not give way."""
         fence = await db.fetchrow(sql.FENCE, values[1], self.lease_s, intent.intent_id)
         if fence is None or not fence["is_alive"]:
-            raise JournalError("another worker may have taken this one for dead; nothing was sent")
+            raise JournalAway("another worker may have taken this one for dead; nothing was sent")
         self._members.check_trust(known, fence["highest"], fence["distrust"])
         await self._check_budget(db, intent)
         if intent.replaces:

@@ -52,7 +52,8 @@ _CONFLICT_STATES = ("40001", "40P01", "55P03")
 
 _FULL_STATE, _UNIQUE_STATE, _ZERO_BYTE_STATE = "53100", "23505", "22021"
 
-_log = logging.getLogger("kie_async")
+# By a name of its own, which the command line lets through.
+_log = logging.getLogger("kie_async.weather")
 
 _T = TypeVar("_T")
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
-from ..errors import JournalError
+from ..errors import JournalAway, JournalError
 from .postgres_database import UNFLUSHED, Connection, OwnConnection, PostgresDatabase
 from .postgres_queries import OPEN_STATES
 from .shared import NewsSink
@@ -126,10 +126,11 @@ class Membership:
         """Refuse to go on with what was begun under *worker_id* once that may be taken for dead.
 
         Raises:
-            JournalError: It may.
+            JournalAway: It may.
         """
         if worker_id != self.worker_id or not self.is_alive:
-            raise JournalError(
+            # It passes: the next heartbeat that is answered makes it a new worker.
+            raise JournalAway(
                 f"this worker was silent for longer than its lease of {self.lease_s:g} s, so another one may "
                 "have taken its tasks over; what it was about to send was not sent"
             )

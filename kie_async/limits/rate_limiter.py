@@ -34,7 +34,7 @@ class Permits(Protocol):
         """Return in how many seconds each permit can be had that is used, as far as that is known here."""
 
     def start(self, on_release: Callable[[], object]) -> None:
-        """Call *on_release* whenever a permit is given back, to be used at once or later."""
+        """Call *on_release* whenever there may be a permit for another."""
 
     @property
     def free_count(self) -> int:
@@ -66,7 +66,7 @@ class RateLimiter:
         self._on_release: Callable[[], object] | None = None
 
     def start(self, on_release: Callable[[], object]) -> None:
-        """Call *on_release* whenever a permit is given back, to be used at once or later."""
+        """Call *on_release* whenever a permit is given back, or nobody waits before."""
         self._on_release = on_release
 
     async def acquire(self) -> float:
@@ -82,6 +82,8 @@ class RateLimiter:
                 now = await self._wait_for_turn()
             finally:
                 self._waiting_count -= 1
+                if self._on_release is not None:
+                    self._on_release()
         self._unused -= 1
         return now
 

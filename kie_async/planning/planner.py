@@ -140,15 +140,16 @@ class PollPlanner:
         The end was known at the age *settled_s*, if that was later; *began_at* is infinite if nobody knows.
         """
         if (known := self._known(model)) is not None:
-            known.durations.note_finished(duration_s, seen_s=seen_s)
+            # By fixed intervals nobody notes which tasks run on: the quick ones alone would speak for all.
+            if self.schedule.learns:
+                known.durations.note_finished(duration_s, seen_s=seen_s)
             known.durations.recent.add(duration_s if settled_s is None else settled_s, began_at)
             known.news += _NEWS_PER_COMPLETION
             self._unsaved += 1
 
     def take_learned(self, min_completions: int = _SAVE_EVERY) -> Learned | None:
         """Return what is known if so many completions were taken in since it was last returned."""
-        # By fixed intervals it learns nothing about when to poll, and must not replace what others have.
-        if self._unsaved < min_completions or not self.schedule.learns:
+        if self._unsaved < min_completions:
             return None
         self._unsaved = 0
         return {name: model.durations.dump() for name, model in self._models.items()}

@@ -44,6 +44,7 @@ class SurvivalCurve:
     def __init__(self, ages_s: Sequence[float], shares: Sequence[float], *, tail: float, ends: int) -> None:
         self._ages_s = ages_s
         self._shares = shares
+        self._falling = [-share for share in shares]  # which bisect takes as it stands
         self._tail = tail
         self.ends = ends
         """How many ends it was made of; 0 for one that was assumed."""
@@ -97,7 +98,7 @@ class SurvivalCurve:
         running = self.running(given_s) * (1 - share)
         if running < shares[-1]:
             return ages_s[-1] * math.pow(running / shares[-1], -self._tail)
-        after = bisect_left(shares, -running, key=lambda value: -value) or 1
+        after = bisect_left(self._falling, -running) or 1
         return max(given_s, _between(running, shares[after - 1 : after + 1], ages_s[after - 1 : after + 1]))
 
 

@@ -27,7 +27,7 @@ import attrs
 from support.clock import SteeredLoop
 from support.loops import as_asked
 from support.model_client import ModelClient, headers_of, tail_of
-from support.model_service import ModelService, ServiceTask
+from support.model_service import MODEL, ModelService, ServiceTask
 from support.slow_journals import CommitGate, CommitWeather, Disk, ModelJournal, Row, SteadySqliteJournal
 
 from kie_async import (
@@ -38,6 +38,8 @@ from kie_async import (
     SqliteJournal,
     TaskFailed,
     TaskHandle,
+    TaskPhase,
+    TaskRequest,
     TaskResult,
 )
 from kie_async.journal.base import Journal
@@ -54,6 +56,8 @@ MAX_SECONDS = 60.0
 """Of real time for one seed: more means that it hangs."""
 STEPS = {
     "create": 16,
+    "submit": 8,
+    "withdraw": 4,
     "callback": 14,
     "forged": 5,
     "attach": 6,
@@ -101,6 +105,8 @@ class Life(ModelClient):
         self.handles: list[Watched] = []
         self.users: list[asyncio.Task[None]] = []
         self.awaiters: list[asyncio.Task[None]] = []
+        self.submitted: list[tuple[TaskHandle, str]] = []
+        """With the prompts that tell their tasks."""
 
     def begin(self, work: Coroutine[Any, Any, None]) -> None:
         self.users.append(asyncio.create_task(self._reported(work)))
@@ -164,6 +170,7 @@ class Order:
         self._verbose = verbose
         rng = self.rng = random.Random(seed)
         self.complaints: list[str] = []
+        self.withdrawn: set[str] = set()
         self.service = ModelService(random.Random(rng.random()))
         self.weather = CommitWeather(random.Random(rng.random()))
         self.weather.slow = rng.choice((0.0, 0.2, 0.5))
@@ -292,6 +299,8 @@ class Order:
             if not watched.handle.is_done:
                 self.complain(f"{watched.handle} is never done")
         for task in self._own_tasks():
+            if task.prompt in self.withdrawn:
+                self.complain(f"{task} was withdrawn before it left, said the answer")
             row = self.row_of(task)
             # Nobody needs it any more when a former process has noted the end.
             is_over = row is not None and row.intent.state in _STATES.values()
@@ -319,6 +328,23 @@ class Order:
         prompt = ref or f"unnamed {self.rng.random()}"
         timeout_s = self.rng.choice(TIMEOUTS_S)
         life.begin(self._got(life, life.create(prompt, ref=ref, timeout_s=timeout_s)))
+
+    async def _submit(self, life: Life) -> None:
+        """Ask for a handle at once; without a ref, whose fingerprint would be made in a thread."""
+        prompt = f"unnamed {self.rng.random()}"
+        request = TaskRequest(model=MODEL, input={"prompt": prompt})
+        lane, timeout_s = self.rng.choice((None, "a", 1)), self.rng.choice(TIMEOUTS_S)
+        handle = life.kie.submit(request, lane=lane, timeout_s=timeout_s)
+        life.submitted.append((handle, prompt))
+        life.watch(handle)
+        life.begin(self._got(life, handle.created()))
+
+    async def _withdraw(self, life: Life) -> None:
+        if life.submitted:
+            handle, prompt = self.rng.choice(life.submitted)
+            self.note(f"    {handle} {handle.phase}")
+            if handle.withdraw():
+                self.withdrawn.add(prompt)
 
     async def _retry_failed(self, life: Life) -> None:
         """Ask for a ref as a batch does that tries failed ones again; sometimes twice at once."""
@@ -476,7 +502,7 @@ class Order:
         return [task for task in self.service.tasks.values() if task.prompt != "foreign"]
 
     def _unknown(self, life: Life) -> TaskHandle | None:
-        found = [w.handle for w in life.handles if not w.handle.task_id and not w.handle.is_done]
+        found = [w.handle for w in life.handles if w.handle.phase is TaskPhase.UNKNOWN]
         return self.rng.choice(found) if found else None
 
     def check_end_is_noted(self, handle: TaskHandle, life: Life) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from support import processes
+from support.postgres import OwnPostgres
 from support.processes import Process, nothing_left_running  # noqa: F401  (a fixture)
 
 from kie_async.cli.demo_media import read_portrait, read_voice
@@ -117,3 +118,29 @@ async def test_what_a_killed_host_had_begun_is_done_by_the_others(
     assert {line["ref"] for line in results_in(folders[2]) if line["outcome"] != "done"} == unclear
     assert len(paid) >= ROWS - len(unclear)
     assert [code for code, _, _ in ended] == [1 if unclear else 0] * 2
+
+
+async def test_a_batch_waits_visibly_for_a_database_that_is_away_for_longer_than_a_lease(
+    service: Sandbox, own_postgres: OwnPostgres, tmp_path: Path
+) -> None:
+    server = own_postgres()
+    rows = "".join(f"r{number},sandbox/echo,{number}\n" for number in range(30))
+    (tmp_path / "jobs.csv").write_text(f"ref,model,prompt\n{rows}")
+    host = await start(service, tmp_path, server.dsn)
+    async with asyncio.timeout(processes.PATIENCE_S):
+        while not service.tasks:  # noqa: ASYNC110  what is waited for happens in another process
+            await asyncio.sleep(0.01)
+    await asyncio.to_thread(server.stop)
+
+    await host.said("cannot be reached")
+    await asyncio.sleep(11.0)  # a lease is 10 s: others would take it for dead
+    before = len(service.tasks)
+    await asyncio.sleep(1.0)
+    assert len(service.tasks) == before < 30
+    await asyncio.to_thread(server.start)
+
+    code, out, err = await host.end()
+    assert "the database is away for" in err
+    assert "the journal can be written again" in err
+    assert (code, out.splitlines()[0]) == (0, "30 jobs: 30 done")
+    assert max(Counter(task.input["prompt"] for task in service.tasks.values()).values()) == 1

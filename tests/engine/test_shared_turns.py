@@ -15,7 +15,7 @@ from support.postgres import OwnPostgres
 from kie_async import PostgresJournal, Sandbox, UploadedFile
 from kie_async._secrets import Secret
 from kie_async.engine.kept_uploads import JournalUploadStore
-from kie_async.engine.result_claims import ResultClaims, Saved
+from kie_async.engine.result_turns import ResultTurns, Saved
 from kie_async.errors import DownloadFailed
 from kie_async.files.local_media import examine
 from kie_async.files.upload_store import StoredUpload
@@ -126,7 +126,7 @@ FILES = (HERE / "anna.mp4",)
 async def both(mine: PostgresJournal, theirs: PostgresJournal) -> tuple[Fetching, asyncio.Task[Saved]]:
     """Return a fetch that has begun here, with its end, while the other worker waits; and the other's."""
     first = Fetching()
-    fetching = asyncio.create_task(ResultClaims(mine, HERE).fetch("t1", first))
+    fetching = asyncio.create_task(ResultTurns(mine, HERE).fetch("t1", first))
     await first.begun.wait()
     fetching.add_done_callback(lambda task: task.cancelled() or task.exception())
     return first, fetching
@@ -137,7 +137,7 @@ async def test_a_result_is_fetched_by_one_worker_and_the_other_is_told_where_it_
 ) -> None:
     first, fetching = await both(mine, theirs)
     second = Fetching()
-    waiting = asyncio.create_task(ResultClaims(theirs, THERE).fetch("t1", second))
+    waiting = asyncio.create_task(ResultTurns(theirs, THERE).fetch("t1", second))
     await asyncio.sleep(0.1)
     assert not waiting.done()
 
@@ -154,7 +154,7 @@ async def test_a_result_that_one_worker_could_not_fetch_is_fetched_by_the_other(
     first, fetching = await both(mine, theirs)
     second = Fetching()
     second.ends.set_result(FILES)
-    waiting = asyncio.create_task(ResultClaims(theirs, THERE).fetch("t1", second))
+    waiting = asyncio.create_task(ResultTurns(theirs, THERE).fetch("t1", second))
 
     first.ends.set_exception(DownloadFailed("no network"))
 
@@ -172,7 +172,7 @@ async def test_whoever_has_the_files_may_fetch_them_again(
     for journal in (mine, theirs):  # another process of the same host, with the same folder
         again = Fetching()
         again.ends.set_result(FILES)
-        assert await ResultClaims(journal, HERE).fetch("t1", again) == Saved(FILES)
+        assert await ResultTurns(journal, HERE).fetch("t1", again) == Saved(FILES)
         assert again.count == 1
 
 
@@ -183,5 +183,5 @@ async def test_while_the_database_is_away_results_are_fetched(own_postgres: OwnP
     await asyncio.to_thread(server.stop)
     fetch = Fetching()
     fetch.ends.set_result(FILES)
-    assert await ResultClaims(journal, HERE).fetch("t1", fetch) == Saved(FILES)
+    assert await ResultTurns(journal, HERE).fetch("t1", fetch) == Saved(FILES)
     await journal.aclose()

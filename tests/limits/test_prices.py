@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from kie_async.limits.prices import Charge, PriceBook
+from kie_async.limits.prices import Charge, PriceBook, Quote
 
 
 def book(*taken: tuple[Charge, float]) -> PriceBook:
@@ -81,3 +83,80 @@ def test_what_counts_as_known(taken: list[tuple[Charge, float]], charge: Charge,
 )
 def test_how_much_a_task_may_surprise(taken: list[tuple[Charge, float]], charge: Charge, most: float) -> None:
     assert book(*taken).expect_at_most(charge) == most
+
+
+def ended(*taken: tuple[Charge, float]) -> PriceBook:
+    made = PriceBook()
+    for charge, took in taken:
+        made.learn_end(charge, took)
+    return made
+
+
+def quoted(book: PriceBook, charge: Charge) -> Quote:
+    found = book.quote(charge)
+    assert found is not None
+    return found
+
+
+class TestWhatIsQuoted:
+    PER_S = Charge("m/x", 10.0, listed=80.0, is_per_s=True)
+
+    def test_of_nothing_there_is_nothing(self) -> None:
+        assert PriceBook().quote(SOME_URL) is None
+        assert PriceBook().quote(Charge("m/x", listed_most=120.0, is_per_s=True)) is None
+
+    def test_the_table_speaks_first(self) -> None:
+        found = quoted(PriceBook(), self.PER_S)
+        assert (found.credits, found.low, found.high, found.per_s, found.tasks) == (80.0, 80.0, 80.0, 8.0, 0)
+
+    def test_what_tasks_took_wins_over_the_table(self) -> None:
+        book = ended((self.PER_S, 50.0), (self.PER_S, 70.0))
+        found = quoted(book, self.PER_S)
+        assert (found.credits, found.low, found.per_s, found.tasks) == (60.0, 50.0, 6.0, 2)
+        # For the budget the table is silent only when a few have ended.
+        assert found.high == 80.0
+        book.learn_end(self.PER_S, 60.0)
+        assert quoted(book, self.PER_S).high == book.expect(self.PER_S) == 70.0
+
+    def test_the_budget_reserves_what_is_quoted_at_most(self) -> None:
+        for book in (PriceBook(), ended((SOME_URL, 40.0)), ended(*[(self.PER_S, 200.0)] * 5)):
+            for charge in (self.PER_S, Charge("m/x", 4.0, listed=32.0, is_per_s=True)):
+                assert quoted(book, charge).high == book.expect(charge)
+
+    def test_seconds_that_have_begun_are_charged(self) -> None:
+        book = ended((self.PER_S, 90.0))
+        found = quoted(book, Charge("m/x", 3.2, listed=32.0, is_per_s=True))
+        assert (found.credits, found.per_s) == (36.0, 9.0)
+
+    def test_where_nobody_says_what_is_charged_it_is_what_varies_less(self) -> None:
+        by_task = ended((Charge("m/x", 3.0), 40.0), (Charge("m/x", 9.0), 40.0))
+        by_second = ended((Charge("m/x", 3.0), 24.0), (Charge("m/x", 9.0), 72.0))
+        assert quoted(by_task, TEN_SECONDS).credits == 40.0
+        assert quoted(by_second, TEN_SECONDS).credits == 80.0
+
+    def test_another_resolution_is_another_kind(self) -> None:
+        low, high = Charge("m/x", listed=8.0), Charge("m/x", listed=18.0, variant="4K")
+        book = ended((low, 7.0))
+        assert quoted(book, low).credits == 7.0
+        assert quoted(book, high).credits == 18.0
+
+    def test_a_price_that_changed_is_forgotten(self) -> None:
+        book = ended(*[(SOME_URL, 40.0)] * 5, *[(SOME_URL, 10.0)] * 40)
+        assert quoted(book, SOME_URL).credits == 10.0
+
+    def test_what_was_given_back_teaches_nothing(self) -> None:
+        assert ended((SOME_URL, 0.0)).quote(SOME_URL) is None
+
+    def test_it_outlives_a_session(self) -> None:
+        book, again = ended((self.PER_S, 50.0), (SOME_URL, 30.0)), PriceBook()
+        again.restore_ended("m/x", json.loads(json.dumps(book.dump_ended("m/x"))))
+        for charge in (self.PER_S, SOME_URL):
+            assert quoted(again, charge).credits == quoted(book, charge).credits
+
+    @pytest.mark.parametrize(
+        "damaged", [None, 5, [], {"": 5}, {"": [[-1.0], []]}, {"": [["x"], []]}, {"": [[]]}]
+    )
+    def test_what_is_damaged_is_left_out(self, damaged: object) -> None:
+        book = PriceBook()
+        book.restore_ended("m/x", damaged)
+        assert book.quote(SOME_URL) is None

@@ -136,7 +136,12 @@ class TestOnceItHasLearned:
         for _ in range(50):
             table.note_finished(MODEL, 60.0, seen_s=0.0)
         assert after(table, 0.0) == pytest.approx(3.0)
-        assert table.take_learned(1) is None
+        # What it keeps is how long tasks took, for estimates; when to poll, another schedule is yet to learn.
+        learned = table.take_learned(1)
+        assert learned is not None
+        another = PollPlanner(PollSchedule())
+        another.restore(learned)
+        assert not another._curve(MODEL, 1e6).is_learned
 
 
 class TestWithCallbacks:

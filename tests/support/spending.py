@@ -10,7 +10,7 @@ import attrs
 
 from kie_async import Budget, BudgetExceeded
 from kie_async.limits.budget import BudgetLedger
-from kie_async.limits.prices import Charge, TakenPrices
+from kie_async.limits.prices import Charge, PriceBook, TakenPrices
 
 from .clock import Clock
 
@@ -62,6 +62,8 @@ class World:
     workers: int
     restarts_s: float
     """A crash and a new session after so long, and a second time; infinite for never."""
+    keeps_ends: bool
+    """Whether a new session knows what the last tasks took one by one; the journal notes it now and then."""
 
     @classmethod
     def of(cls, seed: int) -> World:
@@ -85,6 +87,7 @@ class World:
             refused=rng.choice([0.0, 0.05]),
             workers=rng.choice([1, 4, 20, 100]),
             restarts_s=rng.choice([math.inf, math.inf, rng.uniform(5.0, 150.0)]),
+            keeps_ends=rng.random() < 0.5,
         )
 
     @property
@@ -99,7 +102,8 @@ class Account:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.ledger = BudgetLedger(Budget(credits=CREDITS))
+        self.book = PriceBook()
+        self.ledger = BudgetLedger(Budget(credits=CREDITS), self.book)
         self.rng = random.Random(world.seed)
         self.taken: dict[str, float] = {}
         """What is held or was spent, by intent."""
@@ -177,26 +181,29 @@ class Account:
     def restart(self) -> None:
         """Go on in a new session, which knows what the journal has, and reads every task again."""
         unsettled = self.running | self.lost
-        self.ledger = self.restored(unsettled)
+        self.ledger, self.book = self.restored(unsettled)
         for intent in self.running:
             self.ledger.note_tracked(intent)
         above = {
-            intent: self.taken[intent] - self.restored({intent: charge}).held
+            intent: self.taken[intent] - self.restored({intent: charge})[0].held
             for intent, charge in unsettled.items()
         }
         self.surprise = max(self.surprise, *above.values(), 0.0)
         self.unseen = sum(max(0.0, above[intent]) for intent in self.lost)
 
-    def restored(self, unsettled: dict[str, Charge]) -> BudgetLedger:
+    def restored(self, unsettled: dict[str, Charge]) -> tuple[BudgetLedger, PriceBook]:
         settled = {i: took for i, took in self.taken.items() if i not in self.running and i not in self.lost}
-        ledger = BudgetLedger(Budget(credits=CREDITS))
+        book = PriceBook()
+        for name in self.world.models if self.world.keeps_ends else ():
+            book.restore_ended(name, self.book.dump_ended(name))
+        ledger = BudgetLedger(Budget(credits=CREDITS), book)
         ledger.restore(
             tasks=len(self.taken),
             spent=sum(settled.values()),
             prices={name: self.prices(name, settled) for name in self.world.models},
             unsettled=[(intent, charge, self.holds.get(intent)) for intent, charge in unsettled.items()],
         )
-        return ledger
+        return ledger, book
 
     def prices(self, name: str, settled: dict[str, float]) -> TakenPrices:
         """Return what the journal knows of the tasks of a model."""

@@ -32,7 +32,7 @@ class Saved:
     """The other host that saved them, and its folder; empty if they are here."""
 
 
-class ResultClaims:
+class ResultTurns:
     """Lets one worker fetch a result, and tells the others that it did.
 
     Whoever fetches into the folder that has the files, of the same host, finds them there.
