@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -430,10 +430,10 @@ class PostgresJournal(PostgresReader):
         """Return what was stored for this worker, in the order it came."""
         return [StoredDelivery(**row) for row in await self._fetch(sql.LIST_DELIVERIES, self.worker_id)]
 
-    async def drop_delivery(self, number: int) -> None:
-        """Forget a delivery that was taken in."""
-        statement = f"DELETE FROM delivery WHERE number = $1 RETURNING {UNFLUSHED}"  # noqa: S608
-        await self._db.run(lambda db: db.execute(statement, number))
+    async def drop_deliveries(self, numbers: Sequence[int]) -> None:
+        """Forget deliveries that were taken in."""
+        statement = f"DELETE FROM delivery WHERE number = ANY($1) RETURNING {UNFLUSHED}"  # noqa: S608
+        await self._db.run(lambda db: db.execute(statement, list(numbers)))
 
     async def find_saver(self, task_id: str) -> str:
         """Return which host has saved the files of a task, and where; "" if none has."""
