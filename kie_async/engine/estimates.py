@@ -58,7 +58,7 @@ class Estimates:
     def expected_s(self, model: str) -> float | None:
         """Return how long a task of a model takes in the median; None if nobody knows."""
         curve = self._curve(model)
-        return None if curve is None else curve.end_of(MEDIAN)
+        return None if curve is None else round(curve.end_of(MEDIAN), 3)  # the curve is one of logarithms
 
     def of(self, handle: TaskHandle, position: int | None) -> Estimate | None:
         """Return what is left for a handle, which has a place in the queue or is past it.

@@ -252,7 +252,7 @@ class PostgresJournal(PostgresReader):
 
         async def job(db: Connection) -> bool:
             values = (task_id, adopted_by, intent_id, self.worker_id, self._channel)
-            if await db.execute(sql.BIND_AND_TELL, *values) == "SELECT 1":
+            if await db.execute(sql.BIND_AND_NOTIFY, *values) == "SELECT 1":
                 return True
             await sql.bind_task(db, task_id, adopted_by, intent_id, self.worker_id)
             await db.execute("DELETE FROM claim WHERE intent_id = $1", intent_id)
@@ -313,7 +313,7 @@ class PostgresJournal(PostgresReader):
         values = (state.value, encode_note(raw), record.credits, intent_id)
 
         async def job(db: Connection) -> bool:
-            if await db.execute(sql.SETTLE_AND_TELL, *values, self._channel) == "SELECT 1":
+            if await db.execute(sql.SETTLE_AND_NOTIFY, *values, self._channel) == "SELECT 1":
                 return True
             noted = await sql.lock_intent(db, intent_id)
             is_unreadable = any(found.state is state and found.read_end() is None for found in noted)

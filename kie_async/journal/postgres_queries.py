@@ -97,7 +97,7 @@ WHERE intent_id = $3 AND task_id IS NULL
 """  # noqa: S608  (made of constants)
 
 # What is noted most of the time, and told in the same breath: each question takes time.
-BIND_AND_TELL = f"""
+BIND_AND_NOTIFY = f"""
 WITH bound AS (
   {_SET_CREATED} AND NOT EXISTS (SELECT 1 FROM intent WHERE task_id = $1) RETURNING intent_id
 ),
@@ -107,7 +107,7 @@ SELECT pg_notify($5, 'intent ' || intent_id) FROM bound
 
 _END = f"state = $1, record = $2, credits = coalesce($3, credits), terminal_ms = {NOW_MS}"
 
-SETTLE_AND_TELL = f"""
+SETTLE_AND_NOTIFY = f"""
 WITH settled AS (UPDATE intent SET {_END} WHERE intent_id = $4 AND state = 'CREATED' RETURNING intent_id),
   gone AS (DELETE FROM delivery WHERE intent_id = $4)
 SELECT pg_notify($5, 'intent ' || intent_id) FROM settled
