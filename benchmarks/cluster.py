@@ -1,4 +1,4 @@
-"""Measures workers that share a journal on PostgreSQL: what it costs them, and how soon they know and replace.
+"""Measures workers that share a journal on PostgreSQL: what it costs, and how soon they know and replace.
 
 The database is a real one, started for this, with its files on the disk; the service is a sandbox or the
 emulator. Creates run against a limit of 20 in two seconds, by 1, 2, 4 and 8 workers in turn; added times are
@@ -61,7 +61,7 @@ async def creates_per_s(server: PostgresServer, workers: Sequence[Worker], *, is
         dsn, name = server.dsn if is_shared else None, fresh()
         await _all(workers, "open", url=sandbox.url, dsn=dsn, names=[name], limit=LIMIT)
         await _all(workers, "flood")
-        while len(sandbox.tasks) < CREATES:
+        while len(sandbox.tasks) < CREATES:  # noqa: ASYNC110  (the sandbox tells nobody)
             await asyncio.sleep(0.05)
         made = sorted(task.created_at for task in sandbox.tasks.values())[:CREATES]
         refused = sandbox.counts["create.429"]
@@ -169,41 +169,38 @@ def _medians(rounds: Sequence[Sequence[float]]) -> list[float]:
 # --- callbacks -----------------------------------------------------------------------------------
 
 
+@asynccontextmanager
+async def two_workers(server: PostgresServer, name: str) -> AsyncIterator[tuple[Emulator, list[KieSession]]]:
+    """Open two sessions of one journal; a third, elsewhere, is called back for the second."""
+    async with Emulator(durations=("lognormal", 2.0, 0.3), hmac_key=KEY) as service, Worker() as other:
+        elsewhere = await other.ask("serve", url=service.url, dsn=server.dsn, name=name, key=KEY)
+        receiver = CallbackReceiver([KEY])
+        async with receiver.serve("127.0.0.1", 0) as served, AsyncExitStack() as stack:
+            addresses = ((receiver, served.url), (CallbackReceiver([KEY]), elsewhere))
+            sessions = [
+                await stack.enter_async_context(
+                    opened(service, PostgresJournal(server.dsn, name=name), receiver=given, callback_url=url)
+                )
+                for given, url in addresses
+            ]
+            yield service, sessions
+        await other.ask("close")
+
+
 async def added_to_a_callback(server: PostgresServer, tasks: int, per_s: float) -> list[Figure]:
     """Return how much later an awaiter goes on whose callback came to another worker."""
-    name, receiver = fresh(), CallbackReceiver([KEY])
-    async with (
-        Emulator(durations=("lognormal", 2.0, 0.3), hmac_key=KEY) as service,
-        Worker() as other,
-        receiver.serve("127.0.0.1", 0) as served,
-    ):
-        elsewhere = await other.ask("serve", url=service.url, dsn=server.dsn, name=name, key=KEY)
-        addresses = {
-            "here": {"receiver": receiver, "callback_url": served.url},
-            "there": {"receiver": CallbackReceiver([KEY]), "callback_url": elsewhere},
-        }
-        waits = {where: [Awaiters() for _ in range(5)] for where in addresses}
-        async with AsyncExitStack() as stack:
-            sessions = {
-                where: await stack.enter_async_context(
-                    opened(service, PostgresJournal(server.dsn, name=name), **options)
-                )
-                for where, options in addresses.items()
-            }
+    waits = [[Awaiters() for _ in range(5)] for _ in range(2)]
+    async with two_workers(server, fresh()) as (service, sessions):
 
-            async def one(turn: int) -> None:
-                where = ("here", "there")[turn % 2]
-                handle = await sessions[where].create(AVATAR, AVATAR_INPUT)
-                await waits[where][turn * 5 // tasks].wait_for(handle)
+        async def one(turn: int) -> None:
+            handle = await sessions[turn % 2].create(AVATAR, AVATAR_INPUT)
+            await waits[turn % 2][turn * 5 // tasks].wait_for(handle)
 
-            await paced(tasks, per_s, one)
-        delays = {
-            where: [await each.delays_ms(service, "sent") for each in rounds[1:]]
-            for where, rounds in waits.items()
-        }
-        await other.ask("close")
-    figure = Figure(name="a callback to its awaiter, p50", values=_medians(delays["here"]), unit="ms")
-    return [figure, *added("a callback on another worker", delays["there"], delays["here"])]
+        await paced(tasks, per_s, one)
+        # The first ones warm up.
+        here, there = [[await each.delays_ms(service, "sent") for each in rounds[1:]] for rounds in waits]
+    figure = Figure(name="a callback to its awaiter, p50", values=_medians(here), unit="ms")
+    return [figure, *added("a callback on another worker", there, here)]
 
 
 # --- takeover ------------------------------------------------------------------------------------
@@ -258,6 +255,9 @@ async def in_a_database(server: PostgresServer, query: str) -> Any:
         await connection.close()
 
 
+FLUSHED_S = 12.0
+"""So long after its last transaction a connection that is idle has told its counts."""
+
 COMMITS = "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()"
 
 
@@ -267,35 +267,27 @@ async def a_task_costs(server: PostgresServer, tasks: int) -> list[Figure]:
     name = fresh()
     listener = await asyncpg.connect(server.dsn)
     await listener.add_listener(f"kie_async_{name}", lambda *told: heard.append(told[-1]))
-    before, began = await in_a_database(server, COMMITS), time.monotonic()
-    async with (
-        Emulator(durations=("lognormal", 2.0, 0.3), hmac_key=KEY) as service,
-        Worker() as other,
-    ):
-        elsewhere = await other.ask("serve", url=service.url, dsn=server.dsn, name=name, key=KEY)
-        receiver = CallbackReceiver([KEY])
-        async with receiver.serve("127.0.0.1", 0) as served, AsyncExitStack() as stack:
-            sessions = [
-                await stack.enter_async_context(
-                    opened(service, PostgresJournal(server.dsn, name=name), receiver=given, callback_url=url)
-                )
-                for given, url in ((receiver, served.url), (CallbackReceiver([KEY]), elsewhere))
-            ]
+    async with two_workers(server, name) as (_, sessions):
 
-            async def one(turn: int) -> None:
-                await (await sessions[turn % 2].create(AVATAR, AVATAR_INPUT, ref=f"{name} {turn}"))
+        async def one(turn: int) -> None:
+            await (await sessions[turn % 2].create(AVATAR, AVATAR_INPUT, ref=f"{name} {turn}"))
 
-            await paced(tasks, 20.0, one)
-        await other.ask("close")
-    lasted_s = time.monotonic() - began
+        await asyncio.sleep(FLUSHED_S)
+        idle = await commits_during(server, asyncio.sleep(0))
+        busy = await commits_during(server, paced(tasks, 10.0, one))
     await listener.close()
-    commits = await in_a_database(server, COMMITS) - before
-    # Three workers that say that they live, sweep, and read what they may have missed.
-    idle = 3 * lasted_s * (3.3 / LEASE_S + 1 / SWEEP_EVERY_S + 1 / READ_EVERY_S)
     return [
-        Figure(name="transactions a task", values=[(commits - idle) / tasks], unit=""),
+        Figure(name="transactions a task", values=[(busy[0] - idle[0] / idle[1] * busy[1]) / tasks], unit=""),
         Figure(name="notifications a task", values=[len(heard) / tasks], unit=""),
     ]
+
+
+async def commits_during(server: PostgresServer, work: Awaitable[object]) -> tuple[int, float]:
+    """Return how many transactions the server counts while work is awaited, and in how many seconds."""
+    before, began = await in_a_database(server, COMMITS), time.monotonic()
+    await work
+    await asyncio.sleep(FLUSHED_S)
+    return await in_a_database(server, COMMITS) - before, time.monotonic() - began
 
 
 def cpu_s(server: PostgresServer) -> float:
@@ -374,7 +366,7 @@ async def run(folder: Path, parts: Sequence[str], rounds: int) -> list[Figure]:
         if "added" in parts:
             figures += await added_to_a_create(server, folder, 2 * rounds, 100)
         if "callbacks" in parts:
-            figures += await added_to_a_callback(server, 400, 20.0)
+            figures += await added_to_a_callback(server, 300, 10.0)
         if "takeover" in parts:
             figures += await takeover(server, 2, 30)
         if "server" in parts:

@@ -1,4 +1,4 @@
-"""One worker of a shared journal, in a process of its own: commands come as JSON lines, each has an answer."""
+"""A worker of a shared journal, in a process of its own: commands come as JSON lines, each has an answer."""
 
 from __future__ import annotations
 

@@ -24,6 +24,7 @@ from kie_async.errors import (
     KieError,
     Maintenance,
     NotFound,
+    QueueFull,
     QuotaExceeded,
     RateLimited,
     RefConflict,
@@ -38,6 +39,7 @@ from kie_async.errors import (
     TaskNotNoted,
     TaskTimedOut,
     UploadRefused,
+    Withdrawn,
 )
 from kie_async.models import TaskRecord, TaskState
 
@@ -48,6 +50,8 @@ WITH_FIELDS: tuple[tuple[KieError, dict[str, object]], ...] = (
     (RefConflict("row-7"), {"ref": "row-7", "changed": ()}),
     (RefConflict("row-7", ("prompt",)), {"ref": "row-7", "changed": ("prompt",)}),
     (BatchStopped("no credits"), {"reason": "no credits", "budget": None, "until": None}),
+    (QueueFull(500), {"max_queued": 500}),
+    (Withdrawn("order-7"), {"ref": "order-7"}),
     (BudgetExceeded(500.0, 460.0, 40.0), {"budget": 500.0, "spent": 460.0, "held": 40.0, "unit": "credits"}),
     (TaskNotNoted("t1", "disk full"), {"task_id": "t1", "reason": "disk full"}),
     (CreatesHalted(3, SINCE), {"unknown_in_a_row": 3, "until": SINCE}),

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from ..errors import JournalError
+from ..errors import JournalAway, JournalError
 from ..journal.intents import Intent
 from ..models import JobState
 from .journal_place import JournalArgument, JournalPlace, check_there
@@ -45,6 +45,10 @@ def top(
     check_there(place, "JOURNAL")
     is_live = sys.stdout.isatty() and not once
     run_command(show_live(lambda: read_overview(place), every) if is_live else _show_once(place))
+
+
+class CannotRunNow(CannotRun):
+    """The database of the journal is away."""
 
 
 @attrs.define
@@ -99,6 +103,8 @@ async def read_overview(place: JournalPlace) -> Overview:
             # The rows of an iteration come without their records, which may be large.
             whole = await source.find_by_task(intent.task_id) if intent.task_id else None
             overview.failures.append((ended_ms, intent.job_state, _name(intent), _reason(whole or intent)))
+    except JournalAway as exc:
+        raise CannotRunNow(str(exc)) from None
     except JournalError as exc:
         raise CannotRun(str(exc)) from None
     finally:
@@ -129,13 +135,24 @@ async def _show_once(place: JournalPlace) -> int:
 
 
 async def show_live(read: Callable[[], Awaitable[Overview]], every_s: float) -> int:
-    """Show an overview in place, again and again, until cancelled by Ctrl-C, which is the ordinary end."""
+    """Show an overview in place, again and again, until cancelled by Ctrl-C, which is the ordinary end.
+
+    A database that goes away after it was seen once is waited for.
+    """
     console = Console(markup=False, highlight=False, emoji=False)
     with Live(console=console, auto_refresh=False) as live:
+        overview: Overview | None = None
         while True:
+            problem = []
             try:
-                overview = await read()
-                text = "\n".join(make_printable(line) for line in overview.lines(time.time()))
+                try:
+                    overview = await read()
+                except CannotRunNow as exc:
+                    if overview is None:
+                        raise
+                    problem = [str(exc)]
+                lines = [*overview.lines(time.time()), *problem]
+                text = "\n".join(make_printable(line) for line in lines)
                 live.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
                 await asyncio.sleep(every_s)
             except asyncio.CancelledError:

@@ -158,6 +158,7 @@ class HandleBinder:
     def go_along(self, handle: TaskHandle, known: TaskHandle) -> None:
         """Let a handle that has no task of its own go along with the one that its ref stands for."""
         handle.join(known.intent_id, known.ref, known.model, None)
+        handle.move_deadline(known.deadline)
         handle.bind(known.task_id)
         if known.is_done:
             handle.settle_like(known)

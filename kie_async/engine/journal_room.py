@@ -6,6 +6,7 @@ Its disk is full, or its database is away.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -36,9 +37,11 @@ class JournalRoom:
         """Take in that a note could not be written for now."""
         if self.is_shut:
             return
-        is_full = isinstance(error, JournalFull)
-        condition, remedy = (self._full, "make room") if is_full else (self._away, "waiting")
-        condition.say(f"{error}; nothing more is created, what is paid goes on; {remedy}")
+        words = f"{error}; nothing more is created, what is paid goes on"
+        if isinstance(error, JournalFull):
+            self._full.say(f"{words}; make room")
+        else:
+            self._away.say(words, level=logging.DEBUG)  # the journal has warned of it itself
 
     def note_room(self) -> None:
         """Take in that a note was written."""

@@ -144,15 +144,23 @@ class WorkerRelay:
             await self._take_in_deliveries()
 
     async def _take_in_deliveries(self) -> None:
-        for stored in await self._journal.list_deliveries():
-            try:
-                await self._inbox.accept_stored(_delivery_of(stored))
-            except CallbackRejected as exc:
-                _log.info("a delivery for intent %s was not taken: %s", stored.intent_id, exc.reason)
-                if exc.status == 503:
-                    continue
-            await self._journal.drop_delivery(stored.number)
-        self._has_deliveries = False
+        self._has_deliveries = False  # one that comes from now on may not be among those that are listed
+        try:
+            stored = await self._journal.list_deliveries()
+            if taken := [each.number for each in stored if await self._takes_in(each)]:
+                await self._journal.drop_deliveries(taken)
+        except JournalError:
+            self._has_deliveries = True
+            raise
+
+    async def _takes_in(self, stored: StoredDelivery) -> bool:
+        """Take in a delivery; tell whether it is not to come again."""
+        try:
+            await self._inbox.accept_stored(_delivery_of(stored))
+        except CallbackRejected as exc:
+            _log.info("a delivery for intent %s was not taken: %s", stored.intent_id, exc.reason)
+            return exc.status != 503
+        return True
 
     # --- what others leave behind --------------------------------------------------------------
 

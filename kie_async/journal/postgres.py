@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import attrs
@@ -87,6 +88,8 @@ class PostgresJournal(PostgresReader):
         self._permits: SharedPermits | None = None
         self._budget: Budget | None = None
         self._occurrences: Counter[bytes] = Counter()
+        self._sends: dict[str, asyncio.Task[int]] = {}
+        """By intent: the notes that a body is about to leave, while they are made."""
 
     def __repr__(self) -> str:
         return f"<PostgresJournal {self._name}>"
@@ -187,14 +190,36 @@ class PostgresJournal(PostgresReader):
         """
         worker_id = self.worker_id
         self._members.check_alive(worker_id)
-        seq = await self._db.run(lambda db: self._insert_sending(db, intent, worker_id))
-        self._members.note_seq(seq)
+        sending = self._db.start(lambda db: self._insert_sending(db, intent, worker_id))
+        self._sends[intent.intent_id] = sending
+        sending.add_done_callback(partial(self._end_send, intent.intent_id))
+        self._members.note_seq(await asyncio.shield(sending))
         # Asked again: this process may have been frozen since, and others have made it an unknown create.
         self._members.check_alive(worker_id)
 
+    def _end_send(self, intent_id: str, sending: asyncio.Task[int]) -> None:
+        self._sends.pop(intent_id, None)
+        if not sending.cancelled():
+            sending.exception()  # whoever asked may have been cancelled: then nobody else takes it
+
     async def _insert_sending(self, db: Connection, intent: Intent, worker_id: str) -> int:
-        known = self._members.highest
-        fence = await db.fetchrow(sql.FENCE, worker_id, self.lease_s)
+        known, seq = self._members.highest, None
+        body = without_mac(intent.body) if self._keep_bodies and intent.body else None
+        values = (
+            *(intent.intent_id, worker_id, intent.ref, intent.model, intent.fingerprint, body),
+            *(intent.expects_callback, intent.replaces, intent.audio_s, intent.expected_credits),
+        )
+        if self._budget is None and not intent.replaces:
+            seq = await db.fetchval(sql.SEND_IF_FREE, *values, self.lease_s, known)
+        if seq is None:
+            seq = await self._send_after_all(db, intent, known, values)
+        return int(seq)
+
+    async def _send_after_all(
+        self, db: Connection, intent: Intent, known: int, values: tuple[object, ...]
+    ) -> int:
+        """Insert what something stood against; say what that is if it does not give way."""
+        fence = await db.fetchrow(sql.FENCE, values[1], self.lease_s, intent.intent_id)
         if fence is None or not fence["is_alive"]:
             raise JournalAway("another worker may have taken this one for dead; nothing was sent")
         self._members.check_trust(known, fence["highest"], fence["distrust"])
@@ -203,12 +228,7 @@ class PostgresJournal(PostgresReader):
             await sql.pass_ref_on(db, intent.replaces)
         if intent.ref is not None:
             await sql.free_ref(db, intent.ref, intent.intent_id)
-        body = without_mac(intent.body) if self._keep_bodies and intent.body else None
-        seq = await db.fetchval(
-            sql.INSERT_SENDING,
-            *(intent.intent_id, worker_id, intent.ref, intent.model, intent.fingerprint, body),
-            *(intent.expects_callback, intent.replaces, intent.audio_s, intent.expected_credits),
-        )
+        seq = await db.fetchval(sql.INSERT_SENDING, *values)
         if seq is None:
             raise JournalError("the journal does not hold this intent in the state it must be in")
         return int(seq)
@@ -219,6 +239,9 @@ class PostgresJournal(PostgresReader):
         statement = sql.update_where(change, "state IN ('PLANNED', 'SENDING', 'UNKNOWN')", 1)
 
         async def job(db: Connection) -> None:
+            await sql.wait_for_given_up(db, intent_id)
+            if not await sql.select_intents(db, "i.intent_id = $1", intent_id):
+                return  # it was not noted that it leaves
             await sql.must_change(db, statement, intent_id)
             await sql.take_back_former(db, intent_id)
 
@@ -227,9 +250,13 @@ class PostgresJournal(PostgresReader):
     async def mark_created(self, intent_id: str, task_id: str, *, adopted_by: str = "") -> None:
         """Note the id of the task an intent became; if the database is away, as soon as it is back."""
 
-        async def job(db: Connection) -> None:
+        async def job(db: Connection) -> bool:
+            values = (task_id, adopted_by, intent_id, self.worker_id, self._channel)
+            if await db.execute(sql.BIND_AND_TELL, *values) == "SELECT 1":
+                return True
             await sql.bind_task(db, task_id, adopted_by, intent_id, self.worker_id)
             await db.execute("DELETE FROM claim WHERE intent_id = $1", intent_id)
+            return False
 
         what = f"task {task_id} of intent {intent_id}"
         await self._note(what, intent_id, job, patience_s=ID_PATIENCE_S)
@@ -255,6 +282,7 @@ class PostgresJournal(PostgresReader):
         values = (state.value, _storable(reason)[:_MAX_REASON_CHARS], code, intent_id)
 
         async def job(db: Connection) -> None:
+            await sql.wait_for_given_up(db, intent_id)
             if may_be_new and not await sql.select_intents(db, "i.intent_id = $1", intent_id):
                 return  # nothing of it was about to leave
             await sql.must_change(db, statement, *values)
@@ -284,23 +312,31 @@ class PostgresJournal(PostgresReader):
             raw = {key: value for key, value in raw.items() if key not in _ECHOES_OF_THE_REQUEST}
         values = (state.value, encode_note(raw), record.credits, intent_id)
 
-        async def job(db: Connection) -> None:
+        async def job(db: Connection) -> bool:
+            if await db.execute(sql.SETTLE_AND_TELL, *values, self._channel) == "SELECT 1":
+                return True
             noted = await sql.lock_intent(db, intent_id)
             is_unreadable = any(found.state is state and found.read_end() is None for found in noted)
             if any(found.has_ended for found in noted) and not is_unreadable:
-                return
+                return False
             await sql.must_change(db, sql.SET_SETTLED, *values, is_unreadable)
             await db.execute("DELETE FROM delivery WHERE intent_id = $1", intent_id)
+            return False
 
         await self._note(f"the end of intent {intent_id}", intent_id, job)
 
     async def _note(
-        self, what: str, intent_id: str, job: Job[None], *, patience_s: float = END_PATIENCE_S
+        self, what: str, intent_id: str, job: Job[bool | None], *, patience_s: float = END_PATIENCE_S
     ) -> None:
-        """Note what is true, now or as soon as it can be, and tell the other workers."""
+        """Note what is true, now or as soon as it can be, and tell the other workers unless *job* has."""
+
+        # The jobs of a worker run side by side, and who was cancelled has left this one behind.
+        if (sending := self._sends.get(intent_id)) is not None:
+            await asyncio.wait({sending})
 
         async def job_and_news(db: Connection) -> None:
-            await job(db)
+            if await job(db):
+                return
             await db.execute("SELECT pg_notify($1, $2)", self._channel, f"intent {intent_id}")
 
         await self._late.note(what, job_and_news, patience_s=patience_s)
@@ -387,23 +423,17 @@ class PostgresJournal(PostgresReader):
 
     async def save_delivery(self, delivery: StoredDelivery) -> None:
         """Store a delivery for the worker whose task it is of, and let that know."""
-        values = (delivery.intent_id, delivery.task_id, delivery.is_signed, delivery.record)
-
-        async def job(db: Connection) -> None:
-            await db.execute(sql.SAVE_DELIVERY, *values)
-            owner = await db.fetchval("SELECT worker FROM intent WHERE intent_id = $1", delivery.intent_id)
-            await db.execute("SELECT pg_notify($1, $2)", self._channel, f"delivery {owner}")
-
-        await self._db.run(job)
+        values = (delivery.intent_id, delivery.task_id, delivery.is_signed, delivery.record, self._channel)
+        await self._db.run(lambda db: db.execute(sql.SAVE_DELIVERY, *values))
 
     async def list_deliveries(self) -> list[StoredDelivery]:
         """Return what was stored for this worker, in the order it came."""
         return [StoredDelivery(**row) for row in await self._fetch(sql.LIST_DELIVERIES, self.worker_id)]
 
-    async def drop_delivery(self, number: int) -> None:
-        """Forget a delivery that was taken in."""
-        statement = f"DELETE FROM delivery WHERE number = $1 RETURNING {UNFLUSHED}"  # noqa: S608
-        await self._db.run(lambda db: db.execute(statement, number))
+    async def drop_deliveries(self, numbers: Sequence[int]) -> None:
+        """Forget deliveries that were taken in."""
+        statement = f"DELETE FROM delivery WHERE number = ANY($1) RETURNING {UNFLUSHED}"  # noqa: S608
+        await self._db.run(lambda db: db.execute(statement, list(numbers)))
 
     async def find_saver(self, task_id: str) -> str:
         """Return which host has saved the files of a task, and where; "" if none has."""

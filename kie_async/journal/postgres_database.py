@@ -52,7 +52,8 @@ _CONFLICT_STATES = ("40001", "40P01", "55P03")
 
 _FULL_STATE, _UNIQUE_STATE, _ZERO_BYTE_STATE = "53100", "23505", "22021"
 
-_log = logging.getLogger("kie_async")
+# By a name of its own, which the command line lets through.
+_log = logging.getLogger("kie_async.weather")
 
 _T = TypeVar("_T")
 
@@ -207,19 +208,34 @@ class PostgresDatabase:
     # --- jobs ----------------------------------------------------------------------------------
 
     async def run(self, job: Job[_T], *, patience_s: float = 0.0, is_last: bool = False) -> _T:
-        """Run *job* in a transaction and return when what it did is durable.
+        """Run *job* in a transaction and return when what it did is durable; see `start`.
 
-        While the database is away it is tried again for *patience_s*. One that *is_last* is taken after
-        `finish_jobs` too. Whoever is cancelled stops waiting; the
-        job goes on, since a commit that may have happened cannot be undone.
+        Whoever is cancelled stops waiting; the job goes on, since a commit that may have happened cannot be
+        undone.
 
         Raises:
             JournalAway: The database was away; it may have been committed all the same.
             JournalError: It was not committed.
         """
+        running = self.start(job, patience_s=patience_s, is_last=is_last)
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            running.add_done_callback(_take_error)
+            raise
+
+    def start(self, job: Job[_T], *, patience_s: float = 0.0, is_last: bool = False) -> asyncio.Task[_T]:
+        """Begin to run *job* in a transaction.
+
+        While the database is away it is tried again for *patience_s*. One that *is_last* is taken after
+        `finish_jobs` too.
+
+        Raises:
+            JournalError: It is closed.
+        """
         if self._is_closing and not is_last:
             raise JournalError(f"{self.label} is closed")
-        return await asyncio.shield(self._jobs.spawn(self._run_patiently(job, patience_s)))
+        return self._jobs.spawn(self._run_patiently(job, patience_s))
 
     async def _run_patiently(self, job: Job[_T], patience_s: float) -> _T:
         gives_up_at = time.monotonic() + patience_s
@@ -370,6 +386,12 @@ class PostgresDatabase:
 
 async def _keep(_: object) -> None:
     """Give a connection back as it is: whatever a job sets lasts for its transaction."""
+
+
+def _take_error(job: asyncio.Task[Any]) -> None:
+    """Have nobody complain of an error that nobody waits for any more."""
+    if not job.cancelled():
+        job.exception()
 
 
 def _first_line(exc: Exception) -> str:

@@ -42,23 +42,51 @@ WHERE i.terminal_ms IS NOT NULL AND (i.terminal_ms, i.seq) > ($1, $2) AND i.stat
 ORDER BY i.terminal_ms, i.seq LIMIT $4
 """  # noqa: S608  (made of constants)
 
-# The fence: locked, so that nobody takes this worker for dead before the commit.
-FENCE = """
-SELECT (SELECT distrust FROM meta) AS distrust,
-       coalesce((SELECT max(seq) FROM intent), 0) AS highest,
-       (SELECT true FROM worker WHERE id = $1 AND seen_at > clock_timestamp() - make_interval(secs => $2)
-        FOR SHARE) AS is_alive
-"""
 
-INSERT_SENDING = f"""
-INSERT INTO intent AS i(
-  intent_id, worker, ref, model, fingerprint, body, expects_callback, replaces, audio_s,
-  expected_credits, planned_ms, sending_ms, state, sends
-) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, {NOW_MS}, {NOW_MS}, 'SENDING', 1)
+# Whoever gave up a transaction that is committed all the same sees it once he has the lock of its intent.
+_LOCK = "pg_advisory_xact_lock(hashtextextended({}, 0))"
+
+
+def _fence(worker: str, lease_s: str, intent: str) -> str:
+    """Return what tells whether a worker may send.
+
+    Its row is locked, so that nobody takes it for dead before the commit; it may go on saying that it lives.
+    """
+    return f"""
+SELECT {_LOCK.format(intent)}, (SELECT distrust FROM meta) AS distrust,
+       coalesce((SELECT max(seq) FROM intent), 0) AS highest,
+       (SELECT true FROM worker WHERE id = {worker}
+        AND seen_at > clock_timestamp() - make_interval(secs => {lease_s}) FOR KEY SHARE) AS is_alive
+"""  # noqa: S608  (made of constants)
+
+
+FENCE = _fence("$1", "$2", "$3")
+
+_SENDING = (
+    "INSERT INTO intent AS i("
+    "intent_id, worker, ref, model, fingerprint, body, expects_callback, replaces, audio_s, "
+    "expected_credits, planned_ms, sending_ms, state, sends)"
+)
+
+_AGAIN = """
 ON CONFLICT (intent_id) DO UPDATE
 SET state = 'SENDING', sends = i.sends + 1, sending_ms = excluded.sending_ms, ref = excluded.ref
 WHERE i.state = 'PLANNED'
 RETURNING seq
+"""
+
+INSERT_SENDING = f"""
+{_SENDING} VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, {NOW_MS}, {NOW_MS}, 'SENDING', 1) {_AGAIN}
+"""
+
+# As FENCE and INSERT_SENDING, one after the other, where nothing stands against it: each question takes time.
+SEND_IF_FREE = f"""
+WITH fence AS MATERIALIZED ({_fence("$2", "$11", "$1")})
+{_SENDING} SELECT $1, $2, $3::text, $4, $5::bytea, $6, $7::boolean, $8, $9::float8, $10::float8,
+  {NOW_MS}, {NOW_MS}, 'SENDING', 1
+FROM fence WHERE is_alive AND distrust = '' AND highest >= $12::bigint
+  AND NOT EXISTS (SELECT 1 FROM intent WHERE ref = $3 AND intent_id <> $1)
+{_AGAIN}
 """  # noqa: S608  (made of constants)
 
 # Whoever finds the task of an unknown create follows it from then on.
@@ -68,11 +96,25 @@ UPDATE intent SET state = 'CREATED', task_id = $1, sends = 1, created_ms = {NOW_
 WHERE intent_id = $3 AND task_id IS NULL
 """  # noqa: S608  (made of constants)
 
-# Whoever polled again because the end could not be read may note it again; the price is kept.
-SET_SETTLED = f"""
-UPDATE intent SET state = $1, record = $2, credits = coalesce($3, credits), terminal_ms = {NOW_MS}
-WHERE intent_id = $4 AND (state = 'CREATED' OR $5)
+# What is noted most of the time, and told in the same breath: each question takes time.
+BIND_AND_TELL = f"""
+WITH bound AS (
+  {_SET_CREATED} AND NOT EXISTS (SELECT 1 FROM intent WHERE task_id = $1) RETURNING intent_id
+),
+gone AS (DELETE FROM claim WHERE intent_id = $3)
+SELECT pg_notify($5, 'intent ' || intent_id) FROM bound
 """  # noqa: S608  (made of constants)
+
+_END = f"state = $1, record = $2, credits = coalesce($3, credits), terminal_ms = {NOW_MS}"
+
+SETTLE_AND_TELL = f"""
+WITH settled AS (UPDATE intent SET {_END} WHERE intent_id = $4 AND state = 'CREATED' RETURNING intent_id),
+  gone AS (DELETE FROM delivery WHERE intent_id = $4)
+SELECT pg_notify($5, 'intent ' || intent_id) FROM settled
+"""  # noqa: S608  (made of constants)
+
+# Whoever polled again because the end could not be read may note it again; the price is kept.
+SET_SETTLED = f"UPDATE intent SET {_END} WHERE intent_id = $4 AND (state = 'CREATED' OR $5)"  # noqa: S608
 
 _FREE_REF = "former_ref = coalesce(ref, former_ref), ref = NULL"
 
@@ -148,8 +190,11 @@ DELETE FROM worker WHERE id IN (
 """
 
 SAVE_DELIVERY = """
-INSERT INTO delivery(intent_id, task_id, is_signed, record) VALUES ($1, $2, $3, $4)
-ON CONFLICT (intent_id, task_id, is_signed) DO UPDATE SET record = excluded.record, number = DEFAULT
+WITH saved AS (
+  INSERT INTO delivery(intent_id, task_id, is_signed, record) VALUES ($1, $2, $3, $4)
+  ON CONFLICT (intent_id, task_id, is_signed) DO UPDATE SET record = excluded.record, number = DEFAULT
+)
+SELECT pg_notify($5, 'delivery ' || worker) FROM intent WHERE intent_id = $1
 """
 
 LIST_DELIVERIES = """
@@ -201,6 +246,11 @@ async def lock_intent(db: Connection, intent_id: str) -> list[Intent]:
     """Return an intent as it stands once nobody else is changing it, and let nobody until the commit."""
     query = f"SELECT {COLUMNS} FROM intent i WHERE i.intent_id = $1 FOR UPDATE OF i"  # noqa: S608
     return [intent_of(row) for row in await db.fetch(query, intent_id)]
+
+
+async def wait_for_given_up(db: Connection, intent_id: str) -> None:
+    """Wait until the note of an intent that was given up, since nobody answered, is committed or is not."""
+    await db.execute(f"SELECT {_LOCK.format('$1')}", intent_id)
 
 
 async def must_change(db: Connection, statement: str, *values: object) -> None:

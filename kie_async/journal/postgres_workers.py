@@ -28,8 +28,8 @@ _JUST_AFTER_S = 0.02
 
 _REGISTER = "INSERT INTO worker(id, host, pid) VALUES ($1, $2, $3)"
 
-# max(seq) shows a server that forgot commits, after a failover. One that forgets a heartbeat has just started,
-# and then nobody is taken for dead.
+# max(seq) shows a server that forgot commits, after a failover. One that forgets a heartbeat has just
+# started, and then nobody is taken for dead.
 _BEAT = f"""
 UPDATE worker SET seen_at = clock_timestamp() WHERE id = $1
 RETURNING

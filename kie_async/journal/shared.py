@@ -88,8 +88,8 @@ class SharedJournal(Journal):
         """Return what was stored for this worker, in the order it came."""
 
     @abstractmethod
-    async def drop_delivery(self, number: int) -> None:
-        """Forget a delivery that was taken in."""
+    async def drop_deliveries(self, numbers: Sequence[int]) -> None:
+        """Forget deliveries that were taken in."""
 
     @abstractmethod
     async def find_saver(self, task_id: str) -> str:

@@ -58,9 +58,9 @@ class DyingJournal(PostgresJournal):
     def __init__(self, dsn: str, lease_s: float, death: Death) -> None:
         super().__init__(dsn, lease_s=lease_s)
         self._death = death
-        run = self._db.run
+        start = self._db.start
 
-        async def dying_run(job: Callable[[Any], Any], **options: Any) -> Any:
+        def dying_start(job: Callable[[Any], Any], **options: Any) -> Any:
             note = _note.get()
 
             async def dying(db: Any) -> Any:
@@ -68,9 +68,9 @@ class DyingJournal(PostgresJournal):
                 self._death.at(f"{note}.inside")
                 return outcome
 
-            return await run(dying, **options)
+            return start(dying, **options)
 
-        self._db.run = dying_run  # type: ignore[method-assign]
+        self._db.start = dying_start  # type: ignore[method-assign]
 
     async def _dying(self, note: str, work: Callable[[], Any]) -> Any:
         self._death.at(f"{note}.before")

@@ -16,7 +16,7 @@ from support.journals import intent
 
 from kie_async import SqliteJournal, TaskRecord, cli
 from kie_async.cli.journal_place import JournalPlace
-from kie_async.cli.top import read_overview
+from kie_async.cli.top import CannotRunNow, Overview, read_overview, show_live
 from kie_async.journal.intents import IntentState
 from kie_async.wire.records import decode_record
 
@@ -111,3 +111,30 @@ async def test_on_a_terminal_it_goes_on_until_it_is_interrupted(journal: SqliteJ
         process.send_signal(signal.SIGINT)
         assert await process.wait() == 0
     os.close(ours)
+
+
+async def test_a_database_that_goes_away_is_waited_for_once_it_was_seen(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    has_failed = asyncio.Event()
+
+    async def read() -> Overview:
+        if has_failed.is_set():
+            await asyncio.sleep(60)
+        if seen.pop():
+            has_failed.set()
+            raise CannotRunNow("it cannot be reached")
+        return Overview(credits=16.0)
+
+    seen = [True, False]
+    showing = asyncio.create_task(show_live(read, 0.0))
+    await has_failed.wait()
+    await asyncio.sleep(0.1)
+    showing.cancel()
+    assert await showing == 0
+    shown = capsys.readouterr().out.split("\n")
+    assert [line.strip() for line in shown][:3] == ["0 jobs", "16 credits (0.08 USD)", "it cannot be reached"]
+
+    seen, has_failed = [True], asyncio.Event()
+    with pytest.raises(CannotRunNow):
+        await show_live(read, 0.0)

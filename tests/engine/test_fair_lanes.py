@@ -86,6 +86,7 @@ async def test_twenty_single_jobs_are_not_delayed_by_a_thousand_of_another_lane(
     client = ModelClient(service, max_in_flight=2 * MANY, poll=PollSchedule.fixed(1e6))
     await client.open()
     permits = client.engine.calls.rate_limiter = Permits(Limits().create, now=lambda: clock.now)
+    permits.start(lambda: asyncio.get_running_loop().call_soon(client.engine.queue.advance))
     begun_at = clock.now
     many = [client.kie.submit(request(f"many {number}"), lane="many") for number in range(MANY)]
     creating: list[asyncio.Task[Single]] = []

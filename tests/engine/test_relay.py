@@ -36,6 +36,7 @@ from kie_async import (
     TaskRequest,
     TaskResult,
 )
+from kie_async.journal.shared import StoredDelivery
 
 LEASE_S = 0.6
 """Of a worker that is frozen; for the others a busy machine may take longer than that for a heartbeat."""
@@ -250,6 +251,47 @@ async def test_a_callback_that_comes_before_the_answer_to_another_worker_is_kept
     sandbox.faults.early_callback = 1.0
     handle = await owner.create(request("a"))
     assert (await handle).task_id == handle.task_id
+
+
+class SlowlyListed(PostgresJournal):
+    """A journal whose lists of deliveries are old before they are handed out, until *gate* is open."""
+
+    def __init__(self, dsn: str) -> None:
+        super().__init__(dsn)
+        self.has_listed, self.gate = asyncio.Event(), asyncio.Event()
+
+    async def list_deliveries(self) -> list[StoredDelivery]:
+        listed = await super().list_deliveries()
+        if listed:
+            self.has_listed.set()
+            await self.gate.wait()
+        return listed
+
+
+async def test_a_delivery_that_comes_while_others_are_read_is_read_next(
+    sandbox: Sandbox,
+    worker: Worker,
+    open_session: OpenSession,
+    served: ServedReceiver,
+    receiver: CallbackReceiver,
+    postgres_dsn: str,
+) -> None:
+    slow = {"poll": _never_polls()}
+    journal = SlowlyListed(postgres_dsn)
+    elsewhere = {"receiver": CallbackReceiver([HMAC_KEY]), "callback_url": served.url}
+    owner = await open_session(journal=journal, **elsewhere, **slow)
+    other = await worker(receiver=receiver, callback_url=served.url, **slow)
+    first, second = [await owner.create(request(ref)) for ref in ("a", "b")]
+    sandbox.finish(first.task_id)
+    await journal.has_listed.wait()
+    sandbox.finish(second.task_id)
+    await eventually(lambda: other.stats().callbacks_accepted == 2)
+    await asyncio.sleep(0.2)  # the notification comes
+    began = time.monotonic()
+    journal.gate.set()
+    await first
+    await second
+    assert time.monotonic() - began < 1.5  # it does not wait for the read that comes anyway
 
 
 async def test_a_callback_of_nobody_is_refused(

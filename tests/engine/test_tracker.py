@@ -234,3 +234,24 @@ async def test_a_task_attached_while_its_create_is_being_noted_leaves_the_slot_f
     assert (await attached).task_id == task_id
     assert not isinstance(outcome, InvalidRequest)  # that would say: nothing was sent
     assert await asyncio.wait_for(kie.create(*ECHO), 5.0)
+
+
+async def test_a_deadline_within_the_commit_of_an_adoption_names_the_task(
+    sandbox: Sandbox, open_session: OpenSession
+) -> None:
+    journal = GatedJournal()
+    kie = await open_session(journal=journal, task_timeout_s=0.2)
+    sandbox.faults.lose_answers_next = 1
+    with pytest.raises(CreateOutcomeUnknown) as unknown:
+        await kie.create("sandbox/echo", {"prompt": "a"})
+    handle, (task_id,) = unknown.value.handle, sandbox.tasks
+    assert handle is not None
+    resolving = asyncio.ensure_future(handle.resolve(task_id))
+    await journal.is_asked.wait()
+    await asyncio.sleep(0.3)
+    assert not handle.is_done
+    journal.may_note.set()
+    await resolving
+    with pytest.raises(TaskTimedOut) as late:
+        await handle
+    assert late.value.task_id == task_id
