@@ -207,6 +207,8 @@ class Recovery:
             self._tracker.adopt_noted(pending, intent)
         elif intent.state is IntentState.WRITTEN_OFF and pending.phase is Phase.UNKNOWN:
             self._tracker.write_off(pending)
+        elif intent.frees_its_ref and pending.phase is Phase.UNKNOWN:
+            self._tracker.note_nothing_created(pending)
         if intent.has_ended:
             self.take_news(intent)
 

@@ -22,6 +22,7 @@ from ..errors import (
     TaskDetached,
     TaskFailed,
     TaskTimedOut,
+    TransportError,
 )
 from ..events import Counters, Source
 from ..handle import HandleOwner, TaskHandle
@@ -227,6 +228,14 @@ class TaskTracker:
         delivery = None if claim is None else claim.delivery
         if delivery is not None and self._callbacks.trusts(delivery):  # else: the record was just read
             self.apply(handle, delivery)
+
+    def note_nothing_created(self, pending: PendingCreate) -> None:
+        """Take in that the worker which was to send a create, and was taken for dead, has not sent it."""
+        self.pending.remove(pending)
+        handle = pending.handle
+        self._poller.forget(entry_of(handle))
+        handle.track(None)
+        handle.settle(TransportError("nothing was sent: the worker that was to send it found out in time"))
 
     def adopt_noted(self, pending: PendingCreate, intent: Intent) -> None:
         """Join a create to the task that another worker, or a person, found it to have become."""

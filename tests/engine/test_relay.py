@@ -35,6 +35,7 @@ from kie_async import (
     TaskHandle,
     TaskRequest,
     TaskResult,
+    TransportError,
 )
 from kie_async.journal.shared import StoredDelivery
 
@@ -365,7 +366,7 @@ async def test_what_a_silent_worker_was_sending_becomes_unknown(
 async def test_a_worker_that_falls_silent_is_replaced_when_its_lease_ends(
     worker: Worker, postgres_dsn: str
 ) -> None:
-    owner, heir = await worker(lease_s=LEASE_S), await worker(lease_s=LEASE_S)
+    owner, heir = await worker(lease_s=1.5), await worker(lease_s=1.5)
     await owner.create(request("a"))
     await in_database(postgres_dsn, "INSERT INTO worker(id, host, pid) VALUES ('silent', '', 1)")
     began = time.monotonic()
@@ -389,6 +390,18 @@ async def test_an_unknown_create_that_was_taken_over_is_awaited_until_another_wo
     await asyncio.sleep(0.1)  # a wait that had ended when it began would show now
     sandbox.finish(task_id)
     assert (await taken).task_id == task_id
+
+
+async def test_what_a_silent_worker_proves_unsent_ends_for_its_heir(
+    sandbox: Sandbox, worker: Worker, postgres_dsn: str
+) -> None:
+    owner, heir = await worker(), await worker()
+    await owner.create(request("a"))
+    await in_database(postgres_dsn, "UPDATE intent SET state = 'SENDING', task_id = NULL, worker = 'dead'")
+    taken = await first_taken_over(owner, heir)
+    await in_database(postgres_dsn, "UPDATE intent SET state = 'NOT_CREATED', sends = 0")
+    with pytest.raises(TransportError, match="nothing was sent"):
+        await taken
 
 
 async def test_a_worker_that_was_taken_for_dead_sends_nothing(
