@@ -228,19 +228,20 @@ def test_a_snapshot_has_every_count() -> None:
     counters.reject("wrong signature")
     counters.reject("wrong signature")
     counters.reject("wrong address")
-    assert counters.snapshot(in_flight=1) == SessionStats(
+    assert counters.snapshot(in_flight=1, queued=4) == SessionStats(
         creates=3,
         queries=9,
         settled_by_callback=2,
         credits_consumed=176.0,
         callbacks_rejected={"wrong signature": 2, "wrong address": 1},
         in_flight=1,
+        queued=4,
     )
 
 
 def test_a_snapshot_stays_as_it_was_taken() -> None:
     counters = Counters()
-    before = counters.snapshot(in_flight=0)
+    before = counters.snapshot(in_flight=0, queued=0)
     counters.creates += 1
     counters.reject("stale timestamp")
     assert before == SessionStats()
@@ -249,7 +250,7 @@ def test_a_snapshot_stays_as_it_was_taken() -> None:
 def test_a_snapshot_can_be_logged_as_json_and_pickled() -> None:
     counters = Counters()
     counters.reject("wrong address")
-    stats = counters.snapshot(in_flight=2)
+    stats = counters.snapshot(in_flight=2, queued=0)
     assert json.loads(json.dumps(attrs.asdict(stats)))["callbacks_rejected"] == {"wrong address": 1}
     assert pickle.loads(pickle.dumps(stats)) == stats  # noqa: S301
 
@@ -265,4 +266,4 @@ def test_a_task_counts_for_the_side_that_settled_it_and_with_its_price() -> None
 
 def test_every_running_count_is_in_the_snapshot() -> None:
     counts = {field.name for field in attrs.fields(Counters)}
-    assert counts | {"in_flight"} == {field.name for field in attrs.fields(SessionStats)}
+    assert counts | {"in_flight", "queued"} == {field.name for field in attrs.fields(SessionStats)}

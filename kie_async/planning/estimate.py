@@ -14,10 +14,10 @@ LOW, MEDIAN, HIGH = 0.1, 0.5, 0.9
 MOST_PROGRESS = 0.99
 """What is not over shows no full bar."""
 
-_AROUND = (0.33, MEDIAN, 0.65)
+_AROUND = (0.35, MEDIAN, 0.65)
 
-_NEAR = 2.8
-"""So many times as far as the first may the last of them be, to be near; of exponential ends it is 2.6."""
+_NEAR = 2.6
+"""So many times as far as the first may the last of them be, to be near; of exponential ends it is 2.4."""
 
 _REACH = NormalDist().inv_cdf(HIGH)
 """From the median to `HIGH`, in standard deviations."""

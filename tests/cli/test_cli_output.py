@@ -26,6 +26,7 @@ from kie_async import SqliteJournal, TaskRecord, TaskState, cli
 from kie_async.cli import jobs_file, runtime
 from kie_async.cli import journal as journal_command
 from kie_async.cli.batch_progress import open_progress
+from kie_async.cli.journal_place import JournalPlace
 from kie_async.cli.output import LogFormatter, escape_marks, print_err, print_out, show_task
 from kie_async.cli.results_file import ResultsFile
 from kie_async.engine.recovery import shorten_list
@@ -174,7 +175,7 @@ async def fill_with_records(path: Path, count: int) -> None:
 
 
 async def cli_show(path: Path, *, as_json: bool) -> None:
-    assert await journal_command._show(path, as_json=as_json) == 0
+    assert await journal_command._show(JournalPlace(str(path)), as_json=as_json) == 0
 
 
 async def test_a_journal_is_shown_without_marks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
