@@ -368,7 +368,7 @@ async def run(folder: Path, parts: Sequence[str], rounds: int) -> list[Figure]:
         if "callbacks" in parts:
             figures += await added_to_a_callback(server, 300, 10.0)
         if "takeover" in parts:
-            figures += await takeover(server, 2, 30)
+            figures += await takeover(server, 3, 10)
         if "server" in parts:
             figures += await a_task_costs(server, 100)
             figures += await idle_workers(server, IDLE, IDLE_S)
