@@ -91,4 +91,5 @@ async def test_a_restart_of_the_server_is_said_once_and_by_the_journal_alone(
         await asyncio.sleep(0.2)  # whoever tries to reconnect of its own accord fails in this time
         server.start()
         await database.run(lambda db: db.execute("SELECT 1"), patience_s=20)
-    assert [record.name for record in caplog.records] == ["kie_async", "kie_async"], caplog.text
+    assert len(caplog.records) == 2, caplog.text
+    assert all(record.name.startswith("kie_async") for record in caplog.records), caplog.text
