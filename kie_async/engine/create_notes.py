@@ -90,6 +90,7 @@ class CreateNotes:
             claim.is_noted = True
 
     async def note_nothing_created(self, pending: PendingCreate) -> None:
+        """Note that nothing was created, and forget the create."""
         try:
             with log_failed_note("that nothing was created"):
                 await self._journal.mark_ended(pending.intent.intent_id, IntentState.NOT_CREATED)
