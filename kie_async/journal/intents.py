@@ -27,6 +27,11 @@ class IntentState(StrEnum):
     FAILED = "FAILED"
     WRITTEN_OFF = "WRITTEN_OFF"
 
+    @classmethod
+    def of_end(cls, record: TaskRecord) -> IntentState:
+        """Return the state of an intent whose task ended with this record."""
+        return cls.SUCCEEDED if record.state is TaskState.SUCCESS else cls.FAILED
+
 
 _JOB_STATES = {
     IntentState.PLANNED: JobState.NOT_SENT,

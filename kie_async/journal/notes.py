@@ -12,9 +12,16 @@ import attrs
 
 from .._json import is_unicode
 from ..errors import JournalAway, JournalError, JournalFull
+from ..models import TaskRecord
 
 MOST_SMALL_NOTES = 10_000
 """How many a journal remembers: the uploads of a long night."""
+
+MAX_REASON_CHARS = 500
+"""Of the words in which a create was refused."""
+
+_ECHOES_OF_THE_REQUEST = ("param", "paramJson")
+"""Keys of a record under which the request comes back; they are kept only when bodies are."""
 
 _LONGEST_S = 10 * 365 * 86_400.0
 
@@ -38,6 +45,18 @@ def encode_note(note: object) -> str:
         return text if is_unicode(text) else json.dumps(note)
     except (ValueError, TypeError, RecursionError) as exc:
         raise JournalError(f"this cannot be noted as JSON: {str(exc)[:200]}") from None
+
+
+def encode_record(record: TaskRecord, *, keeps_request: bool) -> str:
+    """Return a record as it is noted; without the request that the service shows in it, if that is not kept.
+
+    Raises:
+        JournalError: It has no JSON form.
+    """
+    raw = dict(record.raw) or {"taskId": record.task_id, "state": record.state.value}
+    if not keeps_request:
+        raw = {key: value for key, value in raw.items() if key not in _ECHOES_OF_THE_REQUEST}
+    return encode_note(raw)
 
 
 def decode_note(text: str) -> dict[str, object] | None:

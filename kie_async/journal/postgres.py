@@ -19,12 +19,12 @@ from ..config import Budget, Rate
 from ..errors import BudgetExceeded, InvalidRequest, JournalAway, JournalError
 from ..limits.budget import is_over
 from ..limits.rate_limiter import Permits, RateLimiter
-from ..models import TaskRecord, TaskState
+from ..models import TaskRecord
 from ..wire.redaction import without_mac
 from . import postgres_queries as sql
 from .account import Account, notes_to_add
 from .intents import Claim, Intent, IntentState
-from .notes import MOST_SMALL_NOTES, SmallNote, encode_note, log_lost_note
+from .notes import MAX_REASON_CHARS, MOST_SMALL_NOTES, SmallNote, encode_note, encode_record, log_lost_note
 from .postgres_database import UNFLUSHED, Connection, Job, PostgresDatabase, import_asyncpg
 from .postgres_late import LateNotes
 from .postgres_limiter import MAX_PERMITS, SharedPermits
@@ -41,11 +41,6 @@ ID_PATIENCE_S = 30.0
 
 END_PATIENCE_S = 5.0
 """So long an end does, before the handle is told."""
-
-_ECHOES_OF_THE_REQUEST = ("param", "paramJson")
-"""Keys of a record under which the request comes back; they are kept only when bodies are."""
-
-_MAX_REASON_CHARS = 500
 
 _TAKEN_AT_ONCE = 200
 
@@ -279,7 +274,7 @@ class PostgresJournal(PostgresReader):
         if may_be_new:
             change = f"{change}, sends = 0"
         statement = sql.update_where(change, "task_id IS NULL", 4)
-        values = (state.value, _storable(reason)[:_MAX_REASON_CHARS], code, intent_id)
+        values = (state.value, _storable(reason)[:MAX_REASON_CHARS], code, intent_id)
 
         async def job(db: Connection) -> None:
             await sql.wait_for_given_up(db, intent_id)
@@ -306,11 +301,9 @@ class PostgresJournal(PostgresReader):
 
         The same end of two workers is one end.
         """
-        state = IntentState.SUCCEEDED if record.state is TaskState.SUCCESS else IntentState.FAILED
-        raw = dict(record.raw) or {"taskId": record.task_id, "state": record.state.value}
-        if not self._keep_bodies:
-            raw = {key: value for key, value in raw.items() if key not in _ECHOES_OF_THE_REQUEST}
-        values = (state.value, encode_note(raw), record.credits, intent_id)
+        state = IntentState.of_end(record)
+        noted_record = encode_record(record, keeps_request=self._keep_bodies)
+        values = (state.value, noted_record, record.credits, intent_id)
 
         async def job(db: Connection) -> bool:
             if await db.execute(sql.SETTLE_AND_NOTIFY, *values, self._channel) == "SELECT 1":

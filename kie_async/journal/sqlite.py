@@ -18,12 +18,21 @@ import attrs
 from .._validation import check_count, check_kind
 from ..errors import JournalError
 from ..limits.prices import TakenPrices
-from ..models import TaskRecord, TaskState
+from ..models import TaskRecord
 from ..wire.redaction import without_mac
 from .account import Account, notes_to_add
 from .base import Journal
 from .intents import Claim, ClaimSource, Intent, IntentState, Totals
-from .notes import MOST_SMALL_NOTES, SmallNote, decode_note, encode_note, log_lost_note, wall_ms
+from .notes import (
+    MAX_REASON_CHARS,
+    MOST_SMALL_NOTES,
+    SmallNote,
+    decode_note,
+    encode_note,
+    encode_record,
+    log_lost_note,
+    wall_ms,
+)
 from .rescue_file import RescueFile
 from .sqlite_file import JournalFile
 from .sqlite_queries import (
@@ -53,11 +62,6 @@ from .sqlite_replay import Rescued, end_what_was_on_its_way, put_away, use_rescu
 from .sqlite_schema import ACCOUNT_TABLE, schema_text
 from .sqlite_snapshot import JournalSnapshot
 from .sqlite_thread import SqliteThread
-
-_ECHOES_OF_THE_REQUEST = ("param", "paramJson")
-"""Keys of a record under which the request comes back; they are kept only when bodies are."""
-
-_MAX_REASON_CHARS = 500
 
 _GHOST_HORIZON_MS = 14 * 86_400_000
 """How long a refused create may still turn out to be a task: the service keeps results no longer."""
@@ -353,7 +357,7 @@ class SqliteJournal(Journal):
         code: int | None = None,
     ) -> None:
         """Note how an intent ended without a task; see `Journal.mark_ended`."""
-        values = (state.value, reason[:_MAX_REASON_CHARS], code, intent_id)
+        values = (state.value, reason[:MAX_REASON_CHARS], code, intent_id)
         change, may_be_new = "state = ?, reason = ?, code = ?", state is IntentState.NOT_CREATED
         if may_be_new:
             change = f"{change}, sends = 0"
@@ -380,11 +384,9 @@ class SqliteJournal(Journal):
 
     async def mark_settled(self, intent_id: str, record: TaskRecord) -> None:
         """Note the terminal record of the intent's task; see `Journal.mark_settled`."""
-        state = IntentState.SUCCEEDED if record.state is TaskState.SUCCESS else IntentState.FAILED
-        raw = dict(record.raw) or {"taskId": record.task_id, "state": record.state.value}
-        if not self._keep_bodies:
-            raw = {key: value for key, value in raw.items() if key not in _ECHOES_OF_THE_REQUEST}
-        values = (state.value, encode_note(raw), record.credits, wall_ms(), intent_id)
+        state = IntentState.of_end(record)
+        noted_record = encode_record(record, keeps_request=self._keep_bodies)
+        values = (state.value, noted_record, record.credits, wall_ms(), intent_id)
 
         def job(db: sqlite3.Connection) -> None:
             noted = select_intents(db, "intent_id = ?", intent_id)
