@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from support.clock import Clock, SteeredLoop, eventually
+from support.command_line import run_command, service  # noqa: F401  (fixtures)
 from support.inside import open_http_sessions
 from support.loops import ASKED_FOR, LOOPS, as_asked
 from support.postgres import (  # noqa: F401  (fixtures)

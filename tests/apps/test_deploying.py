@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from support.job_queue import make_tables
 from support.ports import free_port
 from support.readme import fences
 
-from kie_async import CallbackReceiver, Sandbox
+from kie_async import CallbackReceiver, Sandbox, TaskHandle
 from kie_async.cli.demo_media import read_portrait, read_voice
 from kie_async.sandbox import Fixed, Never
 
@@ -166,21 +166,26 @@ async def test_behind_nginx_a_callback_finds_its_worker_among_journals_that_are_
                 for number, receiver in enumerate(receivers)
             ]
             handles = [await kie.create("sandbox/echo", {}) for kie in workers for _ in range(6)]
-            for handle in handles:
-                sandbox.finish(handle.task_id)
-            async with asyncio.timeout(PATIENCE_S):
-                for handle in handles:
-                    await handle
-
-                async def all_are_told() -> bool:
-                    return len(sandbox.deliveries) == len(handles)
-
-                await until(all_are_told)
-            assert {delivery.status for delivery in sandbox.deliveries} == {200}
+            await finish_and_be_told(sandbox, handles)
             assert sum(kie.stats().callbacks_accepted for kie in workers) + sum(
                 kie.stats().callbacks_duplicate for kie in workers
             ) == len(handles)
     assert_no_secret_in_logs(tmp_path, sandbox)
+
+
+async def finish_and_be_told(sandbox: Sandbox, handles: Sequence[TaskHandle]) -> None:
+    """Let tasks end; each delivery must be taken."""
+    for handle in handles:
+        sandbox.finish(handle.task_id)
+
+    async def all_are_told() -> bool:
+        return len(sandbox.deliveries) == len(handles)
+
+    async with asyncio.timeout(PATIENCE_S):
+        for handle in handles:
+            await handle
+        await until(all_are_told)
+    assert {delivery.status for delivery in sandbox.deliveries} == {200}
 
 
 async def test_behind_nginx_a_shared_journal_needs_one_living_worker(
@@ -197,17 +202,7 @@ async def test_behind_nginx_a_shared_journal_needs_one_living_worker(
                 for receiver in receivers
             ]
             handles = [await kie.create("sandbox/echo", {}) for kie in workers for _ in range(4)]
-            for handle in handles:
-                sandbox.finish(handle.task_id)
-            async with asyncio.timeout(PATIENCE_S):
-                for handle in handles:
-                    await handle
-
-                async def all_are_told() -> bool:
-                    return len(sandbox.deliveries) == len(handles)
-
-                await until(all_are_told)
-            assert {delivery.status for delivery in sandbox.deliveries} == {200}
+            await finish_and_be_told(sandbox, handles)
             for kie in workers:
                 await kie.aclose()
     assert_no_secret_in_logs(tmp_path, sandbox)

@@ -7,23 +7,17 @@ session holds nothing must have sent nothing, then and later.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import logging
-import platform
 import random
 import secrets
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
-import aiohttp
 import attrs
 from support import inside
 from support.create_faults import KEY, after_a_create, warm_up
-from support.loops import add_option, run_on
 from support.misbehaving import Misbehaving, Peer, answer, certified, created, refused, trusting
 
 from kie_async import CreateOutcomeUnknown, KieError, KieSession, Limits, Network, Rate, TaskHandle
@@ -31,6 +25,8 @@ from kie_async.journal.base import Journal
 from kie_async.journal.intents import Intent, IntentState
 from kie_async.journal.memory import MemoryJournal
 from kie_async.journal.sqlite import SqliteJournal
+
+from ._sweeping import run_sweep, sweep_points
 
 LIMITS = Limits(create=Rate(1000, per_s=0.01))
 HOWS = ("cancel", "cancel twice", "close", "cancel and close", "tear down")
@@ -240,30 +236,9 @@ async def check_journal(path: Path, tasks: Tasks, server: Misbehaving) -> str:
 
 async def sweep(count: int, seed: int) -> tuple[Counter[str], list[str]]:
     """Run so many points; return how they ended and what was wrong."""
-    words: Counter[str] = Counter()
-    wrong: list[str] = []
-    with tempfile.TemporaryDirectory() as folder:
-        for point in points(count, random.Random(seed)):
-            seen = await probe(point, Path(folder))
-            words[seen.word] += 1
-            if seen.objection:
-                wrong.append(f"{point}: {seen.objection}")
-    return words, wrong
+    return await sweep_points(points(count, random.Random(seed)), probe)
 
 
 def main(argv: list[str]) -> int:
     """Run the sweep; the exit status says whether anything was lost."""
-    parser = argparse.ArgumentParser(prog="python -m tests.campaign cancel", description=__doc__)
-    parser.add_argument("--points", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=1)
-    add_option(parser)
-    asked = parser.parse_args(argv)
-    logging.getLogger("kie_async").setLevel(logging.CRITICAL)
-    print(f"Python {platform.python_version()}, aiohttp {aiohttp.__version__}, {asked.points} points")
-    words, wrong = run_on(asked.loop, sweep(asked.points, asked.seed))
-    for word, count in words.most_common():
-        print(f"{count:6} {word or 'WRONG'}")
-    for complaint in wrong:
-        print(f"WRONG {complaint}")
-    print(f"{len(wrong)} wrong")
-    return 1 if wrong else 0
+    return run_sweep(argv, "cancel", __doc__, sweep)

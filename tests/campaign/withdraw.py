@@ -7,22 +7,16 @@ After a no the handle must go on as if nothing had been asked: its task is the s
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import logging
-import platform
 import random
 import secrets
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import aiohttp
 import attrs
 from support import inside
 from support.create_faults import KEY, after_a_create, warm_up
-from support.loops import add_option, run_on
 from support.misbehaving import Misbehaving, certified, trusting
 
 from kie_async import CreateOutcomeUnknown, KieError, KieSession, Network, TaskHandle, Withdrawn
@@ -30,6 +24,7 @@ from kie_async.journal.intents import IntentState
 from kie_async.journal.sqlite import SqliteJournal
 
 from . import cancel
+from ._sweeping import run_sweep, sweep_points
 from .cancel import LIMITS, Point, Seen, Tasks, check_journal, journal_of
 
 HOWS = ("withdraw", "withdraw while created() is awaited", "withdraw and close")
@@ -136,30 +131,9 @@ async def _check_nothing_is_open(path: Path) -> str:
 
 async def sweep(count: int, seed: int) -> tuple[Counter[str], list[str]]:
     """Run so many points; return how they ended and what was wrong."""
-    words: Counter[str] = Counter()
-    wrong: list[str] = []
-    with tempfile.TemporaryDirectory() as folder:
-        for point in points(count, random.Random(seed)):
-            seen = await probe(point, Path(folder))
-            words[seen.word] += 1
-            if seen.objection:
-                wrong.append(f"{point}: {seen.objection}")
-    return words, wrong
+    return await sweep_points(points(count, random.Random(seed)), probe)
 
 
 def main(argv: list[str]) -> int:
     """Run the sweep; the exit status says whether a yes was a lie, or a no changed anything."""
-    parser = argparse.ArgumentParser(prog="python -m tests.campaign withdraw", description=__doc__)
-    parser.add_argument("--points", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=1)
-    add_option(parser)
-    asked = parser.parse_args(argv)
-    logging.getLogger("kie_async").setLevel(logging.CRITICAL)
-    print(f"Python {platform.python_version()}, aiohttp {aiohttp.__version__}, {asked.points} points")
-    words, wrong = run_on(asked.loop, sweep(asked.points, asked.seed))
-    for word, count in words.most_common():
-        print(f"{count:6} {word or 'WRONG'}")
-    for complaint in wrong:
-        print(f"WRONG {complaint}")
-    print(f"{len(wrong)} wrong")
-    return 1 if wrong else 0
+    return run_sweep(argv, "withdraw", __doc__, sweep)

@@ -9,49 +9,17 @@ import pty
 import subprocess
 import sys
 import wave
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from support.command_line import KEY, Command
 
-from kie_async import cli
-from kie_async.sandbox import Fixed, Sandbox
+from kie_async.sandbox import Sandbox
 
-KEY = "kie-key-0123456789"
 AVATAR = "kling/v1-avatar-standard"
 FACE = "https://example.org/face.png"
-Command = Callable[..., Any]
 
 pytestmark = pytest.mark.timeout(120)
-
-
-@pytest.fixture
-async def service() -> AsyncIterator[Sandbox]:
-    async with Sandbox(api_key=KEY, durations=Fixed(0.05)) as service:
-        yield service
-
-
-@pytest.fixture
-def command(
-    service: Sandbox, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
-) -> Command:
-    """Run the command line in a thread of this process, in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("KIE_API_KEY", KEY)
-    monkeypatch.setenv("KIE_BASE_URL", service.url)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as left:
-            cli.main(arguments)
-        shown = capfd.readouterr()
-        return int(left.value.code or 0), shown.out, shown.err
-
-    async def run(*arguments: str) -> tuple[int, str, str]:
-        return await asyncio.to_thread(call, *arguments)
-
-    return run
 
 
 def write_voice(path: Path, seconds: float) -> None:
@@ -67,10 +35,10 @@ def write_avatars(folder: Path, count: int) -> None:
 
 
 async def test_a_dry_run_says_what_it_would_cost_and_sends_nothing(
-    command: Command, service: Sandbox, tmp_path: Path
+    run_command: Command, service: Sandbox, tmp_path: Path
 ) -> None:
     write_avatars(tmp_path, 50)
-    status, out, err = await command("batch", "jobs.csv", "--dry-run", "--max-in-flight", "10")
+    status, out, err = await run_command("batch", "jobs.csv", "--dry-run", "--max-in-flight", "10")
     assert (status, err) == (0, "")
     lines = out.splitlines()
     assert lines[:3] == [
@@ -87,17 +55,17 @@ async def test_a_dry_run_says_what_it_would_cost_and_sends_nothing(
 
 
 async def test_a_dry_run_leaves_out_what_was_sent_and_has_learned_its_price(
-    command: Command, tmp_path: Path
+    run_command: Command, tmp_path: Path
 ) -> None:
     (tmp_path / "jobs.csv").write_text(
         "ref,model,prompt\n" + "".join(f"r{n},sandbox/echo,{n}\n" for n in range(6))
     )
-    status, out, _ = await command("batch", "jobs.csv", "--dry-run")
+    status, out, _ = await run_command("batch", "jobs.csv", "--dry-run")
     assert "cost 0 credits (0.00 USD), without 6 jobs of unknown price" in out.splitlines()
 
-    status, _, _ = await command("batch", "jobs.csv", "--limit", "4")
+    status, _, _ = await run_command("batch", "jobs.csv", "--limit", "4")
     assert status == 0
-    status, out, _ = await command("batch", "jobs.csv", "--dry-run")
+    status, out, _ = await run_command("batch", "jobs.csv", "--dry-run")
     lines = out.splitlines()
     assert lines[0] == "2 jobs to send; 4 jobs of former runs"
     assert lines[1].startswith("cost ")
@@ -106,10 +74,10 @@ async def test_a_dry_run_leaves_out_what_was_sent_and_has_learned_its_price(
 
 
 async def test_where_there_is_no_terminal_the_estimate_is_printed_and_it_goes_on(
-    command: Command, service: Sandbox, tmp_path: Path
+    run_command: Command, service: Sandbox, tmp_path: Path
 ) -> None:
     write_avatars(tmp_path, 2)
-    status, _, err = await command("batch", "jobs.csv", "--ask-above", "100")
+    status, _, err = await run_command("batch", "jobs.csv", "--ask-above", "100")
     assert status == 0
     assert "cost 192 credits (0.96 USD)" in err.splitlines()
     assert len(service.tasks) == 2
@@ -119,10 +87,10 @@ async def test_where_there_is_no_terminal_the_estimate_is_printed_and_it_goes_on
     "options", [["--yes", "--ask-above", "0"], ["--ask-above", "192"], ["-q", "--ask-above", "0"]]
 )
 async def test_it_is_not_printed_where_it_is_not_asked_for(
-    command: Command, tmp_path: Path, options: list[str]
+    run_command: Command, tmp_path: Path, options: list[str]
 ) -> None:
     write_avatars(tmp_path, 2)
-    status, _, err = await command("batch", "jobs.csv", *options)
+    status, _, err = await run_command("batch", "jobs.csv", *options)
     assert status == 0
     assert "cost" not in err
 

@@ -5,45 +5,22 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+from support.command_line import KEY, Command
 from support.journals import opened
 
 from kie_async import CreateOutcomeUnknown, KieSession, SqliteJournal, cli
 from kie_async.journal.intents import Claim, ClaimSource, Intent
-from kie_async.sandbox import Fixed, Never, Sandbox
-
-KEY = "kie-key-0123456789"
-Command = Callable[..., Awaitable[tuple[int, str, str]]]
+from kie_async.sandbox import Never, Sandbox
 
 
 @pytest.fixture
-async def service() -> AsyncIterator[Sandbox]:
-    async with Sandbox(api_key=KEY, durations=Fixed(0.05)) as service:
-        yield service
-
-
-@pytest.fixture
-def command(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path, service: Sandbox
-) -> Command:
-    """Run ``kie-async journal ...`` in a thread of this process, in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("KIE_API_KEY", KEY)
-    monkeypatch.setenv("KIE_BASE_URL", service.url)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as left:
-            cli.main(("journal", *arguments))
-        return int(left.value.code or 0), *capfd.readouterr()
-
-    async def run(*arguments: str) -> tuple[int, str, str]:
-        return await asyncio.to_thread(call, *arguments)
-
-    return run
+def command(run_command: Command) -> Command:
+    """Run ``kie-async journal ...``."""
+    return partial(run_command, "journal")
 
 
 async def lose_answer(

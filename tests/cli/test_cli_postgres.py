@@ -2,49 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from support.command_line import KEY, Command
 from support.ports import free_port
 
-from kie_async import CreateOutcomeUnknown, KieSession, PostgresJournal, cli
+from kie_async import CreateOutcomeUnknown, KieSession, PostgresJournal
 from kie_async.cli.journal_place import JournalPlace
-from kie_async.sandbox import Fixed, Sandbox
+from kie_async.sandbox import Sandbox
 
-KEY = "kie-key-0123456789"
-Command = Callable[..., Awaitable[tuple[int, str, str]]]
 OpenWorker = Callable[[], Awaitable[KieSession]]
-
-
-@pytest.fixture
-async def service() -> AsyncIterator[Sandbox]:
-    async with Sandbox(api_key=KEY, durations=Fixed(0.05)) as service:
-        yield service
-
-
-@pytest.fixture
-def command(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path, service: Sandbox
-) -> Command:
-    """Run ``kie-async`` in a thread of this process, in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("KIE_API_KEY", KEY)
-    monkeypatch.setenv("KIE_BASE_URL", service.url)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as left:
-            cli.main(arguments)
-        return int(left.value.code or 0), *capfd.readouterr()
-
-    async def run(*arguments: str) -> tuple[int, str, str]:
-        return await asyncio.to_thread(call, *arguments)
-
-    return run
 
 
 @pytest.fixture
@@ -67,34 +38,34 @@ async def lose_answer(service: Sandbox, worker: KieSession) -> CreateOutcomeUnkn
 
 
 async def test_show_top_and_report_know_what_other_workers_did(
-    command: Command, worker: KieSession, postgres_dsn: str, tmp_path: Path
+    run_command: Command, worker: KieSession, postgres_dsn: str, tmp_path: Path
 ) -> None:
     task_id = (await worker.run("sandbox/echo", {"prompt": "hi"}, ref="anna")).task_id
 
-    code, shown, err = await command("journal", "show", postgres_dsn)
+    code, shown, err = await run_command("journal", "show", postgres_dsn)
     assert (code, err) == (0, "")
     assert shown.splitlines()[0].split()[:3] == ["done", "anna", task_id]
 
-    _, lines, _ = await command("journal", "show", "--json", postgres_dsn)
+    _, lines, _ = await run_command("journal", "show", "--json", postgres_dsn)
     assert json.loads(lines)["task_id"] == task_id
 
-    code, overview, err = await command("top", postgres_dsn)
+    code, overview, err = await run_command("top", postgres_dsn)
     assert (code, err, overview.splitlines()[0]) == (0, "", "1 job: 1 done")
 
-    assert await command("report", postgres_dsn) == (0, "report.html\n", "")
+    assert await run_command("report", postgres_dsn) == (0, "report.html\n", "")
     assert task_id in (tmp_path / "results.csv").read_text()
     page = (tmp_path / "report.html").read_text()
     assert (urlsplit(postgres_dsn).password or "no") not in page
 
 
 async def test_a_journal_of_a_name_of_its_own_is_named_behind_the_url(
-    command: Command, service: Sandbox, postgres_dsn: str
+    run_command: Command, service: Sandbox, postgres_dsn: str
 ) -> None:
     journal = PostgresJournal(postgres_dsn, name="orders")
     async with KieSession(KEY, base_url=service.url, journal=journal) as kie:
         await kie.run("sandbox/echo", {}, ref="anna")
-        assert (await command("top", f"{postgres_dsn}#orders"))[1].startswith("1 job: 1 done")
-        code, _, err = await command("top", postgres_dsn)
+        assert (await run_command("top", f"{postgres_dsn}#orders"))[1].startswith("1 job: 1 done")
+        code, _, err = await run_command("top", postgres_dsn)
     assert (code, err) == (
         2,
         "error: there is no journal on PostgreSQL (kie_async_main): nothing was noted in it yet\n",
@@ -105,11 +76,11 @@ async def test_a_journal_of_a_name_of_its_own_is_named_behind_the_url(
 
 
 async def test_run_with_a_ref_that_another_worker_has_waits_for_its_task(
-    command: Command, worker: KieSession, service: Sandbox, postgres_dsn: str
+    run_command: Command, worker: KieSession, service: Sandbox, postgres_dsn: str
 ) -> None:
     handle = await worker.create("sandbox/echo", {"prompt": "hi"}, ref="anna")
     arguments = ("run", "sandbox/echo", "-f", "prompt=hi", "--ref", "anna", "--journal", postgres_dsn)
-    code, out, _ = await command(*arguments)
+    code, out, _ = await run_command(*arguments)
     assert (code, handle.task_id in out, len(service.tasks)) == (0, True, 1)
 
 
@@ -117,12 +88,12 @@ async def test_run_with_a_ref_that_another_worker_has_waits_for_its_task(
 
 
 async def test_resolve_decides_on_a_create_of_a_worker_that_lives(
-    command: Command, worker: KieSession, service: Sandbox, postgres_dsn: str
+    run_command: Command, worker: KieSession, service: Sandbox, postgres_dsn: str
 ) -> None:
     unknown = await lose_answer(service, worker)
     (task_id,) = service.tasks
 
-    code, out, err = await command("journal", "resolve", postgres_dsn, "anna", task_id)
+    code, out, err = await run_command("journal", "resolve", postgres_dsn, "anna", task_id)
 
     assert (code, err) == (0, "")
     assert out.startswith(f"task     {task_id}\n")
@@ -132,10 +103,10 @@ async def test_resolve_decides_on_a_create_of_a_worker_that_lives(
 
 
 async def test_write_off_decides_on_a_create_of_a_worker_that_lives(
-    command: Command, worker: KieSession, service: Sandbox, postgres_dsn: str
+    run_command: Command, worker: KieSession, service: Sandbox, postgres_dsn: str
 ) -> None:
     unknown = await lose_answer(service, worker)
-    assert await command("journal", "write-off", postgres_dsn, unknown.intent_id) == (
+    assert await run_command("journal", "write-off", postgres_dsn, unknown.intent_id) == (
         0,
         f"{unknown.intent_id} is written off; a job with a new ref is made, and paid, again\n",
         "",
@@ -146,11 +117,11 @@ async def test_write_off_decides_on_a_create_of_a_worker_that_lives(
 
 
 async def test_resubmit_sends_what_a_worker_that_lives_has_sent(
-    command: Command, worker: KieSession, service: Sandbox, postgres_dsn: str
+    run_command: Command, worker: KieSession, service: Sandbox, postgres_dsn: str
 ) -> None:
     await lose_answer(service, worker)
     arguments = ("journal", "resubmit", postgres_dsn, "anna", "--accept-double-charge")
-    code, out, err = await command(*arguments)
+    code, out, err = await run_command(*arguments)
     assert (code, err) == (0, "")
     _, second = service.tasks
     assert out == f"task     {second}\nlater    kie-async status {second} --wait\n"
@@ -159,28 +130,28 @@ async def test_resubmit_sends_what_a_worker_that_lives_has_sent(
 
 
 async def test_accept_trusts_a_database_that_lost_what_was_committed(
-    command: Command, service: Sandbox, worker: KieSession, postgres_dsn: str
+    run_command: Command, service: Sandbox, worker: KieSession, postgres_dsn: str
 ) -> None:
     import asyncpg
 
     await worker.run("sandbox/echo", {}, ref="anna")
     nothing = (0, "nothing was found missing\n", "")
-    assert await command("journal", "accept", postgres_dsn) == nothing
+    assert await run_command("journal", "accept", postgres_dsn) == nothing
     connection = await asyncpg.connect(postgres_dsn)
     await connection.execute("UPDATE kie_async_main.meta SET distrust = 'it had 9 creates and has 1'")
     await connection.close()
 
-    assert await command("journal", "accept", postgres_dsn) == (
+    assert await run_command("journal", "accept", postgres_dsn) == (
         0,
         "it is trusted again; creates go on\n",
         "",
     )
-    assert await command("journal", "accept", postgres_dsn) == nothing
+    assert await run_command("journal", "accept", postgres_dsn) == nothing
     assert (await worker.run("sandbox/echo", {}, ref="bert")).task_id in service.tasks
 
 
-async def test_accept_is_nothing_for_a_file(command: Command) -> None:
-    code, _, err = await command("journal", "accept", "run.db")
+async def test_accept_is_nothing_for_a_file(run_command: Command) -> None:
+    code, _, err = await run_command("journal", "accept", "run.db")
     assert (code, "only a journal on PostgreSQL can lose what was committed" in err) == (2, True)
 
 
@@ -206,7 +177,7 @@ PASSWORD = "s3cret-w0rd"
     ids=" ".join,
 )
 async def test_no_command_shows_the_password(
-    arguments: tuple[str, ...], command: Command, tmp_path: Path, service: Sandbox
+    arguments: tuple[str, ...], run_command: Command, tmp_path: Path, service: Sandbox
 ) -> None:
     (tmp_path / "jobs.csv").write_text("ref,model,prompt\nr1,sandbox/echo,1\n")
     nowhere = f"127.0.0.1:{free_port()}"
@@ -215,7 +186,7 @@ async def test_no_command_shows_the_password(
         f"postgresql://kie@{nowhere}/app?password={PASSWORD}",
         f"postgresql://kie:{PASSWORD}/@{nowhere}:x/app",
     ):
-        code, out, err = await command(*(argument.format(url) for argument in arguments))
+        code, out, err = await run_command(*(argument.format(url) for argument in arguments))
         assert code == 2
         assert PASSWORD not in out + err
         assert "error:" in err.splitlines()[-1]
