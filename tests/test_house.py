@@ -6,7 +6,7 @@ import ast
 import io
 import re
 import tokenize
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -186,6 +186,11 @@ def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
+@cache
+def nodes_of(path: Path) -> Sequence[ast.AST]:
+    return list(ast.walk(tree_of(path)))
+
+
 def report(problems: list[str]) -> None:
     if problems:
         pytest.fail("\n".join(problems), pytrace=False)
@@ -196,13 +201,13 @@ def imports_of(path: Path, *, at_run_time: bool = True) -> list[ast.Import | ast
     """Return a file's imports, those inside functions too; those for types only if not *at_run_time*."""
     for_types = {
         inner
-        for node in ast.walk(tree_of(path))
+        for node in nodes_of(path)
         if isinstance(node, ast.If) and ast.unparse(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}
         for inner in ast.walk(node)
     }
     return [
         node
-        for node in ast.walk(tree_of(path))
+        for node in nodes_of(path)
         if isinstance(node, ast.Import | ast.ImportFrom) and not (at_run_time and node in for_types)
     ]
 
@@ -242,7 +247,7 @@ def libraries_imported(path: Path) -> set[str]:
 
 
 def classes_in(path: Path) -> list[ast.ClassDef]:
-    return [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.ClassDef)]
+    return [node for node in nodes_of(path) if isinstance(node, ast.ClassDef)]
 
 
 def is_mutable_record(node: ast.ClassDef) -> bool:
@@ -426,7 +431,7 @@ def test_a_part_is_constructed_from_few_things() -> None:
 def test_no_constructor_is_handed_a_lambda() -> None:
     ours, problems = {node.name for path in files() for node in classes_in(path)}, []
     for path in files(but=("sandbox",)):
-        for node in ast.walk(tree_of(path)):
+        for node in nodes_of(path):
             if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ours:
                 given = [*node.args, *(keyword.value for keyword in node.keywords)]
                 if any(isinstance(value, ast.Lambda) for value in given):
@@ -446,7 +451,7 @@ def place(path: Path, node: ast.AST) -> str:
 
 def assigned_attributes(path: Path) -> Iterator[ast.Attribute]:
     """Yield the attributes that a file assigns to."""
-    for node in ast.walk(tree_of(path)):
+    for node in nodes_of(path):
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
             yield node
 
@@ -470,7 +475,7 @@ def test_no_attribute_is_set_from_outside() -> None:
     """Fields of attrs records are for their own wing to change, and counts are for everybody."""
     problems = []
     for path in files(but=("sandbox",)):
-        functions = [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.FunctionDef)]
+        functions = [node for node in nodes_of(path) if isinstance(node, ast.FunctionDef)]
         own = {
             id(inner)
             for function in functions
@@ -498,9 +503,9 @@ def test_no_attribute_is_set_from_outside() -> None:
 
 def private_names(path: Path) -> set[str]:
     """Return the private names a file defines: functions, classes, fields, attributes of its objects."""
-    found = {node.name for node in ast.walk(tree_of(path)) if isinstance(node, Definition)}
+    found = {node.name for node in nodes_of(path) if isinstance(node, Definition)}
     found |= {node.attr for node in assigned_attributes(path) if is_own(node)}
-    for node in ast.walk(tree_of(path)):
+    for node in nodes_of(path):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             found.add(node.target.id)
     return found
@@ -513,7 +518,7 @@ def is_private(name: str) -> bool:
 def foreign_private_names(path: Path) -> Iterator[tuple[ast.AST, str]]:
     """Yield what a file uses that is private to another module."""
     defined = private_names(path)
-    for node in ast.walk(tree_of(path)):
+    for node in nodes_of(path):
         if isinstance(node, ast.Attribute) and is_private(node.attr) and not is_own(node):
             if node.attr not in defined:
                 yield node, ast.unparse(node)
@@ -538,7 +543,7 @@ def test_nothing_private_is_used_by_another_module() -> None:
 
 def identifiers_in(path: Path) -> Iterator[tuple[int, str]]:
     """Yield every identifier of a file, with its line."""
-    for node in ast.walk(tree_of(path)):
+    for node in nodes_of(path):
         line = getattr(node, "lineno", 1)
         if isinstance(node, Definition):
             yield line, node.name
@@ -557,16 +562,17 @@ def words_of(identifier: str) -> list[str]:
     return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", identifier)]
 
 
-def old_words_in(identifier: str, wing: str) -> Iterator[tuple[str, str]]:
-    """Yield each old word in an identifier with what is said instead."""
-    if identifier in KEPT_NAMES:
-        return
-    for word in words_of(identifier):
-        for old, new in OLD_WORDS.items():
-            if wing == "tests" and old in WORDS_OF_TESTS:
-                continue
-            if re.fullmatch(old, word) and (wing, word) not in KEPT_WORDS:
-                yield word, new
+@cache
+def old_words_in(identifier: str, wing: str) -> Sequence[tuple[str, str]]:
+    """Return each old word in an identifier with what is said instead."""
+    return [
+        (word, new)
+        for word in (words_of(identifier) if identifier not in KEPT_NAMES else [])
+        for old, new in OLD_WORDS.items()
+        if re.fullmatch(old, word)
+        and (wing, word) not in KEPT_WORDS
+        and not (wing == "tests" and old in WORDS_OF_TESTS)
+    ]
 
 
 def test_identifiers_are_words_of_the_field() -> None:
@@ -708,7 +714,7 @@ def test_what_is_pure_neither_awaits_nor_asks_the_clock() -> None:
     for path in files():
         if name_of(path).startswith(PURE):
             awaiting = ast.Await | ast.AsyncFunctionDef | ast.AsyncFor | ast.AsyncWith
-            if any(isinstance(node, awaiting) for node in ast.walk(tree_of(path))):
+            if any(isinstance(node, awaiting) for node in nodes_of(path)):
                 problems.append(
                     f"{name_of(path)} awaits: its wing is pure, do this in the wing that calls it"
                 )
@@ -725,7 +731,7 @@ def test_nothing_is_executed_or_unpickled() -> None:
     forbidden = {"eval", "exec", "pickle", "marshal"}
     problems = []
     for path in files():
-        names = {node.id for node in ast.walk(tree_of(path)) if isinstance(node, ast.Name)}
+        names = {node.id for node in nodes_of(path) if isinstance(node, ast.Name)}
         libraries = {name.split(".")[0] for name in libraries_imported(path)}
         if found := forbidden & (names | libraries):
             problems.append(

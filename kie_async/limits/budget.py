@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import attrs
 
@@ -23,6 +23,26 @@ class _Commitment:
     """Its record is still being read: a hold, or the end, is yet to be seen."""
 
 
+@attrs.frozen
+class _Sums:
+    """What follows from all that is under way, until some of it changes."""
+
+    held: float
+    left: float
+    """Of what is held, that of tasks whose records nobody reads."""
+    unpriced: float
+    """Of what is held, that of tasks whose price is yet to be seen."""
+    charges: Sequence[Charge]
+    """Of those, and of creates that may go ahead."""
+    at_most: float
+    """What these may cost when they surprise."""
+    models: frozenset[str]
+    strange: Sequence[Charge]
+    """Those among them of which nothing is known beforehand."""
+    prices: int
+    """The changes of the prices that it was reckoned from."""
+
+
 class BudgetLedger:
     """Reserves money in the step that lets a body leave.
 
@@ -40,6 +60,7 @@ class BudgetLedger:
         self._prices = PriceBook() if prices is None else prices
         self._leaving: list[Charge] = []
         """Of creates that may go ahead and whose outcome is not known yet."""
+        self._sums: _Sums | None = None
         self._news = asyncio.Event()
 
     # --- what is known -------------------------------------------------------------------------
@@ -62,6 +83,7 @@ class BudgetLedger:
         for intent_id, charge, hold in unsettled:
             self._open.setdefault(intent_id, _Commitment(charge, is_live=False))
             self.note_hold(intent_id, hold)
+        self._sums = None
 
     @property
     def tasks(self) -> int:
@@ -76,7 +98,31 @@ class BudgetLedger:
     @property
     def held(self) -> float:
         """Return what unsettled creates cost, or are expected to."""
-        return sum(self._cost(commitment) for commitment in self._open.values())
+        return self._reckon().held
+
+    def _reckon(self) -> _Sums:
+        # Every create asks, and thousands may be under way: added up once for each change.
+        if self._sums is None or self._sums.prices != self._prices.changes:
+            self._sums = self._add_up()
+        return self._sums
+
+    def _add_up(self) -> _Sums:
+        unpriced = [c for c in self._open.values() if c.is_live and c.hold is None]
+        charges = [*(c.charge for c in unpriced), *self._leaving]
+        return _Sums(
+            held=sum(map(self._cost, self._open.values())),
+            left=sum(self._cost(c) for c in self._open.values() if not c.is_live),
+            unpriced=sum(map(self._cost, unpriced)),
+            charges=charges,
+            at_most=sum(map(self._prices.expect_at_most, charges)),
+            models=frozenset(charge.model for charge in charges),
+            strange=[charge for charge in charges if not self._prices.is_known(charge)],
+            prices=self._prices.changes,
+        )
+
+    def _note_change(self) -> None:
+        self._sums = None
+        self._news.set()
 
     def _cost(self, commitment: _Commitment) -> float:
         return self._prices.expect(commitment.charge) if commitment.hold is None else commitment.hold
@@ -101,26 +147,28 @@ class BudgetLedger:
             self._news.clear()
             await self._news.wait()
         self._leaving.append(charge)
+        self._sums = None
 
     def leave(self, charge: Charge) -> None:
         """End a turn."""
         self._leaving.remove(charge)
-        self._news.set()
+        self._note_change()
 
     def _must_wait(self, charge: Charge) -> bool:
         if self._budget.credits is None:
             return False
-        unpriced = [c for c in self._open.values() if c.is_live and c.hold is None]
-        charges = [*(c.charge for c in unpriced), *self._leaving]
-        if not charges:
+        sums = self._reckon()
+        if not sums.charges:
             return False
-        strange = [c for c in charges if not self._prices.is_known(c)]
-        peers = strange if self._prices.is_known(charge) else charges
         # Each strange one may be a surprise: two, also of a former session, are one too many for any more.
-        if len(strange) > 1 or any(c.model == charge.model for c in peers):
+        if len(sums.strange) > 1:
             return True
-        rest = self._budget.credits - self._spent - self.held + sum(map(self._cost, unpriced))
-        return sum(map(self._prices.expect_at_most, [*charges, charge])) > rest
+        if self._prices.is_known(charge):
+            is_alike = any(strange.model == charge.model for strange in sums.strange)
+        else:
+            is_alike = charge.model in sums.models
+        rest = self._budget.credits - self._spent - sums.held + sums.unpriced
+        return is_alike or sums.at_most + self._prices.expect_at_most(charge) > rest
 
     def _may_be_refunded(self, charge: Charge) -> bool:
         is_running = any(commitment.is_live for commitment in self._open.values())
@@ -128,11 +176,10 @@ class BudgetLedger:
 
     def _is_spent(self, charge: Charge) -> bool:
         """Tell whether it would be too much even if all that runs came back."""
-        fixed = sum(self._cost(c) for c in self._open.values() if not c.is_live)
         budget = self._budget
         if budget.tasks is not None and self._tasks >= budget.tasks:
             return True
-        needed = self._spent + fixed + self._prices.expect(charge)
+        needed = self._spent + self._reckon().left + self._prices.expect(charge)
         return budget.credits is not None and is_over(needed, budget.credits)
 
     def reserve(self, intent_id: str, charge: Charge) -> float:
@@ -146,6 +193,7 @@ class BudgetLedger:
                 raise error
             self._tasks += 1
             self._open[intent_id] = _Commitment(charge)
+            self._sums = None
         return self._cost(self._open[intent_id])
 
     def _excess(self, charge: Charge) -> BudgetExceeded | None:
@@ -166,7 +214,7 @@ class BudgetLedger:
         """Give back what was reserved: nothing was created."""
         if self._open.pop(intent_id, None) is not None:
             self._tasks -= 1
-            self._news.set()
+            self._note_change()
 
     def note_hold(self, intent_id: str, credits: float | None) -> bool:
         """Take in what the service holds for a task; return whether that is news.
@@ -178,25 +226,27 @@ class BudgetLedger:
             return False
         self._prices.learn(commitment.charge, credits)
         commitment.hold = credits
-        self._news.set()
+        self._note_change()
         return True
 
     def note_left(self, intent_id: str) -> None:
         """Take in that nobody reads the record any more: what it may cost stays reserved."""
         if (commitment := self._open.get(intent_id)) is not None:
             commitment.is_live = False
-            self._news.set()
+            self._note_change()
 
     def note_tracked(self, intent_id: str) -> None:
         """Take in that a task's record is read from now on, perhaps again."""
         if (commitment := self._open.get(intent_id)) is not None:  # else its end is counted already
             commitment.is_live = True
+            self._sums = None
 
     def reopen(self, intent_id: str, model: str) -> None:
         """Count a create again that was refused and became a task all the same."""
         if intent_id not in self._open:
             self._tasks += 1
             self._open[intent_id] = _Commitment(Charge(model))
+            self._sums = None
 
     def settle(self, intent_id: str, credits: float | None) -> None:
         """Take in what a task has cost at its end: 0 after a failure, None if the record does not say."""
@@ -206,7 +256,7 @@ class BudgetLedger:
         if credits:
             self._prices.learn_end(commitment.charge, credits)
         self._spent += self._cost(commitment) if credits is None else credits
-        self._news.set()
+        self._note_change()
 
     def wants_price(self, intent_id: str) -> bool:
         """Tell whether reading the hold of a task would let others go ahead."""

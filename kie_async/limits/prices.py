@@ -100,13 +100,17 @@ class PriceBook:
     def __init__(self) -> None:
         self._taken: dict[str, TakenPrices] = {}
         self._ended: dict[tuple[str, str], _Ended] = {}
+        self.changes = 0
+        """How often something was learned: what was reckoned from prices before is out of date."""
 
     def restore(self, taken: Mapping[str, TakenPrices]) -> None:
         """Begin with what former sessions have learned."""
         self._taken = {model: attrs.evolve(prices) for model, prices in taken.items()}
+        self.changes += 1
 
     def learn(self, charge: Charge, credits: float) -> None:
         """Take in what a task took."""
+        self.changes += 1
         taken = self._taken.setdefault(charge.model, TakenPrices())
         taken.credits = max(taken.credits, credits)
         if charge.audio_s is None:
@@ -199,6 +203,7 @@ class PriceBook:
                 ended = self._ended[model, str(variant)] = _Ended()
                 ended.credits.extend(lists[0])
                 ended.per_s.extend(lists[1])
+                self.changes += 1
 
 
 def _are_prices(values: object) -> bool:
