@@ -9,9 +9,9 @@ pytestmark = pytest.mark.campaign
 
 
 @pytest.mark.timeout(120)
-def test_three_hundred_orders_pay_nothing_twice_and_lose_nothing() -> None:
-    report = orders.run(300)
+def test_a_hundred_and_fifty_orders_pay_nothing_twice_and_lose_nothing() -> None:
+    report = orders.run(150)
     assert not report.complaints, str(report)
-    assert report.seeds == 300
+    assert report.seeds == 150
     assert set(report.steps) == set(orders.STEPS)
     assert report.fates["created"] > report.fates["lost"] > 0
