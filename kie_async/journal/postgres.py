@@ -25,7 +25,8 @@ from . import postgres_queries as sql
 from .account import Account, notes_to_add
 from .intents import Claim, Intent, IntentState
 from .notes import MAX_REASON_CHARS, MOST_SMALL_NOTES, SmallNote, encode_note, encode_record, log_lost_note
-from .postgres_database import UNFLUSHED, Connection, Job, PostgresDatabase, import_asyncpg
+from .postgres_connections import Connection
+from .postgres_database import UNFLUSHED, Job, PostgresDatabase, Single, import_asyncpg
 from .postgres_late import LateNotes
 from .postgres_limiter import MAX_PERMITS, SharedPermits
 from .postgres_reader import PostgresReader
@@ -34,7 +35,7 @@ from .postgres_workers import Membership
 from .shared import NewsSink, StoredDelivery
 
 if TYPE_CHECKING:
-    from .postgres_database import Pool
+    from .postgres_connections import Pool
 
 ID_PATIENCE_S = 30.0
 """So long an id waits for a database that is away, before its create is told so: a restart takes seconds."""
@@ -185,7 +186,7 @@ class PostgresJournal(PostgresReader):
         """
         worker_id = self.worker_id
         self._members.check_alive(worker_id)
-        sending = self._db.start(lambda db: self._insert_sending(db, intent, worker_id))
+        sending = self._db.start(self._sending_of(intent, worker_id))
         self._sends[intent.intent_id] = sending
         sending.add_done_callback(partial(self._end_send, intent.intent_id))
         self._members.note_seq(await asyncio.shield(sending))
@@ -197,18 +198,22 @@ class PostgresJournal(PostgresReader):
         if not sending.cancelled():
             sending.exception()  # whoever asked may have been cancelled: then nobody else takes it
 
-    async def _insert_sending(self, db: Connection, intent: Intent, worker_id: str) -> int:
-        known, seq = self._members.highest, None
+    def _sending_of(self, intent: Intent, worker_id: str) -> Job[int]:
+        known = self._members.highest
         body = without_mac(intent.body) if self._keep_bodies and intent.body else None
         values = (
             *(intent.intent_id, worker_id, intent.ref, intent.model, intent.fingerprint, body),
             *(intent.expects_callback, intent.replaces, intent.audio_s, intent.expected_credits),
         )
-        if self._budget is None and not intent.replaces:
-            seq = await db.fetchval(sql.SEND_IF_FREE, *values, self.lease_s, known)
-        if seq is None:
-            seq = await self._send_after_all(db, intent, known, values)
-        return int(seq)
+
+        async def send_if_free(db: Connection) -> int | None:
+            return await db.fetchval(sql.SEND_IF_FREE, *values, self.lease_s, known)  # type: ignore[no-any-return]
+
+        async def send_after_all(db: Connection) -> int:
+            return await self._send_after_all(db, intent, known, values)
+
+        is_plain = self._budget is None and not intent.replaces
+        return Single(send_if_free, send_after_all) if is_plain else send_after_all
 
     async def _send_after_all(
         self, db: Connection, intent: Intent, known: int, values: tuple[object, ...]
@@ -234,7 +239,7 @@ class PostgresJournal(PostgresReader):
         statement = sql.update_where(change, "state IN ('PLANNED', 'SENDING', 'UNKNOWN')", 1)
 
         async def job(db: Connection) -> None:
-            await sql.wait_for_given_up(db, intent_id)
+            await self._wait_for_given_up(db, intent_id)
             if not await sql.select_intents(db, "i.intent_id = $1", intent_id):
                 return  # it was not noted that it leaves
             await sql.must_change(db, statement, intent_id)
@@ -245,16 +250,16 @@ class PostgresJournal(PostgresReader):
     async def mark_created(self, intent_id: str, task_id: str, *, adopted_by: str = "") -> None:
         """Note the id of the task an intent became; if the database is away, as soon as it is back."""
 
-        async def job(db: Connection) -> bool:
+        async def bind(db: Connection) -> bool | None:
             values = (task_id, adopted_by, intent_id, self.worker_id, self._channel)
-            if await db.execute(sql.BIND_AND_NOTIFY, *values) == "SELECT 1":
-                return True
+            return await db.fetchval(sql.BIND_AND_NOTIFY, *values)  # type: ignore[no-any-return]
+
+        async def job(db: Connection) -> None:
             await sql.bind_task(db, task_id, adopted_by, intent_id, self.worker_id)
             await db.execute("DELETE FROM claim WHERE intent_id = $1", intent_id)
-            return False
 
         what = f"task {task_id} of intent {intent_id}"
-        await self._note(what, intent_id, job, patience_s=ID_PATIENCE_S)
+        await self._note(what, intent_id, job, first=bind, patience_s=ID_PATIENCE_S)
 
     async def mark_held(self, intent_id: str, credits: float) -> None:
         """Note what the service holds for the task of an intent."""
@@ -277,7 +282,7 @@ class PostgresJournal(PostgresReader):
         values = (state.value, _storable(reason)[:MAX_REASON_CHARS], code, intent_id)
 
         async def job(db: Connection) -> None:
-            await sql.wait_for_given_up(db, intent_id)
+            await self._wait_for_given_up(db, intent_id)
             if may_be_new and not await sql.select_intents(db, "i.intent_id = $1", intent_id):
                 return  # nothing of it was about to leave
             await sql.must_change(db, statement, *values)
@@ -303,36 +308,51 @@ class PostgresJournal(PostgresReader):
         """
         state = IntentState.of_end(record)
         noted_record = encode_record(record, keeps_request=self._keep_bodies)
-        values = (state.value, noted_record, record.credits, intent_id)
+        end = (state.value, noted_record, record.credits)
 
-        async def job(db: Connection) -> bool:
-            if await db.execute(sql.SETTLE_AND_NOTIFY, *values, self._channel) == "SELECT 1":
-                return True
+        async def settle(db: Connection) -> bool | None:
+            values = (*end, self.worker_id, self._channel, intent_id)
+            return await db.fetchval(sql.SETTLE_AND_NOTIFY, *values)  # type: ignore[no-any-return]
+
+        async def job(db: Connection) -> None:
             noted = await sql.lock_intent(db, intent_id)
             is_unreadable = any(found.state is state and found.read_end() is None for found in noted)
             if any(found.has_ended for found in noted) and not is_unreadable:
-                return False
-            await sql.must_change(db, sql.SET_SETTLED, *values, is_unreadable)
+                return
+            await sql.must_change(db, sql.SET_SETTLED, *end, intent_id, is_unreadable)
             await db.execute("DELETE FROM delivery WHERE intent_id = $1", intent_id)
-            return False
 
-        await self._note(f"the end of intent {intent_id}", intent_id, job)
+        await self._note(f"the end of intent {intent_id}", intent_id, job, first=settle)
 
     async def _note(
-        self, what: str, intent_id: str, job: Job[bool | None], *, patience_s: float = END_PATIENCE_S
+        self,
+        what: str,
+        intent_id: str,
+        job: Job[None],
+        *,
+        first: Job[bool | None] | None = None,
+        patience_s: float = END_PATIENCE_S,
     ) -> None:
-        """Note what is true, now or as soon as it can be, and tell the other workers unless *job* has."""
+        """Note what is true, now or as soon as it can be, and let the other workers know.
 
+        *first* is the one statement that does all that, if nothing stands against it.
+        """
         # The jobs of a worker run side by side, and who was cancelled has left this one behind.
         if (sending := self._sends.get(intent_id)) is not None:
             await asyncio.wait({sending})
 
-        async def job_and_news(db: Connection) -> None:
-            if await job(db):
-                return
+        async def job_and_news(db: Connection) -> bool:
+            await job(db)
             await db.execute("SELECT pg_notify($1, $2)", self._channel, f"intent {intent_id}")
+            return True
 
-        await self._late.note(what, job_and_news, patience_s=patience_s)
+        noting = job_and_news if first is None else Single(first, job_and_news)
+        await self._late.note(what, noting, patience_s=patience_s)
+
+    async def _wait_for_given_up(self, db: Connection, intent_id: str) -> None:
+        """Wait until the note of an intent that was given up, since nobody answered, is there or never is."""
+        await self._db.end_given_up(db)
+        await sql.lock_given_up(db, intent_id)
 
     # --- small notes ---------------------------------------------------------------------------
 

@@ -9,27 +9,20 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import attrs
 
 from .._background import BackgroundTasks
 from ..errors import InvalidRequest, JournalAway, JournalError, JournalFull
 from .base import RefTaken, TaskAlreadyBound
+from .postgres_connections import CONNECT_S, Connection, Connections, Pool
 
 if TYPE_CHECKING:
     import asyncpg
 
-    Connection = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
-    OwnConnection = Connection | asyncpg.Connection[asyncpg.Record]
-    Pool = asyncpg.Pool[asyncpg.Record]
-else:  # the driver is an extra: without it nothing here may fail to be imported
-    Connection = OwnConnection = Pool = object
-
 MAX_CONNECTIONS = 4
-"""Of one session's pool, besides the one that listens: jobs are short, and hundreds of workers may share."""
-
-CONNECT_S = 5.0
+"""Of one journal, besides the one that listens: jobs are short, and hundreds of workers may share."""
 
 ANSWER_S = 10.0
 """So long a transaction may take, since it touches a few rows. One that asks nothing for half of it has a
@@ -50,6 +43,15 @@ https://www.postgresql.org/docs/current/errcodes-appendix.html"""
 
 _CONFLICT_STATES = ("40001", "40P01", "55P03")
 
+_LOST_STATEMENT_STATES = ("26000", "42P05")
+"""What is said of a prepared statement where another session has it: nothing was done."""
+
+_ENDED_WITHIN_MS = 5_000
+
+_END_SESSION = (
+    "SELECT pg_terminate_backend(pid, $3) FROM pg_stat_activity WHERE pid = $1 AND backend_start = $2"
+)
+
 _FULL_STATE, _UNIQUE_STATE, _ZERO_BYTE_STATE = "53100", "23505", "22021"
 
 # By a name of its own, which the command line lets through.
@@ -58,6 +60,32 @@ _log = logging.getLogger("kie_async.weather")
 _T = TypeVar("_T")
 
 Job = Callable[[Connection], Awaitable[_T]]
+
+
+@attrs.frozen
+class Single(Generic[_T]):
+    """A job of a single *statement*, which is committed by itself: one round trip instead of three.
+
+    Whoever gives it up does not know whether it is yet to begin; see `PostgresDatabase.end_given_up`. If it
+    returns None, *otherwise* is run, in a transaction as every job.
+    """
+
+    statement: Job[_T | None]
+    otherwise: Job[_T]
+
+    async def __call__(self, db: Connection) -> _T:
+        """Run it as a job like any other."""
+        made = await self.statement(db)
+        return await self.otherwise(db) if made is None else made
+
+
+def fetching(query: str, *values: object) -> Single[list[asyncpg.Record]]:
+    """Return the job that fetches the rows of a query."""
+
+    async def fetch(db: Connection) -> list[asyncpg.Record]:
+        return await db.fetch(query, *values)
+
+    return Single(fetch, fetch)
 
 
 def import_asyncpg() -> None:
@@ -104,14 +132,14 @@ class PostgresDatabase:
     """
 
     def __init__(self, dsn_or_pool: str | Pool, schema: str, *, answer_s: float = ANSWER_S) -> None:
-        self._given = dsn_or_pool
         self._answer_s = answer_s
+        self._connections = Connections(dsn_or_pool, schema)
         # Whoever waits for a connection of ours does not wait for the database.
         self._turns = asyncio.Semaphore(MAX_CONNECTIONS)
         self.schema = schema
         self.worker_id = ""
         """Whose reads tell other workers' intents from its own."""
-        self._pool: Pool | None = None
+        self._is_open = False
         self._is_closing = False
         self._jobs = BackgroundTasks("kie_async journal")
         self._absence = _Absence()
@@ -128,39 +156,23 @@ class PostgresDatabase:
     @property
     def is_open(self) -> bool:
         """Tell whether jobs are taken."""
-        return self._pool is not None
+        return self._is_open
 
     # --- open and close ------------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Connect, or take the pool that was given.
+        """Connect; a pool that was given is connected when it is needed.
 
         Raises:
             JournalError: That cannot be done; the message says why.
         """
-        if self._pool is not None:
+        if self._is_open:
             raise JournalError(f"{self.label} is open already")
-        import asyncpg
-
-        self._is_closing = False
-
-        if not isinstance(self._given, str):
-            self._pool = self._given
-            return
         try:
-            pool = await asyncpg.create_pool(
-                self._given,
-                min_size=0,  # else the pool itself tries to reconnect, and logs each failure
-                max_size=MAX_CONNECTIONS,
-                timeout=CONNECT_S,
-                # A pooler in transaction mode gives each transaction another server connection.
-                statement_cache_size=0,
-                reset=_keep,
-            )
-            async with pool.acquire(timeout=CONNECT_S):
-                self._pool = pool
+            await self._connections.release(await self._connections.acquire())
         except Exception as exc:
             raise self._error_from(exc) from None
+        self._is_open, self._is_closing = True, False
 
     async def finish_jobs(self) -> None:
         """Finish what was begun, and take nothing more but the last jobs."""
@@ -170,40 +182,24 @@ class PostgresDatabase:
     async def aclose(self) -> None:
         """Finish what was begun and disconnect; a pool that was given stays open."""
         await self._jobs.drain()
-        pool, self._pool = self._pool, None
-        if pool is not None and pool is not self._given:
-            try:
-                async with asyncio.timeout(CONNECT_S):
-                    await pool.close()
-            except Exception:
-                pool.terminate()
+        self._is_open = False
+        await self._connections.aclose()
 
-    async def connect(self) -> OwnConnection:
-        """Return a connection beside the pool's, for the caller to keep and to close.
+    async def connect(self) -> Connection:
+        """Return a connection for the caller to keep, besides those of the jobs.
 
         Raises:
             JournalError: It cannot be had.
         """
-        import asyncpg
-
         try:
             async with asyncio.timeout(CONNECT_S):
-                if isinstance(self._given, str):
-                    return await asyncpg.connect(self._given, timeout=CONNECT_S, statement_cache_size=0)
-                return await self._given.acquire()
+                return await self._connections.acquire()
         except Exception as exc:
             raise self._note_failure(exc) from None
 
-    async def disconnect(self, connection: OwnConnection) -> None:
+    async def disconnect(self, connection: Connection) -> None:
         """Give a connection of `connect` up."""
-        try:
-            async with asyncio.timeout(CONNECT_S):
-                if isinstance(self._given, str):
-                    await connection.close()
-                else:
-                    await self._given.release(cast("Connection", connection))
-        except Exception:
-            connection.terminate()
+        await self._connections.disconnect(connection)
 
     # --- jobs ----------------------------------------------------------------------------------
 
@@ -255,7 +251,7 @@ class PostgresDatabase:
             try:
                 return await self._run_in_turn(job)
             except asyncpg.PostgresError as exc:
-                if exc.sqlstate not in _CONFLICT_STATES:
+                if exc.sqlstate not in _CONFLICT_STATES and not self._has_lost_statement(exc):
                     raise self._note_failure(exc) from None
             except JournalError:
                 raise
@@ -275,31 +271,55 @@ class PostgresDatabase:
     async def _run_once(self, job: Job[_T]) -> _T:
         import asyncpg
 
-        if self._pool is None:
+        if not self._is_open:
             raise JournalError(f"{self.label} is closed")
         async with asyncio.timeout(self._answer_s):
-            connection = await self._pool.acquire(timeout=CONNECT_S)
+            connection = await self._connections.acquire()
             try:
-                await connection.execute(self.begin)
-                made = await job(connection)
-                await connection.execute("COMMIT")
+                made = await self._run_on(connection, job)
             except (asyncpg.PostgresError, JournalError):
                 with suppress(Exception):
-                    await connection.execute("ROLLBACK")
+                    if connection.is_in_transaction():
+                        await connection.execute("ROLLBACK")
                 raise
             except BaseException:  # no answer in time, or a lost connection: another query gets none either
                 connection.terminate()
                 raise
             finally:
-                await self._release(connection)
+                with suppress(Exception):  # a pool itself drops what it cannot reset
+                    await self._connections.release(connection)
         self._absence.note_answer(self.label)
         return made
 
-    async def _release(self, connection: Connection) -> None:
-        if self._pool is None:
-            return
-        with suppress(Exception):  # the pool itself drops what it cannot reset
-            await self._pool.release(connection, timeout=CONNECT_S)
+    async def _run_on(self, connection: Connection, job: Job[_T]) -> _T:
+        if isinstance(job, Single) and self._connections.has_sessions:
+            made: _T | None = await job.statement(connection)
+            if made is not None:
+                return made
+            job = job.otherwise
+        await connection.execute(self.begin)
+        done = await job(connection)
+        await connection.execute("COMMIT")
+        return done
+
+    def _has_lost_statement(self, exc: asyncpg.PostgresError) -> bool:
+        """Tell whether a job may go on without what was prepared, which another session has."""
+        is_lost = exc.sqlstate in _LOST_STATEMENT_STATES
+        return is_lost and self._connections.lose_sessions("another session has what was prepared")
+
+    async def end_given_up(self, db: Connection) -> None:
+        """End each session that was given up in the middle of something: it may be yet to begin with that.
+
+        Raises:
+            JournalAway: One goes on.
+        """
+        sessions = self._connections.given_up
+        while sessions:
+            pid, started_at = attrs.astuple(sessions[-1])
+            has_ended = await db.fetchval(_END_SESSION, pid, started_at, _ENDED_WITHIN_MS)
+            if has_ended is False:
+                raise JournalAway(f"{self.label} is yet to end what was given up")
+            sessions.pop()
 
     @property
     def begin(self) -> str:
@@ -311,7 +331,7 @@ class PostgresDatabase:
         )
 
     async def listen(
-        self, connection: OwnConnection, channel: str, listener: Callable[[object, int, str, object], None]
+        self, connection: Connection, channel: str, listener: Callable[[object, int, str, object], None]
     ) -> None:
         """Call *listener* with each notification that comes on a connection of `connect`.
 
@@ -325,7 +345,7 @@ class PostgresDatabase:
             raise self._note_failure(exc) from None
 
     async def fetch_row(
-        self, connection: OwnConnection, query: str, *values: object, within_s: float
+        self, connection: Connection, query: str, *values: object, within_s: float
     ) -> Mapping[str, Any] | None:
         """Return the one row of a query on a connection of `connect`, in a transaction.
 
@@ -334,10 +354,8 @@ class PostgresDatabase:
         """
         try:
             async with asyncio.timeout(within_s):
-                await connection.execute(self.begin)
-                row = await connection.fetchrow(query, *values)
-                await connection.execute("COMMIT")
-                return None if row is None else dict(row)
+                rows = await self._run_on(connection, fetching(query, *values))
+                return dict(rows[0]) if rows else None
         except Exception as exc:
             raise self._note_failure(exc) from None
 
@@ -382,10 +400,6 @@ class PostgresDatabase:
         if _AWAY_STATES.match(state):
             return JournalAway(f"{self.label} cannot be reached: {why}")
         return JournalError(f"{self.label} refused: {why}")
-
-
-async def _keep(_: object) -> None:
-    """Give a connection back as it is: whatever a job sets lasts for its transaction."""
 
 
 def _take_error(job: asyncio.Task[Any]) -> None:

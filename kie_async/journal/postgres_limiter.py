@@ -9,10 +9,13 @@ import secrets
 from collections.abc import Callable
 from contextlib import suppress
 
+import attrs
+
 from .._background import BackgroundTasks
 from ..config import Rate
 from ..errors import JournalError
-from .postgres_database import UNFLUSHED, Connection, PostgresDatabase
+from .postgres_connections import Connection
+from .postgres_database import UNFLUSHED, PostgresDatabase, Single
 
 MAX_PERMITS = 10_000
 """Each is a row."""
@@ -29,23 +32,23 @@ _MAKE = """
 INSERT INTO permit(kind, slot) SELECT $1, slot FROM generate_series(0, $2 - 1) AS slot ON CONFLICT DO NOTHING
 """
 
-# On the disk with the note of the create that it is for, which is waited for before anything leaves.
+# On the disk with the note of the create that it is for, which is waited for before anything leaves. The wait
+# is that of who gets none.
 _TAKE = f"""
-UPDATE permit SET worker = $2, back_at = clock_timestamp() + make_interval(secs => $4)
-WHERE kind = $1 AND slot = (
-  SELECT slot FROM permit WHERE kind = $1 AND slot < $3 AND back_at <= clock_timestamp()
-    AND NOT EXISTS (SELECT 1 FROM pause WHERE kind = $1 AND until > clock_timestamp())
-  ORDER BY back_at LIMIT 1 FOR UPDATE SKIP LOCKED
+WITH taken AS (
+  UPDATE permit SET worker = $2, back_at = clock_timestamp() + make_interval(secs => $4)
+  WHERE kind = $1 AND slot = (
+    SELECT slot FROM permit WHERE kind = $1 AND slot < $3 AND back_at <= clock_timestamp()
+      AND NOT EXISTS (SELECT 1 FROM pause WHERE kind = $1 AND until > clock_timestamp())
+    ORDER BY back_at LIMIT 1 FOR UPDATE SKIP LOCKED
+  )
+  RETURNING slot, {UNFLUSHED}
 )
-RETURNING slot, {UNFLUSHED}
-"""  # noqa: S608  (made of constants)
-
-_WAIT_S = """
-SELECT extract(epoch FROM greatest(
-  (SELECT min(back_at) FROM permit WHERE kind = $1 AND slot < $2),
+SELECT (SELECT slot FROM taken) AS slot, extract(epoch FROM greatest(
+  (SELECT min(back_at) FROM permit WHERE kind = $1 AND slot < $3),
   (SELECT until FROM pause WHERE kind = $1)
-) - clock_timestamp())::float8
-"""
+) - clock_timestamp())::float8 AS wait_s
+"""  # noqa: S608  (made of constants)
 
 # If the server forgets it, the permit comes back later.
 _GIVE_BACK = f"""
@@ -61,6 +64,14 @@ ON CONFLICT (kind) DO UPDATE SET until = greatest(p.until, excluded.until)
 _log = logging.getLogger("kie_async")
 
 
+@attrs.frozen
+class _Permit:
+    """One that is held: its place among all, and the name under which it was taken."""
+
+    slot: int
+    name: str
+
+
 class SharedPermits:
     """Permits that come back ``per_s`` after the answer they were used for, by the database's clock.
 
@@ -71,8 +82,7 @@ class SharedPermits:
         self._database = database
         self._kind = kind
         self._rate = rate
-        self._user = secrets.token_hex(8)
-        self._held: list[int] = []
+        self._held: list[_Permit] = []
         self._turn = asyncio.Lock()
         self._changed = asyncio.Event()
         self._now = asyncio.get_running_loop().time
@@ -110,45 +120,46 @@ class SharedPermits:
         async with self._turn:
             while True:
                 self._changed.clear()
-                slot, wait_s = await self._ask_once()
-                if slot is not None:
-                    self._held.append(slot)
+                permit, wait_s = await self._ask_once()
+                if permit is not None:
+                    self._held.append(permit)
                     return self._now()
                 longest_s = min(_LONGEST_SLEEP_S, self._rate.per_s)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(min(max(wait_s, _SHORTEST_SLEEP_S), longest_s)):
                         await self._changed.wait()
 
-    async def _ask_once(self) -> tuple[int | None, float]:
+    async def _ask_once(self) -> tuple[_Permit | None, float]:
         """Take a permit, or tell how long to wait; what comes after a cancel goes back."""
-        asking = self._background.spawn(self._database.run(self._ask))
+        asking = self._database.start(Single(self._ask, self._ask) if self._is_made else self._make_and_ask)
         try:
             answer = await asyncio.shield(asking)
         except asyncio.CancelledError:
-            asking.add_done_callback(self._take_no_permit)
+            self._background.spawn(self._give_back_late(asking))
             raise
         self._is_made = True  # not before the commit
         return answer
 
-    def _take_no_permit(self, asking: asyncio.Task[tuple[int | None, float]]) -> None:
-        """Give back what came for somebody who had left."""
-        if asking.cancelled() or asking.exception() is not None:
-            return
-        slot, _ = asking.result()
-        if slot is not None:
-            self._held.append(slot)
-            self.release_unused()
+    async def _give_back_late(self, asking: asyncio.Task[tuple[_Permit | None, float]]) -> None:
+        """Give back what comes for somebody who has left."""
+        with suppress(JournalError):
+            permit, _ = await asking
+            if permit is not None:
+                self._held.append(permit)
+                self.release_unused()
 
-    async def _ask(self, db: Connection) -> tuple[int | None, float]:
+    async def _make_and_ask(self, db: Connection) -> tuple[_Permit | None, float]:
+        await db.execute(_MAKE, self._kind, self._rate.count)
+        return await self._ask(db)
+
+    async def _ask(self, db: Connection) -> tuple[_Permit | None, float]:
         """Take a permit, or tell how long to wait for one."""
-        if not self._is_made:
-            await db.execute(_MAKE, self._kind, self._rate.count)
+        # A new name each time: what was given up, and is run late, must give back no permit but its own.
+        name = secrets.token_hex(8)
         longest_s = _LONGEST_USE_S + self._rate.per_s
-        slot = await db.fetchval(_TAKE, self._kind, self._user, self._rate.count, longest_s)
-        if slot is not None:
-            return int(slot), 0.0
-        wait_s = await db.fetchval(_WAIT_S, self._kind, self._rate.count)
-        return None, float(wait_s or 0.0)
+        (row,) = await db.fetch(_TAKE, self._kind, name, self._rate.count, longest_s)
+        permit = None if row["slot"] is None else _Permit(row["slot"], name)
+        return permit, row["wait_s"] or 0.0
 
     def release(self) -> float:
         """Give a permit back, to be used again ``per_s`` from now: its answer is here. Return now."""
@@ -161,8 +172,8 @@ class SharedPermits:
 
     def _give_back(self, after_s: float) -> None:
         # Which of them does not matter: all that are held were taken before this answer.
-        values = (self._kind, self._held.pop(0), self._user, after_s)
-        self._background.spawn(self._do(_GIVE_BACK, *values))
+        permit = self._held.pop(0)
+        self._background.spawn(self._do(_GIVE_BACK, self._kind, permit.slot, permit.name, after_s))
 
     def throttle(self, pause_s: float) -> None:
         """Let nobody through for so many seconds, in all workers; the longest of several pauses counts."""
@@ -173,8 +184,11 @@ class SharedPermits:
         return []
 
     async def _do(self, statement: str, *values: object) -> None:
+        async def execute(db: Connection) -> str:
+            return await db.execute(statement, *values)
+
         try:
-            await self._database.run(lambda db: db.execute(statement, *values), patience_s=_LONGEST_USE_S)
+            await self._database.run(Single(execute, execute), patience_s=_LONGEST_USE_S)
         except JournalError as exc:  # it comes back by itself, later
             _log.info("a permit could not be given back: %s", exc)
         self._changed.set()

@@ -8,7 +8,7 @@ from ..errors import JournalError
 from .account import AccountNote
 from .base import RefTaken, TaskAlreadyBound
 from .intents import Intent, IntentState
-from .postgres_database import Connection
+from .postgres_connections import Connection
 from .postgres_schema import NOW_MS
 
 if TYPE_CHECKING:
@@ -96,21 +96,26 @@ UPDATE intent SET state = 'CREATED', task_id = $1, sends = 1, created_ms = {NOW_
 WHERE intent_id = $3 AND task_id IS NULL
 """  # noqa: S608  (made of constants)
 
+# Who begins to take part meanwhile reads it at the latest in two seconds.
+_NOTIFY_OTHERS = """
+CASE WHEN EXISTS (SELECT 1 FROM worker WHERE id <> $4) THEN pg_notify($5, 'intent ' || intent_id) END
+"""
+
 # What is noted most of the time, and told in the same breath: each question takes time.
 BIND_AND_NOTIFY = f"""
 WITH bound AS (
   {_SET_CREATED} AND NOT EXISTS (SELECT 1 FROM intent WHERE task_id = $1) RETURNING intent_id
 ),
 gone AS (DELETE FROM claim WHERE intent_id = $3)
-SELECT pg_notify($5, 'intent ' || intent_id) FROM bound
+SELECT true, {_NOTIFY_OTHERS} FROM bound
 """  # noqa: S608  (made of constants)
 
 _END = f"state = $1, record = $2, credits = coalesce($3, credits), terminal_ms = {NOW_MS}"
 
 SETTLE_AND_NOTIFY = f"""
-WITH settled AS (UPDATE intent SET {_END} WHERE intent_id = $4 AND state = 'CREATED' RETURNING intent_id),
-  gone AS (DELETE FROM delivery WHERE intent_id = $4)
-SELECT pg_notify($5, 'intent ' || intent_id) FROM settled
+WITH settled AS (UPDATE intent SET {_END} WHERE intent_id = $6 AND state = 'CREATED' RETURNING intent_id),
+  gone AS (DELETE FROM delivery WHERE intent_id = $6)
+SELECT true, {_NOTIFY_OTHERS} FROM settled
 """  # noqa: S608  (made of constants)
 
 # Whoever polled again because the end could not be read may note it again; the price is kept.
@@ -248,8 +253,8 @@ async def lock_intent(db: Connection, intent_id: str) -> list[Intent]:
     return [intent_of(row) for row in await db.fetch(query, intent_id)]
 
 
-async def wait_for_given_up(db: Connection, intent_id: str) -> None:
-    """Wait until the note of an intent that was given up, since nobody answered, is committed or is not."""
+async def lock_given_up(db: Connection, intent_id: str) -> None:
+    """Wait for the transaction, if one is under way, that notes an intent as SENDING."""
     await db.execute(f"SELECT {_LOCK.format('$1')}", intent_id)
 
 

@@ -6,7 +6,7 @@ import re
 
 from ..errors import InvalidRequest, JournalError
 from .intents import IntentState
-from .postgres_database import Connection
+from .postgres_connections import Connection
 
 VERSION = 1
 

@@ -15,7 +15,8 @@ from datetime import datetime
 from typing import Any
 
 from ..errors import JournalAway, JournalError
-from .postgres_database import UNFLUSHED, Connection, OwnConnection, PostgresDatabase
+from .postgres_connections import Connection
+from .postgres_database import UNFLUSHED, PostgresDatabase
 from .postgres_queries import OPEN_STATES
 from .shared import NewsSink
 
@@ -183,7 +184,7 @@ class Membership:
                 self._steady_since = math.inf
                 await self._database.disconnect(connection)
 
-    async def _beat_with(self, connection: OwnConnection) -> None:
+    async def _beat_with(self, connection: Connection) -> None:
         """Beat on one connection, and listen on it, until it is lost."""
         await self._database.listen(connection, self._channel, self._on_notification)
         if self._sink is not None:

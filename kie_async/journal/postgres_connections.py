@@ -1,0 +1,140 @@
+"""Keeps the connections of a journal on PostgreSQL, and finds out whether a pooler stands in between."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from datetime import datetime
+from typing import TYPE_CHECKING, cast
+
+import attrs
+
+if TYPE_CHECKING:
+    import asyncpg
+
+    Lent = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
+    Connection = Lent | asyncpg.Connection[asyncpg.Record]
+    Pool = asyncpg.Pool[asyncpg.Record]
+else:  # the driver is an extra: without it nothing here may fail to be imported
+    Connection = Pool = object
+
+CONNECT_S = 5.0
+
+_IDLE_S = 300.0
+"""After so long a connection that nobody needed is closed: hundreds of workers may share a server."""
+
+# In one message, which is one transaction: whoever stands in between gave out a number of its own, and then
+# nothing is set.
+_BEGIN_SESSION = """
+SELECT 1 / (pg_backend_pid() = {pid})::integer; SET synchronous_commit = on; SET search_path = "{schema}"
+"""
+
+_STARTED_AT = "SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+
+_log = logging.getLogger("kie_async")
+
+
+@attrs.frozen
+class Session:
+    """A connection as the server knows it; *pid* alone may be another one's later."""
+
+    pid: int
+    started_at: datetime
+
+
+class Connections:
+    """The connections of a journal: of its own to a DSN, or those of a pool that was given.
+
+    Where *has_sessions* is set, each is one session of the server's from begin to end: it keeps the schema,
+    commits that wait for the disk, and the statements that it has prepared. A pooler in transaction mode
+    takes another session for each transaction, and of a pool that was given nothing is known.
+    """
+
+    def __init__(self, given: str | Pool, schema: str) -> None:
+        self._given = given
+        self._schema = schema
+        self.has_sessions = isinstance(given, str)
+        self.given_up: list[Session] = []
+        """Sessions that may yet run the last they were sent, though nobody waits for it."""
+        self._sessions: dict[Connection, Session] = {}
+        self._idle: deque[tuple[float, Connection]] = deque()
+
+    async def acquire(self) -> Connection:
+        """Return a connection that nobody else has, by preference the one that was used last."""
+        if not isinstance(self._given, str):
+            return await self._given.acquire(timeout=CONNECT_S)
+        while self._idle:
+            _, connection = self._idle.pop()
+            if not connection.is_closed():
+                return connection
+            self._sessions.pop(connection, None)
+        return await self._connect(self._given)
+
+    async def release(self, connection: Connection) -> None:
+        """Take back a connection of `acquire`; one that is closed may have been in the middle of a job."""
+        if not isinstance(self._given, str):
+            await self._given.release(cast("Lent", connection), timeout=CONNECT_S)
+        elif connection.is_closed():
+            if session := self._sessions.pop(connection, None):
+                self.given_up.append(session)
+        elif connection in self._sessions and not self.has_sessions:
+            self._terminate(connection)
+        else:
+            now = time.monotonic()
+            self._idle.append((now, connection))
+            if self._idle[0][0] < now - _IDLE_S:
+                self._terminate(self._idle.popleft()[1])
+
+    async def disconnect(self, connection: Connection) -> None:
+        """Give back a connection of `acquire` that is not to be used again."""
+        self._sessions.pop(connection, None)
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                if isinstance(self._given, str):
+                    await connection.close()
+                else:
+                    await self._given.release(cast("Lent", connection))
+        except Exception:
+            connection.terminate()
+
+    async def aclose(self) -> None:
+        """Close what nobody has; a pool that was given stays open."""
+        while self._idle:
+            await self.disconnect(self._idle.pop()[1])
+
+    def lose_sessions(self, why: str) -> bool:
+        """Go on without sessions, for good; tell whether that can help."""
+        if self.has_sessions:
+            self.has_sessions = False
+            _log.info("each statement is prepared anew from now on, since %s", why)
+            while self._idle:
+                self._terminate(self._idle.pop()[1])
+        return isinstance(self._given, str)
+
+    async def _connect(self, dsn: str) -> Connection:
+        import asyncpg
+
+        if self.has_sessions:
+            connection = await asyncpg.connect(dsn, timeout=CONNECT_S)
+            try:
+                await self._begin_session(connection)
+                return connection
+            except asyncpg.DivisionByZeroError:
+                await connection.close(timeout=CONNECT_S)
+                self.lose_sessions("a pooler stands before the database")
+            except BaseException:
+                connection.terminate()
+                raise
+        return await asyncpg.connect(dsn, timeout=CONNECT_S, statement_cache_size=0)
+
+    async def _begin_session(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+        pid = connection.get_server_pid()
+        await connection.execute(_BEGIN_SESSION.format(pid=pid, schema=self._schema), timeout=CONNECT_S)
+        started_at = await connection.fetchval(_STARTED_AT, timeout=CONNECT_S)
+        self._sessions[connection] = Session(pid, started_at)
+
+    def _terminate(self, connection: Connection) -> None:
+        self._sessions.pop(connection, None)
+        connection.terminate()
