@@ -42,7 +42,8 @@ FREE = (50, 0.001)
 LEASE_S = 10.0
 """As it is if nobody says otherwise."""
 IDLE, IDLE_S = 200, 12.0
-READ_EVERY_S, SWEEP_EVERY_S = 2.0, 5.0
+READ_EVERY_S, SWEEP_EVERY_S = 10.0, 5.0
+"""As a worker does to which news are notified."""
 
 _numbers = itertools.count()
 
@@ -347,11 +348,12 @@ async def idle_workers(server: PostgresServer, count: int, for_s: float) -> list
 async def _live(journal: PostgresJournal, phase: float) -> None:
     """Sweep and read, as the session of a worker does that has nothing to do."""
     await asyncio.sleep(phase * SWEEP_EVERY_S)
+    assert journal.is_notified
     for turn in itertools.count():
-        await journal.list_deliveries()
-        if turn % round(SWEEP_EVERY_S / READ_EVERY_S) == 0:
-            await journal.take_over()
-        await asyncio.sleep(READ_EVERY_S)
+        await journal.take_over()
+        if turn % round(READ_EVERY_S / SWEEP_EVERY_S) == 0:
+            await journal.list_deliveries()
+        await asyncio.sleep(SWEEP_EVERY_S)
 
 
 PARTS = ("creates", "added", "callbacks", "takeover", "server")

@@ -25,7 +25,10 @@ from .recovery import Recovery
 from .settings import Settings
 
 _READ_EVERY_S = 2.0
-"""So often all that is waited for is read, since a pooler in between may pass on no notifications."""
+"""So often all that is waited for is read, where a pooler in between may pass on no notifications."""
+
+_READ_AGAIN_S = 10.0
+"""So often it is read where news are notified. Hundreds of workers may share a server, and most are idle."""
 
 _SWEEP_EVERY_S = 5.0
 
@@ -118,7 +121,7 @@ class WorkerRelay:
     async def _read_on(self) -> None:
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(_READ_EVERY_S):
+                async with asyncio.timeout(_READ_AGAIN_S if self._journal.is_notified else _READ_EVERY_S):
                     await self._has_news.wait()
             if not self._has_news.is_set():
                 self._news.update(dict.fromkeys(self._recovery.list_waited_for()))

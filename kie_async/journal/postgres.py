@@ -26,7 +26,7 @@ from .account import Account, notes_to_add
 from .intents import Claim, Intent, IntentState
 from .notes import MAX_REASON_CHARS, MOST_SMALL_NOTES, SmallNote, encode_note, encode_record, log_lost_note
 from .postgres_connections import Connection
-from .postgres_database import UNFLUSHED, Job, PostgresDatabase, Single, import_asyncpg
+from .postgres_database import UNFLUSHED, Job, PostgresDatabase, Single, fetching, import_asyncpg
 from .postgres_late import LateNotes
 from .postgres_limiter import MAX_PERMITS, SharedPermits
 from .postgres_reader import PostgresReader
@@ -359,7 +359,7 @@ class PostgresJournal(PostgresReader):
     async def recall(self, key: str) -> object | None:
         """Return what was last remembered under *key*; see `Journal.recall`."""
         with log_lost_note(key):
-            if rows := await self._fetch(sql.READ_NOTE, key):
+            if rows := await self._db.run(fetching(sql.READ_NOTE, key)):
                 return SmallNote(rows[0]["note"], 0, 1).read(0)
         return None
 
@@ -388,6 +388,11 @@ class PostgresJournal(PostgresReader):
             return RateLimiter(rate, now=asyncio.get_running_loop().time)
         self._permits = SharedPermits(self._db, "create", rate)
         return self._permits
+
+    @property
+    def is_notified(self) -> bool:
+        """Return whether notifications come; a pooler passes none on."""
+        return self._members.is_listening and self._db.has_sessions
 
     @property
     def alive_workers(self) -> int:
@@ -441,7 +446,8 @@ class PostgresJournal(PostgresReader):
 
     async def list_deliveries(self) -> list[StoredDelivery]:
         """Return what was stored for this worker, in the order it came."""
-        return [StoredDelivery(**row) for row in await self._fetch(sql.LIST_DELIVERIES, self.worker_id)]
+        rows = await self._db.run(fetching(sql.LIST_DELIVERIES, self.worker_id))
+        return [StoredDelivery(**row) for row in rows]
 
     async def drop_deliveries(self, numbers: Sequence[int]) -> None:
         """Forget deliveries that were taken in."""

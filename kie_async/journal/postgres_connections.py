@@ -14,8 +14,8 @@ import attrs
 if TYPE_CHECKING:
     import asyncpg
 
-    Lent = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
-    Connection = Lent | asyncpg.Connection[asyncpg.Record]
+    PoolConnection = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
+    Connection = PoolConnection | asyncpg.Connection[asyncpg.Record]
     Pool = asyncpg.Pool[asyncpg.Record]
 else:  # the driver is an extra: without it nothing here may fail to be imported
     Connection = Pool = object
@@ -25,10 +25,11 @@ CONNECT_S = 5.0
 _IDLE_S = 300.0
 """After so long a connection that nobody needed is closed: hundreds of workers may share a server."""
 
-# In one message, which is one transaction: whoever stands in between gave out a number of its own, and then
-# nothing is set.
+# A pooler tells its clients numbers of its own, not those of the server's processes. One message is one
+# transaction: if this one does not belong to the connection, nothing is set.
 _BEGIN_SESSION = """
-SELECT 1 / (pg_backend_pid() = {pid})::integer; SET synchronous_commit = on; SET search_path = "{schema}"
+DO $$BEGIN IF pg_backend_pid() <> {pid} THEN RAISE 'a pooler stands before the database'; END IF; END$$;
+SET synchronous_commit = on; SET search_path = "{schema}"
 """
 
 _STARTED_AT = "SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
@@ -52,8 +53,9 @@ class Connections:
     takes another session for each transaction, and of a pool that was given nothing is known.
     """
 
-    def __init__(self, given: str | Pool, schema: str) -> None:
+    def __init__(self, given: str | Pool, schema: str, *, idle_s: float = _IDLE_S) -> None:
         self._given = given
+        self._idle_s = idle_s
         self._schema = schema
         self.has_sessions = isinstance(given, str)
         self.given_up: list[Session] = []
@@ -75,7 +77,7 @@ class Connections:
     async def release(self, connection: Connection) -> None:
         """Take back a connection of `acquire`; one that is closed may have been in the middle of a job."""
         if not isinstance(self._given, str):
-            await self._given.release(cast("Lent", connection), timeout=CONNECT_S)
+            await self._given.release(cast("PoolConnection", connection), timeout=CONNECT_S)
         elif connection.is_closed():
             if session := self._sessions.pop(connection, None):
                 self.given_up.append(session)
@@ -84,7 +86,7 @@ class Connections:
         else:
             now = time.monotonic()
             self._idle.append((now, connection))
-            if self._idle[0][0] < now - _IDLE_S:
+            if self._idle[0][0] < now - self._idle_s:
                 self._terminate(self._idle.popleft()[1])
 
     async def disconnect(self, connection: Connection) -> None:
@@ -95,14 +97,15 @@ class Connections:
                 if isinstance(self._given, str):
                     await connection.close()
                 else:
-                    await self._given.release(cast("Lent", connection))
+                    await self._given.release(cast("PoolConnection", connection))
         except Exception:
             connection.terminate()
 
     async def aclose(self) -> None:
         """Close what nobody has; a pool that was given stays open."""
-        while self._idle:
-            await self.disconnect(self._idle.pop()[1])
+        idle = [connection for _, connection in self._idle]
+        self._idle.clear()
+        await asyncio.gather(*map(self.disconnect, idle))
 
     def lose_sessions(self, why: str) -> bool:
         """Go on without sessions, for good; tell whether that can help."""
@@ -121,9 +124,9 @@ class Connections:
             try:
                 await self._begin_session(connection)
                 return connection
-            except asyncpg.DivisionByZeroError:
-                await connection.close(timeout=CONNECT_S)
-                self.lose_sessions("a pooler stands before the database")
+            except asyncpg.RaiseError as exc:
+                await self.disconnect(connection)
+                self.lose_sessions(str(exc))
             except BaseException:
                 connection.terminate()
                 raise

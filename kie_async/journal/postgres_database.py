@@ -80,7 +80,7 @@ class Single(Generic[_T]):
 
 
 def fetching(query: str, *values: object) -> Single[list[asyncpg.Record]]:
-    """Return the job that fetches the rows of a query."""
+    """Return the job that fetches the rows of a query, which must not ask whose an intent is."""
 
     async def fetch(db: Connection) -> list[asyncpg.Record]:
         return await db.fetch(query, *values)
@@ -157,6 +157,11 @@ class PostgresDatabase:
     def is_open(self) -> bool:
         """Tell whether jobs are taken."""
         return self._is_open
+
+    @property
+    def has_sessions(self) -> bool:
+        """Tell whether connections are sessions of the server's own; see `Connections`."""
+        return self._connections.has_sessions
 
     # --- open and close ------------------------------------------------------------------------
 
@@ -292,7 +297,7 @@ class PostgresDatabase:
         return made
 
     async def _run_on(self, connection: Connection, job: Job[_T]) -> _T:
-        if isinstance(job, Single) and self._connections.has_sessions:
+        if isinstance(job, Single) and self.has_sessions:
             made: _T | None = await job.statement(connection)
             if made is not None:
                 return made

@@ -96,7 +96,7 @@ UPDATE intent SET state = 'CREATED', task_id = $1, sends = 1, created_ms = {NOW_
 WHERE intent_id = $3 AND task_id IS NULL
 """  # noqa: S608  (made of constants)
 
-# Who begins to take part meanwhile reads it at the latest in two seconds.
+# Nobody else, nobody to let know. Who begins to take part in this very moment reads it some seconds later.
 _NOTIFY_OTHERS = """
 CASE WHEN EXISTS (SELECT 1 FROM worker WHERE id <> $4) THEN pg_notify($5, 'intent ' || intent_id) END
 """

@@ -10,7 +10,7 @@ from ..limits.prices import TakenPrices
 from . import postgres_queries as sql
 from .intents import Claim, ClaimSource, Intent, Totals
 from .notes import decode_note
-from .postgres_database import PostgresDatabase, fetching
+from .postgres_database import PostgresDatabase
 from .shared import SharedJournal
 
 _SETTLED_CHUNK = 100
@@ -27,7 +27,7 @@ class PostgresReader(SharedJournal):
         return await self._db.run(lambda db: sql.select_intents(db, where, *values))
 
     async def _fetch(self, query: str, *values: object) -> list[Any]:
-        return await self._db.run(fetching(query, *values))
+        return await self._db.run(lambda db: db.fetch(query, *values))
 
     async def find_by_ref(self, ref: str) -> Intent | None:
         """Return the intent that has a ref, unless the ref may be used again."""

@@ -68,6 +68,7 @@ class Membership:
         self._channel = channel
         self.alive = 1
         """Workers that were alive at the last heartbeat, this one included."""
+        self.is_listening = False
         self._beat_at = -math.inf
         self._steady_since = math.inf
         self._highest = 0
@@ -181,12 +182,13 @@ class Membership:
             except JournalError as exc:
                 _log.info("the connection that listens was lost: %s", exc)
             finally:
-                self._steady_since = math.inf
+                self.is_listening, self._steady_since = False, math.inf
                 await self._database.disconnect(connection)
 
     async def _beat_with(self, connection: Connection) -> None:
         """Beat on one connection, and listen on it, until it is lost."""
         await self._database.listen(connection, self._channel, self._on_notification)
+        self.is_listening = True
         if self._sink is not None:
             self._sink.note_missed()  # nobody knows what was told while no one listened
         while True:

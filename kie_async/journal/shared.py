@@ -61,6 +61,11 @@ class SharedJournal(Journal):
 
     @property
     @abstractmethod
+    def is_notified(self) -> bool:
+        """Return whether the sink is sure to be told; else it has to read from time to time."""
+
+    @property
+    @abstractmethod
     def alive_workers(self) -> int:
         """Return how many workers were alive when last counted, this one included."""
 

@@ -443,6 +443,7 @@ async def test_ends_are_read_in_their_order(durable: Any) -> None:
     for number in order:
         record = attrs.evolve(DONE, task_id=f"t{number}")
         await durable.mark_settled(f"i{number}", record)
+        await asyncio.sleep(0.002)  # those of one millisecond come in the order they were planned
     ends = [found async for found in durable.iterate_settled()]
     assert [found.intent_id for found in ends] == [f"i{number}" for number in order]
     middle = ends[70].terminal_ms

@@ -62,6 +62,13 @@ async def test_workers_have_it_open_at_once_and_know_whose_an_intent_is(postgres
             ("t1", False),
             ("t1", True),
         ]
+        await one.mark_settled("i1", DONE)
+        for journal, is_of_another in ((one, False), (other, True)):
+            read = [
+                *[found async for found in journal.iterate_intents()],
+                *[found async for found in journal.iterate_settled()],
+            ]
+            assert [found.is_of_another for found in read] == [is_of_another] * 2
         assert await other.take_over() == []
 
 
