@@ -58,7 +58,7 @@ class Connections:
         self._idle_s = idle_s
         self._schema = schema
         self.has_sessions = isinstance(given, str)
-        self.given_up: list[Session] = []
+        self.given_up: set[Session] = set()
         """Sessions that may yet run the last they were sent, though nobody waits for it."""
         self._sessions: dict[Connection, Session] = {}
         self._idle: deque[tuple[float, Connection]] = deque()
@@ -80,7 +80,7 @@ class Connections:
             await self._given.release(cast("PoolConnection", connection), timeout=CONNECT_S)
         elif connection.is_closed():
             if session := self._sessions.pop(connection, None):
-                self.given_up.append(session)
+                self.given_up.add(session)
         elif connection in self._sessions and not self.has_sessions:
             self._terminate(connection)
         else:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import attrs
 
 from .._background import BackgroundTasks
-from ..errors import InvalidRequest, JournalAway, JournalError, JournalFull
+from ..errors import InvalidRequest, JournalAway, JournalError, JournalFull, KieError
 from .base import RefTaken, TaskAlreadyBound
 from .postgres_connections import CONNECT_S, Connection, Connections, Pool
 
@@ -282,7 +282,7 @@ class PostgresDatabase:
             connection = await self._connections.acquire()
             try:
                 made = await self._run_on(connection, job)
-            except (asyncpg.PostgresError, JournalError):
+            except (asyncpg.PostgresError, KieError):
                 with suppress(Exception):
                     if connection.is_in_transaction():
                         await connection.execute("ROLLBACK")
@@ -318,13 +318,11 @@ class PostgresDatabase:
         Raises:
             JournalAway: One goes on.
         """
-        sessions = self._connections.given_up
-        while sessions:
-            pid, started_at = attrs.astuple(sessions[-1])
-            has_ended = await db.fetchval(_END_SESSION, pid, started_at, _ENDED_WITHIN_MS)
+        for session in list(self._connections.given_up):
+            has_ended = await db.fetchval(_END_SESSION, session.pid, session.started_at, _ENDED_WITHIN_MS)
             if has_ended is False:
                 raise JournalAway(f"{self.label} is yet to end what was given up")
-            sessions.pop()
+            self._connections.given_up.discard(session)
 
     @property
     def begin(self) -> str:

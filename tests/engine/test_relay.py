@@ -465,7 +465,7 @@ async def test_a_budget_holds_for_all_workers_together(sandbox: Sandbox, worker:
         *(kie.create(request(None, f"{n}")) for n in range(3) for kie in workers), return_exceptions=True
     )
     assert len(sandbox.tasks) == 4, outcomes
-    assert sum(isinstance(outcome, BudgetExceeded) for outcome in outcomes) == 5
+    assert sum(isinstance(outcome, BudgetExceeded) for outcome in outcomes) == 5, outcomes
 
 
 async def test_a_budget_of_credits_holds_for_all_workers_together(sandbox: Sandbox, worker: Worker) -> None:

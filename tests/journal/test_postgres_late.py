@@ -1,4 +1,4 @@
-"""What was given up, since nobody answered, and is run by the server all the same: later than what followed it."""
+"""What was given up, since nobody answered, is run by the server all the same: after what followed it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -78,7 +78,7 @@ async def test_a_create_that_was_taken_back_is_not_noted_as_sending_later(held: 
     await held.cut()
     with pytest.raises(JournalAway):
         await sending
-    unsent = asyncio.ensure_future(held.journal.mark_unsent("i1"))
+    unsent = asyncio.gather(*(held.journal.mark_unsent(name) for name in ("i1", "another")))
     await asyncio.sleep(0.5)
     await held.go_on()
     await unsent
