@@ -392,7 +392,7 @@ class PostgresJournal(PostgresReader):
     @property
     def is_notified(self) -> bool:
         """Return whether notifications come; a pooler passes none on."""
-        return self._members.is_listening and self._db.has_sessions
+        return self._members.is_listening and self._db.is_direct
 
     @property
     def alive_workers(self) -> int:

@@ -27,7 +27,7 @@ _IDLE_S = 300.0
 
 # A pooler tells its clients numbers of its own, not those of the server's processes. One message is one
 # transaction: if this one does not belong to the connection, nothing is set.
-_BEGIN_SESSION = """
+_BEGIN_DIRECT = """
 DO $$BEGIN IF pg_backend_pid() <> {pid} THEN RAISE 'a pooler stands before the database'; END IF; END$$;
 SET synchronous_commit = on; SET search_path = "{schema}"
 """
@@ -38,7 +38,7 @@ _log = logging.getLogger("kie_async")
 
 
 @attrs.frozen
-class Session:
+class ServerProcess:
     """A connection as the server knows it; *pid* alone may be another one's later."""
 
     pid: int
@@ -48,19 +48,19 @@ class Session:
 class Connections:
     """The connections of a journal: of its own to a DSN, or those of a pool that was given.
 
-    Where *has_sessions* is set, each is one session of the server's from begin to end: it keeps the schema,
-    commits that wait for the disk, and the statements that it has prepared. A pooler in transaction mode
-    takes another session for each transaction, and of a pool that was given nothing is known.
+    Where *is_direct* is set, each leads to one process of the server from begin to end, which keeps the
+    schema, commits that wait for the disk, and the statements that it has prepared. A pooler in transaction
+    mode takes another process for each transaction, and of a pool that was given nothing is known.
     """
 
     def __init__(self, given: str | Pool, schema: str, *, idle_s: float = _IDLE_S) -> None:
         self._given = given
         self._idle_s = idle_s
         self._schema = schema
-        self.has_sessions = isinstance(given, str)
-        self.given_up: set[Session] = set()
-        """Sessions that may yet run the last they were sent, though nobody waits for it."""
-        self._sessions: dict[Connection, Session] = {}
+        self.is_direct = isinstance(given, str)
+        self.given_up: set[ServerProcess] = set()
+        """Who may yet run the last that was sent to it, though nobody waits for that."""
+        self._processes: dict[Connection, ServerProcess] = {}
         self._idle: deque[tuple[float, Connection]] = deque()
 
     async def acquire(self) -> Connection:
@@ -71,7 +71,7 @@ class Connections:
             _, connection = self._idle.pop()
             if not connection.is_closed():
                 return connection
-            self._sessions.pop(connection, None)
+            self._processes.pop(connection, None)
         return await self._connect(self._given)
 
     async def release(self, connection: Connection) -> None:
@@ -79,9 +79,9 @@ class Connections:
         if not isinstance(self._given, str):
             await self._given.release(cast("PoolConnection", connection), timeout=CONNECT_S)
         elif connection.is_closed():
-            if session := self._sessions.pop(connection, None):
-                self.given_up.add(session)
-        elif connection in self._sessions and not self.has_sessions:
+            if process := self._processes.pop(connection, None):
+                self.given_up.add(process)
+        elif connection in self._processes and not self.is_direct:
             self._terminate(connection)
         else:
             now = time.monotonic()
@@ -91,7 +91,7 @@ class Connections:
 
     async def disconnect(self, connection: Connection) -> None:
         """Give back a connection of `acquire` that is not to be used again."""
-        self._sessions.pop(connection, None)
+        self._processes.pop(connection, None)
         try:
             async with asyncio.timeout(CONNECT_S):
                 if isinstance(self._given, str):
@@ -107,10 +107,10 @@ class Connections:
         self._idle.clear()
         await asyncio.gather(*map(self.disconnect, idle))
 
-    def lose_sessions(self, why: str) -> bool:
-        """Go on without sessions, for good; tell whether that can help."""
-        if self.has_sessions:
-            self.has_sessions = False
+    def assume_pooler(self, why: str) -> bool:
+        """Go on as behind a pooler, for good; tell whether that can help."""
+        if self.is_direct:
+            self.is_direct = False
             _log.info("each statement is prepared anew from now on, since %s", why)
             while self._idle:
                 self._terminate(self._idle.pop()[1])
@@ -119,25 +119,25 @@ class Connections:
     async def _connect(self, dsn: str) -> Connection:
         import asyncpg
 
-        if self.has_sessions:
+        if self.is_direct:
             connection = await asyncpg.connect(dsn, timeout=CONNECT_S)
             try:
-                await self._begin_session(connection)
+                await self._begin_direct(connection)
                 return connection
             except asyncpg.RaiseError as exc:
                 await self.disconnect(connection)
-                self.lose_sessions(str(exc))
+                self.assume_pooler(str(exc))
             except BaseException:
                 connection.terminate()
                 raise
         return await asyncpg.connect(dsn, timeout=CONNECT_S, statement_cache_size=0)
 
-    async def _begin_session(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+    async def _begin_direct(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
         pid = connection.get_server_pid()
-        await connection.execute(_BEGIN_SESSION.format(pid=pid, schema=self._schema), timeout=CONNECT_S)
+        await connection.execute(_BEGIN_DIRECT.format(pid=pid, schema=self._schema), timeout=CONNECT_S)
         started_at = await connection.fetchval(_STARTED_AT, timeout=CONNECT_S)
-        self._sessions[connection] = Session(pid, started_at)
+        self._processes[connection] = ServerProcess(pid, started_at)
 
     def _terminate(self, connection: Connection) -> None:
-        self._sessions.pop(connection, None)
+        self._processes.pop(connection, None)
         connection.terminate()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -14,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import attrs
 
 from .._background import BackgroundTasks
-from ..errors import InvalidRequest, JournalAway, JournalError, JournalFull, KieError
-from .base import RefTaken, TaskAlreadyBound
+from ..errors import InvalidRequest, JournalAway, JournalError, KieError
 from .postgres_connections import CONNECT_S, Connection, Connections, Pool
+from .postgres_errors import error_from
 
 if TYPE_CHECKING:
     import asyncpg
@@ -36,23 +35,16 @@ _RETRY_S = 0.25
 _CONFLICTS = 5
 """So often a transaction is run again that met another one."""
 
-_AWAY_STATES = re.compile("08|57P|53300|25006|25P03")
-"""SQLSTATEs of a server that is shutting down, starting, full of connections, read-only after a failover, or
-tired of a transaction in which nothing happens.
-https://www.postgresql.org/docs/current/errcodes-appendix.html"""
-
 _CONFLICT_STATES = ("40001", "40P01", "55P03")
 
 _LOST_STATEMENT_STATES = ("26000", "42P05")
-"""What is said of a prepared statement where another session has it: nothing was done."""
+"""What is said of a prepared statement where another process has it: nothing was done."""
 
 _ENDED_WITHIN_MS = 5_000
 
-_END_SESSION = (
+_END_PROCESS = (
     "SELECT pg_terminate_backend(pid, $3) FROM pg_stat_activity WHERE pid = $1 AND backend_start = $2"
 )
-
-_FULL_STATE, _UNIQUE_STATE, _ZERO_BYTE_STATE = "53100", "23505", "22021"
 
 # By a name of its own, which the command line lets through.
 _log = logging.getLogger("kie_async.weather")
@@ -159,9 +151,9 @@ class PostgresDatabase:
         return self._is_open
 
     @property
-    def has_sessions(self) -> bool:
-        """Tell whether connections are sessions of the server's own; see `Connections`."""
-        return self._connections.has_sessions
+    def is_direct(self) -> bool:
+        """Tell whether no pooler stands before the database; see `Connections`."""
+        return self._connections.is_direct
 
     # --- open and close ------------------------------------------------------------------------
 
@@ -176,7 +168,7 @@ class PostgresDatabase:
         try:
             await self._connections.release(await self._connections.acquire())
         except Exception as exc:
-            raise self._error_from(exc) from None
+            raise error_from(exc, self.label) from None
         self._is_open, self._is_closing = True, False
 
     async def finish_jobs(self) -> None:
@@ -297,7 +289,7 @@ class PostgresDatabase:
         return made
 
     async def _run_on(self, connection: Connection, job: Job[_T]) -> _T:
-        if isinstance(job, Single) and self.has_sessions:
+        if isinstance(job, Single) and self.is_direct:
             made: _T | None = await job.statement(connection)
             if made is not None:
                 return made
@@ -308,21 +300,23 @@ class PostgresDatabase:
         return done
 
     def _has_lost_statement(self, exc: asyncpg.PostgresError) -> bool:
-        """Tell whether a job may go on without what was prepared, which another session has."""
+        """Tell whether a job may go on without what was prepared, which another process has."""
         is_lost = exc.sqlstate in _LOST_STATEMENT_STATES
-        return is_lost and self._connections.lose_sessions("another session has what was prepared")
+        return is_lost and self._connections.assume_pooler(
+            "another process of the server has what was prepared"
+        )
 
     async def end_given_up(self, db: Connection) -> None:
-        """End each session that was given up in the middle of something: it may be yet to begin with that.
+        """End each process of the server that was given up in the middle of something, or before it began.
 
         Raises:
             JournalAway: One goes on.
         """
-        for session in list(self._connections.given_up):
-            has_ended = await db.fetchval(_END_SESSION, session.pid, session.started_at, _ENDED_WITHIN_MS)
+        for process in list(self._connections.given_up):
+            has_ended = await db.fetchval(_END_PROCESS, process.pid, process.started_at, _ENDED_WITHIN_MS)
             if has_ended is False:
                 raise JournalAway(f"{self.label} is yet to end what was given up")
-            self._connections.given_up.discard(session)
+            self._connections.given_up.discard(process)
 
     @property
     def begin(self) -> str:
@@ -365,51 +359,13 @@ class PostgresDatabase:
     # --- what went wrong -----------------------------------------------------------------------
 
     def _note_failure(self, exc: Exception) -> JournalError:
-        error = self._error_from(exc)
+        error = error_from(exc, self.label)
         if isinstance(error, JournalAway):
             self._absence.note_failure(self.label, str(exc) or type(exc).__name__)
         return error
-
-    def _error_from(self, exc: Exception) -> JournalError:
-        """Return the error of ours for one of the driver; what it says of a DSN may hold the password."""
-        import asyncpg
-
-        if isinstance(exc, JournalError):
-            return exc
-        if isinstance(exc, asyncpg.PostgresError):
-            return self._error_from_server(exc)
-        if isinstance(exc, (UnicodeError, asyncpg.DataError)):
-            return JournalError(f"{self.label} cannot hold this text")
-        if isinstance(exc, (asyncpg.exceptions.ClientConfigurationError, ValueError)):
-            return JournalError(
-                "the URL of the journal is no PostgreSQL URL: postgresql://user@host/database"
-            )
-        # The driver calls its own error what comes of a server that ends a connection in the middle.
-        if isinstance(exc, (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError)):
-            why = "no answer in time" if isinstance(exc, TimeoutError) else _first_line(exc)
-            return JournalAway(f"{self.label} cannot be reached: {why}")
-        raise exc
-
-    def _error_from_server(self, exc: asyncpg.PostgresError) -> JournalError:
-        why, state = _first_line(exc), exc.sqlstate or ""
-        if state == _FULL_STATE:
-            return JournalFull(f"the disk of {self.label} is full: {why}")
-        if state == _UNIQUE_STATE and exc.constraint_name == "intent_ref_key":
-            return RefTaken("another worker was faster with this ref; nothing was sent")
-        if state == _UNIQUE_STATE and exc.constraint_name == "intent_task_id_key":
-            return TaskAlreadyBound("the task belongs to another intent")
-        if state == _ZERO_BYTE_STATE:
-            return JournalError(f"{self.label} cannot hold this text: {why}")
-        if _AWAY_STATES.match(state):
-            return JournalAway(f"{self.label} cannot be reached: {why}")
-        return JournalError(f"{self.label} refused: {why}")
 
 
 def _take_error(job: asyncio.Task[Any]) -> None:
     """Have nobody complain of an error that nobody waits for any more."""
     if not job.cancelled():
         job.exception()
-
-
-def _first_line(exc: Exception) -> str:
-    return (str(exc).splitlines() or [type(exc).__name__])[0][:200]

@@ -35,11 +35,11 @@ async def value_of(database: PostgresDatabase, query: str) -> Any:
     return (await database.run(fetching(query)))[0][0]
 
 
-async def test_a_session_of_the_server_keeps_what_it_prepared(postgres_dsn: str) -> None:
+async def test_a_direct_connection_keeps_what_it_prepared(postgres_dsn: str) -> None:
     async with opened(postgres_dsn) as database:
         for _ in range(2):
             await database.run(fetching("SELECT 1 AS mine"))
-        assert database.has_sessions
+        assert database.is_direct
         assert await value_of(database, PREPARED) == 2  # that question too
 
 
@@ -49,19 +49,19 @@ async def test_behind_a_pooler_nothing_stays_prepared_and_that_is_said_once(
     caplog.set_level(logging.INFO, "kie_async")
     async with pooler(postgres_dsn) as url, opened(url) as database:
         await asyncio.gather(*(database.run(fetching(SLOW)) for _ in range(4)))
-        assert not database.has_sessions
+        assert not database.is_direct
         assert await value_of(database, PREPARED) == 0
     assert caplog.text.count("a pooler stands before the database") == 1
 
 
 async def test_a_pool_that_was_given_is_taken_for_a_pooler(postgres_dsn: str) -> None:
     async with asyncpg.create_pool(postgres_dsn, min_size=1, max_size=3) as pool, opened(pool) as database:
-        assert not database.has_sessions
+        assert not database.is_direct
         assert await value_of(database, "SHOW search_path") == "public"
         assert await pool.fetchval("SHOW search_path") == '"$user", public'
 
 
-async def test_what_another_session_has_prepared_is_prepared_anew(
+async def test_what_another_process_has_prepared_is_prepared_anew(
     postgres_dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "kie_async")
@@ -69,11 +69,11 @@ async def test_what_another_session_has_prepared_is_prepared_anew(
     async with opened(postgres_dsn) as database:
         await asyncio.gather(*(database.run(fetching(SLOW)) for _ in range(4)))
         await asyncio.gather(*(database.run(lambda db: db.execute(forget)) for _ in range(4)))
-        assert database.has_sessions
+        assert database.is_direct
         await asyncio.gather(*(database.run(fetching(SLOW)) for _ in range(4)))
-        assert not database.has_sessions
+        assert not database.is_direct
         assert await value_of(database, PREPARED) == 0
-    assert caplog.text.count("another session has what was prepared") == 1
+    assert caplog.text.count("another process has what was prepared") == 1
 
 
 async def test_a_single_statement_waits_for_the_disk_whatever_the_role_has(postgres_dsn: str) -> None:

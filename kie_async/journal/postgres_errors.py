@@ -1,0 +1,57 @@
+"""Says in errors of ours what the driver or the server said."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from ..errors import JournalAway, JournalError, JournalFull
+from .base import RefTaken, TaskAlreadyBound
+
+if TYPE_CHECKING:
+    import asyncpg
+
+_AWAY_STATES = re.compile("08|57P|53300|25006|25P03")
+"""SQLSTATEs of a server that is shutting down, starting, full of connections, read-only after a failover, or
+tired of a transaction in which nothing happens.
+https://www.postgresql.org/docs/current/errcodes-appendix.html"""
+
+_FULL_STATE, _UNIQUE_STATE, _ZERO_BYTE_STATE = "53100", "23505", "22021"
+
+
+def error_from(exc: Exception, label: str) -> JournalError:
+    """Return the error of ours for one of the driver; what it says of a DSN may hold the password."""
+    import asyncpg
+
+    if isinstance(exc, JournalError):
+        return exc
+    if isinstance(exc, asyncpg.PostgresError):
+        return _error_from_server(exc, label)
+    if isinstance(exc, (UnicodeError, asyncpg.DataError)):
+        return JournalError(f"{label} cannot hold this text")
+    if isinstance(exc, (asyncpg.exceptions.ClientConfigurationError, ValueError)):
+        return JournalError("the URL of the journal is no PostgreSQL URL: postgresql://user@host/database")
+    # The driver calls its own error what comes of a server that ends a connection in the middle.
+    if isinstance(exc, (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError)):
+        why = "no answer in time" if isinstance(exc, TimeoutError) else _first_line(exc)
+        return JournalAway(f"{label} cannot be reached: {why}")
+    raise exc
+
+
+def _error_from_server(exc: asyncpg.PostgresError, label: str) -> JournalError:
+    why, state = _first_line(exc), exc.sqlstate or ""
+    if state == _FULL_STATE:
+        return JournalFull(f"the disk of {label} is full: {why}")
+    if state == _UNIQUE_STATE and exc.constraint_name == "intent_ref_key":
+        return RefTaken("another worker was faster with this ref; nothing was sent")
+    if state == _UNIQUE_STATE and exc.constraint_name == "intent_task_id_key":
+        return TaskAlreadyBound("the task belongs to another intent")
+    if state == _ZERO_BYTE_STATE:
+        return JournalError(f"{label} cannot hold this text: {why}")
+    if _AWAY_STATES.match(state):
+        return JournalAway(f"{label} cannot be reached: {why}")
+    return JournalError(f"{label} refused: {why}")
+
+
+def _first_line(exc: Exception) -> str:
+    return (str(exc).splitlines() or [type(exc).__name__])[0][:200]
