@@ -442,7 +442,7 @@ class PostgresJournal(PostgresReader):
     async def save_delivery(self, delivery: StoredDelivery) -> None:
         """Store a delivery for the worker whose task it is of, and let that know."""
         values = (delivery.intent_id, delivery.task_id, delivery.is_signed, delivery.record, self._channel)
-        await self._db.run(lambda db: db.execute(sql.SAVE_DELIVERY, *values))
+        await self._db.run(fetching(sql.SAVE_DELIVERY, *values))
 
     async def list_deliveries(self) -> list[StoredDelivery]:
         """Return what was stored for this worker, in the order it came."""
@@ -452,7 +452,7 @@ class PostgresJournal(PostgresReader):
     async def drop_deliveries(self, numbers: Sequence[int]) -> None:
         """Forget deliveries that were taken in."""
         statement = f"DELETE FROM delivery WHERE number = ANY($1) RETURNING {UNFLUSHED}"  # noqa: S608
-        await self._db.run(lambda db: db.execute(statement, list(numbers)))
+        await self._db.run(fetching(statement, list(numbers)))
 
     async def find_saver(self, task_id: str) -> str:
         """Return which host has saved the files of a task, and where; "" if none has."""

@@ -72,7 +72,7 @@ class Single(Generic[_T]):
 
 
 def fetching(query: str, *values: object) -> Single[list[asyncpg.Record]]:
-    """Return the job that fetches the rows of a query, which must not ask whose an intent is."""
+    """Return the job of one statement, whose rows it returns; it must not ask whose an intent is."""
 
     async def fetch(db: Connection) -> list[asyncpg.Record]:
         return await db.fetch(query, *values)
