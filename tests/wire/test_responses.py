@@ -652,6 +652,10 @@ def test_the_record_of_another_task_is_not_taken(task_id: object) -> None:
         decode_query(answer(200, {**RECORD, "taskId": task_id}), ID)
 
 
+def test_a_record_may_be_json_in_a_string() -> None:
+    assert decode_query(answer(200, json.dumps(RECORD)), ID) == decode_query(answer(200, RECORD), ID)
+
+
 def test_a_record_without_an_id_is_not_taken() -> None:
     with pytest.raises(AnswerUnreadable, match="another task"):
         decode_query(answer(200, {"state": "success"}), ID)
