@@ -18,14 +18,17 @@ _SALVAGED_ID = re.compile(rb'"task_?[iI]d"\s*:\s*"([A-Za-z0-9_-]{1,128})"')
 
 _SALVAGED_CODE = re.compile(rb'\s*\{\s*"code"\s*:\s*(\d{3})\s*,')
 
+_QUOTE = rb"""(?:\\*["']|&quot;|&#34;)?"""
+
 _NAMED_ID = re.compile(
-    rb"""task_?id\\*["']?\s*[:=]\s*\\*["']?([A-Za-z0-9_-]{1,128})(?=[^A-Za-z0-9_-])""", re.IGNORECASE
+    rb"task[_-]?ids?%b\s*[:=>]\s*\[?%b([A-Za-z0-9_-]{1,128})(?=[^A-Za-z0-9_-])" % (_QUOTE, _QUOTE),
+    re.IGNORECASE,
 )
-"""An id in anything that can be read: JSON in a page, a form, a query. What follows it shows its end."""
+"""An id in anything that can be read: JSON in a page, a form, a query, XML. What follows it shows its end."""
 
 _NO_IDS = frozenset({"", "null", "none", "undefined", "true", "false", "string"})
 
-_ID_NAMES = ("taskid", "id", "recordid", "jobid", "generationid")
+_ID_NAMES = ("taskid", "taskids", "id", "recordid", "jobid", "generationid")
 
 _OF_THE_REQUEST = frozenset({"param", "paramjson", "input", "request", "body"})
 """Where an answer may echo what was asked for, ids of earlier tasks among it."""
@@ -58,6 +61,8 @@ def decode_create(response: WireResponse | None, *, sent: bool, partial: bytes =
     if verdict is CreateVerdict.CREATED:
         return CreateAnswer(verdict=verdict, task_id=task_id or "")
     candidate = task_id or _find_candidate(body)
+    if verdict is CreateVerdict.HELD_BACK and candidate and isinstance(found, Envelope):
+        verdict = CreateVerdict.UNKNOWN  # a limit that names a task: sent again, it may be paid twice
     error = None
     if verdict in {CreateVerdict.REFUSED, CreateVerdict.HELD_BACK}:
         error = _error_of_create(response, None if isinstance(found, str) else found, code, candidate)
@@ -123,12 +128,12 @@ def _name_ids(value: object, name: str = "") -> Iterator[tuple[str, str]]:
             yield from _name_ids(item, name)
     elif isinstance(value, dict):
         for key, inner in value.items():
-            plain = key.replace("_", "").lower()
+            plain = key.replace("_", "").replace("-", "").lower()
             if plain not in _OF_THE_REQUEST:
                 yield from _name_ids(inner, plain)
     elif name in _ID_NAMES or name == "data":
         text = read_text(value).strip()
-        if text.startswith(("{", "[")):  # JSON in JSON
+        if text.startswith(("{", "[", '"')):  # JSON in JSON
             text = _find_id_in_text(text.encode("utf-8", "replace"))
         is_bare = name == "data" and (len(text) < _MIN_BARE_ID or not any(map(str.isdigit, text)))
         if TASK_ID.fullmatch(text) and text.lower() not in _NO_IDS and not is_bare:

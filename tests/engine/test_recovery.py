@@ -234,6 +234,18 @@ async def test_a_ref_of_an_unknown_create_of_a_former_run_is_not_sent_again(
     assert sandbox.counts["create"] == 1
 
 
+async def test_an_unknown_create_of_a_former_run_names_the_id_in_its_answer(
+    sandbox: Sandbox, restart: Restart
+) -> None:
+    answer = {"code": 500, "msg": "busy", "data": {"taskId": "task_abc"}}
+    sandbox.faults.create_answers_next = [(200, json.dumps(answer))]
+    for _ in range(2):
+        kie = await restart()
+        with pytest.raises(CreateOutcomeUnknown, match="named task task_abc") as caught:
+            await kie.create(ECHO)
+        assert caught.value.candidate_task_id == "task_abc"
+
+
 REFUSALS = [
     (400, RequestRejected), (401, ApiError), (402, InsufficientCredits), (404, ApiError),
     (422, RequestRejected), (433, ApiError),
