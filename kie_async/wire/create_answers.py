@@ -47,20 +47,24 @@ class CreateAnswer:
     """An id that the answer names without a clean yes: perhaps a task that is paid."""
 
 
-def decode_create(response: WireResponse | None, *, sent: bool, partial: bytes = b"") -> CreateAnswer:
+def decode_create(
+    response: WireResponse | None, *, sent: bool, partial: bytes = b"", raw_answer: bytes = b""
+) -> CreateAnswer:
     """Judge an attempt to create; *partial* is what came of a body that broke off.
 
-    Never raises: whatever the bytes are, the verdict is one of five.
+    *raw_answer* is all that came, head included: it proves nothing, and may name a task where HTTP was
+    broken. Never raises: whatever the bytes are, the verdict is one of five.
     """
     if response is None:
-        return CreateAnswer(verdict=create_verdict(sent=sent, http_status=None, code=None, task_id=None))
+        verdict = create_verdict(sent=sent, http_status=None, code=None, task_id=None)
+        return CreateAnswer(verdict=verdict, candidate_task_id=_one_id(_SALVAGED_ID, raw_answer))
     body = response.body or partial
     found = read_envelope(body, response.redactor)
     code, task_id = _salvage_create(body) if isinstance(found, str) else (found.code, _created_id(found.data))
     verdict = create_verdict(sent=sent, http_status=response.status, code=code, task_id=task_id)
     if verdict is CreateVerdict.CREATED:
         return CreateAnswer(verdict=verdict, task_id=task_id or "")
-    candidate = task_id or _find_candidate(body)
+    candidate = task_id or _find_candidate(body) or ("" if body else _one_id(_SALVAGED_ID, raw_answer))
     if verdict is CreateVerdict.HELD_BACK and candidate and isinstance(found, Envelope):
         verdict = CreateVerdict.UNKNOWN  # a limit that names a task: sent again, it may be paid twice
     error = None
@@ -116,7 +120,11 @@ def _find_candidate(body: bytes) -> str:
 
 
 def _find_id_in_text(text: bytes) -> str:
-    ids = {found.decode() for found in _NAMED_ID.findall(text[:MAX_JSON_BYTES])}
+    return _one_id(_NAMED_ID, text[:MAX_JSON_BYTES])
+
+
+def _one_id(pattern: re.Pattern[bytes], text: bytes) -> str:
+    ids = {found.decode() for found in pattern.findall(text)}
     ids = {found for found in ids if found.lower() not in _NO_IDS}
     return ids.pop() if len(ids) == 1 else ""
 
