@@ -418,7 +418,7 @@ def _kept_connections() -> list[Situation]:
                 what=f"it {what} while it is noted",
                 ends=noted_twice,
                 play=slow,
-                server=keeps(then=then, after_s=SHORT_S / 2),
+                server=keeps(then=then, once_noted=True),
             )
             for what, then in _ends(another).items()
         ),
@@ -470,9 +470,12 @@ def keeps(
     is_chunked: bool = False,
     tail: bytes = b"",
     then: Then | None = None,
-    after_s: float = 0.0,
+    once_noted: bool = False,
 ) -> Behaviour:
-    """Make a task of each body and keep the connection; the first one meets its end early."""
+    """Make a task of each body and keep the connection; the first one meets its end early.
+
+    With *once_noted* that is when the next create is being noted, which sets `may_answer`.
+    """
 
     async def behave(peer: Peer) -> None:
         while True:
@@ -484,7 +487,8 @@ def keeps(
                 raw += b"0\r\n\r\n"
             await peer.send(raw.replace(b"1.1", version, 1) + tail)
             if then is not None and peer.number == 1:
-                await asyncio.sleep(after_s)
+                if once_noted:
+                    await peer.server.may_answer.wait()
                 await then(peer)
 
     return behave
@@ -493,7 +497,12 @@ def keeps(
 async def _two_in_a_row(
     stage: Stage, *, pause_s: float = 0.0, commit_s: float = 0.0, stops: bool = False
 ) -> list[str]:
-    notes = Notes((lambda: asyncio.sleep(commit_s)) if commit_s else None)
+    async def commit() -> None:
+        if notes.notes.count("sending") > 1:
+            stage.server.may_answer.set()
+        await asyncio.sleep(commit_s)
+
+    notes = Notes(commit if commit_s else None)
     counters = Counters()
     async with stage.creating(connections=1) as transport:
         words = [await outcome_of(creation(transport, journal=notes, counters=counters).run())]
