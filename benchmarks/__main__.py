@@ -1,6 +1,6 @@
-"""``python -m benchmarks [NAME] [--check] [--json PATH]``: one module each; without NAME all but the slow.
+"""``python -m benchmarks [NAME ...] [--check] [--json PATH]``: one module each; without NAME all but the slow.
 
-Each then runs in a process of its own. The summary says of every goal whether all its bars were met.
+Several run in a process of their own each. The summary says of every goal whether all its bars were met.
 """
 
 from __future__ import annotations
@@ -84,10 +84,10 @@ def judged(found: dict[str, dict[str, Any] | None]) -> dict[str, list[str]]:
     return missed
 
 
-def summary(missed: dict[str, list[str]]) -> str:
+def summary(missed: dict[str, list[str]], goals: Sequence[str] = GOALS) -> str:
     """Return a line for every goal, and one for each benchmark that has bars of its own."""
     lines = []
-    for goal in [*GOALS, *sorted(set(missed) - set(GOALS))]:
+    for goal in [*goals, *sorted(set(missed) - set(goals))]:
         if goal not in missed:
             lines.append(f"{goal:<10} not measured")
         else:
@@ -95,16 +95,18 @@ def summary(missed: dict[str, list[str]]) -> str:
     return "\n".join(lines)
 
 
-def run_all(argv: Sequence[str]) -> int:
-    """Run all but the slow ones."""
+def run_several(argv: Sequence[str]) -> int:
+    """Run those that are named, by default all but the slow ones."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", choices=[[], *names()], help=", ".join(names()))
     parser.add_argument("--check", action="store_true", help="fail when a bar is missed")
     parser.add_argument("--json", type=Path, help="write all figures there")
     asked = parser.parse_args(argv)
-    found = run_each([name for name in names() if name not in SLOW])
+    found = run_each(asked.names or [name for name in names() if name not in SLOW])
     missed = judged(found)
-    print(summary(missed))
-    print(f"{'not run':<10} {', '.join(sorted(SLOW & set(names())))}: python -m benchmarks NAME")
+    print(summary(missed, [] if asked.names else GOALS))
+    if not asked.names:
+        print(f"{'not run':<10} {', '.join(sorted(SLOW & set(names())))}: python -m benchmarks NAME")
     if asked.json is not None:
         whole = {"at": datetime.now(UTC).isoformat(), "benchmarks": found, "missed": missed}
         asked.json.write_text(json.dumps(whole, indent=1))
@@ -112,14 +114,14 @@ def run_all(argv: Sequence[str]) -> int:
 
 
 def main(argv: list[str]) -> int:
-    """Run one benchmark with the rest of the arguments, or all."""
-    if argv and argv[0] in names():
+    """Run one benchmark with the rest of the arguments, or several."""
+    if argv and argv[0] in names() and not set(argv[1:]) & set(names()):
         status: int = importlib.import_module(f"benchmarks.{argv[0]}").main(argv[1:])
         return status
-    if argv and not argv[0].startswith("-"):
+    if argv and not argv[0].startswith("-") and argv[0] not in names():
         print(f"there is no benchmark {argv[0]}; there are: {', '.join(names())}")
         return 2
-    return run_all(argv)
+    return run_several(argv)
 
 
 if __name__ == "__main__":

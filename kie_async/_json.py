@@ -36,6 +36,13 @@ _MAX_INTEGER_BITS = 14_000
 
 _HALF_PAIR = re.compile(r"[\ud800-\udfff]")
 
+_STRING_OR_LAST_COMMA = re.compile(r'"[^"\\]*+(?:\\.?[^"\\]*+)*+(?:"|\Z)|,(?=\s*[}\]])', re.DOTALL)
+
+# Each costs two microseconds, in which the event loop stands still.
+_MAX_TIDIED = 500_000
+
+_ESCAPE = re.compile(r'\\(["\\/bfnrt]|u[0-9a-fA-F]{4})?')
+
 _GUARDS = " \t\r\n\ufeff)]}',"
 """What may stand before an object: blanks, and what some servers write against old browsers."""
 
@@ -78,7 +85,8 @@ def salvage_json(text: bytes | str) -> tuple[object, tuple[str, ...]]:
 
     Only for answers to our own queries: a stray byte in some field must not hide the end of a paid task.
     Left out: bytes that are no UTF-8, control characters, NaN and infinities, integers of more than 400
-    digits, a key with two values, halves of surrogate pairs, and what stands around the object.
+    digits, a key with two values, halves of surrogate pairs, backslashes that
+    escape nothing, a comma behind the last of a row, and what stands around the object.
 
     Raises:
         NotJson: There is no one object or list in it, or it has more than `MAX_RECORD_BYTES`.
@@ -131,7 +139,13 @@ class _Salvage:
         if readable[:1] not in ("{", "["):
             raise NotJson("neither an object nor a list")
         try:
-            found, end = self._decoder.raw_decode(readable)
+            try:
+                found, end = self._decoder.raw_decode(readable)
+            except ValueError:  # what its hooks cannot mend
+                if readable.count('"') + readable.count("\\") > _MAX_TIDIED:
+                    raise
+                readable = _STRING_OR_LAST_COMMA.sub(self._tidy, readable)
+                found, end = self._decoder.raw_decode(readable)
             value = self._mended(found)
         except RecursionError:
             raise NotJson("nested too deeply") from None
@@ -154,6 +168,16 @@ class _Salvage:
         if readable != decoded:
             self._lose("control characters")
         return readable.lstrip(_GUARDS)
+
+    def _tidy(self, found: re.Match[str]) -> str:
+        """Return a string without escapes that are none, and a comma behind the last of a row as nothing."""
+        if found[0] == ",":
+            self._lose("a comma too many")
+            return ""
+        tidy = _ESCAPE.sub(lambda escape: escape[0] if escape[1] else "", found[0])
+        if tidy != found[0]:
+            self._lose("escapes that are none")
+        return tidy
 
     def _lose(self, what: str) -> object:
         self._losses.add(what)

@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from .._validation import read_environment, strip_quotes
 from ..callbacks.address import derive_callback_secret
 from ..callbacks.base import MACS_ONLY, BodyReader, CallbackVerdict, Delivery, Headers, Redactor
 from ..callbacks.receiver import CallbackReceiver
@@ -46,7 +47,8 @@ def listen(
     ] = None,
 ) -> None:
     """Show callbacks as they arrive, until Ctrl-C; with --check, try whether a public URL leads here."""
-    receiver = CallbackReceiver([hmac_key] if hmac_key else [])
+    key = strip_quotes(hmac_key)
+    receiver = CallbackReceiver([key] if key else [])
     run_command(_listen(receiver, host, port, path, check))
 
 
@@ -86,7 +88,7 @@ class _Shown:
     """Prints each request and what a session would have answered; an `Inbox` that takes every delivery."""
 
     def __init__(self, receiver: CallbackReceiver) -> None:
-        key = os.environ.get("KIE_API_KEY", "").strip()
+        key = read_environment("KIE_API_KEY")
         if not key:
             print_err("KIE_API_KEY is not set: no address is known to be right")
         self.callback_secrets: Sequence[bytes] = (

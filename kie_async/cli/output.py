@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from .._validation import read_environment
 from ..inputs.prices import USD_PER_CREDIT
 from ..models import JobState, TaskRecord, TaskState
 
@@ -56,7 +56,7 @@ def escape_marks(text: str) -> str:
 
 def without_key(text: str) -> str:
     """Return *text* without the API key, should the service have echoed it."""
-    key = os.environ.get("KIE_API_KEY", "").strip()
+    key = read_environment("KIE_API_KEY")
     return text.replace(key, "***") if len(key) >= _SHORTEST_HIDDEN_KEY else text
 
 

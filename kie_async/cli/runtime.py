@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import importlib.util
 import logging
-import os
 import shlex
 import signal
 import sys
@@ -16,6 +15,7 @@ from typing import Any
 
 import typer
 
+from .._validation import read_environment
 from ..batch import STOP_WAS_CALLED
 from ..errors import (
     AuthenticationError,
@@ -147,7 +147,7 @@ def require_key() -> None:
     Raises:
         CannotRun: There is none.
     """
-    if not os.environ.get("KIE_API_KEY", "").strip():
+    if not read_environment("KIE_API_KEY"):
         raise CannotRun("no API key: set KIE_API_KEY to a key from https://kie.ai/api-key")
 
 

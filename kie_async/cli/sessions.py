@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Annotated
@@ -11,6 +10,7 @@ from urllib.parse import urlsplit
 import attrs
 import typer
 
+from .._validation import read_environment, strip_quotes
 from ..callbacks.receiver import CallbackReceiver
 from ..config import Budget
 from ..errors import JournalError
@@ -25,11 +25,18 @@ _DEFAULT_PORT = 8080
 HMAC_KEY_VARIABLES = ["KIE_WEBHOOK_HMAC_KEY", "KIE_HMAC_KEY"]
 """Where the key of https://kie.ai/settings is found; the second one is the former name."""
 
+
+def without_quotes(value: str | None) -> str | None:
+    """Return what an option or its variable holds, without the blanks and quotes around it."""
+    return (strip_quotes(value) or None) if value is not None else None
+
+
 CallbackUrl = Annotated[
     str | None,
     typer.Option(
         metavar="URL",
         envvar="KIE_CALLBACK_URL",
+        callback=without_quotes,
         help="Get callbacks: the public URL that leads to --port.",
     ),
 ]
@@ -46,6 +53,7 @@ AccountName = Annotated[
         "--account",
         metavar="NAME",
         envvar="KIE_ACCOUNT",
+        callback=without_quotes,
         help="Your own name for the account: lets a journal take another key of it.",
     ),
 ]
@@ -108,5 +116,4 @@ async def open_session(
 
 
 def _hmac_keys() -> list[str]:
-    named = (os.environ.get(name, "").strip() for name in HMAC_KEY_VARIABLES)
-    return [key for key in named if key][:1]
+    return [key for key in map(read_environment, HMAC_KEY_VARIABLES) if key][:1]

@@ -198,7 +198,12 @@ class CreateTransport:
             response, is_final = None, True
             reason = f"{reason}; {_MOCKED}" if reason else _MOCKED
         return Attempt(
-            answer=decode_create(response, sent=gate.sent, partial=bytes(partial)),
+            answer=decode_create(
+                response,
+                sent=gate.sent,
+                partial=bytes(partial),
+                raw_answer=body.raw_answer if gate.sent else b"",
+            ),
             reason=reason or _unread(response, gate),
             is_final=is_final,
             is_untrusted=is_untrusted,

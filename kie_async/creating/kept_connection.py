@@ -13,6 +13,8 @@ import time
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.client_proto import ResponseHandler
 
+from .._json import MAX_JSON_BYTES
+
 KEEP_S = 1.0
 """How long after a complete answer a connection may carry a further create."""
 
@@ -33,12 +35,16 @@ class KeptConnection(ResponseHandler):
         self._silent_since: tuple[float, float] | None = None
         self._has_ended = False
         self._last_bytes = b""
+        self.raw_answer = bytearray()
+        """What came since a body was handed to it: an id may stand in what the parser refuses."""
         self._poll: select.poll | None = None
 
     def data_received(self, data: bytes) -> None:
         """Note that it is not silent, then parse."""
         self._silent_since = None
         self._last_bytes = (self._last_bytes + data[-_ENDING_BYTES:])[-_ENDING_BYTES:]
+        if self.is_used and len(self.raw_answer) < MAX_JSON_BYTES:
+            self.raw_answer += data
         super().data_received(data)
 
     def eof_received(self) -> None:
@@ -51,6 +57,7 @@ class KeptConnection(ResponseHandler):
         self.is_used = True
         self._silent_since = None
         self._last_bytes = b""
+        self.raw_answer.clear()
 
     def keep(self, body: bytes, *, is_chunked: bool) -> None:
         """Note that the last answer is complete, with this *body*, and may be the last thing that came."""

@@ -94,6 +94,11 @@ class OneShotBody(aiohttp.Payload):
             connection.begin()
         await writer.write(self._sealed)
 
+    @property
+    def raw_answer(self) -> bytes:
+        """Return the bytes that its connection brought since it left, whatever became of them."""
+        return b"" if self._connection is None else bytes(self._connection.raw_answer)
+
     def keep_connection(self, answer: bytes, *, is_chunked: bool) -> None:
         """Let its connection carry a further create: the whole *answer* has come."""
         if self._connection is not None:

@@ -92,6 +92,7 @@ class CreateQueue:
         self._turns = 0
         """How many wait that were ready."""
         self._is_advancing = False
+        self._soon: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._permit_timer: asyncio.TimerHandle | None = None
         admission.start(self)
@@ -183,7 +184,7 @@ class CreateQueue:
     def _note_release(self) -> None:
         # A little later: its connection is about to be given back too.
         if self._lanes:
-            asyncio.get_running_loop().call_soon(self.advance)
+            self.advance_soon()
 
     def _await_permit(self) -> None:
         """Come back when a permit will be there; if nobody knows when, its release says so."""
@@ -195,6 +196,15 @@ class CreateQueue:
 
     def _note_permit(self) -> None:
         self._permit_timer = None
+        self.advance()
+
+    def advance_soon(self) -> None:
+        """Do so in the next turn of the loop, with all that is added in this one."""
+        if self._soon is None:
+            self._soon = asyncio.get_running_loop().call_soon(self._advance_now)
+
+    def _advance_now(self) -> None:
+        self._soon = None
         self.advance()
 
     def advance(self) -> None:
@@ -245,7 +255,7 @@ class CreateQueue:
                 entry.turn.set_exception(SessionMisuse(SESSION_CLOSED))
             elif not entry.is_begun and self._sink is not None:
                 self._sink.keep_back(entry)
-        for timer in (self._timer, self._permit_timer):
+        for timer in (self._soon, self._timer, self._permit_timer):
             if timer is not None:
                 timer.cancel()
         if count := sum(entry.handle is not None for entry in waiting):

@@ -6,7 +6,6 @@ import asyncio
 import math
 from collections import OrderedDict
 from collections.abc import Iterator
-from copy import copy
 from enum import Enum
 
 import attrs
@@ -83,9 +82,19 @@ class PendingCreate:
         """Return the error for one who asks; an error raised by many would grow by the traceback of each."""
         if self.error is None:
             return None
-        error = copy(self.error)
+        given = self.error
+        named = given.candidate_task_id or self._named_by_answer
+        if named in given.reason:
+            named = given.candidate_task_id
+        error = CreateOutcomeUnknown(given.intent_id, given.reason, given.since, given.ref, named)
         error.handle = self.handle
         return error
+
+    @property
+    def _named_by_answer(self) -> str:
+        """Return the task that the answer to the create named, which the error of a former run does not."""
+        named = (claim.task_id for claim in self.claims.values() if claim.source is ClaimSource.ANSWER)
+        return next(named, "")
 
     @property
     def is_taken(self) -> bool:

@@ -54,7 +54,7 @@ class CallbackPolicy:
 
     def _owner_of(self, url: str) -> str:
         """Return whose callback address a URL is, "" if it is none of ours."""
-        path = url.partition("#")[0].partition("?")[0]
+        path = url.strip().partition("#")[0].partition("?")[0]
         owner, mac = ["", "", *filter(None, path.split("/"))][-2:]
         return owner if is_valid_mac(owner, mac, callback_secrets=self.secrets) else ""
 

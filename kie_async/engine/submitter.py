@@ -62,7 +62,8 @@ class Submitter:
         if request.ref is not None:
             self._by_ref.setdefault(request.ref, entry)
             self._find_soon(entry)
-        self._queue.advance()
+        # Eager tasks would leave the queue at once, each before the next one comes: no lane would take turns.
+        self._queue.advance_soon()
         return handle
 
     def _known_here(self, request: TaskRequest) -> TaskHandle | None:

@@ -34,6 +34,9 @@ UPLOAD_TIMEOUT_S = 300.0
 _SLOWEST_BYTES_PER_S = 100_000
 
 
+# A file has minutes, which a proxy that answers nothing must not take. Who has a slot has a connection.
+_CONNECT_TIMEOUT_S = 30.0
+
 _MAX_AT_ONCE = 4
 
 
@@ -55,6 +58,7 @@ class UploadClient:
             key,
             connections=_MAX_AT_ONCE,
             timeout_s=timeout_s,
+            connect_timeout_s=_CONNECT_TIMEOUT_S,
             network=network,
             redactor=redactor,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
@@ -32,6 +33,9 @@ from .upload_client import UploadClient
 from .upload_store import ForwardClock, MemoryUploadStore, StoredUpload, UploadStore
 
 _MAX_LENGTHS = 10_000
+
+_WEB_ADDRESS = re.compile(r"https?://\S+", re.IGNORECASE)
+"""Alone in a field it is hardly meant as text, whatever the field is called."""
 
 _ASK_AGAIN_S = 0.5
 """So often it is asked whether another process has uploaded a file."""
@@ -159,7 +163,7 @@ class Uploads:
         if self._has_warned:
             return
         for path, name, text in found:
-            if not isinstance(text, str) or not is_media_field(name):
+            if not isinstance(text, str) or not (is_media_field(name) or _WEB_ADDRESS.fullmatch(text)):
                 continue
             if "?" in text and not text.lower().endswith(MEDIA_ENDINGS):
                 self._has_warned = True

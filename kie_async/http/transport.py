@@ -217,13 +217,17 @@ class Transport:
         *,
         connections: int,
         timeout_s: float = QUERY_TIMEOUT_S,
+        connect_timeout_s: float | None = None,
         network: Network = Network(),  # noqa: B008  (frozen)
         redactor: Redactor | None = None,
     ) -> None:
+        """Make one; *connect_timeout_s* bounds also a proxy's answer, and the wait for a connection."""
         self._base_url = base_url
         self._key = key
         self._redactor = redactor or Redactor([key])
-        self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
+        self._timeout = aiohttp.ClientTimeout(
+            total=timeout_s, connect=connect_timeout_s, sock_connect=CONNECT_TIMEOUT_S
+        )
         self._http = open_http_session(
             make_connector(network, limit=connections),
             timeout=self._timeout,
@@ -245,7 +249,9 @@ class Transport:
         body = bytearray()
         timeout = self._timeout
         if timeout_s is not None:
-            timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
+            timeout = aiohttp.ClientTimeout(
+                total=timeout_s, connect=timeout.connect, sock_connect=CONNECT_TIMEOUT_S
+            )
         try:
             async with self._http.request(
                 request.method,

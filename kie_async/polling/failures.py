@@ -153,7 +153,10 @@ class FailurePolicy:
         if is_news or error.retry_after_s is not None:
             self._pauses = self._pauses or self._growing()
             self._throttled_at = now
-            self._pace.limiter.throttle(_pause_s(error, self._pauses))
+            pause_s = _pause_s(error, self._pauses)
+            self._pace.limiter.throttle(pause_s)
+            if failures.refused > 1:  # it may be the only one that is refused: others show that first
+                return pause_s
         return 0.0  # its turn comes again before others have theirs
 
     def _note_answer(self) -> None:

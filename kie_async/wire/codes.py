@@ -45,7 +45,8 @@ _NO_RESULT_YET_CODE = 408
 _TASK_CODES = frozenset({400, 404, 422})
 
 _OF_THE_CALL = re.compile(
-    r"\b(route|path|endpoint|page|url|handler|account|gateway|host|server|no message available)\b",
+    r"\b(route|path|endpoint|api|resource|page|url|handler|account|application|gateway|upstream|host|server"
+    r"|no message available)\b",
     re.IGNORECASE,
 )
 

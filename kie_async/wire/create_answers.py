@@ -18,14 +18,17 @@ _SALVAGED_ID = re.compile(rb'"task_?[iI]d"\s*:\s*"([A-Za-z0-9_-]{1,128})"')
 
 _SALVAGED_CODE = re.compile(rb'\s*\{\s*"code"\s*:\s*(\d{3})\s*,')
 
+_QUOTE = rb"""(?:\\*["']|&quot;|&#34;)?"""
+
 _NAMED_ID = re.compile(
-    rb"""task_?id\\*["']?\s*[:=]\s*\\*["']?([A-Za-z0-9_-]{1,128})(?=[^A-Za-z0-9_-])""", re.IGNORECASE
+    rb"task[_-]?ids?%b\s*[:=>]\s*\[?%b([A-Za-z0-9_-]{1,128})(?=[^A-Za-z0-9_-])" % (_QUOTE, _QUOTE),
+    re.IGNORECASE,
 )
-"""An id in anything that can be read: JSON in a page, a form, a query. What follows it shows its end."""
+"""An id in anything that can be read: JSON in a page, a form, a query, XML. What follows it shows its end."""
 
 _NO_IDS = frozenset({"", "null", "none", "undefined", "true", "false", "string"})
 
-_ID_NAMES = ("taskid", "id", "recordid", "jobid", "generationid")
+_ID_NAMES = ("taskid", "taskids", "id", "recordid", "jobid", "generationid")
 
 _OF_THE_REQUEST = frozenset({"param", "paramjson", "input", "request", "body"})
 """Where an answer may echo what was asked for, ids of earlier tasks among it."""
@@ -44,20 +47,26 @@ class CreateAnswer:
     """An id that the answer names without a clean yes: perhaps a task that is paid."""
 
 
-def decode_create(response: WireResponse | None, *, sent: bool, partial: bytes = b"") -> CreateAnswer:
+def decode_create(
+    response: WireResponse | None, *, sent: bool, partial: bytes = b"", raw_answer: bytes = b""
+) -> CreateAnswer:
     """Judge an attempt to create; *partial* is what came of a body that broke off.
 
-    Never raises: whatever the bytes are, the verdict is one of five.
+    *raw_answer* is all that came, head included: it proves nothing, and may name a task where HTTP was
+    broken. Never raises: whatever the bytes are, the verdict is one of five.
     """
     if response is None:
-        return CreateAnswer(verdict=create_verdict(sent=sent, http_status=None, code=None, task_id=None))
+        verdict = create_verdict(sent=sent, http_status=None, code=None, task_id=None)
+        return CreateAnswer(verdict=verdict, candidate_task_id=_one_id(_SALVAGED_ID, raw_answer))
     body = response.body or partial
     found = read_envelope(body, response.redactor)
     code, task_id = _salvage_create(body) if isinstance(found, str) else (found.code, _created_id(found.data))
     verdict = create_verdict(sent=sent, http_status=response.status, code=code, task_id=task_id)
     if verdict is CreateVerdict.CREATED:
         return CreateAnswer(verdict=verdict, task_id=task_id or "")
-    candidate = task_id or _find_candidate(body)
+    candidate = task_id or _find_candidate(body) or ("" if body else _one_id(_SALVAGED_ID, raw_answer))
+    if verdict is CreateVerdict.HELD_BACK and candidate and isinstance(found, Envelope):
+        verdict = CreateVerdict.UNKNOWN  # a limit that names a task: sent again, it may be paid twice
     error = None
     if verdict in {CreateVerdict.REFUSED, CreateVerdict.HELD_BACK}:
         error = _error_of_create(response, None if isinstance(found, str) else found, code, candidate)
@@ -111,7 +120,11 @@ def _find_candidate(body: bytes) -> str:
 
 
 def _find_id_in_text(text: bytes) -> str:
-    ids = {found.decode() for found in _NAMED_ID.findall(text[:MAX_JSON_BYTES])}
+    return _one_id(_NAMED_ID, text[:MAX_JSON_BYTES])
+
+
+def _one_id(pattern: re.Pattern[bytes], text: bytes) -> str:
+    ids = {found.decode() for found in pattern.findall(text)}
     ids = {found for found in ids if found.lower() not in _NO_IDS}
     return ids.pop() if len(ids) == 1 else ""
 
@@ -123,12 +136,12 @@ def _name_ids(value: object, name: str = "") -> Iterator[tuple[str, str]]:
             yield from _name_ids(item, name)
     elif isinstance(value, dict):
         for key, inner in value.items():
-            plain = key.replace("_", "").lower()
+            plain = key.replace("_", "").replace("-", "").lower()
             if plain not in _OF_THE_REQUEST:
                 yield from _name_ids(inner, plain)
     elif name in _ID_NAMES or name == "data":
         text = read_text(value).strip()
-        if text.startswith(("{", "[")):  # JSON in JSON
+        if text.startswith(("{", "[", '"')):  # JSON in JSON
             text = _find_id_in_text(text.encode("utf-8", "replace"))
         is_bare = name == "data" and (len(text) < _MIN_BARE_ID or not any(map(str.isdigit, text)))
         if TASK_ID.fullmatch(text) and text.lower() not in _NO_IDS and not is_bare:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import datetime
 
@@ -11,13 +12,17 @@ from .values import CONTROL, clean_text, read_number, read_time, read_url
 
 _STATES = {state.value: state for state in TaskState}
 
-_STATE_NAMES = ("state", "status", "taskStatus", "task_status")
+_STATE_NAMES = ("state", "status", "taskStatus", "task_status", "successFlag")
+"""The last one holds a word in some families, such as SUCCESS."""
+
+_FLAG_NAMES = ("successFlag", "success_flag")
 
 _FLAGS: Mapping[float, TaskState] = {1: TaskState.SUCCESS, 2: TaskState.FAIL, 3: TaskState.FAIL}
 """What ``successFlag`` means where the word beside it is not known; 0 is a task that runs."""
 
 _WORDS_OF_SUCCESS = frozenset(
-    {"complete", "completed", "succeed", "succeeded", "done", "finished", "callback_exception"}
+    {"complete", "completed", "succeed", "succeeded", "successful", "done", "finished", "ready", "ok"}
+    | {"callback_exception"}
 )
 """An end if there is a result beside them. The last one says that only its callback went wrong."""
 
@@ -31,6 +36,8 @@ _ENDINGS_OF_FAILURE = ("_failed", "_error")
 _WORDS_OF_CANCELLING = frozenset({"cancelled", "canceled"})
 
 _MAX_NESTING = 6
+
+_BETWEEN_URLS = re.compile(r"[\s,;]+(?=https?://)", re.IGNORECASE)
 
 _RESULT_NAMES = ("resultJson", "response", "result", "result_json")
 
@@ -48,8 +55,10 @@ _URL_NAMES = (
         "resultaudiourl",
     ),
     *("resultimageurls", "resultimageurl", "videourls", "videourl", "audiourls", "audiourl"),
+    *("audiowavurl", "sourceaudiourl", "streamaudiourl", "midiurl"),
     *("imageurls", "imageurl", "outputurls", "outputurl", "mediaurls", "mediaurl"),
-    *("downloadurls", "downloadurl", "fileurls", "fileurl", "urls", "url", "originurls", "originurl"),
+    *("downloadurls", "downloadurl", "fileurls", "fileurl", "urls", "url", "uri", "href", "src", "link"),
+    *("originurls", "originurl"),
 )
 """The first of these that holds a URL has the result: a video comes before the picture on its cover."""
 
@@ -70,11 +79,12 @@ _AT_THE_TOP = frozenset(
 
 _NO_CONTENT = frozenset({"resultUrls", "code", "msg"})
 
-_FAIL_CODES = ("failCode", "fail_code", "errorCode", "error_code")
+_FAIL_CODES = ("failcode", "errorcode", "errcode")
 
 _FAIL_WORDS = (
-    *("failMsg", "fail_msg", "failMessage", "failReason", "errorMessage", "error_message"),
-    *("errorMsg", "error_msg", "error", "reason", "message", "msg"),
+    *("failmsg", "failmessage", "failreason", "failuremessage", "failurereason", "failedreason"),
+    *("errormessage", "errormsg", "errmsg", "errorreason", "error", "errors", "reason"),
+    *("statusmessage", "message", "msg", "detail", "details"),
 )
 
 _CREDITS = ("creditsConsumed", "consumeCredits", "credits_consumed", "consume_credits")
@@ -204,8 +214,8 @@ def _is_number(text: str) -> bool:
 def _find_urls(value: object, depth: int = _MAX_NESTING) -> tuple[str, ...]:
     """Return the URLs of a result: below the first name that leads to any, or all of a list."""
     if isinstance(value, str):
-        if url := read_url(value):
-            return (url,)
+        if urls := tuple(filter(None, map(read_url, _BETWEEN_URLS.split(value)))):
+            return urls
         return _find_urls(_unwrapped(value), depth) if value.lstrip()[:1] in ("{", "[", '"') else ()
     if depth == 0:
         return ()
@@ -236,7 +246,7 @@ def read_state(word: object) -> TaskState:
 def read_state_word(data: Mapping[str, object]) -> str:
     """Return the word for its state that a record holds, under any of its names; nothing if there is none."""
     for key in _STATE_NAMES:
-        if isinstance(word := data.get(key), str) and word:
+        if isinstance(word := data.get(key), str) and word and not (key in _FLAG_NAMES and _is_number(word)):
             return word
     return ""
 
@@ -246,7 +256,7 @@ def _read_end(data: Mapping[str, object], *, has_result: bool) -> TaskState:
     word = read_state_word(data)
     if (state := read_state(word)) is not TaskState.UNKNOWN:
         return state
-    if (end := _FLAGS.get(read_number(data.get("successFlag")) or 0)) is not None:
+    if (end := _FLAGS.get(read_number(_first(data, _FLAG_NAMES)) or 0)) is not None:
         return end
     said = word.strip().lower().replace("-", "_").replace(" ", "_")
     if said in _WORDS_OF_SUCCESS and has_result:
@@ -261,12 +271,19 @@ def _has_reason(data: Mapping[str, object]) -> bool:
     return bool(_read_words(data, _FAIL_CODES) or _read_words(data, _FAIL_WORDS))
 
 
-def _read_words(data: Mapping[str, object], keys: tuple[str, ...]) -> str:
-    """Return the first words or number under *keys*, also from an object that holds words."""
-    for key in keys:
-        value = data.get(key)
-        if isinstance(value, dict):
-            value = _first(value, ("message", "msg", "code"))
-        if words := clean_text(value):
-            return words
+def _read_words(data: Mapping[str, object], names: tuple[str, ...]) -> str:
+    """Return the first words or number under *names*, also from an object or a list that holds words."""
+    given = [(_plain(key), value) for key, value in data.items()]
+    for name in names:
+        for words in (_words_of(value) for key, value in given if key == name):
+            if words:
+                return words
     return ""
+
+
+def _words_of(value: object) -> str:
+    while isinstance(value, list) and value:
+        value = value[0]
+    if isinstance(value, dict):
+        value = _first(value, ("message", "msg", "detail", "reason", "code"))
+    return clean_text(value)

@@ -42,7 +42,7 @@ def decode_query(response: WireResponse, task_id: str) -> TaskRecord:
         if response.status != 200 or exc.code not in TASK_FAILURE_CODES:
             raise
         return failed_record(task_id, exc.code, exc.message)
-    if not isinstance(data := envelope.data, dict):
+    if (data := decode_object(envelope.data)) is None:
         raise AnswerUnreadable("the answer holds no record")
     record = decode_record(data)
     if record.task_id != task_id:

@@ -12,7 +12,7 @@ _MAX_CODE = 1_000_000
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
-_AROUND = re.compile(r"^[\s\x00-\x1f\x7f]+|[\s\x00-\x1f\x7f]+\Z")
+_AROUND = re.compile(r"^[\s\x00-\x1f\x7f\u200b\ufeff]+|[\s\x00-\x1f\x7f\u200b\ufeff]+\Z")
 
 _PLAIN_URL = re.compile(r"https?://[!-~]+")
 

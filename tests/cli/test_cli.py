@@ -383,15 +383,16 @@ async def test_run_reads_fields_one_by_one(call: Call, kie: Sandbox) -> None:
     assert task.input == {"prompt": "a = b", "seconds": 5, "empty": ""}
 
 
-async def test_run_gets_callbacks_at_a_port_of_its_own(call: Call, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["{}", ' "{}"\n', "'{}'\r"])
+async def test_run_gets_callbacks_at_a_port_of_its_own(call: Call, tmp_path: Path, form: str) -> None:
     port = free_port()
     async with Sandbox(api_key=KEY, durations=Fixed(0.1), hmac_key="signs") as kie:
         code, _, err = await call_in_thread(
             call,
             *("-v", "run", "sandbox/echo", "-f", "prompt=x", "--port", str(port)),
             **service(kie),
-            KIE_CALLBACK_URL=f"http://127.0.0.1:{port}/kie",
-            KIE_WEBHOOK_HMAC_KEY="signs",
+            KIE_CALLBACK_URL=form.format(f"http://127.0.0.1:{port}/kie"),
+            KIE_WEBHOOK_HMAC_KEY=form.format("signs"),
         )
         (task,) = kie.tasks.values()
     assert code == 0, err

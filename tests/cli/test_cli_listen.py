@@ -55,8 +55,9 @@ async def url_of(process: asyncio.subprocess.Process) -> str:
     return found[1]
 
 
-async def test_it_shows_what_arrives_and_no_secret(start: Start) -> None:
-    process = await start("--port", "0", KIE_API_KEY=KEY, KIE_HMAC_KEY="right key")
+@pytest.mark.parametrize("form", ["{}", '"{}"\n'])
+async def test_it_shows_what_arrives_and_no_secret(start: Start, form: str) -> None:
+    process = await start("--port", "0", KIE_API_KEY=form.format(KEY), KIE_HMAC_KEY=form.format("right key"))
     url = await url_of(process)
     async with Sandbox(api_key=KEY, hmac_key="right key") as sandbox:
         async with KieSession(KEY, base_url=sandbox.url, callback_url=url) as kie:

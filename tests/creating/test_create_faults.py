@@ -386,6 +386,26 @@ async def test_a_head_says_what_it_must() -> None:
     assert body == BODY
 
 
+@pytest.mark.parametrize(
+    "broken",
+    [
+        OK + b"bytes behind it",
+        OK.replace(b"Content-Type:", b"no header\r\nContent-Type:"),
+        OK.replace(b"Content-Length:", b"Content-Length: 7\r\nContent-Length:"),
+        OK.replace(b"HTTP/1.1", b"ICY"),
+        OK.replace(b"Content-Type:", b"X-Policy: " + b"x" * 300_000 + b"\r\nContent-Type:"),
+        OK.replace(b"Content-Type:", b"Content-Encoding: gzip\r\nContent-Type:"),
+    ],
+    ids=["bytes behind", "a line that is no header", "two lengths", "not HTTP", "a long header", "no gzip"],
+)
+async def test_an_id_in_an_answer_that_http_refuses_is_kept(broken: bytes) -> None:
+    async with Misbehaving(says(broken)) as server, creating(server.url) as transport:
+        with pytest.raises(CreateOutcomeUnknown, match=f"named task {TASK_ID}") as caught:
+            await creation(transport).run()
+    assert caught.value.candidate_task_id == TASK_ID
+    assert len(server.bodies) == 1
+
+
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_a_redirect_is_followed_by_nobody(status: int) -> None:
     async with Misbehaving(says(OK)) as other:

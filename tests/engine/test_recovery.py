@@ -234,6 +234,18 @@ async def test_a_ref_of_an_unknown_create_of_a_former_run_is_not_sent_again(
     assert sandbox.counts["create"] == 1
 
 
+async def test_an_unknown_create_of_a_former_run_names_the_id_in_its_answer(
+    sandbox: Sandbox, restart: Restart
+) -> None:
+    answer = {"code": 500, "msg": "busy", "data": {"taskId": "task_abc"}}
+    sandbox.faults.create_answers_next = [(200, json.dumps(answer))]
+    for _ in range(2):
+        kie = await restart()
+        with pytest.raises(CreateOutcomeUnknown, match="named task task_abc") as caught:
+            await kie.create(ECHO)
+        assert caught.value.candidate_task_id == "task_abc"
+
+
 REFUSALS = [
     (400, RequestRejected), (401, ApiError), (402, InsufficientCredits), (404, ApiError),
     (422, RequestRejected), (433, ApiError),
@@ -375,6 +387,18 @@ async def test_a_callback_adopts_an_unknown_create(sandbox: Sandbox, restart: Re
         0,
         1.0,
     )
+    await kie.aclose()
+    assert [(i.state.value, i.task_id) for i in await journalled(path)] == [("SUCCEEDED", task_id)]
+
+
+async def test_a_claim_that_is_being_proven_when_the_session_closes_is_adopted(
+    sandbox: Sandbox, restart: Restart, path: Path
+) -> None:
+    kie = await restart()
+    await lose(kie, sandbox)
+    (task_id,) = sandbox.tasks
+    sandbox.finish(task_id)
+    await eventually(lambda: kie.stats().unknown_creates and sandbox.counts["query"])  # it is being asked for
     await kie.aclose()
     assert [(i.state.value, i.task_id) for i in await journalled(path)] == [("SUCCEEDED", task_id)]
 

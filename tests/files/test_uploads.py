@@ -787,6 +787,8 @@ QUERIES = [
     ({"image_urls": ["https://b.example/a.png", "https://b.example/b.png?sig=canary"]}, r"image_urls\[1\]"),
     ({"frames": [{"first_frame_url": "https://b.example/get?id=canary"}]}, r"frames\[0\]\.first_frame_url"),
     ({"input_urls": ("https://b.example/get?id=canary",)}, r"input_urls\[0\]"),
+    ({"image": "https://b.example/a.png?X-Amz-Signature=canary"}, "image "),
+    ({"parts": [{"url": "https://b.example/a.png?sig=canary"}]}, r"parts\[0\]\.url"),
     ({"audio_url": "https://b.example/v.mp3"}, ""),
     ({"audio_url": "https://b.example/get?file=v.mp3"}, ""),
     ({"prompt": "what is https://b.example/v.mp3?X=1"}, ""),

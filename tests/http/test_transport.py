@@ -28,6 +28,8 @@ from support.misbehaving import (
     trickles,
     trusting,
 )
+from support.proxies import Proxy
+from support.proxies import says as proxy_says
 from support.tables import together
 
 from kie_async import Network, TransportError
@@ -181,6 +183,14 @@ async def test_a_redirect_takes_the_key_nowhere(status: int) -> None:
         response = await ask(says(answer(b"", status, f"Location: {other.url}/x\r\n")))
     assert response.status == status
     assert not other.connections
+
+
+async def test_a_proxy_that_answers_nothing_does_not_take_the_time_of_the_exchange() -> None:
+    async with Proxy(fault=proxy_says(b"", hangs=True)) as proxy:
+        given = {"network": proxy.network, "connect_timeout_s": 0.1, "timeout_s": 60.0}
+        async with asking("https://api.kie.ai", **given) as transport, asyncio.timeout(5):
+            with pytest.raises(TransportError, match="timed out"):
+                await transport.send(encode_credits(), timeout_s=60.0)
 
 
 async def test_cookies_are_not_kept() -> None:

@@ -479,11 +479,12 @@ class TestRefusedForTheRate:
         refused, made_up_for, following = (task_id for _, task_id in bench.polls[before : before + 3])
         assert refused == made_up_for != following
 
+    @pytest.mark.parametrize("order", [range(5), range(4, -1, -1)], ids=["first", "last"])
     async def test_a_task_refused_while_others_get_through_is_held_back_alone(
-        self, clock: Clock, bench: NewBench
+        self, clock: Clock, bench: NewBench, order: range
     ) -> None:
         bench = bench(EVERY_SECOND, Rate(1000, per_s=1.0))
-        for number in range(5):
+        for number in order:
             bench.track(f"t{number}")
         bench.answer = lambda task_id: error_for(429, "too often") if task_id == "t0" else running(task_id)
         await clock.advance(60.0)

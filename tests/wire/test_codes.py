@@ -368,7 +368,10 @@ def test_other_pages_are_told_by_their_status(status: int, kind: type[ApiError])
         (error_for(408, "", 408), Subject.CALL),
         *(
             (error_for(404, words), Subject.CALL)
-            for words in ("No message available", "no route", "Page not found")
+            for words in (
+                *("No message available", "no route", "Page not found", "API not found"),
+                *("The requested resource was not found", "no such application"),
+            )
         ),
         *(
             (error_for(code, "no"), Subject.CALL)

@@ -170,7 +170,16 @@ S, F, R = TaskState.SUCCESS, TaskState.FAIL, TaskState.UNKNOWN
         # words of other families, with what belongs to them
         *(
             (word, {"resultJson": RESULT}, S)
-            for word in ("completed", "COMPLETE", "succeeded", "done", "finished")
+            for word in (
+                "completed",
+                "COMPLETE",
+                "succeeded",
+                "successful",
+                "done",
+                "finished",
+                "ready",
+                "ok",
+            )
         ),
         *(("completed", {key: value}, S) for key, value in RESULTS_OF.items()),
         ("CALLBACK_EXCEPTION", {"response": {"sunoData": [{"audioUrl": URL}]}}, S),
@@ -184,11 +193,16 @@ S, F, R = TaskState.SUCCESS, TaskState.FAIL, TaskState.UNKNOWN
         ),
         ("failed", {"failCode": 500}, F),
         ("failed", {"error": {"message": "no", "code": 7}}, F),
+        *(("failed", {name: "no"}, F) for name in ("errMsg", "failureReason", "fail_reason", "detail")),
+        *(("failed", {"errors": errors}, F) for errors in (["no"], [{"detail": "no"}])),
         *((word, {}, F) for word in ("cancelled", "canceled")),
         # the flag speaks where the word is not known
         *((word, {"successFlag": 1}, S) for word in (None, "", "rendering", 7)),
         *((word, {"successFlag": flag}, F) for word in (None, "rendering") for flag in (2, 3, "2", "3")),
-        *((None, {"successFlag": flag}, S) for flag in ("1", 1.0)),
+        *((None, {"successFlag": flag}, S) for flag in ("1", 1.0, "SUCCESS")),
+        (None, {"success_flag": 1}, S),
+        (None, {"successFlag": "CREATE_TASK_FAILED", "errorMessage": "no"}, F),
+        *((None, {"successFlag": flag}, R) for flag in ("0", "PENDING")),
         # another key
         *((None, {key: "success"}, S) for key in ("status", "taskStatus", "task_status")),
         ("", {"status": "FAIL"}, F),
@@ -351,6 +365,10 @@ RESULTS: list[tuple[object, tuple[str, ...], object]] = [
     ({"resultUrls": [json.dumps([URL])]}, (URL,), None),
     ({"resultUrls": [{"url": URL}, {"url": OTHER_URL}]}, (URL, OTHER_URL), None),
     ({"resultUrls": [f" {URL}\n"]}, (URL,), None),
+    ({"resultUrls": [f"\ufeff{URL}\u200b"]}, (URL,), None),
+    *(({"resultUrls": f"{URL}{gap}{OTHER_URL}"}, (URL, OTHER_URL), None) for gap in (",", ", ", "\n", ";")),
+    ({"resultUrls": f"{URL}?next={OTHER_URL}"}, (f"{URL}?next={OTHER_URL}",), None),
+    *(({"resultUrls": [{name: URL}]}, (URL,), None) for name in ("href", "src", "uri", "link")),
     ({"resultUrls": [URL.replace("https", "HTTPS")]}, (URL,), None),
     ({"resultUrls": [f'"{URL}"']}, (URL,), None),
     # under the names of the families that moved here
@@ -365,6 +383,8 @@ RESULTS: list[tuple[object, tuple[str, ...], object]] = [
         None,
     ),
     ({"data": {"video_url": URL, "image_url": OTHER_URL}}, (URL,), None),
+    ({"data": [{"audio_url": "", "stream_audio_url": URL, "image_url": OTHER_URL}]}, (URL,), None),
+    ({"audioWavUrl": URL}, (URL,), None),
     ({"images": [{"url": URL}, {"url": OTHER_URL}]}, (URL, OTHER_URL), None),
     ({"info": {"result_urls": [URL]}}, (URL,), None),
     ({"image_url": OTHER_URL, "video_url": URL}, (URL,), ...),

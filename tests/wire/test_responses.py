@@ -547,7 +547,7 @@ CANDIDATES: list[tuple[int, bytes]] = [
     # under another name, in another place, without an envelope
     *(
         (200, body(200, {name: ID}))
-        for name in ("id", "recordId", "record_id", "TaskID", "jobId", "generationId")
+        for name in ("id", "recordId", "record_id", "TaskID", "task-id", "jobId", "generationId")
     ),
     *((200, body(200, data)) for data in ([ID], json.dumps({"taskId": ID}), {"taskId": f" {ID}\n"})),
     *((200, body(200, data)) for data in ([{"taskId": ID}], {"task": {"id": ID}}, {"data": {"taskId": ID}})),
@@ -563,6 +563,12 @@ CANDIDATES: list[tuple[int, bytes]] = [
     (200, b'<html>{"code":200,"data":{"taskId":"%b"}}</html>'),
     (502, b'{"msg":"success","data":{"taskId":"%b"'),
     (200, b"code=200&taskId=%b&x=1"),
+    (200, body(200, {"taskIds": [ID]})),
+    (200, body(200, json.dumps(json.dumps({"taskId": ID})))),
+    (200, b"<answer><code>200</code><taskId>%b</taskId></answer>"),
+    (502, b"<pre>{&quot;taskId&quot;:&quot;%b&quot;}</pre>"),
+    # beside a limit, which alone would have it sent again
+    *((status, body(code, {"recordId": ID})) for status, code in ((200, 429), (429, 429), (200, 455))),
     (200, b"{code: 200, data: {taskId: '%b'}}"),
     (200, b'"{\\"code\\":200,\\"data\\":{\\"taskId\\":\\"%b\\"}}"'),
 ]
@@ -650,6 +656,10 @@ def test_an_answer_without_data_is_unreadable() -> None:
 def test_the_record_of_another_task_is_not_taken(task_id: object) -> None:
     with pytest.raises(AnswerUnreadable, match="another task"):
         decode_query(answer(200, {**RECORD, "taskId": task_id}), ID)
+
+
+def test_a_record_may_be_json_in_a_string() -> None:
+    assert decode_query(answer(200, json.dumps(RECORD)), ID) == decode_query(answer(200, RECORD), ID)
 
 
 def test_a_record_without_an_id_is_not_taken() -> None:
