@@ -1,4 +1,4 @@
-"""``python -m benchmarks [NAME ...] [--check] [--json PATH]``: one module each; without NAME all but the slow.
+"""``python -m benchmarks [NAME ...] [--check] [--json PATH]``: a module each; without NAME all but the slow.
 
 Several run in a process of their own each. The summary says of every goal whether all its bars were met.
 """
