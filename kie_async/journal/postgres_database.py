@@ -302,9 +302,7 @@ class PostgresDatabase:
     def _has_lost_statement(self, exc: asyncpg.PostgresError) -> bool:
         """Tell whether a job may go on without what was prepared, which another process has."""
         is_lost = exc.sqlstate in _LOST_STATEMENT_STATES
-        return is_lost and self._connections.assume_pooler(
-            "another process of the server has what was prepared"
-        )
+        return is_lost and self._connections.assume_pooler("another process has what was prepared")
 
     async def end_given_up(self, db: Connection) -> None:
         """End each process of the server that was given up in the middle of something, or before it began.

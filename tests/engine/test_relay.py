@@ -180,8 +180,8 @@ async def test_an_unknown_create_of_another_worker_is_not_sent_again(
         await other.create(request("a"))
     (task_id,) = sandbox.tasks
     assert unknown.value.handle is not None
-    await unknown.value.handle.resolve(task_id)
     (first,) = owner.unknown_creates()
+    await unknown.value.handle.resolve(task_id)
     sandbox.finish(task_id)
     assert (await first).task_id == (await unknown.value.handle).task_id == task_id
 

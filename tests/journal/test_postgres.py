@@ -133,6 +133,20 @@ async def test_a_task_that_two_workers_find_for_two_creates_is_one_s(postgres_ds
             assert sorted(type(outcome).__name__ for outcome in outcomes) == ["NoneType", "TaskAlreadyBound"]
 
 
+async def test_a_worker_is_notified_once_it_listens_and_not_through_a_pool(postgres_dsn: str) -> None:
+    async with asyncpg.create_pool(postgres_dsn, min_size=1, max_size=5) as pool:
+        direct, pooled = PostgresJournal(postgres_dsn), PostgresJournal(pool)
+        for journal in (direct, pooled):
+            await journal.open()
+        async with asyncio.timeout(20):
+            while not direct.is_notified:  # noqa: ASYNC110  (nobody is told)
+                await asyncio.sleep(0.01)
+        assert not pooled.is_notified
+        for journal in (direct, pooled):
+            await journal.aclose()
+        assert not direct.is_notified
+
+
 async def test_journals_of_two_names_know_nothing_of_each_other(postgres_dsn: str) -> None:
     async with worker(postgres_dsn) as one, worker(postgres_dsn, name="other") as other:
         await created(one)

@@ -14,7 +14,7 @@ import pytest
 from support.pooler import pooler
 
 from kie_async.journal.postgres_connections import Connections
-from kie_async.journal.postgres_database import PostgresDatabase, Single, fetching
+from kie_async.journal.postgres_database import UNFLUSHED, PostgresDatabase, Single, fetching
 
 PREPARED = "SELECT count(*) FROM pg_prepared_statements WHERE statement LIKE '%mine%'"
 SLOW = "SELECT pg_sleep(0.1) AS mine"
@@ -82,7 +82,9 @@ async def test_a_single_statement_waits_for_the_disk_whatever_the_role_has(postg
     await connection.execute(f"ALTER DATABASE {name} SET synchronous_commit = off")
     await connection.close()
     async with opened(postgres_dsn) as database:
-        assert await value_of(database, "SHOW synchronous_commit") == "on"
+        for _ in range(2):
+            assert await value_of(database, "SHOW synchronous_commit") == "on"
+            assert await value_of(database, f"SELECT {UNFLUSHED}") == "off"  # for this one alone
 
 
 async def test_what_a_single_statement_leaves_open_is_done_in_a_transaction(postgres_dsn: str) -> None:
