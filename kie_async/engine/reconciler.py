@@ -32,8 +32,6 @@ _GAP_S = 1.0
 """A flood of deliveries must not become one of queries."""
 _CHECK_DELAYS_S = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 _CHECK_EVERY_S = 60.0
-
-_LAST_ANSWERS_S = 0.5
 _UNSEEN_S = 390.0
 """So long the service must answer and show no task that fits before a claim counts as disproven."""
 _log = logging.getLogger("kie_async")
@@ -65,8 +63,6 @@ class Reconciler:
         self._callbacks = callbacks
         self._background = background
         self._decisions = BackgroundTasks("kie_async decision")
-        self._asking: set[asyncio.Future[None]] = set()
-        """Claims about which the service is being asked just now."""
 
     # --- claims --------------------------------------------------------------------------------
 
@@ -101,15 +97,6 @@ class Reconciler:
 
     async def _settle_claim(self, pending: PendingCreate, claim: PendingClaim) -> bool:
         """Ask once; tell whether nothing is left to be asked."""
-        asking = asyncio.get_running_loop().create_future()
-        self._asking.add(asking)
-        try:
-            return await self._ask(pending, claim)
-        finally:
-            self._asking.discard(asking)
-            asking.cancel()
-
-    async def _ask(self, pending: PendingCreate, claim: PendingClaim) -> bool:
         finding, record = await self._check_in_turn(pending, claim)
         if not self._is_open(pending, claim):
             return True
@@ -237,11 +224,6 @@ class Reconciler:
         except asyncio.CancelledError:
             task.add_done_callback(_log_failure)
             raise
-
-    async def finish_asking(self) -> None:
-        """Wait a moment for answers about claims: what is proven now need not wait for the next session."""
-        if self._asking:
-            await asyncio.wait(set(self._asking), timeout=_LAST_ANSWERS_S)
 
     async def drain(self) -> None:
         """Wait until every decision that was begun is noted."""
