@@ -232,6 +232,7 @@ class Engine:
         if self.relay is not None:
             await self.relay.aclose()
         await self.poller.aclose()
+        await self.reconciler.finish_asking()
         await self.background.aclose()
         await self.reconciler.drain()
         await self.tracker.drain()

@@ -32,6 +32,8 @@ _GAP_S = 1.0
 """A flood of deliveries must not become one of queries."""
 _CHECK_DELAYS_S = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 _CHECK_EVERY_S = 60.0
+_LAST_ANSWERS_S = 0.5
+"""So long closing waits for answers that are on their way."""
 _UNSEEN_S = 390.0
 """So long the service must answer and show no task that fits before a claim counts as disproven."""
 _log = logging.getLogger("kie_async")
@@ -63,6 +65,7 @@ class Reconciler:
         self._callbacks = callbacks
         self._background = background
         self._decisions = BackgroundTasks("kie_async decision")
+        self._asking: set[asyncio.Future[None]] = set()
 
     # --- claims --------------------------------------------------------------------------------
 
@@ -127,10 +130,14 @@ class Reconciler:
             await asyncio.sleep(pending.next_check_at - now())
             if pending.is_taken or not self._is_open(pending, claim):
                 return _Finding.UNCLEAR, None
+            asking = asyncio.get_running_loop().create_future()
+            self._asking.add(asking)
             try:
                 return await self._check(pending, claim)
             finally:  # from the answer on: what waited for the rate limit was sent later than asked for
                 pending.next_check_at = now() + _GAP_S
+                self._asking.discard(asking)
+                asking.cancel()
 
     async def _check(self, pending: PendingCreate, claim: PendingClaim) -> tuple[_Finding, TaskRecord | None]:
         """Read the service's own record of the task that a claim names."""
@@ -224,6 +231,11 @@ class Reconciler:
         except asyncio.CancelledError:
             task.add_done_callback(_log_failure)
             raise
+
+    async def finish_asking(self) -> None:
+        """Wait a moment for answers about claims: what is proven now need not wait for the next session."""
+        if self._asking:
+            await asyncio.wait(set(self._asking), timeout=_LAST_ANSWERS_S)
 
     async def drain(self) -> None:
         """Wait until every decision that was begun is noted."""

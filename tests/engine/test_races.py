@@ -157,7 +157,8 @@ class Race:
         """Close the session; while the create's answer is out this takes its time."""
         self.closing = asyncio.create_task(self.kie.aclose())
         if self.events:
-            await self.closing
+            with time_passes():
+                await self.closing
 
     # -- what became of it ------------------------------------------------------------------------
 

@@ -391,6 +391,18 @@ async def test_a_callback_adopts_an_unknown_create(sandbox: Sandbox, restart: Re
     assert [(i.state.value, i.task_id) for i in await journalled(path)] == [("SUCCEEDED", task_id)]
 
 
+async def test_a_claim_that_is_being_proven_when_the_session_closes_is_adopted(
+    sandbox: Sandbox, restart: Restart, path: Path
+) -> None:
+    kie = await restart()
+    await lose(kie, sandbox)
+    (task_id,) = sandbox.tasks
+    sandbox.finish(task_id)
+    await eventually(lambda: kie.stats().unknown_creates and sandbox.counts["query"])  # it is being asked for
+    await kie.aclose()
+    assert [(i.state.value, i.task_id) for i in await journalled(path)] == [("SUCCEEDED", task_id)]
+
+
 @pytest.mark.parametrize("asked", ["before", "after", "never"])
 @pytest.mark.parametrize("end", ["success", "fail"])
 async def test_a_callback_adopts_an_unknown_create_of_a_former_run(
