@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from statistics import NormalDist, geometric_mean
+from statistics import NormalDist
 
 from ..models import Estimate
 from .queue_wait import NO_WAIT, Wait
@@ -14,7 +14,8 @@ LOW, MEDIAN, HIGH = 0.1, 0.5, 0.9
 MOST_PROGRESS = 0.99
 """What is not over shows no full bar."""
 
-_AROUND = (0.35, MEDIAN, 0.65)
+_MOST_AROUND = 0.15
+"""So far around the median a quantile may be to stand for it."""
 
 _NEAR = 2.6
 """So many times as far as the first may the last of them be, to be near; of exponential ends it is 2.4."""
@@ -30,8 +31,7 @@ def estimate(
 
     *elapsed_s* is since somebody asked for it, the wait included; *progress* is what was shown last.
     """
-    low_s, high_s = (curve.end_of(share, given_s=age_s) - age_s for share in (LOW, HIGH))
-    median_s = _median(curve, age_s)
+    low_s, median_s, high_s = _left(curve, age_s)
     off_s = _REACH * wait.deviation_s
     remaining_s = wait.s + median_s
     now = elapsed_s / (elapsed_s + remaining_s) if elapsed_s > 0 else 0.0
@@ -45,12 +45,14 @@ def estimate(
     )
 
 
-def _median(curve: SurvivalCurve, age_s: float) -> float:
-    """Return the middle of what is left.
+def _left(curve: SurvivalCurve, age_s: float) -> tuple[float, float, float]:
+    """Return `LOW`, the middle and `HIGH` of what is left.
 
-    One quantile of few ends jumps from one to the next; three that are near each other are steadier. In the
-    gap between two kinds of tasks they are not.
+    One quantile of few ends jumps from one to the next. So the middle is that of three, as far from the
+    median as chance moves it; but not in the gap between two kinds of tasks.
     """
-    around_s = [max(curve.end_of(share, given_s=age_s) - age_s, 1e-9) for share in _AROUND]
-    is_near = around_s[-1] <= _NEAR * around_s[0]
-    return geometric_mean(around_s) if is_near else around_s[1]
+    around = min(_MOST_AROUND, 1 / math.sqrt(max(curve.ends * curve.running(age_s), 1)))
+    shares = (LOW, MEDIAN - around, MEDIAN, MEDIAN + around, HIGH)
+    low_s, *middles_s, high_s = (end_s - age_s for end_s in curve.ends_of(shares, given_s=age_s))
+    is_near = middles_s[-1] <= _NEAR * middles_s[0]
+    return low_s, math.cbrt(math.prod(middles_s)) if is_near else middles_s[1], high_s

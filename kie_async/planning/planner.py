@@ -133,11 +133,12 @@ class PollPlanner:
         *,
         seen_s: float,
         settled_s: float | None = None,
-        began_at: float = math.inf,
+        began_at: float = -math.inf,
     ) -> None:
         """Take in that a task ended, which was known to run at the age *seen_s*.
 
-        The end was known at the age *settled_s*, if that was later; *began_at* is infinite if nobody knows.
+        The end was known at the age *settled_s*, if that was later; *began_at* is minus infinity where nobody
+        knows.
         """
         if (known := self._known(model)) is not None:
             # By fixed intervals nobody notes which tasks run on: the quick ones alone would speak for all.

@@ -53,7 +53,8 @@ class Queue:
         """Return how long each of the first *count* in the queue waits; tasks take what *curve* says."""
         thin = math.ceil(max(self.slots, count, 1) / _MOST)
         starts = self._starts(math.ceil(count / thin), curve, thin)
-        return [self._wait(number, starts[number // thin], curve) for number in range(count)]
+        waits = [self._wait(number * thin, start, curve) for number, start in enumerate(starts)]
+        return [waits[number // thin] for number in range(count)]
 
     def _starts(self, count: int, curve: SurvivalCurve, thin: int) -> list[tuple[float, float]]:
         """Return when each starts, and when it could if there were slots for all."""
@@ -86,5 +87,5 @@ class Queue:
             return Wait(start_s)
         spread = curve.deviation_s / curve.mean_s
         of_others_s = curve.deviation_s * math.sqrt(number + 1) / self.slots
-        of_learning_s = for_slots_s * spread / math.sqrt(curve.ends or 1)
+        of_learning_s = min(for_slots_s, start_s * spread / math.sqrt(curve.ends or 1))
         return Wait(start_s, math.hypot(of_others_s, of_learning_s))

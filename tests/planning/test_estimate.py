@@ -13,7 +13,7 @@ from kie_async.planning.durations import DurationModel
 from kie_async.planning.estimate import HIGH, LOW, MEDIAN, estimate
 from kie_async.planning.queue_wait import Queue, Wait
 from kie_async.planning.recent_ends import MEMORY, MIN_ENDS, RecentEnds
-from kie_async.planning.survival import Span, SurvivalCurve
+from kie_async.planning.survival import Observed, SurvivalCurve
 
 
 def drawn(count: int, median_s: float = 120.0, sigma: float = 0.42, seed: int = 1) -> list[float]:
@@ -60,9 +60,21 @@ class TestHowManyRunOn:
         assert among_many.running(60.0) > 0.85
 
     def test_a_task_counts_from_the_age_at_which_the_window_began(self) -> None:
-        seen_late = Span(50.0, 100.0, has_ended=False)
-        curve = SurvivalCurve.of_spans([Span(0.0, 20.0, has_ended=True), seen_late])
+        seen_late = Observed(0.0, 50.0, 100.0, has_ended=False)
+        curve = SurvivalCurve.of([Observed(0.0, 0.0, 20.0, has_ended=True), seen_late])
         assert curve.running(20.0) == pytest.approx(0.5)
+
+    def test_one_may_stand_for_many(self) -> None:
+        ended, running = Observed(0.0, 0.0, 20.0, has_ended=True), Observed(0.0, 0.0, 30.0, has_ended=False)
+        one = SurvivalCurve.of([ended, running._replace(weight=50)])
+        many = SurvivalCurve.of([ended, *[running] * 50])
+        assert one.running(20.0) == many.running(20.0) == pytest.approx(51 / 52)
+
+    def test_where_many_run_on_nobody_knows_for_how_long(self) -> None:
+        ended = [Observed(0.0, 0.0, 60.0 + number / 10, has_ended=True) for number in range(30)]
+        running = [Observed(0.0, 0.0, 65.0, has_ended=False)] * 20
+        assert SurvivalCurve.of(ended).end_of(HIGH, given_s=65.0) < 100.0
+        assert SurvivalCurve.of([*ended, *running]).end_of(HIGH, given_s=65.0) > 200.0
 
     def test_what_is_assumed_has_its_median_and_is_wide(self) -> None:
         curve = SurvivalCurve.assumed(300.0)
@@ -90,6 +102,16 @@ class TestWhatIsRemembered:
         curve = ends.curve([], now)
         assert curve is not None
         assert curve.end_of(MEDIAN) == pytest.approx(40.0, rel=0.15)
+
+    def test_of_a_crowd_that_runs_some_stand_for_all(self) -> None:
+        few, crowd = (
+            RecentEnds.of_former(drawn(30)).curve([number / each for number in range(1000 * each)], 1000.0)
+            for each in (1, 7)
+        )
+        assert few is not None
+        assert crowd is not None
+        assert crowd.ends == few.ends == 30
+        assert crowd.running(100.0) > few.running(100.0)
 
     def test_it_outlives_a_session(self) -> None:
         model = DurationModel()
@@ -148,6 +170,15 @@ class TestTheWaitForATurn:
         assert waits[199].deviation_s > waits[20].deviation_s > 0
         assert [wait.s for wait in waits] == sorted(wait.s for wait in waits)
 
+    def test_all_of_a_wait_is_in_doubt_that_is_one_for_slots(self) -> None:
+        few = learned(*drawn(30))
+        wait = self.queue(permits=1, window_s=8.0).waits(101, few)[100]
+        assert wait.s > 900.0  # and 800 s of it the permits alone take
+        assert wait.deviation_s > wait.s * few.deviation_s / few.mean_s / math.sqrt(30)
+
+    def test_what_permits_alone_take_is_in_no_doubt(self) -> None:
+        assert self.queue(slots=1000, permits=1).waits(101, self.CURVE)[100] == Wait(1000.0)
+
     def test_a_crowd_is_reckoned_as_a_smaller_one(self) -> None:
         small = self.queue(slots=500, running_s=[50.0] * 500, permits=500).waits(500, self.CURVE)
         large = self.queue(slots=5000, running_s=[50.0] * 5000, permits=5000).waits(5000, self.CURVE)
@@ -182,6 +213,11 @@ class TestAnEstimate:
             *[60.0 + number / 10 for number in range(20)], *[240.0 + number for number in range(40)]
         )
         assert estimate(curve, 0.0, elapsed_s=0.0).remaining_s > 230.0
+
+    def test_it_does_not_lean_towards_the_other_kind(self) -> None:
+        quick, slow = sorted(drawn(120, 60.0, 0.2)), sorted(drawn(60, 240.0, 0.2))
+        found = estimate(learned(*quick, *slow), 0.0, elapsed_s=0.0)
+        assert found.remaining_s == pytest.approx([*quick, *slow][90], rel=0.05)
 
     @pytest.mark.parametrize("seed", range(3))
     def test_eight_in_ten_end_within_the_interval(self, seed: int) -> None:
