@@ -27,6 +27,7 @@ HELPERS = {
     "dialects",
     "emulated",
     "emulator",
+    "estimated",
     "floor",
     "load",
     "measuring",

@@ -57,8 +57,11 @@ class Figure:
         """Return the figure as text."""
         bar = ""
         if self.at_least is not None or self.at_most is not None:
-            word, value = (">=", self.at_least) if self.at_least is not None else ("<=", self.at_most)
-            bar = f"{self.goal} {word} {value:g} {'met' if self.is_met else 'MISSED'}".strip()
+            bars = (
+                ("<=" if value == self.at_most else ">=", value) for value in (self.at_least, self.at_most)
+            )
+            words = " ".join(f"{word} {value:g}" for word, value in bars if value is not None)
+            bar = f"{self.goal} {words} {'met' if self.is_met else 'MISSED'}".strip()
             bar += "" if self.is_reached or self.aims_at is None else f", goal {self.aims_at:g} not reached"
         return self.name, shown(self.median), self.unit, self._spread(), bar
 

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import create, estimate, footprint, latency, limiter, makespan, poll, query_speed, simulated
+from benchmarks import (
+    create,
+    estimate,
+    estimated,
+    footprint,
+    latency,
+    limiter,
+    makespan,
+    poll,
+    query_speed,
+    simulated,
+)
 from benchmarks.emulator import Emulator
 from benchmarks.floor import Bare, task_id_of
 from benchmarks.measuring import Figure, alternating, report
+from benchmarks.schedule_sim import KINDS
 from kie_async import PollSchedule
+from kie_async.planning.recent_ends import RecentEnds
+
+KIND = "log-normal 120 s, 0.42"
 
 
 def of_goal(figures: list[Figure], goal: str) -> list[Figure]:
@@ -114,9 +130,42 @@ def test_check_fails_when_a_bar_is_missed(value: float, status: int, tmp_path: P
     assert lines[1].endswith("not measured")
 
 
-@pytest.mark.parametrize("way", ["a slot at once", "queue of 50", "cold start"])
+@pytest.mark.parametrize("way", ["no queue", "queue of 100", "600 at once", "three times as slow at once"])
 def test_what_is_left_is_judged_beside_an_oracle(way: str) -> None:
-    found = estimate.run(way, "log-normal 120 s, 0.42", 0)
-    assert 0.6 < found.covered / found.seen < 0.95
-    assert found.falls == 0
-    assert all(0.5 < ratio < 1.5 for ratio in found.ratios())
+    cell = estimate.Cell(estimate.WAYS[way], KIND)
+    cell.worlds += estimate.worlds(way, KIND, range(3))
+    (covered, off), (error, noise) = cell.covered(), cell.error()
+    assert 0.6 < covered < 0.95
+    assert 0.8 < error < 2.0
+    assert 0 < off < 0.2
+    assert 0 < noise < 0.5
+    assert sum(world.falls for world in cell.worlds) == 0
+
+
+def test_one_who_knows_the_distribution_is_as_far_off_as_the_oracle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RecentEnds, "curve", lambda *_: estimated.known_curve(KINDS[KIND]))
+    cell = estimate.Cell(estimate.WAYS["queue of 20"], KIND)
+    cell.worlds += estimate.worlds("queue of 20", KIND, range(6))
+    assert cell.covered()[0] == pytest.approx(0.8, abs=0.02)
+    assert cell.error()[0] == pytest.approx(1.0, abs=0.02)
+
+
+def test_worlds_are_added_until_it_is_plain_on_which_side_of_its_bar_it_is() -> None:
+    def cell(*errors_s: float) -> estimate.Cell:
+        tenths = [100.0] * estimated.TENTHS
+        worlds = [
+            estimated.Found(80.0 + 0.1 * (number % 2), 100, [error_s] * estimated.TENTHS, tenths)
+            for number, error_s in enumerate(errors_s)
+        ]
+        return estimate.Cell(estimate.WAYS["no queue"], KIND, worlds)
+
+    assert cell(100.0, 104.0).is_settled()
+    assert not cell(100.0, 118.0).is_settled()
+    assert cell(*[100.0, 118.0] * 100).is_settled()
+
+
+@pytest.mark.parametrize("scale", [0.7, 1.0, 1.4])
+def test_one_who_lacks_the_scale_alone_learns_it(scale: float) -> None:
+    kind, rng = KINDS[KIND], random.Random(2)
+    took_s = [kind(rng) * scale for _ in range(400)]
+    assert estimated.likely_scale(kind, took_s) == pytest.approx(scale, rel=0.06)
