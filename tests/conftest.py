@@ -9,6 +9,7 @@ import asyncio
 import logging
 import math
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -44,6 +45,9 @@ from kie_async.sandbox import Never
 
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each process that a test starts compiles everything
 sys.dont_write_bytecode = False
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell has what runs in its background ignore Ctrl-C, and so would each process that a test interrupts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("suite", max_examples=40, deadline=None)
 settings.load_profile("suite")
 

@@ -649,10 +649,12 @@ async def test_a_full_disk_is_waited_for_while_what_is_paid_goes_on(
     disk.is_full = True
     reading = asyncio.create_task(read(batch))
     await eventually(lambda: lines(caplog, logging.WARNING, "cannot write to"))
-    await eventually(lambda: kie.stats().in_flight == 0)
-    created = len(quick.tasks)
-    await asyncio.sleep(0.3)
-    assert len(quick.tasks) == created < 12
+    created = 0
+    while created < len(quick.tasks):  # what was past the question for room goes on
+        created = len(quick.tasks)
+        await asyncio.sleep(0.3)
+    assert created < 12
+    assert kie.stats().in_flight == 0
     assert not reading.done()
     disk.is_full = False
     outcomes = [first, *await reading]
@@ -709,8 +711,7 @@ async def test_limits_that_are_met_and_what_is_sent_again_stand_in_the_log(
     caplog.set_level(logging.DEBUG, "kie_async")
     kie = await open_session(base_url=quick.url, limits=Limits(create=Rate(1, per_s=1.0)))
     quick.faults.create_429_next = 1
-    first = await kie.run(echo(0))
-    await kie.run(echo(1))
+    first, _ = await asyncio.gather(kie.run(echo(0)), kie.run(echo(1)))
     quick.faults.query_500_next = 1
     await kie.query(first.task_id)
 
