@@ -32,6 +32,12 @@ _MAX_PORT = 65_535
 
 _NO_PATH = re.compile(r"[\x00-\x20\x7f?#{}]|://")
 
+_ADDRESS = re.compile(
+    r"""[\s'"]*(?:[a-z][a-z0-9+.:-]+:/|\w\w+:[^/\\]*@|(?:\S+\s+)*(?:host|dbname|user|password)\s*=)""",
+    re.IGNORECASE,
+)
+"""The address of a database. A single letter before the colon is a drive."""
+
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 _PROXY_SCHEMES = {"http", "https", "socks4", "socks5", "socks5h"}
@@ -340,6 +346,20 @@ def check_path(field: str, path: object) -> None:
     """
     if not isinstance(path, str | os.PathLike) or not str(path).strip() or not _names_a_file(str(path)):
         raise InvalidRequest(f"{field} must be a path, got {str(path)[:80]!r}")
+
+
+def check_journal_path(path: object) -> None:
+    """Refuse what cannot name a journal in a file, the address of a database too; the message has none of it.
+
+    Raises:
+        InvalidRequest: It cannot.
+    """
+    if _ADDRESS.match(str(path)):
+        raise InvalidRequest(
+            "journal is the address of a database, and not written as postgresql://user@host/database; "
+            "it is not shown, since it may hold a password"
+        )
+    check_path("journal", path)
 
 
 def _names_a_file(path: str) -> bool:

@@ -387,4 +387,4 @@ class TaskNotNoted(JournalError):
 
 
 class JournalLocked(JournalError):
-    """Another process has the journal open."""
+    """Another session or process has the journal open."""

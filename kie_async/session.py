@@ -20,6 +20,7 @@ from ._validation import (
     check_count,
     check_kind,
     check_origin,
+    check_journal_path,
     check_path,
     check_task_id,
     host_of,
@@ -113,7 +114,7 @@ class KieSession(BoundToLoop):
         ):
             check_kind(field, value, kind, what)
         if isinstance(journal, str | Path) and not is_dsn(str(journal)):
-            check_path("journal", journal)
+            check_journal_path(journal)
         check_hook(on_event)
         check_count("max_in_flight", max_in_flight)
         if max_queued is not None:

@@ -10,6 +10,8 @@ from typing import Annotated
 import attrs
 import typer
 
+from .._validation import check_journal_path
+from ..errors import InvalidRequest
 from ..journal.postgres import PostgresJournal, is_dsn
 from ..journal.sqlite import SqliteJournal
 
@@ -29,6 +31,14 @@ class JournalPlace:
     """Where a journal is. As text it is the path, or the URL without what may hold a password."""
 
     given: str = attrs.field(repr=False)
+
+    @given.validator
+    def _check_given(self, _: object, given: str) -> None:
+        if not is_dsn(given):
+            try:
+                check_journal_path(given)
+            except InvalidRequest as exc:
+                raise typer.BadParameter(str(exc)) from None
 
     @property
     def path(self) -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import weakref
 from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ from ..config import Budget, Rate
 from ..creating.create_call import CreateCalls
 from ..creating.create_transport import CreateTransport
 from ..creating.create_weather import CreateWeather
-from ..errors import SessionMisuse
+from ..errors import JournalLocked, SessionMisuse
 from ..events import Counters
 from ..files.downloads import Downloads
 from ..files.names import check_template, fill
@@ -59,6 +60,10 @@ from .submitter import Submitter
 from .tracker import TaskTracker
 
 _NAMES_A_LINE = 25
+
+_with_journal: weakref.WeakSet[Engine] = weakref.WeakSet()
+"""Those that have a journal, each its own: whoever fails to open it must not close it for the other."""
+
 _log = logging.getLogger("kie_async")
 _T = TypeVar("_T")
 
@@ -73,6 +78,11 @@ class Engine:
         self.settings = settings
         key, limits, rng, now = settings.key, settings.limits, settings.rng, self.loop.time
         self.journal = _journal_of(settings.journal)
+        if any(other.journal is self.journal for other in _with_journal):
+            raise JournalLocked(
+                "another session has this journal open; give each session a journal object of its own"
+            )
+        _with_journal.add(self)
         self.background = BackgroundTasks("kie_async watcher")
 
         self.events = EventHook(settings.on_event)
@@ -242,6 +252,7 @@ class Engine:
         self._detach_all()
         for part in (self.calls.transport, self._query_transport, self.uploads, self.downloads, self.journal):
             await part.aclose()
+        _with_journal.discard(self)
         await self.events.drain(caller)
 
     def __del__(self) -> None:

@@ -45,6 +45,9 @@ END_PATIENCE_S = 5.0
 
 _TAKEN_AT_ONCE = 200
 
+_LEAST_CONNECTIONS = 2
+"""Of a pool that is given: the heartbeat keeps one."""
+
 _BUDGET_LOCK = "SELECT pg_advisory_xact_lock(hashtext('kie_async budget'), hashtext(current_schema()))"
 
 
@@ -72,6 +75,8 @@ class PostgresJournal(PostgresReader):
             check_dsn(dsn_or_pool)
         elif not callable(getattr(dsn_or_pool, "acquire", None)):
             raise InvalidRequest("dsn_or_pool must be a postgresql:// URL or an asyncpg.Pool")
+        elif dsn_or_pool.get_max_size() < _LEAST_CONNECTIONS:
+            raise InvalidRequest("dsn_or_pool must allow 2 connections at least: one is kept to listen on")
         check_above_zero("lease_s", lease_s)
         check_kind("keep_bodies", keep_bodies, bool, "True or False")
         schema = check_name(name)
@@ -482,6 +487,11 @@ def check_dsn(dsn: str) -> None:
     """
     if not is_dsn(dsn):
         raise InvalidRequest("dsn_or_pool must be a URL such as postgresql://user@host/database")
+    if "#" in dsn:  # the driver would leave out what follows, and take another journal
+        raise InvalidRequest(
+            "dsn_or_pool must have no '#': write %23 in a password, and name a journal of its own by "
+            "PostgresJournal(..., name=...), or #name of a-z, 0-9 and _ on the command line"
+        )
 
 
 def is_dsn(text: str) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections import deque
+from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, cast
 
@@ -29,7 +30,7 @@ _IDLE_S = 300.0
 # transaction: if this one does not belong to the connection, nothing is set.
 _BEGIN_DIRECT = """
 DO $$BEGIN IF pg_backend_pid() <> {pid} THEN RAISE 'a pooler stands before the database'; END IF; END$$;
-SET synchronous_commit = on; SET search_path = "{schema}"
+SET synchronous_commit = on; SET default_transaction_isolation = 'read committed'; SET search_path = "{schema}"
 """
 
 _STARTED_AT = "SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
@@ -97,9 +98,11 @@ class Connections:
                 if isinstance(self._given, str):
                     await connection.close()
                 else:
+                    await connection.reset(timeout=CONNECT_S)  # or the pool warns of who listens
                     await self._given.release(cast("PoolConnection", connection))
         except Exception:
-            connection.terminate()
+            with suppress(Exception):  # a pool that was closed has ended it
+                connection.terminate()
 
     async def aclose(self) -> None:
         """Close what nobody has; a pool that was given stays open."""

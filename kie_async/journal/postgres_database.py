@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import attrs
 
 from .._background import BackgroundTasks
-from ..errors import InvalidRequest, JournalAway, JournalError, KieError
+from ..errors import InvalidRequest, JournalAway, JournalError, JournalFull, KieError
 from .postgres_connections import CONNECT_S, Connection, Connections, Pool
 from .postgres_errors import error_from
 
@@ -48,6 +48,9 @@ _END_PROCESS = (
 
 # By a name of its own, which the command line lets through.
 _log = logging.getLogger("kie_async.weather")
+
+PASSING = (JournalAway, JournalFull)
+"""What is true may be noted later all the same."""
 
 _T = TypeVar("_T")
 
@@ -235,7 +238,7 @@ class PostgresDatabase:
         while True:
             try:
                 return await self._run_again(job)
-            except JournalAway:
+            except PASSING:
                 if time.monotonic() + _RETRY_S >= gives_up_at:
                     raise
             await asyncio.sleep(_RETRY_S)
@@ -254,7 +257,7 @@ class PostgresDatabase:
                 raise
             except Exception as exc:
                 raise self._note_failure(exc) from None
-        raise JournalError(f"{self.label} is too busy: a transaction met others {_CONFLICTS} times")
+        raise JournalAway(f"{self.label} is too busy: a transaction met others {_CONFLICTS} times")
 
     async def _run_in_turn(self, job: Job[_T]) -> _T:
         """Run *job* when a connection is free; not if nobody has answered meanwhile."""
@@ -320,7 +323,7 @@ class PostgresDatabase:
     def begin(self) -> str:
         """Return what begins a transaction: no commit is answered before it is on the disk."""
         return (
-            f'BEGIN; SET LOCAL synchronous_commit = on; SET LOCAL search_path = "{self.schema}"; '
+            f'BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL synchronous_commit = on; SET LOCAL search_path = "{self.schema}"; '
             f"SET LOCAL kie_async.worker = '{self.worker_id}'; "
             f"SET LOCAL idle_in_transaction_session_timeout = {self._answer_s * 500:.0f}"
         )

@@ -11,9 +11,10 @@ from .base import RefTaken, TaskAlreadyBound
 if TYPE_CHECKING:
     import asyncpg
 
-_AWAY_STATES = re.compile("08|57P|53300|25006|25P03")
-"""SQLSTATEs of a server that is shutting down, starting, full of connections, read-only after a failover, or
-tired of a transaction in which nothing happens.
+_AWAY_STATES = re.compile("08|57P|57014|53[^1]00|58030|25006|25P03|25P04")
+"""SQLSTATEs of a server that is shutting down, starting, full of connections, short of memory, read-only after
+a failover, or tired of a transaction: of one in which nothing happens, of one that waited for a lock for too
+long by its settings, or of one that a person ended.
 https://www.postgresql.org/docs/current/errcodes-appendix.html"""
 
 _FULL_STATE, _UNIQUE_STATE, _ZERO_BYTE_STATE = "53100", "23505", "22021"
@@ -25,16 +26,21 @@ def error_from(exc: Exception, label: str) -> JournalError:
 
     if isinstance(exc, JournalError):
         return exc
+    if isinstance(exc, UnicodeError) or type(exc) is asyncpg.DataError:  # of the driver; it repeats the text
+        return JournalError(f"{label} cannot hold this text")
     if isinstance(exc, asyncpg.PostgresError):
         return _error_from_server(exc, label)
-    if isinstance(exc, (UnicodeError, asyncpg.DataError)):
-        return JournalError(f"{label} cannot hold this text")
-    if isinstance(exc, (asyncpg.exceptions.ClientConfigurationError, ValueError)):
-        return JournalError("the URL of the journal is no PostgreSQL URL: postgresql://user@host/database")
+    if isinstance(exc, (asyncpg.exceptions.ClientConfigurationError, ValueError, OverflowError)):
+        return JournalError(
+            "the URL of the journal is not as it must be: postgresql://user@host/database, with a port up to "
+            "65535, a known sslmode and the files that needs; nor may a variable PG... say otherwise"
+        )
     # The driver calls its own error what comes of a server that ends a connection in the middle.
     if isinstance(exc, (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError)):
         why = "no answer in time" if isinstance(exc, TimeoutError) else _first_line(exc)
         return JournalAway(f"{label} cannot be reached: {why}")
+    if isinstance(exc, RuntimeError) and "different loop" in str(exc):
+        return JournalError(f"the pool of {label} belongs to another event loop; make it on this one")
     raise exc
 
 

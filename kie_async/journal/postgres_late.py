@@ -12,7 +12,7 @@ import attrs
 
 from .._background import BackgroundTasks
 from ..errors import JournalAway, JournalError
-from .postgres_database import Job, PostgresDatabase
+from .postgres_database import PASSING, Job, PostgresDatabase
 
 _AGAIN_S = 0.5
 
@@ -49,7 +49,7 @@ class LateNotes:
         if not self._late:
             try:
                 await self._database.run(job, patience_s=patience_s)
-            except JournalAway:
+            except PASSING:
                 self._add(what, job)
                 raise
             return
@@ -73,7 +73,7 @@ class LateNotes:
             note = self._late[0]
             try:
                 await self._database.run(note.job, is_last=True)
-            except JournalAway:
+            except PASSING:
                 await asyncio.sleep(_AGAIN_S)
                 continue
             except JournalError as exc:

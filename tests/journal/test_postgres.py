@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -16,13 +17,24 @@ from support.link import Link
 from support.postgres import OwnPostgres
 from support.stores import SHORT_LEASE_S
 
-from kie_async import InvalidRequest, JournalAway, JournalError, Rate, TaskRecord, TaskState
+from kie_async import (
+    Budget,
+    BudgetExceeded,
+    InvalidRequest,
+    JournalAway,
+    JournalError,
+    JournalFull,
+    Rate,
+    TaskRecord,
+    TaskState,
+)
 from kie_async.journal.intents import IntentState
 from kie_async.journal.notes import MOST_SMALL_NOTES
 from kie_async.journal.postgres import PostgresJournal
 
 HOUR_S = 3600.0
 SCHEMA = "kie_async_main"
+BUDGET_LOCK = "SELECT pg_advisory_xact_lock(hashtext('kie_async budget'), hashtext(current_schema()))"
 
 
 @asynccontextmanager
@@ -239,6 +251,21 @@ async def test_who_may_not_write_is_refused(postgres_dsn: str) -> None:
     assert "read-only" in await refusal(PostgresJournal(postgres_dsn))
 
 
+async def test_a_role_that_may_make_no_schema_uses_the_one_that_was_made_for_it(postgres_dsn: str) -> None:
+    there = urlsplit(postgres_dsn)
+    role = f"owner_{there.path[-16:]}"
+    dsn = there._replace(netloc=f"{role}:sesame@{there.netloc.rpartition('@')[2]}").geturl()
+    async with database(postgres_dsn) as db:
+        await db.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'sesame'")
+        try:
+            await db.execute(f"CREATE SCHEMA {SCHEMA} AUTHORIZATION {role}")
+            async with worker(dsn) as journal:
+                await created(journal)
+        finally:
+            await db.execute(f"DROP OWNED BY {role}")
+            await db.execute(f"DROP ROLE {role}")
+
+
 async def test_a_later_version_is_refused(postgres_dsn: str) -> None:
     async with worker(postgres_dsn):
         pass
@@ -269,6 +296,23 @@ def test_what_is_no_url_is_refused(given: Any) -> None:
         PostgresJournal(given)
 
 
+def test_a_name_behind_the_url_is_refused_since_the_driver_would_leave_it_out() -> None:
+    with pytest.raises(InvalidRequest, match="name=") as caught:
+        PostgresJournal("postgresql://anna:sesame@host/database#orders")
+    assert "sesame" not in str(caught.value)
+
+
+async def test_a_port_that_cannot_be_is_refused(postgres_dsn: str) -> None:
+    place = urlsplit(postgres_dsn)._replace(netloc="anna:sesame@127.0.0.1:99999")
+    assert "a port up to 65535" in await refusal(PostgresJournal(place.geturl()))
+
+
+async def test_half_a_character_is_refused_in_one_sentence_without_the_text(postgres_dsn: str) -> None:
+    async with worker(postgres_dsn) as journal:
+        with pytest.raises(JournalError, match="cannot hold this text$"):
+            await journal.find_by_ref("sesame\ud800")
+
+
 @pytest.mark.parametrize("text", ["a\0b", "\0"])
 async def test_a_text_that_it_cannot_hold_is_refused_before_anything_is_noted(
     postgres_dsn: str, text: str
@@ -285,6 +329,92 @@ async def test_a_reason_with_a_zero_byte_is_kept_all_the_same(postgres_dsn: str)
         await journal.mark_ended("i1", IntentState.REJECTED, reason="no\0, half \ud83d", code=422)
         (found,) = await journal.list_intents()
         assert found.reason.startswith("no")
+
+
+# --- what a server, or who runs it, cuts short -----------------------------------------------------
+
+HOLD = f"BEGIN; LOCK TABLE {SCHEMA}.intent IN EXCLUSIVE MODE"
+WAITING = """
+SELECT pid FROM pg_locks WHERE NOT granted
+AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+
+
+async def wait_until_someone_waits(db: Any) -> int:
+    async with asyncio.timeout(10):
+        while (pid := await db.fetchval(WAITING)) is None:
+            await asyncio.sleep(0.01)
+    return int(pid)
+
+
+@pytest.mark.parametrize("limit", ["lock_timeout", "statement_timeout", "transaction_timeout"])
+async def test_an_id_is_noted_although_a_limit_of_the_role_cuts_its_note_short(
+    postgres_dsn: str, limit: str
+) -> None:
+    async with database(postgres_dsn) as db:
+        if limit == "transaction_timeout" and db.get_server_version().major < 17:
+            pytest.skip("that limit is of PostgreSQL 17")
+        await db.execute(f"ALTER DATABASE {urlsplit(postgres_dsn).path[1:]} SET {limit} = '100ms'")
+        async with worker(postgres_dsn) as journal:
+            await journal.mark_sending(intent())
+            await db.execute(HOLD)
+            noting = asyncio.create_task(journal.mark_created("i1", "t1"))
+            await wait_until_someone_waits(db)
+            await asyncio.sleep(1.0)
+            await db.execute("ROLLBACK")
+            await noting
+            assert (await states(journal))["i1"] == "CREATED"
+
+
+async def test_an_id_is_noted_although_a_person_ends_its_statement(postgres_dsn: str) -> None:
+    async with worker(postgres_dsn) as journal, database(postgres_dsn) as db:
+        await journal.mark_sending(intent())
+        await db.execute(HOLD)
+        noting = asyncio.create_task(journal.mark_created("i1", "t1"))
+        await db.execute("SELECT pg_cancel_backend($1)", await wait_until_someone_waits(db))
+        await db.execute("ROLLBACK")
+        await noting
+        assert (await states(journal))["i1"] == "CREATED"
+
+
+async def test_an_id_is_noted_when_the_disk_has_room_again(
+    postgres_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kie_async.journal.postgres.ID_PATIENCE_S", 0.0)
+    full = "BEGIN RAISE 'no space left on device' USING ERRCODE = '53100'; END"
+    async with worker(postgres_dsn) as journal, database(postgres_dsn) as db:
+        await journal.mark_sending(intent())
+        await db.execute(
+            f"CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS '{full.replace(chr(39), chr(39) * 2)}'"
+        )
+        await db.execute("CREATE TRIGGER disk BEFORE UPDATE ON intent EXECUTE FUNCTION full_disk()")
+        with pytest.raises(JournalFull):
+            await journal.mark_created("i1", "t1")
+        await db.execute("DROP TRIGGER disk ON intent")
+        async with asyncio.timeout(10):
+            while (await states(journal))["i1"] != "CREATED":
+                await asyncio.sleep(0.05)
+
+
+async def test_a_budget_holds_whatever_isolation_the_database_begins_with(postgres_dsn: str) -> None:
+    async with database(postgres_dsn) as db:
+        name = urlsplit(postgres_dsn).path[1:]
+        await db.execute(f"ALTER DATABASE {name} SET default_transaction_isolation = 'repeatable read'")
+        async with worker(postgres_dsn) as one, worker(postgres_dsn) as other:
+            one.bound_spending(Budget(tasks=1))
+            other.bound_spending(Budget(tasks=1))
+            await db.execute("BEGIN")
+            await db.execute(BUDGET_LOCK)
+            sending = [
+                asyncio.create_task(one.mark_sending(intent(1))),
+                asyncio.create_task(other.mark_sending(intent(2))),
+            ]
+            async with asyncio.timeout(10):
+                while len(await db.fetch(WAITING)) < 2:
+                    await asyncio.sleep(0.01)
+            await db.execute("ROLLBACK")
+            outcomes = await asyncio.gather(*sending, return_exceptions=True)
+            assert sorted(map(str, map(type, outcomes))) == sorted([str(type(None)), str(BudgetExceeded)])
 
 
 # --- a server that comes and goes ------------------------------------------------------------------
@@ -352,6 +482,45 @@ async def test_a_pool_that_was_given_stays_open(postgres_dsn: str) -> None:
         assert await pool.fetchval(f"SELECT count(*) FROM {SCHEMA}.intent") == 1  # noqa: S608
         assert await pool.fetchval("SHOW search_path") == '"$user", public'
         assert pool.get_idle_size() == pool.get_size()
+
+
+async def test_a_pool_of_one_connection_is_refused(postgres_dsn: str) -> None:
+    async with asyncpg.create_pool(postgres_dsn, min_size=1, max_size=1) as pool:
+        with pytest.raises(InvalidRequest, match="2 connections"):
+            PostgresJournal(pool)
+
+
+async def test_a_pool_that_was_given_warns_of_nothing(postgres_dsn: str) -> None:
+    async with asyncpg.create_pool(postgres_dsn, min_size=1, max_size=3) as pool:
+        journal = PostgresJournal(pool)
+        await journal.open()
+        await created(journal)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            await journal.aclose()
+        assert [str(warning.message) for warning in caught] == []
+
+
+async def test_a_pool_that_is_closed_under_it_is_let_go(postgres_dsn: str) -> None:
+    pool = await asyncpg.create_pool(postgres_dsn, min_size=1, max_size=3)
+    journal = PostgresJournal(pool)
+    await journal.open()
+    pool.terminate()
+    with pytest.raises(JournalAway, match="pool is closed"):
+        await journal.mark_sending(intent())
+    await journal.aclose()
+
+
+def test_a_pool_of_another_event_loop_is_refused(postgres_server: str) -> None:
+    async def make() -> Any:
+        return await asyncpg.create_pool(postgres_server, min_size=1, max_size=2)
+
+    with asyncio.Runner() as elsewhere:
+        pool = elsewhere.run(make())
+        with asyncio.Runner() as here:
+            assert "another event loop" in here.run(refusal(PostgresJournal(pool)))
+        pool.terminate()
+        elsewhere.run(asyncio.sleep(0))
 
 
 async def test_the_oldest_note_makes_room(postgres_dsn: str) -> None:
