@@ -15,6 +15,7 @@ from kie_async._validation import (
     above_zero,
     check_above_zero,
     check_callback_url,
+    check_journal_path,
     check_count,
     check_origin,
     check_task_id,
@@ -383,3 +384,19 @@ def test_a_key_that_could_break_a_header_is_refused_and_not_shown(key: str) -> N
     with pytest.raises(InvalidRequest) as caught:
         read_key(key)
     assert "s3cr" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "given", ["postgresql+asyncpg://kie:PASS@db/app", "host=db password=PASS", "kie:PASS@db/app"]
+)
+def test_an_address_of_another_form_is_no_journal_and_is_not_shown(given: str) -> None:
+    with pytest.raises(InvalidRequest, match="the address of a database") as caught:
+        check_journal_path(given)
+    assert "PASS" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "given", ["run.db", "C:/jobs/run.db", "C:\\jobs\\run.db", "./a b/host.db", "/tmp/user@host/run.db"]
+)
+def test_a_path_is_no_address_of_a_database(given: str) -> None:
+    check_journal_path(given)

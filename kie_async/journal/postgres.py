@@ -155,7 +155,8 @@ class PostgresJournal(PostgresReader):
 
         async def job(db: Connection) -> None:
             await db.execute("LOCK TABLE account IN EXCLUSIVE MODE")
-            noted = await sql.account_notes(db) if await db.fetchval(sql.HOLDS_TASKS) else []
+            is_bound = await db.fetchval(sql.IS_BOUND, self.worker_id, self.lease_s)
+            noted = await sql.account_notes(db) if is_bound else []
             added = notes_to_add(noted, account, journal=self._db.label)
             if not noted:
                 await db.execute("DELETE FROM account")

@@ -145,10 +145,13 @@ ON CONFLICT (intent_id, task_id) DO UPDATE SET source = excluded.source WHERE c.
 
 # What was surely not created is of no account: a first run with a mistyped key must not keep the right one
 # out.
-HOLDS_TASKS = """
+# But who takes part beside others may have to do with what they are about to create.
+IS_BOUND = """
 SELECT EXISTS(
   SELECT 1 FROM intent WHERE sends = 1
   AND NOT (state = 'REJECTED' AND coalesce(code, 0) BETWEEN 400 AND 499 AND code <> 408)
+) OR EXISTS(
+  SELECT 1 FROM worker WHERE id <> $1 AND seen_at > clock_timestamp() - make_interval(secs => $2)
 )
 """
 

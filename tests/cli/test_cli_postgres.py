@@ -217,3 +217,26 @@ def test_a_place_is_shown_without_what_may_hold_a_password(given: str, shown: st
     place = JournalPlace(given)
     assert str(place) == shown
     assert "PASS" not in repr(place)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        " postgresql://kie:PASSWORD@db/app",
+        "'postgresql://kie:PASSWORD@db/app'",
+        "postgresql+asyncpg://kie:PASSWORD@db/app",
+        "POSTGRESQL://kie:PASSWORD@db/app",
+        "postgresql:/kie:PASSWORD@db/app",
+        "jdbc:postgresql://kie:PASSWORD@db/app",
+        "kie:PASSWORD@db/app",
+        "dbname=app user=kie password=PASSWORD",
+    ],
+)
+async def test_an_address_of_another_form_is_no_file_and_is_not_shown(
+    given: str, run_command: Command
+) -> None:
+    for arguments in (("journal", "show", given), ("run", "sandbox/echo", "--journal", given)):
+        code, out, err = await run_command(*arguments)
+        assert code == 2
+        assert "the address of a database" in " ".join(err.split())
+        assert "PASSWORD" not in out + err

@@ -23,6 +23,7 @@ from kie_async import (
     InvalidRequest,
     JournalAway,
     JournalError,
+    JournalLocked,
     KieSession,
     Limits,
     PollSchedule,
@@ -562,3 +563,30 @@ async def eventually_creates(kie: KieSession, wanted: TaskRequest) -> None:
 
 def _never_polls() -> PollSchedule:
     return PollSchedule(learns=False, first_s=1000.0, tiers=((float("inf"), 1000.0),), safety_net_s=1000.0)
+
+
+# --- who may take part -----------------------------------------------------------------------------
+
+
+async def test_a_worker_with_another_key_is_refused_before_the_first_task(worker: Worker) -> None:
+    await worker()
+    with pytest.raises(JournalError, match="made with another key"):
+        await worker(api_key="another-key")
+
+
+async def test_a_key_that_was_mistyped_by_a_worker_that_left_keeps_nobody_out(worker: Worker) -> None:
+    await (await worker(api_key="mistyped-key")).aclose()
+    await (await worker()).create(request("a"))
+
+
+async def test_two_sessions_do_not_share_a_journal_object_and_the_first_keeps_it(
+    postgres_dsn: str, open_session: OpenSession
+) -> None:
+    journal = PostgresJournal(postgres_dsn)
+    kie = await open_session(journal=journal)
+    with pytest.raises(JournalLocked, match="another session"):
+        await open_session(journal=journal, budget=Budget(tasks=1))
+    assert (await kie.create(request("a"))).task_id
+    await kie.aclose()
+    kie = await open_session(journal=journal)
+    assert (await kie.create(request("a"))).task_id
