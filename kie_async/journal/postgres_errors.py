@@ -11,10 +11,9 @@ from .base import RefTaken, TaskAlreadyBound
 if TYPE_CHECKING:
     import asyncpg
 
-_AWAY_STATES = re.compile("08|57P|57014|53[^1]00|58030|25006|25P03|25P04")
+_AWAY_STATES = re.compile("08|28|57P|57014|53[^1]00|58030|25006|25P0[34]")
 """SQLSTATEs of a server that is shutting down, starting, full of connections, short of memory, read-only after
-a failover, or tired of a transaction: of one in which nothing happens, of one that waited for a lock for too
-long by its settings, or of one that a person ended.
+a failover, lets this role in no more, or ended a statement: by a limit of its settings, or by a person.
 https://www.postgresql.org/docs/current/errcodes-appendix.html"""
 
 _FULL_STATE, _UNIQUE_STATE, _ZERO_BYTE_STATE = "53100", "23505", "22021"

@@ -175,15 +175,22 @@ class Membership:
                 connection = await self._database.connect()
             except JournalError:
                 self._steady_since = math.inf
-                await asyncio.sleep(min(1.0, self.lease_s / HEARTBEATS_A_LEASE))
+                await self._pause()
                 continue
+            has_beaten = False
             try:
                 await self._beat_with(connection)
             except JournalError as exc:
+                has_beaten = self._steady_since < math.inf
                 _log.info("the connection that listens was lost: %s", exc)
             finally:
                 self.is_listening, self._steady_since = False, math.inf
                 await self._database.disconnect(connection)
+            if not has_beaten:
+                await self._pause()  # the next one may be refused as fast
+
+    async def _pause(self) -> None:
+        await asyncio.sleep(min(1.0, self.lease_s / HEARTBEATS_A_LEASE))
 
     async def _beat_with(self, connection: Connection) -> None:
         """Beat on one connection, and listen on it, until it is lost."""

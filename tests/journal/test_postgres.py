@@ -347,13 +347,11 @@ async def wait_until_someone_waits(db: Any) -> int:
     return int(pid)
 
 
-@pytest.mark.parametrize("limit", ["lock_timeout", "statement_timeout", "transaction_timeout"])
+@pytest.mark.parametrize("limit", ["lock_timeout", "statement_timeout"])
 async def test_an_id_is_noted_although_a_limit_of_the_role_cuts_its_note_short(
     postgres_dsn: str, limit: str
 ) -> None:
     async with database(postgres_dsn) as db:
-        if limit == "transaction_timeout" and db.get_server_version().major < 17:
-            pytest.skip("that limit is of PostgreSQL 17")
         await db.execute(f"ALTER DATABASE {urlsplit(postgres_dsn).path[1:]} SET {limit} = '100ms'")
         async with worker(postgres_dsn) as journal:
             await journal.mark_sending(intent())
@@ -375,6 +373,41 @@ async def test_an_id_is_noted_although_a_person_ends_its_statement(postgres_dsn:
         await db.execute("ROLLBACK")
         await noting
         assert (await states(journal))["i1"] == "CREATED"
+
+
+async def test_an_id_is_noted_when_the_role_is_let_in_again(postgres_dsn: str) -> None:
+    there = urlsplit(postgres_dsn)
+    role = f"guest_{there.path[-16:]}"
+    dsn = there._replace(netloc=f"{role}:sesame@{there.netloc.rpartition('@')[2]}").geturl()
+    throw_out = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = $1"
+    async with database(postgres_dsn) as db:
+        await db.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'sesame'")
+        try:
+            await db.execute(f"CREATE SCHEMA {SCHEMA} AUTHORIZATION {role}")
+            async with worker(dsn) as journal:
+                await journal.mark_sending(intent())
+                await db.execute(f"ALTER ROLE {role} NOLOGIN")
+                await db.execute(throw_out, role)
+                noting = asyncio.create_task(journal.mark_created("i1", "t1"))
+                await asyncio.sleep(0.3)
+                await db.execute(f"ALTER ROLE {role} LOGIN")
+                await noting
+                assert (await states(journal))["i1"] == "CREATED"
+        finally:
+            await db.execute(f"DROP OWNED BY {role}")
+            await db.execute(f"DROP ROLE {role}")
+
+
+async def test_a_heartbeat_that_is_refused_is_not_tried_again_in_a_flood(
+    postgres_dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "kie_async")
+    async with worker(postgres_dsn, lease_s=1.0), database(postgres_dsn) as db:
+        await db.execute("ALTER TABLE worker RENAME TO elsewhere")
+        await asyncio.sleep(1.2)
+        await db.execute("ALTER TABLE elsewhere RENAME TO worker")
+    lost = [record for record in caplog.records if "connection that listens was lost" in record.message]
+    assert 1 <= len(lost) <= 5
 
 
 async def test_an_id_is_noted_when_the_disk_has_room_again(
