@@ -223,7 +223,7 @@ class PostgresDatabase:
     def start(self, job: Job[_T], *, patience_s: float = 0.0, is_last: bool = False) -> asyncio.Task[_T]:
         """Begin to run *job* in a transaction.
 
-        While the database is away it is tried again for *patience_s*. One that *is_last* is taken after
+        While the database is away it is tried again for *patience_s*, or until the close. One that *is_last* is taken after
         `finish_jobs` too.
 
         Raises:
@@ -239,7 +239,7 @@ class PostgresDatabase:
             try:
                 return await self._run_again(job)
             except PASSING:
-                if time.monotonic() + _RETRY_S >= gives_up_at:
+                if self._is_closing or time.monotonic() + _RETRY_S >= gives_up_at:
                     raise
             await asyncio.sleep(_RETRY_S)
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import attrs
@@ -47,11 +48,9 @@ class LateNotes:
             JournalError: It was refused.
         """
         if not self._late:
-            try:
-                await self._database.run(job, patience_s=patience_s)
-            except PASSING:
-                self._add(what, job)
-                raise
+            noting = self._database.start(job, patience_s=patience_s)
+            noting.add_done_callback(partial(self._keep, what, job))  # it is true for who is cancelled, too
+            await asyncio.shield(noting)
             return
         waiter = self._add(what, job)
         with suppress(TimeoutError):
@@ -59,6 +58,11 @@ class LateNotes:
                 await asyncio.shield(waiter)
                 return
         raise JournalAway(f"{self._database.label} cannot be reached; {what} is noted as soon as it can")
+
+    def _keep(self, what: str, job: Job[Any], noting: asyncio.Task[Any]) -> None:
+        """Note later what could not be noted for now."""
+        if not noting.cancelled() and isinstance(noting.exception(), PASSING):
+            self._add(what, job)
 
     def _add(self, what: str, job: Job[Any]) -> asyncio.Future[None]:
         waiter = asyncio.get_running_loop().create_future()

@@ -470,6 +470,43 @@ async def test_a_killed_server_sends_nothing_and_forgets_nothing(own_postgres: O
         await created(journal, 3)
 
 
+async def test_an_id_is_noted_after_all_though_whoever_waited_for_that_is_gone(
+    own_postgres: OwnPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kie_async.journal.postgres.ID_PATIENCE_S", 0.3)
+    server = own_postgres()
+    async with worker(server.dsn) as journal:
+        await journal.mark_sending(intent())
+        server.stop()
+        noting = asyncio.create_task(journal.mark_created("i1", "t1"))
+        await asyncio.sleep(0.1)
+        noting.cancel()
+        await asyncio.sleep(0.8)
+        server.start()
+        async with asyncio.timeout(10):
+            while (await states(journal))["i1"] != "CREATED":
+                await asyncio.sleep(0.05)
+
+
+async def test_a_close_without_the_server_does_not_wait_and_names_the_task_that_is_not_noted(
+    own_postgres: OwnPostgres, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("kie_async.journal.postgres_late._LAST_S", 0.5)
+    server = own_postgres()
+    async with worker(server.dsn) as journal:
+        permits = journal.share_creates(Rate(5, per_s=1.0))
+        await permits.acquire()
+        await journal.mark_sending(intent())
+        server.stop()
+        permits.release()
+        noting = asyncio.create_task(journal.mark_created("i1", "t1"))
+        await asyncio.sleep(0.1)
+        noting.cancel()
+        async with asyncio.timeout(15):
+            await journal.aclose()
+    assert "not noted in the journal on PostgreSQL (kie_async_main): task t1 of intent i1" in caplog.text
+
+
 async def test_an_absence_is_said_once_and_so_is_its_end(
     own_postgres: OwnPostgres, caplog: pytest.LogCaptureFixture
 ) -> None:
