@@ -191,6 +191,14 @@ def nodes_of(path: Path) -> Sequence[ast.AST]:
     return list(ast.walk(tree_of(path)))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def trees_are_forgotten() -> Iterator[None]:
+    """Leave no trees to the tests that follow, whose collections would all have to go through them."""
+    yield
+    for cached in (tree_of, nodes_of, imports_of):
+        cached.cache_clear()
+
+
 def report(problems: list[str]) -> None:
     if problems:
         pytest.fail("\n".join(problems), pytrace=False)
