@@ -30,7 +30,8 @@ _IDLE_S = 300.0
 # transaction: if this one does not belong to the connection, nothing is set.
 _BEGIN_DIRECT = """
 DO $$BEGIN IF pg_backend_pid() <> {pid} THEN RAISE 'a pooler stands before the database'; END IF; END$$;
-SET synchronous_commit = on; SET default_transaction_isolation = 'read committed'; SET search_path = "{schema}"
+SET synchronous_commit = on; SET default_transaction_isolation = 'read committed';
+SET search_path = "{schema}"
 """
 
 _STARTED_AT = "SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"

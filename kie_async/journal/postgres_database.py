@@ -223,8 +223,8 @@ class PostgresDatabase:
     def start(self, job: Job[_T], *, patience_s: float = 0.0, is_last: bool = False) -> asyncio.Task[_T]:
         """Begin to run *job* in a transaction.
 
-        While the database is away it is tried again for *patience_s*, or until the close. One that *is_last* is taken after
-        `finish_jobs` too.
+        While the database is away it is tried again for *patience_s*, or until the close. One that *is_last*
+        is taken after `finish_jobs` too.
 
         Raises:
             JournalError: It is closed.
@@ -323,7 +323,8 @@ class PostgresDatabase:
     def begin(self) -> str:
         """Return what begins a transaction: no commit is answered before it is on the disk."""
         return (
-            f'BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL synchronous_commit = on; SET LOCAL search_path = "{self.schema}"; '
+            "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL synchronous_commit = on; "
+            f'SET LOCAL search_path = "{self.schema}"; '
             f"SET LOCAL kie_async.worker = '{self.worker_id}'; "
             f"SET LOCAL idle_in_transaction_session_timeout = {self._answer_s * 500:.0f}"
         )

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     import asyncpg
 
 _AWAY_STATES = re.compile("08|28|57P|57014|53[^1]00|58030|25006|25P0[34]")
-"""SQLSTATEs of a server that is shutting down, starting, full of connections, short of memory, read-only after
-a failover, lets this role in no more, or ended a statement: by a limit of its settings, or by a person.
+"""SQLSTATEs of a server that is shutting down, starting, full of connections, short of memory, read-only
+after a failover, lets this role in no more, or ended a statement: by a limit of its settings, or by a person.
 https://www.postgresql.org/docs/current/errcodes-appendix.html"""
 
 _FULL_STATE, _UNIQUE_STATE, _ZERO_BYTE_STATE = "53100", "23505", "22021"

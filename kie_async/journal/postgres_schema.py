@@ -122,7 +122,7 @@ async def prepare(db: Connection, schema: str, label: str) -> None:
     # Workers start together, and only one may make the tables.
     await db.execute("SELECT pg_advisory_xact_lock(hashtext('kie_async'), hashtext($1))", schema)
     if not await _exists(db, schema):
-        # The statement's own IF NOT EXISTS asks for the right to make one even where one was made for the role.
+        # IF NOT EXISTS asks for the right to make one even where one was made for the role.
         if await db.fetchval("SELECT to_regnamespace($1) IS NULL", schema):
             await db.execute(f'CREATE SCHEMA "{schema}"')
         await db.execute(_TABLES)

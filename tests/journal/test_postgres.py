@@ -309,7 +309,7 @@ async def test_a_port_that_cannot_be_is_refused(postgres_dsn: str) -> None:
 
 async def test_half_a_character_is_refused_in_one_sentence_without_the_text(postgres_dsn: str) -> None:
     async with worker(postgres_dsn) as journal:
-        with pytest.raises(JournalError, match="cannot hold this text$"):
+        with pytest.raises(JournalError, match=r"cannot hold this text$"):
             await journal.find_by_ref("sesame\ud800")
 
 
@@ -340,11 +340,17 @@ AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
 
 
-async def wait_until_someone_waits(db: Any) -> int:
+async def wait_until_waiting(db: Any, count: int = 1) -> int:
     async with asyncio.timeout(10):
-        while (pid := await db.fetchval(WAITING)) is None:
+        while len(rows := await db.fetch(WAITING)) < count:  # noqa: ASYNC110  (the server tells nobody)
             await asyncio.sleep(0.01)
-    return int(pid)
+    return int(rows[0]["pid"])
+
+
+async def wait_until_created(journal: PostgresJournal) -> None:
+    async with asyncio.timeout(10):
+        while (await states(journal))["i1"] != "CREATED":  # noqa: ASYNC110  (nobody waits for it any more)
+            await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize("limit", ["lock_timeout", "statement_timeout"])
@@ -357,7 +363,7 @@ async def test_an_id_is_noted_although_a_limit_of_the_role_cuts_its_note_short(
             await journal.mark_sending(intent())
             await db.execute(HOLD)
             noting = asyncio.create_task(journal.mark_created("i1", "t1"))
-            await wait_until_someone_waits(db)
+            await wait_until_waiting(db)
             await asyncio.sleep(1.0)
             await db.execute("ROLLBACK")
             await noting
@@ -369,7 +375,7 @@ async def test_an_id_is_noted_although_a_person_ends_its_statement(postgres_dsn:
         await journal.mark_sending(intent())
         await db.execute(HOLD)
         noting = asyncio.create_task(journal.mark_created("i1", "t1"))
-        await db.execute("SELECT pg_cancel_backend($1)", await wait_until_someone_waits(db))
+        await db.execute("SELECT pg_cancel_backend($1)", await wait_until_waiting(db))
         await db.execute("ROLLBACK")
         await noting
         assert (await states(journal))["i1"] == "CREATED"
@@ -415,18 +421,15 @@ async def test_an_id_is_noted_when_the_disk_has_room_again(
 ) -> None:
     monkeypatch.setattr("kie_async.journal.postgres.ID_PATIENCE_S", 0.0)
     full = "BEGIN RAISE 'no space left on device' USING ERRCODE = '53100'; END"
+    make = f"CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $${full}$$"
     async with worker(postgres_dsn) as journal, database(postgres_dsn) as db:
         await journal.mark_sending(intent())
-        await db.execute(
-            f"CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS '{full.replace(chr(39), chr(39) * 2)}'"
-        )
+        await db.execute(make)
         await db.execute("CREATE TRIGGER disk BEFORE UPDATE ON intent EXECUTE FUNCTION full_disk()")
         with pytest.raises(JournalFull):
             await journal.mark_created("i1", "t1")
         await db.execute("DROP TRIGGER disk ON intent")
-        async with asyncio.timeout(10):
-            while (await states(journal))["i1"] != "CREATED":
-                await asyncio.sleep(0.05)
+        await wait_until_created(journal)
 
 
 async def test_a_budget_holds_whatever_isolation_the_database_begins_with(postgres_dsn: str) -> None:
@@ -442,12 +445,10 @@ async def test_a_budget_holds_whatever_isolation_the_database_begins_with(postgr
                 asyncio.create_task(one.mark_sending(intent(1))),
                 asyncio.create_task(other.mark_sending(intent(2))),
             ]
-            async with asyncio.timeout(10):
-                while len(await db.fetch(WAITING)) < 2:
-                    await asyncio.sleep(0.01)
+            await wait_until_waiting(db, 2)
             await db.execute("ROLLBACK")
             outcomes = await asyncio.gather(*sending, return_exceptions=True)
-            assert sorted(map(str, map(type, outcomes))) == sorted([str(type(None)), str(BudgetExceeded)])
+            assert {type(outcome) for outcome in outcomes} == {type(None), BudgetExceeded}
 
 
 # --- a server that comes and goes ------------------------------------------------------------------
@@ -483,9 +484,7 @@ async def test_an_id_is_noted_after_all_though_whoever_waited_for_that_is_gone(
         noting.cancel()
         await asyncio.sleep(0.8)
         server.start()
-        async with asyncio.timeout(10):
-            while (await states(journal))["i1"] != "CREATED":
-                await asyncio.sleep(0.05)
+        await wait_until_created(journal)
 
 
 async def test_a_close_without_the_server_does_not_wait_and_names_the_task_that_is_not_noted(
