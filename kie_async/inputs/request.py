@@ -34,7 +34,7 @@ def _check_input(_: object, __: attrs.Attribute[Any], value: Mapping[str, Any]) 
 
 def _check_ref(_: object, __: attrs.Attribute[Any], ref: str | None) -> None:
     if ref is not None and (not isinstance(ref, str) or not ref.strip() or len(ref) > 512):
-        raise InvalidRequest(f"ref must be a text of 1 to 512 characters that is not blank, got {ref!r:.80}")
+        raise InvalidRequest(f"ref must be a text of 1 to 512 characters that is not blank, got {ref!r:.600}")
     if ref is not None and _HALF_CHARACTER.search(ref):
         raise InvalidRequest(f"ref must be valid unicode, got {ref!r}")
 

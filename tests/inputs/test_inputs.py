@@ -74,6 +74,12 @@ def test_a_ref_that_is_blank_or_endless_is_refused(ref: object) -> None:
         TaskRequest(model="a/b", input={}, ref=ref)  # type: ignore[arg-type]
 
 
+def test_what_is_said_of_an_endless_ref_ends() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        TaskRequest(model="a/b", input={}, ref="x" * 10_000)
+    assert len(str(caught.value)) < 700
+
+
 def test_a_ref_with_half_a_character_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="ref must be valid unicode"):
         TaskRequest(model="a/b", input={}, ref="row \ud800")
