@@ -259,6 +259,8 @@ class CreateCall:
 
     def _new_gate(self) -> SendGate:
         gate = self._gate = SendGate(self._note_sending)
+        if self._is_stopped:  # before it began: whoever stopped it was told that nothing has left
+            gate.close()
         return gate
 
     async def _note_sending(self) -> None:

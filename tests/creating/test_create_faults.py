@@ -267,6 +267,15 @@ async def test_a_create_whose_connection_ended_keeps_its_place_in_the_line() -> 
     assert server.connections == 2
 
 
+async def test_giving_up_before_it_begins_sends_nothing() -> None:
+    async with Misbehaving(says(OK)) as server, creating(server.url) as transport:
+        create = creation(transport, patience_s=10)
+        assert create.stop()
+        with pytest.raises(TransportError, match="not sent"):
+            await create.run()
+    assert not server.bodies
+
+
 async def test_giving_up_between_two_connections_sends_nothing() -> None:
     class Slow(Notes):
         async def mark_unsent(self, intent_id: str) -> None:
