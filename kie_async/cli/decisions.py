@@ -107,6 +107,7 @@ async def _opened_unknown(place: JournalPlace, ref: str, account: str | None) ->
         CannotRun: There is no key, the journal cannot be had, or the create is not perhaps paid.
     """
     require_key()
+    await _check_made(place)
     journal = place.make_journal(keep_bodies=True)
     async with open_session(SessionOptions(journal=journal, account=account)) as kie:
         if (unknown := await kie.find_unknown_create(ref)) is None:
@@ -114,7 +115,21 @@ async def _opened_unknown(place: JournalPlace, ref: str, account: str | None) ->
         yield unknown
 
 
+async def _check_made(place: JournalPlace) -> None:
+    """Refuse a database that holds no such journal: to take part in one would make it."""
+    if place.path is not None:
+        return  # `check_there` has looked
+    journal = place.make_journal()
+    try:
+        await journal.open_to_read()
+    except JournalError as exc:
+        raise CannotRun(str(exc)) from None
+    finally:
+        await journal.aclose()
+
+
 async def _write_off(place: JournalPlace, ref: str) -> int:
+    await _check_made(place)
     journal = place.make_journal()
     try:
         await journal.open()

@@ -129,6 +129,25 @@ async def test_resubmit_sends_what_a_worker_that_lives_has_sent(
     assert ((await again).task_id, len(service.tasks)) == (second, 2)
 
 
+@pytest.mark.parametrize(
+    "decision",
+    [("resolve", "anna", "id"), ("write-off", "anna"), ("resubmit", "anna", "--accept-double-charge")],
+    ids=" ".join,
+)
+async def test_no_decision_makes_a_journal_that_is_not_there(
+    decision: tuple[str, ...], run_command: Command, service: Sandbox, postgres_dsn: str
+) -> None:
+    import asyncpg
+
+    verb, *rest = decision
+    code, _, err = await run_command("journal", verb, f"{postgres_dsn}#other", *rest)
+    assert code == 2
+    assert "there is no journal on PostgreSQL (kie_async_other): nothing was noted in it yet" in err
+    connection = await asyncpg.connect(postgres_dsn)
+    assert await connection.fetchval("SELECT to_regnamespace('kie_async_other') IS NULL")
+    await connection.close()
+
+
 async def test_accept_trusts_a_database_that_lost_what_was_committed(
     run_command: Command, service: Sandbox, worker: KieSession, postgres_dsn: str
 ) -> None:
