@@ -30,6 +30,8 @@ from .measuring import Figure, alternating, cpu_s, parser, report
 TASKS, PENDING, ROUNDS = 500, 10, 12
 CONNECTIONS, POLL_S = 64, 0.1
 MANY = Rate(1_000_000, per_s=0.001)
+BARS_US, GOALS_US = (95.0, 16.0), (45.0, 12.0)
+"""Of a task, and of a further poll."""
 _ids = itertools.count()
 
 
@@ -213,13 +215,17 @@ async def measured(rounds: int) -> list[Figure]:
         figures.append(Figure(name=whole, values=task, unit="us a task"))
         figures.append(Figure(name=f"{name}: a further pending poll", values=poll, unit="us"))
         medians[name] = figures[-2].median, figures[-1].median
-    bars = [max(goal, 1.3 * least) for goal, least in zip((45, 12), medians["prototype"], strict=True)]
-    judged = [attrs.evolve(f, at_most=bar, goal="P3") for f, bar in zip(figures[-2:], bars, strict=True)]
-    return [*figures[:-2], *judged]
+    return [*figures[:-2], *map(_judged, figures[-2:], BARS_US, GOALS_US, medians["prototype"])]
+
+
+def _judged(figure: Figure, bar_us: float, goal_us: float, least_us: float) -> Figure:
+    """Return a figure with its bar and its goal: so many microseconds, or 1.3 times the prototype's."""
+    goal_us = max(goal_us, 1.3 * least_us)
+    return attrs.evolve(figure, at_most=max(bar_us, goal_us), aims_at=goal_us, goal="P3")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the benchmark; a bar is the goal, or 1.3 times the prototype where that is more."""
+    """Run the benchmark; with ``--check`` the exit status says whether the bars were met."""
     options = parser("overhead", __doc__)
     options.add_argument("--rounds", type=int, default=ROUNDS)
     asked = options.parse_args(argv)
