@@ -709,7 +709,7 @@ async def test_limits_that_are_met_and_what_is_sent_again_stand_in_the_log(
     quick: Sandbox, open_session: OpenSession, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "kie_async")
-    kie = await open_session(base_url=quick.url, limits=Limits(create=Rate(1, per_s=1.0)))
+    kie = await open_session(base_url=quick.url, limits=Limits(create=Rate(1, per_s=1.5)))
     quick.faults.create_429_next = 1
     first, _ = await asyncio.gather(kie.run(echo(0)), kie.run(echo(1)))
     quick.faults.query_500_next = 1
