@@ -17,8 +17,9 @@ most, unless more are asked for. *All kinds* is the mean of their errors at the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from operator import attrgetter
 from statistics import fmean
 
 import attrs
@@ -93,10 +94,12 @@ class Cell:
         """Return what is covered, and its noise."""
         return _ratio([world.covered for world in self.worlds], [world.seen for world in self.worlds])
 
-    def errors(self) -> list[tuple[float, float]]:
+    def errors(
+        self, of: Callable[[Found], list[float]] = attrgetter("errors_s")
+    ) -> list[tuple[float, float]]:
         """Return the error beside the oracle's at each tenth of the way that is judged, and its noise."""
         return [
-            _ratio([world.errors_s[tenth] for world in self.worlds], oracles_s)
+            _ratio([of(world)[tenth] for world in self.worlds], oracles_s)
             for tenth in range(TENTHS)
             if any(oracles_s := [world.oracles_s[tenth] for world in self.worlds])
         ]
@@ -107,9 +110,7 @@ class Cell:
 
     def same_error(self) -> float:
         """Return the error of one who lacks the scale alone, beside the oracle's at the worst tenth."""
-        oracles_s = [sum(each) for each in zip(*(world.oracles_s for world in self.worlds), strict=True)]
-        same_s = [sum(each) for each in zip(*(world.same_s for world in self.worlds), strict=True)]
-        return max(same / oracle for same, oracle in zip(same_s, oracles_s, strict=True) if oracle)
+        return max(self.errors(attrgetter("same_s")))[0]
 
     def is_settled(self) -> bool:
         """Tell whether more worlds would say nothing else."""

@@ -33,7 +33,7 @@ _MAX_PORT = 65_535
 _NO_PATH = re.compile(r"[\x00-\x20\x7f?#{}]|://")
 
 _ADDRESS = re.compile(
-    r"""[\s'"]*(?:[a-z][a-z0-9+.:-]+:/|\w\w+:[^/\\]*@|(?:\S+\s+)*(?:host|dbname|user|password)\s*=)""",
+    r"""[\s'"]*+(?:[a-z][a-z0-9+.:-]+:/|\w\w+:[^/\\]*@|(?:\S+\s+)*(?:host|dbname|user|password)\s*=)""",
     re.IGNORECASE,
 )
 """The address of a database. A single letter before the colon is a drive."""

@@ -400,3 +400,7 @@ def test_an_address_of_another_form_is_no_journal_and_is_not_shown(given: str) -
 )
 def test_a_path_is_no_address_of_a_database(given: str) -> None:
     check_journal_path(given)
+
+
+def test_a_long_row_of_quotes_is_no_address_of_a_database_and_soon_judged() -> None:
+    check_journal_path("'" * 100_000)

@@ -8,14 +8,13 @@ from typing import Annotated
 
 import typer
 
-from ..errors import JournalError
 from ..handle import TaskHandle
 from ..journal.intents import Intent, IntentState
 from ..journal.postgres import PostgresJournal
 from .journal_place import DurableJournal, JournalArgument, JournalPlace, check_there
 from .output import print_out, show_id, show_task
 from .runtime import DONE, CannotRun, require_key, run_command, wait_command
-from .sessions import AccountName, SessionOptions, open_session
+from .sessions import AccountName, SessionOptions, open_journal, open_session
 
 Ref = Annotated[str, typer.Argument(metavar="REF", help="The job's ref, or its intent.")]
 
@@ -117,44 +116,26 @@ async def _opened_unknown(place: JournalPlace, ref: str, account: str | None) ->
 
 async def _check_made(place: JournalPlace) -> None:
     """Refuse a database that holds no such journal: to take part in one would make it."""
-    if place.path is not None:
-        return  # `check_there` has looked
-    journal = place.make_journal()
-    try:
-        await journal.open_to_read()
-    except JournalError as exc:
-        raise CannotRun(str(exc)) from None
-    finally:
-        await journal.aclose()
+    if place.path is None:  # of a file `check_there` knows
+        async with open_journal(place):
+            pass
 
 
 async def _write_off(place: JournalPlace, ref: str) -> int:
     await _check_made(place)
-    journal = place.make_journal()
-    try:
-        await journal.open()
+    async with open_journal(place, to_write=True) as journal:
         intent = await _find(journal, ref)
         if intent is None or intent.state is not IntentState.UNKNOWN:
             raise CannotRun(_known_as(ref, intent))
         await journal.mark_ended(intent.intent_id, IntentState.WRITTEN_OFF, reason="written off")
-    except JournalError as exc:
-        raise CannotRun(str(exc)) from None
-    finally:
-        await journal.aclose()
     print_out(f"{ref} is written off; a job with a new ref is made, and paid, again")
     return DONE
 
 
 async def _accept(place: JournalPlace) -> int:
-    journal = place.make_journal()
-    assert isinstance(journal, PostgresJournal)  # noqa: S101  (checked by the caller)
-    try:
-        await journal.open_to_read()
+    async with open_journal(place) as journal:
+        assert isinstance(journal, PostgresJournal)  # noqa: S101  (checked by the caller)
         was_distrusted = await journal.accept_loss()
-    except JournalError as exc:
-        raise CannotRun(str(exc)) from None
-    finally:
-        await journal.aclose()
     print_out("it is trusted again; creates go on" if was_distrusted else "nothing was found missing")
     return DONE
 

@@ -8,14 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import JournalError
 from ..journal.intents import Intent
 from ..models import JobState
 from .attempts import AttemptNames
 from .journal_place import DurableJournal, JournalArgument, JournalPlace, check_there
 from .output import count_of, escape_marks, format_number, format_spent, print_out
 from .report_sums import STATES_IN_ORDER
-from .runtime import DONE, CannotRun, run_command
+from .runtime import DONE, run_command
+from .sessions import open_journal
 from .top import REFRESH_S, read_overview, show_live
 
 _ALIGNED_COLUMNS = 5
@@ -64,18 +64,12 @@ async def _show(place: JournalPlace, *, as_json: bool) -> int:
     Raises:
         CannotRun: It is no journal, or cannot be read.
     """
-    source = place.make_journal()
-    try:
-        await source.open_to_read()
+    async with open_journal(place) as source:
         if as_json:
             async for intent in source.iterate_intents():
                 print_out(json.dumps(_json_fields(intent), ensure_ascii=False))
         else:
             await _show_rows(source)
-    except JournalError as exc:
-        raise CannotRun(str(exc)) from None
-    finally:
-        await source.aclose()
     return DONE
 
 

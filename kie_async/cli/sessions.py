@@ -1,4 +1,4 @@
-"""Opens the session of a command: its journal, and where callbacks come in if they are wanted."""
+"""Opens what a command needs: its session, with a way in for callbacks if they are wanted, or a journal."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import typer
 from .._validation import read_environment, strip_quotes
 from ..callbacks.receiver import CallbackReceiver
 from ..config import Budget
-from ..errors import JournalError
+from ..errors import JournalAway, JournalError
 from ..events import SessionEvent
 from ..journal.base import Journal
 from ..session import KieSession
-from .journal_place import JournalPlace
+from .journal_place import DurableJournal, JournalPlace
 from .runtime import CannotRun
 
 _DEFAULT_PORT = 8080
@@ -117,3 +117,26 @@ async def open_session(
 
 def _hmac_keys() -> list[str]:
     return [key for key in map(read_environment, HMAC_KEY_VARIABLES) if key][:1]
+
+
+class CannotRunNow(CannotRun):
+    """The database of the journal is away."""
+
+
+@asynccontextmanager
+async def open_journal(place: JournalPlace, *, to_write: bool = False) -> AsyncIterator[DurableJournal]:
+    """Open a journal while the block runs, to read it or to take part in it.
+
+    Raises:
+        CannotRun: It is no journal, or is damaged, away or locked; the message says what.
+    """
+    journal = place.make_journal()
+    try:
+        await (journal.open() if to_write else journal.open_to_read())
+        yield journal
+    except JournalAway as exc:
+        raise CannotRunNow(str(exc)) from None
+    except JournalError as exc:
+        raise CannotRun(str(exc)) from None
+    finally:
+        await journal.aclose()

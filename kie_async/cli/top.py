@@ -16,13 +16,13 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from ..errors import JournalAway, JournalError
 from ..journal.intents import Intent
 from ..models import JobState
 from .journal_place import JournalArgument, JournalPlace, check_there
 from .output import count_of, format_duration, format_spent, make_printable, print_out
 from .report_sums import STATES_IN_ORDER
-from .runtime import DONE, CannotRun, run_command
+from .runtime import DONE, run_command
+from .sessions import CannotRunNow, open_journal
 
 _MOST_RUNNING, _MOST_FAILURES = 10, 5
 
@@ -45,10 +45,6 @@ def top(
     check_there(place, "JOURNAL")
     is_live = sys.stdout.isatty() and not once
     run_command(show_live(lambda: read_overview(place), every) if is_live else _show_once(place))
-
-
-class CannotRunNow(CannotRun):
-    """The database of the journal is away."""
 
 
 @attrs.define
@@ -85,11 +81,10 @@ async def read_overview(place: JournalPlace) -> Overview:
     Raises:
         CannotRun: It is no journal, or cannot be read.
     """
-    source, overview = place.make_journal(), Overview()
+    overview = Overview()
     running: list[tuple[int, str, str]] = []
     failed: list[tuple[int, str, Intent]] = []
-    try:
-        await source.open_to_read()
+    async with open_journal(place) as source:
         async for intent in source.iterate_intents():
             overview.credits += intent.credits or 0.0
             if intent.is_superseded:  # a later attempt is how its job stands
@@ -103,12 +98,6 @@ async def read_overview(place: JournalPlace) -> Overview:
             # The rows of an iteration come without their records, which may be large.
             whole = await source.find_by_task(intent.task_id) if intent.task_id else None
             overview.failures.append((ended_ms, intent.job_state, _name(intent), _reason(whole or intent)))
-    except JournalAway as exc:
-        raise CannotRunNow(str(exc)) from None
-    except JournalError as exc:
-        raise CannotRun(str(exc)) from None
-    finally:
-        await source.aclose()
     overview.oldest = heapq.nsmallest(_MOST_RUNNING, running)
     return overview
 

@@ -15,7 +15,7 @@ from .._background import BackgroundTasks
 from ..config import Rate
 from ..errors import JournalError
 from .postgres_connections import Connection
-from .postgres_database import UNFLUSHED, PostgresDatabase, Single
+from .postgres_database import UNFLUSHED, PostgresDatabase, Single, fetching
 
 MAX_PERMITS = 10_000
 """Each is a row."""
@@ -184,11 +184,8 @@ class SharedPermits:
         return []
 
     async def _do(self, statement: str, *values: object) -> None:
-        async def execute(db: Connection) -> str:
-            return await db.execute(statement, *values)
-
         try:
-            await self._database.run(Single(execute, execute), patience_s=_LONGEST_USE_S)
+            await self._database.run(fetching(statement, *values), patience_s=_LONGEST_USE_S)
         except JournalError as exc:  # it comes back by itself, later
             _log.info("a permit could not be given back: %s", exc)
         self._changed.set()

@@ -56,11 +56,18 @@ async def database(dsn: str) -> AsyncIterator[Any]:
         await connection.close()
 
 
-def through(link: Link, dsn: str) -> str:
-    """Return the URL of the same database at the other end of a link."""
+@asynccontextmanager
+async def guest(db: Any, dsn: str) -> AsyncIterator[tuple[str, str]]:
+    """Make a role that may log in, and give its name and its URL."""
     there = urlsplit(dsn)
-    who = there.netloc.rpartition("@")[0]
-    return there._replace(netloc=f"{who}@{urlsplit(link.url).netloc}").geturl()
+    role = f"guest_{there.path[-16:]}"
+    await db.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'sesame'")
+    try:
+        place = there.netloc.rpartition("@")[2]
+        yield role, there._replace(netloc=f"{role}:sesame@{place}").geturl()
+    finally:
+        await db.execute(f"DROP OWNED BY {role}")
+        await db.execute(f"DROP ROLE {role}")
 
 
 # --- several workers -------------------------------------------------------------------------------
@@ -184,7 +191,7 @@ async def test_a_worker_that_left_is_succeeded_at_once(postgres_dsn: str) -> Non
 
 
 async def test_a_dead_worker_is_succeeded_by_one_only_and_not_before_its_lease(postgres_dsn: str) -> None:
-    async with Link(postgres_dsn) as link, worker(through(link, postgres_dsn)) as dead:
+    async with Link(postgres_dsn) as link, worker(link.database_url) as dead:
         await created(dead)
         await dead.mark_sending(intent(2))
         async with (
@@ -205,7 +212,7 @@ async def test_a_dead_worker_is_succeeded_by_one_only_and_not_before_its_lease(p
 
 async def test_a_worker_without_its_lease_sends_nothing_and_says_why(postgres_dsn: str) -> None:
     async with Link(postgres_dsn) as link:
-        async with worker(through(link, postgres_dsn), lease_s=SHORT_LEASE_S) as journal:
+        async with worker(link.database_url, lease_s=SHORT_LEASE_S) as journal:
             await journal.mark_sending(intent(1))
             link.freeze()
             await asyncio.sleep(SHORT_LEASE_S + 0.1)
@@ -234,36 +241,22 @@ async def test_a_server_that_forgets_commits_is_refused(own_postgres: OwnPostgre
 async def test_who_may_not_write_is_refused(postgres_dsn: str) -> None:
     async with worker(postgres_dsn):
         pass
-    role = f"reader_{urlsplit(postgres_dsn).path[-16:]}"
     async with database(postgres_dsn) as db:
-        await db.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'sesame'")
-        try:
-            there = urlsplit(postgres_dsn)
-            place = there.netloc.rpartition("@")[2]
-            dsn = there._replace(netloc=f"{role}:sesame@{place}").geturl()
+        async with guest(db, postgres_dsn) as (_, dsn):
             said = await refusal(PostgresJournal(dsn))
             assert "permission denied" in said
             assert "sesame" not in said
             assert "permission denied" in await refusal(PostgresJournal(dsn, name="new"))
-        finally:
-            await db.execute(f"DROP ROLE {role}")
-        await db.execute(f"ALTER DATABASE {there.path[1:]} SET default_transaction_read_only = on")
+        name = urlsplit(postgres_dsn).path[1:]
+        await db.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
     assert "read-only" in await refusal(PostgresJournal(postgres_dsn))
 
 
 async def test_a_role_that_may_make_no_schema_uses_the_one_that_was_made_for_it(postgres_dsn: str) -> None:
-    there = urlsplit(postgres_dsn)
-    role = f"owner_{there.path[-16:]}"
-    dsn = there._replace(netloc=f"{role}:sesame@{there.netloc.rpartition('@')[2]}").geturl()
-    async with database(postgres_dsn) as db:
-        await db.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'sesame'")
-        try:
-            await db.execute(f"CREATE SCHEMA {SCHEMA} AUTHORIZATION {role}")
-            async with worker(dsn) as journal:
-                await created(journal)
-        finally:
-            await db.execute(f"DROP OWNED BY {role}")
-            await db.execute(f"DROP ROLE {role}")
+    async with database(postgres_dsn) as db, guest(db, postgres_dsn) as (role, dsn):
+        await db.execute(f"CREATE SCHEMA {SCHEMA} AUTHORIZATION {role}")
+        async with worker(dsn) as journal:
+            await created(journal)
 
 
 async def test_a_later_version_is_refused(postgres_dsn: str) -> None:
@@ -382,26 +375,18 @@ async def test_an_id_is_noted_although_a_person_ends_its_statement(postgres_dsn:
 
 
 async def test_an_id_is_noted_when_the_role_is_let_in_again(postgres_dsn: str) -> None:
-    there = urlsplit(postgres_dsn)
-    role = f"guest_{there.path[-16:]}"
-    dsn = there._replace(netloc=f"{role}:sesame@{there.netloc.rpartition('@')[2]}").geturl()
     throw_out = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = $1"
-    async with database(postgres_dsn) as db:
-        await db.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'sesame'")
-        try:
-            await db.execute(f"CREATE SCHEMA {SCHEMA} AUTHORIZATION {role}")
-            async with worker(dsn) as journal:
-                await journal.mark_sending(intent())
-                await db.execute(f"ALTER ROLE {role} NOLOGIN")
-                await db.execute(throw_out, role)
-                noting = asyncio.create_task(journal.mark_created("i1", "t1"))
-                await asyncio.sleep(0.3)
-                await db.execute(f"ALTER ROLE {role} LOGIN")
-                await noting
-                assert (await states(journal))["i1"] == "CREATED"
-        finally:
-            await db.execute(f"DROP OWNED BY {role}")
-            await db.execute(f"DROP ROLE {role}")
+    async with database(postgres_dsn) as db, guest(db, postgres_dsn) as (role, dsn):
+        await db.execute(f"CREATE SCHEMA {SCHEMA} AUTHORIZATION {role}")
+        async with worker(dsn) as journal:
+            await journal.mark_sending(intent())
+            await db.execute(f"ALTER ROLE {role} NOLOGIN")
+            await db.execute(throw_out, role)
+            noting = asyncio.create_task(journal.mark_created("i1", "t1"))
+            await asyncio.sleep(0.3)
+            await db.execute(f"ALTER ROLE {role} LOGIN")
+            await noting
+            assert (await states(journal))["i1"] == "CREATED"
 
 
 async def test_a_heartbeat_that_is_refused_is_not_tried_again_in_a_flood(

@@ -8,7 +8,6 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
-from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -47,6 +46,15 @@ class Held:
         self._signal(signal.SIGCONT)
         await asyncio.sleep(0.5)
 
+    async def give_up_sending(self) -> None:
+        """Begin to note that ``i1`` leaves, on a process that stands still, until nobody waits for that."""
+        await self.journal.mark_sending(intent(0))  # from here on the statement is prepared
+        await self.stop()
+        sending = asyncio.ensure_future(self.journal.mark_sending(intent()))
+        await self.cut()
+        with pytest.raises(JournalAway):
+            await sending
+
     def _signal(self, number: int) -> None:
         for pid in self._pids:
             os.kill(pid, number)
@@ -61,9 +69,7 @@ async def held(own_postgres: OwnPostgres) -> AsyncIterator[Held]:
     dsn = own_postgres().dsn
     async with AsyncExitStack() as stack:
         link = await stack.enter_async_context(Link(dsn))
-        there = urlsplit(dsn)
-        place = f"{there.netloc.rpartition('@')[0]}@{urlsplit(link.url).netloc}"
-        journal = PostgresJournal(there._replace(netloc=place).geturl())
+        journal = PostgresJournal(link.database_url)
         await journal.open()
         stack.push_async_callback(journal.aclose)
         connection = await asyncpg.connect(dsn)
@@ -72,12 +78,7 @@ async def held(own_postgres: OwnPostgres) -> AsyncIterator[Held]:
 
 
 async def test_a_create_that_was_taken_back_is_not_noted_as_sending_later(held: Held) -> None:
-    await held.journal.mark_sending(intent(0))  # from here on the statement is prepared
-    await held.stop()
-    sending = asyncio.ensure_future(held.journal.mark_sending(intent()))
-    await held.cut()
-    with pytest.raises(JournalAway):
-        await sending
+    await held.give_up_sending()
     unsent = asyncio.gather(*(held.journal.mark_unsent(name) for name in ("i1", "another")))
     await asyncio.sleep(0.5)
     await held.go_on()
@@ -86,12 +87,7 @@ async def test_a_create_that_was_taken_back_is_not_noted_as_sending_later(held: 
 
 
 async def test_a_create_that_was_noted_after_all_is_taken_back(held: Held) -> None:
-    await held.journal.mark_sending(intent(0))  # from here on the statement is prepared
-    await held.stop()
-    sending = asyncio.ensure_future(held.journal.mark_sending(intent()))
-    await held.cut()
-    with pytest.raises(JournalAway):
-        await sending
+    await held.give_up_sending()
     await held.go_on()
     assert await held.state_of("i1") is IntentState.SENDING
     await held.journal.mark_ended("i1", IntentState.NOT_CREATED)

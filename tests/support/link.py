@@ -25,6 +25,12 @@ class Link:
     def url(self) -> str:
         return f"http://127.0.0.1:{self._port}"
 
+    @property
+    def database_url(self) -> str:
+        """Return the URL it was given, of a database, with this end of the line in the place of its host."""
+        who = self._to.netloc.rpartition("@")[0]
+        return self._to._replace(netloc=f"{who}@127.0.0.1:{self._port}").geturl()
+
     async def __aenter__(self) -> Self:
         await self.mend()
         return self

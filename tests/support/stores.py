@@ -14,7 +14,6 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -198,9 +197,7 @@ class PostgresStore(Store):
     @contextlib.asynccontextmanager
     async def doomed(self) -> AsyncIterator[Any]:
         async with Link(self._dsn) as self._link:
-            there = urlsplit(self._dsn)
-            place = there.netloc.rpartition("@")[0] + "@" + urlsplit(self._link.url).netloc
-            journal = PostgresJournal(there._replace(netloc=place).geturl())
+            journal = PostgresJournal(self._link.database_url)
             await self._take_up(journal)
             try:
                 yield journal
